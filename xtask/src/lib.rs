@@ -1,0 +1,1 @@
+//! Tasks shared with build scripts.
