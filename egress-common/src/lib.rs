@@ -1,2 +1,39 @@
+//! What the kernel side and the userspace side of egress share.
+//!
+//! - [`names`]: maps, programs and globals of the eBPF object.
+//! - [`address`]: socket addresses in network byte order, both families in one shape.
+//! - [`destination`]: what the connect hooks look up.
+//! - [`origin`]: where an application was going when it was redirected, and who it was.
+//! - [`flow`]: how an accepted connection finds its origin.
+//! - [`listener`]: the agent's listening ports in one network namespace.
+//! - [`outcome`]: what the hooks decided, counted.
+//!
+//! Every map type is `repr(C)`, free of padding (checked at compile time) and holds ports and addresses as they are on
+//! the wire. [`LAYOUT_VERSION`] changes whenever one of them does.
 #![no_std]
-//! Shared layouts.
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+#[cfg(feature = "user")]
+extern crate std;
+
+pub mod address;
+pub mod destination;
+pub mod flow;
+pub mod listener;
+pub mod names;
+pub mod origin;
+pub mod outcome;
+
+/// Version of the map layouts in this crate.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Asserts at compile time that a type has no padding, and lets userspace store it in maps.
+macro_rules! map_type {
+    ($type:ty, $size:expr) => {
+        const _: () = assert!(size_of::<$type>() == $size, "the size differs from the sum of the fields: padding");
+        // SAFETY: the type is `Copy`, `repr(C)`, 'static, has no padding, and any bit pattern is a value of it.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $type {}
+    };
+}
+pub(crate) use map_type;

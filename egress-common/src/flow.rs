@@ -1,0 +1,28 @@
+//! How an accepted connection finds its origin.
+
+use crate::{address::IpBytes, map_type};
+
+/// Key of the `FLOWS` map: the client's end of a redirected connection.
+///
+/// The port alone would not do: two network namespaces use the same one at the same time.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Flow {
+    /// Cookie of the client's network namespace (`SO_NETNS_COOKIE`).
+    pub netns: u64,
+    /// The client's address, as the listener sees it.
+    pub address: IpBytes,
+    /// The client's port in network order.
+    pub port: [u8; 2],
+    /// Zero; keeps the layout free of padding.
+    pub reserved: [u8; 6],
+}
+map_type!(Flow, 8 + 16 + 2 + 6);
+
+impl Flow {
+    /// The flow of the client at `address:port` (host order) in the network namespace with this cookie.
+    #[inline(always)]
+    pub const fn new(netns: u64, address: IpBytes, port: u16) -> Self {
+        Self { netns, address, port: port.to_be_bytes(), reserved: [0; 6] }
+    }
+}

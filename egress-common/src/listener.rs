@@ -1,0 +1,27 @@
+//! The agent's listeners, and the namespaces that lack one.
+
+use crate::map_type;
+
+/// The agent's listening ports in one network namespace, in network order; zero where there is none.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ListenerPorts {
+    /// Port on 127.0.0.1.
+    pub v4: [u8; 2],
+    /// Port on ::1.
+    pub v6: [u8; 2],
+}
+map_type!(ListenerPorts, 2 + 2);
+
+/// Reported when a process makes a socket in a network namespace that has no listener.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NetnsSeen {
+    /// Cookie of the namespace.
+    pub netns: u64,
+    /// A process (thread group id, initial pid namespace) whose socket it is.
+    pub pid: u32,
+    /// Zero; keeps the layout free of padding.
+    pub reserved: u32,
+}
+map_type!(NetnsSeen, 8 + 4 + 4);

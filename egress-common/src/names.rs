@@ -1,0 +1,44 @@
+//! Names in the eBPF object. A test in `egress-userspace` checks that the object has each of them.
+
+/// Maps.
+pub mod map {
+    /// LPM trie of [`Destination`](crate::destination::Destination): what is intercepted.
+    pub const DESTINATIONS: &str = "DESTINATIONS";
+    /// Hash from network namespace cookie to [`ListenerPorts`](crate::listener::ListenerPorts).
+    pub const LISTENERS: &str = "LISTENERS";
+    /// Socket storage that marks the agent's own sockets.
+    pub const OWN_SOCKETS: &str = "OWN_SOCKETS";
+    /// Socket storage that holds the [`Origin`](crate::origin::Origin) of a redirected client socket.
+    pub const ORIGINS: &str = "ORIGINS";
+    /// Hash from [`Flow`](crate::flow::Flow) to [`Origin`](crate::origin::Origin), until the connection is accepted.
+    pub const FLOWS: &str = "FLOWS";
+    /// Per-CPU array of counters indexed by [`Outcome`](crate::outcome::Outcome).
+    pub const OUTCOMES: &str = "OUTCOMES";
+    /// Ring buffer of [`NetnsSeen`](crate::listener::NetnsSeen).
+    pub const NETNS_SEEN: &str = "NETNS_SEEN";
+
+    /// All of them.
+    pub const ALL: [&str; 7] = [DESTINATIONS, LISTENERS, OWN_SOCKETS, ORIGINS, FLOWS, OUTCOMES, NETNS_SEEN];
+}
+
+/// Programs.
+pub mod program {
+    /// `cgroup/connect4`: redirects IPv4 sockets.
+    pub const CONNECT4: &str = "connect4";
+    /// `cgroup/connect6`: redirects IPv6 sockets, also those that connect to a v4-mapped address.
+    pub const CONNECT6: &str = "connect6";
+    /// `cgroup/getpeername4`: answers with the origin.
+    pub const GETPEERNAME4: &str = "getpeername4";
+    /// `cgroup/getpeername6`: answers with the origin.
+    pub const GETPEERNAME6: &str = "getpeername6";
+    /// `sockops`: publishes the origin of a connection that is about to be made.
+    pub const PUBLISH_ORIGIN: &str = "publish_origin";
+    /// `cgroup/sock_create`: reports network namespaces that have no listener yet.
+    pub const SOCK_CREATE: &str = "sock_create";
+
+    /// All of them.
+    pub const ALL: [&str; 6] = [CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6, PUBLISH_ORIGIN, SOCK_CREATE];
+}
+
+/// The global that aya-log's macros compare their level with; 0 lets the verifier remove them.
+pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";

@@ -1,0 +1,70 @@
+//! Where an application was going when it was redirected, and who it was.
+
+use crate::{address::IpBytes, map_type};
+
+/// Length of a process name in the kernel, with its terminating zero (`TASK_COMM_LEN`).
+pub const COMM_LEN: usize = 16;
+
+/// Recorded by the connect hooks before they rewrite an address; read by getpeername and, through
+/// [`Flow`](crate::flow::Flow), by the listener.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Origin {
+    /// When it was recorded: nanoseconds since boot (`CLOCK_BOOTTIME`).
+    pub recorded_ns: u64,
+    /// The address that the application connected to.
+    pub address: IpBytes,
+    /// Name of the process that called connect.
+    pub comm: [u8; COMM_LEN],
+    /// Process id (thread group id) in the initial pid namespace.
+    pub pid: u32,
+    /// The port that the application connected to, in network order.
+    pub port: [u8; 2],
+    /// Zero; keeps the layout free of padding.
+    pub reserved: [u8; 2],
+}
+map_type!(Origin, 8 + 16 + 16 + 4 + 2 + 2);
+
+#[cfg(feature = "user")]
+mod user {
+    use std::{
+        net::{IpAddr, SocketAddr},
+        string::String,
+    };
+
+    use super::Origin;
+
+    impl Origin {
+        /// Address and port that the application connected to.
+        pub fn socket_addr(&self) -> SocketAddr {
+            SocketAddr::new(IpAddr::from(self.address), u16::from_be_bytes(self.port))
+        }
+
+        /// The process name, with what is not UTF-8 replaced.
+        pub fn process_name(&self) -> String {
+            let name = self.comm.split(|&byte| byte == 0).next().unwrap_or_default();
+            String::from_utf8_lossy(name).into_owned()
+        }
+    }
+}
+
+#[cfg(all(test, feature = "user"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_and_name_read_back() {
+        let mut comm = [0; COMM_LEN];
+        comm[..4].copy_from_slice(b"curl");
+        let origin = Origin {
+            recorded_ns: 1,
+            address: IpBytes::from_v4([203, 0, 113, 7]),
+            comm,
+            pid: 42,
+            port: 80u16.to_be_bytes(),
+            reserved: [0; 2],
+        };
+        assert_eq!(origin.socket_addr(), ([203, 0, 113, 7], 80).into());
+        assert_eq!(origin.process_name(), "curl");
+    }
+}

@@ -1,0 +1,72 @@
+//! Redirects connections to configured destinations.
+
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_ktime_get_boot_ns};
+use egress_common::{
+    address::IpBytes,
+    destination::Destination,
+    origin::{COMM_LEN, Origin},
+    outcome::Outcome,
+};
+
+use crate::{
+    context::{ConnectContext, Family},
+    maps::{self, Listening, Socket},
+};
+
+/// Decides on one connect, and rewrites its address only when all else is done: on any failure the context is as it was.
+#[inline(always)]
+pub fn connect<F: Family>(ctx: &ConnectContext<'_, F>) -> Outcome {
+    if !ctx.is_tcp() {
+        return Outcome::NotTcp;
+    }
+    let Some(socket) = Socket::of(ctx.raw()) else {
+        return Outcome::OriginNotRecorded;
+    };
+    // A socket can connect again after a failure or an AF_UNSPEC connect, to somewhere else.
+    maps::forget_origin(socket);
+    let destination = ctx.destination();
+    if !maps::is_configured(destination) {
+        return Outcome::Unmatched;
+    }
+    if maps::is_own(socket) {
+        return Outcome::OwnSocket;
+    }
+    let Some(listener) = listener(ctx, destination.address) else {
+        return Outcome::NoListener;
+    };
+    match maps::who_listens(ctx.raw(), listener) {
+        Listening::Us => {}
+        Listening::Nobody => return Outcome::NoListener,
+        Listening::Somebody => return Outcome::ForeignListener,
+    }
+    if maps::record_origin(socket, origin(destination)).is_err() {
+        return Outcome::OriginNotRecorded;
+    }
+    ctx.set_destination(listener);
+    Outcome::Redirected
+}
+
+/// The agent's listener in the socket's network namespace, of the family that the connection speaks.
+#[inline(always)]
+fn listener<F: Family>(ctx: &ConnectContext<'_, F>, address: IpBytes) -> Option<Destination> {
+    let ports = maps::listener_ports(ctx.netns())?;
+    let (address, port) = match address.as_v4() {
+        Some(_) => (IpBytes::LOOPBACK4, ports.v4),
+        None => (IpBytes::LOOPBACK6, ports.v6),
+    };
+    (port != [0, 0]).then_some(Destination { port, address })
+}
+
+#[inline(always)]
+fn origin(destination: Destination) -> Origin {
+    Origin {
+        // SAFETY: the helper takes nothing.
+        recorded_ns: unsafe { bpf_ktime_get_boot_ns() },
+        address: destination.address,
+        // The name is for the log; a connect without one is as good.
+        comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
+        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        port: destination.port,
+        reserved: [0; 2],
+    }
+}

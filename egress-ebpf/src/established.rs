@@ -1,0 +1,71 @@
+//! Publishes the origin of a connection that is about to be made, for the listener to take.
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    },
+    helpers::generated::bpf_get_netns_cookie,
+    programs::SockOpsContext,
+};
+use egress_common::{address::IpBytes, flow::Flow, origin::Origin};
+
+use crate::maps::{self, Socket};
+
+/// At `TCP_CONNECT` the source port is chosen and the SYN not yet sent, so the flow is published before the listener
+/// can see the connection. It fails when a redirected flow could not be published.
+#[inline(always)]
+pub fn on_event(ctx: &SockOpsContext) -> Result<(), ()> {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => {
+            let Some(origin) = origin_of(ctx) else { return Ok(()) };
+            maps::publish(flow(ctx, &origin), origin)?;
+            // Without the callback a flow whose connect fails stays until the agent's sweep.
+            let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+        }
+        BPF_SOCK_OPS_STATE_CB if connect_failed(ctx) => {
+            if let Some(origin) = origin_of(ctx) {
+                maps::withdraw(flow(ctx, &origin));
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Only a connect that failed is withdrawn. A client that connected, sent and closed at once is still to be accepted,
+/// and is owed its request.
+#[inline(always)]
+fn connect_failed(ctx: &SockOpsContext) -> bool {
+    ctx.arg(0) == BPF_TCP_SYN_SENT && ctx.arg(1) == BPF_TCP_CLOSE
+}
+
+#[inline(always)]
+fn origin_of(ctx: &SockOpsContext) -> Option<Origin> {
+    // SAFETY: an aligned read of the context's socket pointer, which is null where there is no full socket.
+    let socket = Socket::from_ptr(unsafe { (*ctx.ops).__bindgen_anon_2.sk })?;
+    maps::origin_of(socket)
+}
+
+#[inline(always)]
+fn flow(ctx: &SockOpsContext, origin: &Origin) -> Flow {
+    // The origin's family, not the socket's: a v6 socket that speaks IPv4 has its address in local_ip4.
+    let address = match origin.address.as_v4() {
+        Some(_) => IpBytes::from_v4(ctx.local_ip4().to_ne_bytes()),
+        None => {
+            let mut bytes = [0; 16];
+            for word in 0..4 {
+                // SAFETY: an aligned four-byte read of a readable field, at a constant index.
+                let value = unsafe { ptr::read_volatile(&raw const (*ctx.ops).local_ip6[word]) };
+                bytes[word * 4..word * 4 + 4].copy_from_slice(&value.to_ne_bytes());
+            }
+            IpBytes(bytes)
+        }
+    };
+    // SAFETY: the context is the hook's own.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // Unlike remote_port, local_port is in host order.
+    Flow::new(netns, address, ctx.local_port() as u16)
+}

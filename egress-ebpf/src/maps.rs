@@ -1,0 +1,186 @@
+//! The maps. They are private here; the rest sees typed getters.
+
+use core::{ffi::c_void, mem, ptr};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple,
+    },
+    btf_maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key},
+    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get},
+    macros::btf_map,
+    programs::SockAddrContext,
+};
+use egress_common::{
+    destination::Destination,
+    flow::Flow,
+    listener::{ListenerPorts, NetnsSeen},
+    origin::Origin,
+    outcome::Outcome,
+};
+
+/// What is intercepted. The value has no meaning of its own.
+#[btf_map]
+static DESTINATIONS: LpmTrie<Destination, u8, 65536> = LpmTrie::new();
+
+/// The agent's ports by network namespace cookie.
+#[btf_map]
+static LISTENERS: HashMap<u64, ListenerPorts, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Marks the agent's own sockets. Marks go by socket, not by uid, pid or SO_MARK: others can have any of these.
+#[btf_map]
+static OWN_SOCKETS: SkStorage<u32> = SkStorage::new();
+
+/// Where a redirected client socket was going.
+#[btf_map]
+static ORIGINS: SkStorage<Origin> = SkStorage::new();
+
+/// Origins on their way to the listener. A plain hash: an LRU would evict, which is to lose a destination.
+#[btf_map]
+static FLOWS: HashMap<Flow, Origin, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Counters.
+#[btf_map]
+static OUTCOMES: PerCpuArray<u64, { Outcome::ALL.len() }> = PerCpuArray::new();
+
+/// Network namespaces without a listener.
+#[btf_map]
+static NETNS_SEEN: RingBuf<NetnsSeen, 65536> = RingBuf::new();
+
+/// A kernel socket that a hook's context or a lookup gave us; never null.
+#[derive(Clone, Copy)]
+pub struct Socket(*mut bpf_sock);
+
+impl Socket {
+    #[inline(always)]
+    pub fn from_ptr(sk: *mut bpf_sock) -> Option<Self> {
+        (!sk.is_null()).then_some(Self(sk))
+    }
+
+    /// The socket of a connect or getpeername hook.
+    #[inline(always)]
+    pub fn of(ctx: &SockAddrContext) -> Option<Self> {
+        // SAFETY: an aligned read of the context's socket pointer.
+        Self::from_ptr(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk })
+    }
+}
+
+#[inline(always)]
+pub fn is_configured(destination: Destination) -> bool {
+    DESTINATIONS.get(&Key::new(Destination::BITS, destination)).is_some()
+}
+
+#[inline(always)]
+pub fn listener_ports(netns: u64) -> Option<ListenerPorts> {
+    // SAFETY: the value is copied out at once; a concurrent update replaces the whole element.
+    unsafe { LISTENERS.get(netns) }.copied()
+}
+
+/// The two sizes of `bpf_sock_tuple` that tell the lookup which family is meant.
+const V4_TUPLE_SIZE: u32 = 4 + 4 + 2 + 2;
+const V6_TUPLE_SIZE: u32 = 16 + 16 + 2 + 2;
+
+/// Who listens at `address:port` in the network namespace of the hook's socket.
+pub enum Listening {
+    Nobody,
+    Us,
+    Somebody,
+}
+
+/// Looks the listener up and checks that it carries our mark, so that a port which another process took over from a
+/// dead agent gets nothing.
+#[inline(always)]
+pub fn who_listens(ctx: &SockAddrContext, at: Destination) -> Listening {
+    // SAFETY: an all-zero tuple is valid: any source.
+    let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
+    let dport = u16::from_ne_bytes(at.port);
+    let size = match at.address.as_v4() {
+        Some(v4) => {
+            tuple.__bindgen_anon_1.ipv4.daddr = u32::from_ne_bytes(v4);
+            tuple.__bindgen_anon_1.ipv4.dport = dport;
+            V4_TUPLE_SIZE
+        }
+        None => {
+            // Network order: only the last byte of ::1 is set.
+            tuple.__bindgen_anon_1.ipv6.daddr = [0, 0, 0, 1u32.to_be()];
+            tuple.__bindgen_anon_1.ipv6.dport = dport;
+            V6_TUPLE_SIZE
+        }
+    };
+    // SAFETY: tuple and size belong together, and the reference that the helper returns is released below.
+    let Some(listener) = Socket::from_ptr(unsafe {
+        bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, BPF_F_CURRENT_NETNS as i64 as u64, 0)
+    }) else {
+        return Listening::Nobody;
+    };
+    let ours = is_own(listener);
+    // SAFETY: the reference was acquired above and is not used afterwards.
+    unsafe { bpf_sk_release(listener.0.cast()) };
+    if ours { Listening::Us } else { Listening::Somebody }
+}
+
+// aya's getters for socket storage take only the context of a sock_addr hook, so the helpers are called directly.
+
+#[inline(always)]
+pub fn is_own(socket: Socket) -> bool {
+    // SAFETY: the map is a socket storage, and the socket is valid.
+    !unsafe { bpf_sk_storage_get((&raw const OWN_SOCKETS).cast_mut().cast(), socket.0.cast(), ptr::null_mut(), 0) }
+        .is_null()
+}
+
+#[inline(always)]
+pub fn origin_of(socket: Socket) -> Option<Origin> {
+    // SAFETY: as above; what is returned is null or points at a value that lives as long as the socket.
+    unsafe { bpf_sk_storage_get(origins(), socket.0.cast(), ptr::null_mut(), 0).cast::<Origin>().as_ref() }.copied()
+}
+
+/// Records the origin of a socket that has none.
+#[inline(always)]
+pub fn record_origin(socket: Socket, mut origin: Origin) -> Result<(), ()> {
+    // SAFETY: as above; the helper copies the value.
+    let stored = unsafe {
+        bpf_sk_storage_get(origins(), socket.0.cast(), (&raw mut origin).cast(), BPF_SK_STORAGE_GET_F_CREATE.into())
+    };
+    if stored.is_null() { Err(()) } else { Ok(()) }
+}
+
+/// Forgets what an earlier connect on the same socket recorded.
+#[inline(always)]
+pub fn forget_origin(socket: Socket) {
+    // SAFETY: as above. That there is nothing to delete is the normal case.
+    unsafe { bpf_sk_storage_delete(origins(), socket.0.cast()) };
+}
+
+#[inline(always)]
+fn origins() -> *mut c_void {
+    (&raw const ORIGINS).cast_mut().cast()
+}
+
+#[inline(always)]
+pub fn publish(flow: Flow, origin: Origin) -> Result<(), ()> {
+    FLOWS.insert(flow, origin, BPF_ANY.into()).map_err(|_| ())
+}
+
+#[inline(always)]
+pub fn withdraw(flow: Flow) {
+    // That the listener has taken it already is the normal case.
+    let _ = FLOWS.remove(flow);
+}
+
+#[inline(always)]
+pub fn count(outcome: Outcome) {
+    if let Some(counter) = OUTCOMES.get_ptr_mut(outcome as u32) {
+        // SAFETY: the counter is this CPU's own, and a program is not interrupted by itself.
+        unsafe { *counter += 1 };
+    }
+}
+
+#[inline(always)]
+pub fn report_netns(seen: NetnsSeen) {
+    // When the ring is full the agent is behind; the next socket of the namespace reports it again.
+    if let Some(mut entry) = NETNS_SEEN.reserve(0) {
+        entry.write(seen);
+        entry.submit(0);
+    }
+}

@@ -1,0 +1,16 @@
+//! Answers getpeername with the origin, so that an application which checks its peer sees whom it called.
+
+use egress_common::destination::Destination;
+
+use crate::{
+    context::{ConnectContext, Family},
+    maps::{self, Socket},
+};
+
+/// Writes the origin over the peer's address where the socket was redirected.
+#[inline(always)]
+pub fn answer<F: Family>(ctx: &ConnectContext<'_, F>) {
+    if let Some(origin) = Socket::of(ctx.raw()).and_then(maps::origin_of) {
+        ctx.set_destination(Destination { port: origin.port, address: origin.address });
+    }
+}
