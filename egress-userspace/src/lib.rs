@@ -1,1 +1,4 @@
 //! egress: see the README.
+pub mod kernel;
+pub mod netns;
+pub mod socket;

@@ -1,0 +1,247 @@
+//! The kernel side: programs, links and maps. Nothing outside this module names a BPF map.
+
+pub mod cgroup;
+mod maps;
+
+use std::{collections::HashSet, io, path::Path};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData, RingBuf},
+    programs::{CgroupAttachMode, Program, ProgramError},
+};
+use aya_log::EbpfLogger;
+use egress_common::{
+    listener::NetnsSeen,
+    names::{self, map, program},
+};
+use tokio::io::unix::AsyncFd;
+
+pub use self::maps::{Destinations, Flows, Listeners, Outcomes, OwnSockets};
+use crate::netns::NetnsCookie;
+
+/// The eBPF object, compiled by the build script.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf"));
+
+/// What the kernel refused, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The object or one of its maps could not be loaded.
+    #[error("cannot load the eBPF programs: {0}{hint}", hint = privilege_hint())]
+    Load(#[source] aya::EbpfError),
+    /// The verifier or the kernel's version stands against a program.
+    #[error("cannot load the eBPF program {name}: {source}{hint}", hint = privilege_hint())]
+    Program {
+        /// The program's name in the object.
+        name: &'static str,
+        /// The kernel's answer.
+        source: ProgramError,
+    },
+    /// A program could not be attached.
+    #[error("cannot attach the eBPF program {name} to {cgroup}: {source}")]
+    Attach {
+        /// The program's name in the object.
+        name: &'static str,
+        /// The cgroup directory.
+        cgroup: String,
+        /// The kernel's answer.
+        source: ProgramError,
+    },
+    /// The cgroup to attach to cannot be opened.
+    #[error("cannot open the cgroup {cgroup}: {source}")]
+    Cgroup {
+        /// The cgroup directory.
+        cgroup: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A map operation failed.
+    #[error("eBPF map {name}: {source}")]
+    Map {
+        /// The map's name in the object.
+        name: &'static str,
+        /// The kernel's answer.
+        source: aya::maps::MapError,
+    },
+    /// The destinations map is full.
+    #[error("more than {capacity} addresses to intercept; none of the new ones was added")]
+    TooManyDestinations {
+        /// How many the map holds.
+        capacity: u32,
+    },
+    /// The object lacks a program or map that the names say it has.
+    #[error("the eBPF object has no {0}; egress and its eBPF object were built from different sources")]
+    Missing(&'static str),
+    /// An asynchronous descriptor could not be registered.
+    #[error("cannot watch an eBPF ring buffer: {0}")]
+    Watch(#[source] io::Error),
+}
+
+fn privilege_hint() -> &'static str {
+    if nix::unistd::geteuid().is_root() { "" } else { " (egress needs root: CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)" }
+}
+
+/// Owns the programs and their links: interception lasts as long as this value.
+pub struct Redirector {
+    ebpf: Ebpf,
+}
+
+/// What [`Redirector::load`] gives.
+pub struct Kernel {
+    /// Programs and links.
+    pub redirector: Redirector,
+    /// What is intercepted.
+    pub destinations: Destinations,
+    /// Where to.
+    pub listeners: Listeners,
+    /// Origins of redirected connections.
+    pub flows: Flows,
+    /// Marks of our own sockets.
+    pub own_sockets: OwnSockets,
+    /// Counters.
+    pub outcomes: Outcomes,
+    /// Network namespaces that have no listener yet.
+    pub namespaces: NamespaceEvents,
+    /// Log lines of the programs, where asked for.
+    pub log: Option<KernelLog>,
+}
+
+impl Redirector {
+    /// Loads all programs and maps; attaches nothing. With `log`, the programs write a line for each decision.
+    ///
+    /// # Errors
+    /// We lack privileges, or the kernel is too old: its own words are in the error.
+    pub fn load(log: bool) -> Result<Kernel, KernelError> {
+        let level = if log { u8::MAX } else { 0 };
+        let mut ebpf = EbpfLoader::new()
+            .override_global(names::LOG_LEVEL, &level, true)
+            .load(OBJECT)
+            .map_err(KernelError::Load)?;
+        for name in program::ALL {
+            let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+            let loaded = match program {
+                Program::CgroupSockAddr(program) => program.load(),
+                Program::CgroupSock(program) => program.load(),
+                Program::SockOps(program) => program.load(),
+                _ => return Err(KernelError::Missing(name)),
+            };
+            loaded.map_err(|source| KernelError::Program { name, source })?;
+        }
+        let log = log.then(|| KernelLog::new(&mut ebpf)).transpose()?;
+        let mut take = |name| ebpf.take_map(name).ok_or(KernelError::Missing(name));
+        let destinations = Destinations::new(take(map::DESTINATIONS)?)?;
+        let listeners = Listeners::new(take(map::LISTENERS)?)?;
+        let flows = Flows::new(shared(take(map::FLOWS)?, map::FLOWS)?)?;
+        let own_sockets = OwnSockets::new(shared(take(map::OWN_SOCKETS)?, map::OWN_SOCKETS)?)?;
+        let outcomes = Outcomes::new(take(map::OUTCOMES)?)?;
+        let namespaces = NamespaceEvents::new(take(map::NETNS_SEEN)?)?;
+        Ok(Kernel { redirector: Self { ebpf }, destinations, listeners, flows, own_sockets, outcomes, namespaces, log })
+    }
+
+    /// Attaches all programs to a cgroup. On failure nothing of this call stays attached once the value is dropped.
+    ///
+    /// # Errors
+    /// The directory is not a cgroup of version 2, or the kernel refuses.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<(), KernelError> {
+        let display = || cgroup.display().to_string();
+        let directory =
+            std::fs::File::open(cgroup).map_err(|source| KernelError::Cgroup { cgroup: display(), source })?;
+        // The order matters: no connect may be redirected before its origin can be published and answered.
+        for name in [
+            program::SOCK_CREATE,
+            program::PUBLISH_ORIGIN,
+            program::GETPEERNAME4,
+            program::GETPEERNAME6,
+            program::CONNECT4,
+            program::CONNECT6,
+        ] {
+            let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+            // Links are always "multi"; any other mode is refused with EINVAL.
+            let mode = CgroupAttachMode::Single;
+            let attached = match program {
+                Program::CgroupSockAddr(program) => program.attach(&directory, mode).map(drop),
+                Program::CgroupSock(program) => program.attach(&directory, mode).map(drop),
+                Program::SockOps(program) => program.attach(&directory, mode).map(drop),
+                _ => return Err(KernelError::Missing(name)),
+            };
+            attached.map_err(|source| KernelError::Attach { name, cgroup: display(), source })?;
+        }
+        Ok(())
+    }
+}
+
+/// The data of a map that is opened once for each thread.
+fn shared(map: Map, name: &'static str) -> Result<maps::SharedMap, KernelError> {
+    match map {
+        Map::HashMap(data) | Map::SkStorage(data) => Ok(maps::SharedMap::new(data)),
+        _ => Err(KernelError::Missing(name)),
+    }
+}
+
+/// Network namespaces in which a process made a socket while we had no listener there.
+pub struct NamespaceEvents(AsyncFd<RingBuf<MapData>>);
+
+impl NamespaceEvents {
+    fn new(map: Map) -> Result<Self, KernelError> {
+        let ring = RingBuf::try_from(map).map_err(|source| KernelError::Map { name: map::NETNS_SEEN, source })?;
+        AsyncFd::register(ring).map(Self).map_err(|error| KernelError::Watch(error.into()))
+    }
+
+    /// Waits for events and gives one process for each namespace that they name.
+    ///
+    /// # Errors
+    /// The ring buffer cannot be polled.
+    pub async fn next(&mut self) -> io::Result<HashSet<(NetnsCookie, u32)>> {
+        loop {
+            let mut guard = self.0.readable_mut().await?;
+            let ring = guard.get_inner_mut();
+            let mut seen = HashSet::new();
+            while let Some(entry) = ring.next() {
+                if let Ok(bytes) = <[u8; size_of::<NetnsSeen>()]>::try_from(&*entry) {
+                    // SAFETY: NetnsSeen has no padding, and any bit pattern is a value of it.
+                    let event = unsafe { std::mem::transmute::<[u8; size_of::<NetnsSeen>()], NetnsSeen>(bytes) };
+                    seen.insert((NetnsCookie(event.netns), event.pid));
+                }
+            }
+            guard.clear_ready();
+            if !seen.is_empty() {
+                return Ok(seen);
+            }
+        }
+    }
+}
+
+/// The programs' own log lines.
+pub struct KernelLog(AsyncFd<EbpfLogger<&'static dyn log::Log>>);
+
+impl KernelLog {
+    fn new(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        let logger = EbpfLogger::init(ebpf).map_err(|error| KernelError::Watch(io::Error::other(error)))?;
+        AsyncFd::register(logger).map(Self).map_err(|error| KernelError::Watch(error.into()))
+    }
+
+    /// Passes lines on to the log until the descriptor fails.
+    pub async fn forward(mut self) {
+        while let Ok(mut guard) = self.0.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_object_has_every_name() {
+        let object = aya_obj::Object::parse(OBJECT).expect("the embedded object");
+        for name in program::ALL {
+            assert!(object.programs.contains_key(name), "no program {name}");
+        }
+        for name in map::ALL {
+            assert!(object.maps.contains_key(name), "no map {name}");
+        }
+        assert_eq!(object.license.to_bytes(), b"Dual MIT/GPL");
+    }
+}

@@ -1,0 +1,155 @@
+//! Cgroups of version 2: where they are mounted, which to attach to, and child cgroups of our own.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// Where kubelet keeps the pods' cgroups, under its two cgroup drivers.
+const KUBEPODS: [&str; 2] = ["kubepods.slice", "kubepods"];
+
+/// Why there is no cgroup to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// No cgroup2 file system is mounted.
+    #[error(
+        "no cgroup2 file system is mounted (none in /proc/self/mounts); mount one: mount -t cgroup2 none /sys/fs/cgroup"
+    )]
+    NotMounted,
+    /// The given directory is not a cgroup of version 2.
+    #[error("{0} is not a cgroup2 directory: it has no cgroup.procs")]
+    NotACgroup(PathBuf),
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn io_error(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> CgroupError {
+    let path = path.into();
+    |source| CgroupError::Io { path, source }
+}
+
+/// The mount point of the cgroup2 hierarchy.
+///
+/// # Errors
+/// None is mounted.
+pub fn mount_point() -> Result<PathBuf, CgroupError> {
+    let mounts = fs::read_to_string("/proc/self/mounts").map_err(io_error("/proc/self/mounts"))?;
+    find_mount(&mounts).ok_or(CgroupError::NotMounted)
+}
+
+/// By file system type, not by path: hybrid hosts have it at /sys/fs/cgroup/unified.
+fn find_mount(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_device, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| unescape(path).into())
+    })
+}
+
+/// Mount tables write blanks and backslashes as octal escapes (getmntent(3)).
+fn unescape(path: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(path.to_owned(), |path, (escape, character)| path.replace(escape, character))
+}
+
+/// The pods' cgroup where the node has one, else the root of the hierarchy.
+///
+/// # Errors
+/// No cgroup2 is mounted.
+pub fn default_scope() -> Result<PathBuf, CgroupError> {
+    let root = mount_point()?;
+    Ok(KUBEPODS.iter().map(|name| root.join(name)).find(|path| is_cgroup(path)).unwrap_or(root))
+}
+
+/// Checks a directory that the user named.
+///
+/// # Errors
+/// It is not a cgroup of version 2.
+pub fn check(path: &Path) -> Result<PathBuf, CgroupError> {
+    let path = fs::canonicalize(path).map_err(io_error(path))?;
+    if is_cgroup(&path) { Ok(path) } else { Err(CgroupError::NotACgroup(path)) }
+}
+
+/// Version 1 directories have cgroup.procs too, but no cgroup.events, which only the root of version 2 lacks.
+fn is_cgroup(path: &Path) -> bool {
+    path.join("cgroup.procs").exists()
+        && (path.join("cgroup.events").exists() || mount_point().is_ok_and(|root| root == path))
+}
+
+/// A child cgroup of ours, removed with everything in it when dropped.
+pub struct ChildCgroup {
+    path: PathBuf,
+}
+
+impl ChildCgroup {
+    /// Makes a cgroup called `name` in the cgroup that this process is in.
+    ///
+    /// # Errors
+    /// No cgroup2 is mounted, or we may not write there.
+    pub fn create(name: &str) -> Result<Self, CgroupError> {
+        let own = fs::read_to_string("/proc/self/cgroup").map_err(io_error("/proc/self/cgroup"))?;
+        // The line of the version 2 hierarchy starts with "0::" (cgroups(7)).
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        let path = mount_point()?.join(own).join(name);
+        fs::create_dir(&path).map_err(io_error(&path))?;
+        Ok(Self { path })
+    }
+
+    /// The cgroup's directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Kills every process that is still in it, and waits until they are gone.
+    ///
+    /// # Errors
+    /// They are not gone after five seconds.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        let procs = self.path.join("cgroup.procs");
+        let kill = self.path.join("cgroup.kill");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            if fs::read_to_string(&procs).map_err(io_error(&procs))?.trim().is_empty() {
+                return Ok(());
+            }
+            fs::write(&kill, "1").map_err(io_error(&kill))?;
+            if Instant::now() > deadline {
+                let busy = io::Error::new(io::ErrorKind::ResourceBusy, "processes are left that cannot be killed");
+                return Err(CgroupError::Io { path: procs, source: busy });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for ChildCgroup {
+    fn drop(&mut self) {
+        let removed = self.kill().and_then(|()| fs::remove_dir(&self.path).map_err(io_error(&self.path)));
+        if let Err(error) = removed {
+            tracing::warn!(%error, "a cgroup is left behind");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_is_found_by_type() {
+        let hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
+                      cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
+                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(find_mount(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(find_mount("none /mnt/my\\040cgroups cgroup2 rw 0 0"), Some("/mnt/my cgroups".into()));
+        assert_eq!(find_mount("tmpfs /tmp tmpfs rw 0 0"), None);
+    }
+}

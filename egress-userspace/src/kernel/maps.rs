@@ -1,0 +1,257 @@
+//! The maps, each behind the few operations that the rest of the program needs.
+
+use std::{
+    cell::RefCell,
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd as _, AsRawFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use aya::maps::{
+    HashMap, Map, MapData, MapError, PerCpuArray, SkStorage,
+    lpm_trie::{Key, LpmTrie},
+};
+use egress_common::{
+    address::IpBytes, destination::Destination, flow::Flow, listener::ListenerPorts, names::map, origin::Origin,
+    outcome::Outcome,
+};
+use nix::{errno::Errno, time::ClockId};
+
+use super::KernelError;
+use crate::netns::NetnsCookie;
+
+fn error(name: &'static str) -> impl Fn(MapError) -> KernelError {
+    move |source| KernelError::Map { name, source }
+}
+
+/// Absence is what a removal wants.
+fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other,
+    }
+}
+
+/// A loaded map that several threads open, each for itself: aya's maps are not to be shared.
+#[derive(Clone)]
+pub(super) struct SharedMap(Arc<MapData>);
+
+impl SharedMap {
+    pub(super) fn new(data: MapData) -> Self {
+        Self(Arc::new(data))
+    }
+
+    fn open(&self) -> Result<MapData, MapError> {
+        MapData::from_fd(self.0.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?)
+    }
+}
+
+/// A network on one port: what an entry of the destinations map intercepts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Intercepted {
+    /// The address, or the network's address.
+    pub address: IpAddr,
+    /// Length of the prefix in the address's own family: 32 or 128 for one address.
+    pub prefix_len: u8,
+    /// The port.
+    pub port: u16,
+}
+
+impl Intercepted {
+    /// Exactly one address.
+    pub fn host(address: IpAddr, port: u16) -> Self {
+        Self { address, prefix_len: if address.is_ipv4() { 32 } else { 128 }, port }
+    }
+
+    fn key(&self) -> Key<Destination> {
+        let address = IpBytes::from(self.address);
+        Key::new(Destination::prefix_bits(&address, self.prefix_len), Destination::new(address, self.port))
+    }
+}
+
+/// What is intercepted.
+pub struct Destinations {
+    map: LpmTrie<MapData, Destination, u8>,
+    present: HashSet<Intercepted>,
+}
+
+impl Destinations {
+    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
+        let map = LpmTrie::try_from(map).map_err(error(map::DESTINATIONS))?;
+        Ok(Self { map, present: HashSet::new() })
+    }
+
+    /// Makes the map hold exactly `wanted`. What is new is added before what is gone is removed.
+    ///
+    /// # Errors
+    /// The map is full or the kernel refuses; what was there before stays.
+    pub fn set(&mut self, wanted: &HashSet<Intercepted>) -> Result<(), KernelError> {
+        for entry in wanted.difference(&self.present.clone()) {
+            self.map.insert(&entry.key(), 1, 0).map_err(|source| match source {
+                MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(Errno::ENOSPC as i32) => {
+                    KernelError::TooManyDestinations { capacity: CAPACITY }
+                }
+                source => error(map::DESTINATIONS)(source),
+            })?;
+            self.present.insert(*entry);
+        }
+        for entry in self.present.difference(wanted).copied().collect::<Vec<_>>() {
+            ignore_absent(self.map.remove(&entry.key())).map_err(error(map::DESTINATIONS))?;
+            self.present.remove(&entry);
+        }
+        Ok(())
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.present.len()
+    }
+
+    /// Whether nothing is intercepted.
+    pub fn is_empty(&self) -> bool {
+        self.present.is_empty()
+    }
+}
+
+/// Entries that the destinations map holds at most, as declared in the eBPF object.
+const CAPACITY: u32 = 65536;
+
+/// The agent's ports by network namespace.
+pub struct Listeners(HashMap<MapData, u64, ListenerPorts>);
+
+impl Listeners {
+    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
+        HashMap::try_from(map).map(Self).map_err(error(map::LISTENERS))
+    }
+
+    /// From now on connections of this namespace are redirected to these ports; 0 where there is no listener.
+    ///
+    /// # Errors
+    /// The map is full or the kernel refuses.
+    pub fn insert(&mut self, netns: NetnsCookie, v4: u16, v6: u16) -> Result<(), KernelError> {
+        let ports = ListenerPorts { v4: v4.to_be_bytes(), v6: v6.to_be_bytes() };
+        self.0.insert(netns.0, ports, 0).map_err(error(map::LISTENERS))
+    }
+
+    /// From now on connections of this namespace to configured destinations are rejected.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove(&mut self, netns: NetnsCookie) -> Result<(), KernelError> {
+        ignore_absent(self.0.remove(&netns.0)).map_err(error(map::LISTENERS))
+    }
+}
+
+/// Origins of redirected connections that are still to be accepted.
+pub struct Flows {
+    map: RefCell<HashMap<MapData, Flow, Origin>>,
+    shared: SharedMap,
+}
+
+impl Flows {
+    pub(super) fn new(shared: SharedMap) -> Result<Self, KernelError> {
+        let map = shared.open().and_then(|data| HashMap::try_from(Map::HashMap(data))).map_err(error(map::FLOWS))?;
+        Ok(Self { map: RefCell::new(map), shared })
+    }
+
+    /// Another handle, for another thread.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn try_clone(&self) -> Result<Self, KernelError> {
+        Self::new(self.shared.clone())
+    }
+
+    /// Takes the origin of the connection that the client at `client` made in `netns`: looks it up and deletes it.
+    pub fn take(&self, netns: NetnsCookie, client: SocketAddr) -> Option<Origin> {
+        let flow = Flow::new(netns.0, IpBytes::from(client.ip().to_canonical()), client.port());
+        let mut map = self.map.borrow_mut();
+        let origin = map.get(&flow, 0).ok()?;
+        // Nobody else takes this flow; should the removal fail all the same, the sweep will do it.
+        let _ = map.remove(&flow);
+        Some(origin)
+    }
+
+    /// Removes flows older than `age` that nobody accepted, and says how many: connections that the listener's queue
+    /// dropped.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn sweep(&self, age: Duration) -> Result<usize, KernelError> {
+        let now = ClockId::CLOCK_BOOTTIME.now().map_or(Duration::ZERO, Duration::from);
+        let mut map = self.map.borrow_mut();
+        let old = map
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, origin)| now.saturating_sub(Duration::from_nanos(origin.recorded_ns)) > age)
+            .map(|(flow, _)| flow)
+            .collect::<Vec<_>>();
+        for flow in &old {
+            ignore_absent(map.remove(flow)).map_err(error(map::FLOWS))?;
+        }
+        Ok(old.len())
+    }
+
+    /// How many flows are waiting.
+    pub fn len(&self) -> usize {
+        self.map.borrow().keys().count()
+    }
+
+    /// Whether none is waiting.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Marks our own sockets, so that the connect hooks leave them alone and know our listeners.
+pub struct OwnSockets {
+    map: RefCell<SkStorage<MapData, u32>>,
+    shared: SharedMap,
+}
+
+impl OwnSockets {
+    pub(super) fn new(shared: SharedMap) -> Result<Self, KernelError> {
+        let map = shared
+            .open()
+            .and_then(|data| SkStorage::try_from(Map::SkStorage(data)))
+            .map_err(error(map::OWN_SOCKETS))?;
+        Ok(Self { map: RefCell::new(map), shared })
+    }
+
+    /// Another handle, for another thread.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn try_clone(&self) -> Result<Self, KernelError> {
+        Self::new(self.shared.clone())
+    }
+
+    /// Marks a socket for its lifetime.
+    ///
+    /// # Errors
+    /// The kernel is out of memory.
+    pub fn mark(&self, socket: &impl AsRawFd) -> Result<(), KernelError> {
+        self.map.borrow_mut().insert(socket, 1, 0).map_err(error(map::OWN_SOCKETS))
+    }
+}
+
+/// The hooks' counters.
+pub struct Outcomes(PerCpuArray<MapData, u64>);
+
+impl Outcomes {
+    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
+        PerCpuArray::try_from(map).map(Self).map_err(error(map::OUTCOMES))
+    }
+
+    /// How often each outcome occurred since the programs were loaded, over all CPUs.
+    pub fn read(&self) -> impl Iterator<Item = (Outcome, u64)> {
+        Outcome::ALL.iter().map(|&outcome| {
+            // A counter that cannot be read counts nothing; the map exists as long as we do.
+            let sum = self.0.get(&(outcome as u32), 0).map_or(0, |values| values.iter().sum());
+            (outcome, sum)
+        })
+    }
+}

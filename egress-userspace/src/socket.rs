@@ -1,0 +1,85 @@
+//! The one factory of sockets. Each is made in the network namespace that it works in, and marked as ours before it can
+//! connect or be found, so that the connect hooks leave it alone.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::net::TcpStream;
+
+use crate::{
+    kernel::{KernelError, OwnSockets},
+    netns::Netns,
+};
+
+/// As many pending connections as the kernel allows (`net.core.somaxconn` caps it).
+const BACKLOG: i32 = 4096;
+/// Finds peers that vanished without a word.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Makes and marks sockets. One for each thread.
+pub struct SocketFactory {
+    own: OwnSockets,
+}
+
+impl SocketFactory {
+    /// A factory that marks with `own`.
+    pub fn new(own: OwnSockets) -> Self {
+        Self { own }
+    }
+
+    /// Connects to `remote` from inside `netns`.
+    ///
+    /// # Errors
+    /// The connect fails, or the socket cannot be made or marked; an unmarked socket is never used.
+    pub async fn connect(&self, netns: &Netns, remote: SocketAddr) -> io::Result<TcpStream> {
+        let socket = netns.run(|| self.stream_socket(Domain::for_address(remote)))?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+        match socket.connect(&remote.into()) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(error) => return Err(error),
+        }
+        let stream = TcpStream::from_std(socket.into())?;
+        stream.writable().await?;
+        match stream.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(stream),
+        }
+    }
+
+    /// Listens on any free port of the loopback address of one family inside `netns`.
+    ///
+    /// The port is bound exclusively: with SO_REUSEPORT another process of the same user could join it and be handed
+    /// connections that were meant for us.
+    ///
+    /// # Errors
+    /// The family is disabled there, or the socket cannot be made or marked.
+    pub fn listen(&self, netns: &Netns, loopback: IpAddr) -> io::Result<std::net::TcpListener> {
+        netns.run(|| {
+            let address = SocketAddr::new(loopback, 0);
+            let socket = self.stream_socket(Domain::for_address(address))?;
+            // In a namespace that was just made the loopback interface may still be down.
+            match loopback {
+                IpAddr::V4(_) => socket.set_freebind_v4(true)?,
+                IpAddr::V6(_) => socket.set_freebind_v6(true)?,
+            }
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            Ok(socket.into())
+        })
+    }
+
+    fn stream_socket(&self, domain: Domain) -> io::Result<Socket> {
+        let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        self.own.mark(&socket).map_err(|error: KernelError| io::Error::other(error))?;
+        Ok(socket)
+    }
+}
+
+/// The loopback addresses that listeners are made on.
+pub const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
