@@ -1,0 +1,117 @@
+//! What the user has written: files of Istio resources, and hosts named on the command line.
+//!
+//! ```text
+//! text -> node (a tree of lines) -> decode (shapes, strictly) -> Document
+//! ```
+//! A [`Document`] is free of contradictions in itself. What several of them mean together is the business of
+//! [`crate::policy`].
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+pub use self::{
+    cidr::{Cidr, InvalidCidr},
+    error::{Error, Errors, Warning},
+    host::{HostName, HostPattern, InvalidHostName},
+    location::{Located, Location},
+    resource::Metadata,
+};
+
+mod cidr;
+mod decode;
+pub mod destination_rule;
+mod error;
+mod host;
+mod location;
+mod node;
+mod resource;
+pub mod service_entry;
+mod short_form;
+#[cfg(test)]
+mod tests;
+
+use self::{destination_rule::DestinationRule, service_entry::ServiceEntry};
+
+/// Where configuration comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file, or a directory of which every `.yaml`, `.yml` and `.json` file is read.
+    Path(PathBuf),
+    /// `--host NAME`: TLS from port 80 to port 443 of a host.
+    Host(HostName),
+}
+
+/// One resource.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// Its first line.
+    pub location: Location,
+    /// Its name.
+    pub metadata: Metadata,
+    /// What it says.
+    pub resource: Resource,
+}
+
+/// The `spec` of a resource.
+#[derive(Clone, Debug)]
+pub enum Resource {
+    /// Which hosts there are.
+    ServiceEntry(ServiceEntry),
+    /// How they are spoken to.
+    DestinationRule(DestinationRule),
+}
+
+/// Reads all sources. Everything that is wrong with any of them is reported at once, and then nothing of them is used.
+pub fn load(sources: &[Source]) -> Result<Vec<Document>, Errors> {
+    let mut errors = Errors::default();
+    let mut documents = Vec::new();
+    for source in sources {
+        match source {
+            Source::Path(path) => load_path(path, &mut documents, &mut errors),
+            Source::Host(host) => documents.extend(short_form::documents(host)),
+        }
+    }
+    errors.or(documents)
+}
+
+fn load_path(path: &Path, documents: &mut Vec<Document>, errors: &mut Errors) {
+    let files = if path.is_dir() { list(path) } else { Ok(vec![path.to_owned()]) };
+    let files = files.unwrap_or_else(|error| {
+        errors.push(Location::whole(path), "", format!("cannot list the directory: {error}"));
+        Vec::new()
+    });
+    for file in files {
+        match fs::read_to_string(&file) {
+            Ok(text) => parse(&text, &Location::whole(file), documents, errors),
+            Err(error) => errors.push(Location::whole(file), "", format!("cannot read the file: {error}")),
+        }
+    }
+}
+
+/// The configuration files of a directory in the order of their names.
+///
+/// In a mounted ConfigMap these are symbolic links into `..data`, which itself, as all that starts with a dot, is not one.
+fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let is_config =
+            path.extension().is_some_and(|ending| ["yaml", "yml", "json"].iter().any(|known| ending == *known));
+        // A link that leads nowhere stays in the list, so that reading it fails by name.
+        if is_config && !is_hidden && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Adds the documents of a text to `documents`; `file` is what errors name as its place.
+fn parse(text: &str, file: &Location, documents: &mut Vec<Document>, errors: &mut Errors) {
+    for node in node::parse(text, file, errors) {
+        resource::decode(&node, documents, errors);
+    }
+}

@@ -1,0 +1,117 @@
+//! Address ranges.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
+
+/// An address range such as `203.0.113.0/24`; the bits beyond the prefix are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cidr {
+    /// The first address of the range.
+    pub address: IpAddr,
+    /// How many leading bits the addresses of the range share.
+    pub prefix_len: u8,
+}
+
+/// Why a text is not a [`Cidr`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidCidr {
+    /// Not an address.
+    #[error("{0:?} is not an IP address or a range such as 203.0.113.0/24")]
+    Address(String),
+    /// Not a prefix length, or too long a one.
+    #[error("{prefix_len:?} is not a prefix length; use 0 to {max}")]
+    PrefixLen {
+        /// What was written.
+        prefix_len: String,
+        /// What the address family allows.
+        max: u8,
+    },
+}
+
+impl Cidr {
+    /// The range of all addresses that share the first `prefix_len` bits with `address`.
+    fn masked(address: IpAddr, prefix_len: u8) -> Self {
+        let address = match address {
+            IpAddr::V4(v4) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(prefix_len)).unwrap_or(0);
+                Ipv4Addr::from_bits(v4.to_bits() & mask).into()
+            }
+            IpAddr::V6(v6) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(prefix_len)).unwrap_or(0);
+                Ipv6Addr::from_bits(v6.to_bits() & mask).into()
+            }
+        };
+        Self { address, prefix_len }
+    }
+
+    /// Whether the range is a single address.
+    pub fn is_single(&self) -> bool {
+        self.prefix_len == max_prefix_len(self.address)
+    }
+}
+
+fn max_prefix_len(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+impl FromStr for Cidr {
+    type Err = InvalidCidr;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCidr> {
+        let (address, prefix_len) = match text.split_once('/') {
+            Some((address, prefix_len)) => (address, Some(prefix_len)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| InvalidCidr::Address(text.to_owned()))?;
+        let max = max_prefix_len(address);
+        let prefix_len = match prefix_len {
+            None => max,
+            Some(digits) => digits
+                .parse()
+                .ok()
+                .filter(|&len| len <= max)
+                .ok_or_else(|| InvalidCidr::PrefixLen { prefix_len: digits.to_owned(), max })?,
+        };
+        Ok(Self::masked(address, prefix_len))
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix_len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_masked() {
+        for (text, range) in [
+            ("203.0.113.7", "203.0.113.7/32"),
+            ("203.0.113.7/24", "203.0.113.0/24"),
+            ("203.0.113.7/0", "0.0.0.0/0"),
+            ("2001:db8::1", "2001:db8::1/128"),
+            ("2001:db8:1::1/32", "2001:db8::/32"),
+            ("::1/0", "::/0"),
+        ] {
+            assert_eq!(text.parse::<Cidr>().expect(text).to_string(), range);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, reason) in [
+            ("cnn.com", "\"cnn.com\" is not an IP address or a range such as 203.0.113.0/24"),
+            ("203.0.113.0/33", "\"33\" is not a prefix length; use 0 to 32"),
+            ("2001:db8::/129", "\"129\" is not a prefix length; use 0 to 128"),
+            ("203.0.113.0/", "\"\" is not a prefix length; use 0 to 32"),
+        ] {
+            assert_eq!(text.parse::<Cidr>().expect_err(text).to_string(), reason);
+        }
+    }
+}

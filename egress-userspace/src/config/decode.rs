@@ -1,0 +1,300 @@
+//! A tree of nodes to the shapes of resources, strictly: a field is known, or known and refused, or unknown.
+//!
+//! Everything that is wrong is recorded and decoding goes on, so that the user sees all of it at once.
+
+use std::{collections::BTreeMap, num::NonZeroU16, path::PathBuf, sync::Arc};
+
+use super::{
+    Cidr, Errors, HostName, HostPattern, Located, Location,
+    node::{Entry, Node, Value},
+};
+
+/// What can be made of a node.
+pub(super) trait Decode: Sized {
+    /// The value of `node`, which is at `path`; `None` when `errors` now say why there is none.
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self>;
+
+    /// The value of a field that is not there; `None` when it has to be.
+    fn absent() -> Option<Self> {
+        None
+    }
+}
+
+/// Declares the shape of a map: one line per field, `"key" => field: Type`, and the fields of Istio's that are refused.
+/// A field may be left out if its type is an `Option` or a collection.
+macro_rules! shape {
+    (
+        $(#[$attribute:meta])*
+        pub struct $name:ident {
+            $( $(#[$field_attribute:meta])* $key:literal => $field:ident: $type:ty, )*
+        }
+        refused [$($refused:literal),* $(,)?]
+    ) => {
+        $(#[$attribute])*
+        #[derive(Clone, Debug)]
+        pub struct $name {
+            $( $(#[$field_attribute])* pub $field: $type, )*
+        }
+
+        impl $crate::config::decode::Decode for $name {
+            fn decode(
+                node: &$crate::config::node::Node,
+                path: &str,
+                errors: &mut $crate::config::Errors,
+            ) -> Option<Self> {
+                let mut fields = $crate::config::decode::Fields::of(node, path, errors)?;
+                $( let $field = fields.take($key, errors); )*
+                fields.finish(&[$($refused),*], errors);
+                Some(Self { $( $field: $field?, )* })
+            }
+        }
+    };
+}
+pub(super) use shape;
+
+/// The fields of a map, of which the known ones are taken and what is left is refused.
+pub(super) struct Fields<'n> {
+    location: &'n Location,
+    path: &'n str,
+    entries: &'n [Entry],
+    known: Vec<&'static str>,
+}
+
+impl<'n> Fields<'n> {
+    /// The fields of `node`.
+    pub(super) fn of(node: &'n Node, path: &'n str, errors: &mut Errors) -> Option<Self> {
+        let Value::Map(entries) = &node.value else {
+            errors.push(node.location.clone(), path, format!("expected a map, found {}", node.value));
+            return None;
+        };
+        Some(Self { location: &node.location, path, entries, known: Vec::new() })
+    }
+
+    /// The node of a field. As in Kubernetes, a field without a value is not there.
+    pub(super) fn node(&mut self, key: &'static str) -> Option<&'n Node> {
+        self.known.push(key);
+        let entry = self.entries.iter().find(|entry| entry.key == key)?;
+        (!matches!(entry.value.value, Value::Null)).then_some(&entry.value)
+    }
+
+    /// The value of a field; `None` when `errors` now say why there is none.
+    pub(super) fn take<T: Decode>(&mut self, key: &'static str, errors: &mut Errors) -> Option<T> {
+        match self.node(key) {
+            Some(node) => T::decode(node, &self.path_of(key), errors),
+            None => T::absent().or_else(|| {
+                errors.push(self.location.clone(), &self.path_of(key), "this field is required");
+                None
+            }),
+        }
+    }
+
+    /// Knows fields and has no use for them.
+    pub(super) fn ignore(&mut self, keys: &[&'static str]) {
+        self.known.extend(keys);
+    }
+
+    /// Refuses by name whatever has not been taken.
+    pub(super) fn finish(self, refused: &[&'static str], errors: &mut Errors) {
+        for entry in self.entries.iter().filter(|entry| !self.known.contains(&entry.key.as_str())) {
+            let message = if refused.contains(&entry.key.as_str()) {
+                "Istio has this field, egress does not implement it; remove it".to_owned()
+            } else {
+                match closest(&entry.key, self.known.iter().chain(refused)) {
+                    Some(meant) => format!("unknown field; did you mean `{meant}`?"),
+                    None => format!("unknown field; the fields known here are {}", self.known.join(", ")),
+                }
+            };
+            errors.push(entry.location.clone(), &self.path_of(&entry.key), message);
+        }
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        join(self.path, key)
+    }
+}
+
+/// The path of a field within the map at `path`.
+pub(super) fn join(path: &str, key: &str) -> String {
+    if key.contains(['.', '/']) {
+        format!("{path}[{key:?}]")
+    } else if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+/// The candidate that a typo may have been meant as.
+pub(super) fn closest<'c>(typo: &str, candidates: impl Iterator<Item = &'c &'static str>) -> Option<&'static str> {
+    candidates
+        .map(|candidate| (distance(&typo.to_ascii_lowercase(), &candidate.to_ascii_lowercase()), *candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).min(3))
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// The number of letters to insert, delete or replace to make `b` of `a` (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+impl<T: Decode> Decode for Option<T> {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        T::decode(node, path, errors).map(Some)
+    }
+
+    fn absent() -> Option<Self> {
+        Some(None)
+    }
+}
+
+impl<T: Decode> Decode for Located<T> {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let value = T::decode(node, path, errors)?;
+        Some(Self { value, location: node.location.clone(), path: Arc::from(path) })
+    }
+}
+
+impl<T: Decode> Decode for Vec<T> {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let Value::List(items) = &node.value else {
+            errors.push(node.location.clone(), path, format!("expected a list, found {}", node.value));
+            return None;
+        };
+        // Every item is decoded before the first bad one spoils the list.
+        let items: Vec<Option<T>> = (0..)
+            .zip(items)
+            .map(|(index, item): (usize, _)| T::decode(item, &format!("{path}[{index}]"), errors))
+            .collect();
+        items.into_iter().collect()
+    }
+
+    fn absent() -> Option<Self> {
+        Some(Self::new())
+    }
+}
+
+impl<T: Decode> Decode for BTreeMap<String, T> {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let fields = Fields::of(node, path, errors)?;
+        let entries: Vec<Option<(String, T)>> = fields
+            .entries
+            .iter()
+            .map(|Entry { key, value, .. }| {
+                T::decode(value, &fields.path_of(key), errors).map(|value| (key.clone(), value))
+            })
+            .collect();
+        entries.into_iter().collect()
+    }
+
+    fn absent() -> Option<Self> {
+        Some(Self::new())
+    }
+}
+
+impl Decode for bool {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let Value::Bool(value) = node.value else {
+            errors.push(node.location.clone(), path, format!("expected true or false, found {}", node.value));
+            return None;
+        };
+        Some(value)
+    }
+}
+
+/// A port.
+impl Decode for NonZeroU16 {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let message = match node.value {
+            Value::Integer(number) => match u16::try_from(number).ok().and_then(Self::new) {
+                Some(port) => return Some(port),
+                None => format!("{number} is not a port; use 1 to 65535"),
+            },
+            ref other => format!("expected a port number, found {other}"),
+        };
+        errors.push(node.location.clone(), path, message);
+        None
+    }
+}
+
+/// What is written as a single text.
+pub(super) trait Text: Sized {
+    /// The value, or what is wrong with the text.
+    fn parse(text: &str) -> Result<Self, String>;
+}
+
+impl<T: Text> Decode for T {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let message = match &node.value {
+            Value::String(text) => match T::parse(text) {
+                Ok(value) => return Some(value),
+                Err(message) => message,
+            },
+            scalar @ (Value::Bool(_) | Value::Integer(_) | Value::Float(_)) => {
+                format!("expected text, found {scalar}; put it in quotes if it is meant")
+            }
+            other => format!("expected text, found {other}"),
+        };
+        errors.push(node.location.clone(), path, message);
+        None
+    }
+}
+
+impl Text for String {
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+}
+
+impl Text for PathBuf {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            Err("the path is empty; name a file or remove the field".to_owned())
+        } else {
+            Ok(text.into())
+        }
+    }
+}
+
+impl Text for HostName {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: super::InvalidHostName| error.to_string())
+    }
+}
+
+impl Text for HostPattern {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: super::InvalidHostName| error.to_string())
+    }
+}
+
+impl Text for Cidr {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: super::InvalidCidr| error.to_string())
+    }
+}
+
+/// One of Istio's enumerations: the values egress knows, and those it refuses by name and why.
+pub(super) fn choose<T: Copy>(text: &str, known: &[(&'static str, T)], refused: &[(&str, &str)]) -> Result<T, String> {
+    if let Some((_, value)) = known.iter().find(|(name, _)| *name == text) {
+        return Ok(*value);
+    }
+    if let Some((_, why)) = refused.iter().find(|(name, _)| *name == text) {
+        return Err(format!("Istio has {text}, egress does not implement it: {why}"));
+    }
+    let names: Vec<&'static str> = known.iter().map(|(name, _)| *name).collect();
+    match closest(text, names.iter()) {
+        Some(meant) => Err(format!("unknown value {text:?}; did you mean {meant}?")),
+        None => Err(format!("unknown value {text:?}; use {}", names.join(", "))),
+    }
+}

@@ -1,0 +1,159 @@
+//! What every Kubernetes resource has around its `spec`: `apiVersion`, `kind`, `metadata`.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Document, Errors, Located, Resource,
+    decode::{Decode, Fields, closest, join},
+    destination_rule,
+    node::{Node, Value},
+    service_entry,
+};
+
+const API_VERSIONS: [&str; 3] =
+    ["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
+
+const KINDS: [&str; 2] = ["ServiceEntry", "DestinationRule"];
+
+/// Kinds of Istio and of the Gateway API, each of which may stand beside ours in a user's file.
+const OTHER_KINDS: [&str; 25] = [
+    "AuthorizationPolicy",
+    "BackendLBPolicy",
+    "BackendTLSPolicy",
+    "BackendTrafficPolicy",
+    "EnvoyFilter",
+    "GRPCRoute",
+    "Gateway",
+    "GatewayClass",
+    "HTTPRoute",
+    "IstioOperator",
+    "ListenerSet",
+    "PeerAuthentication",
+    "ProxyConfig",
+    "ReferenceGrant",
+    "RequestAuthentication",
+    "Sidecar",
+    "TCPRoute",
+    "TLSRoute",
+    "Telemetry",
+    "TrafficExtension",
+    "UDPRoute",
+    "VirtualService",
+    "WasmPlugin",
+    "WorkloadEntry",
+    "WorkloadGroup",
+];
+
+/// The API server's own notes, which `kubectl get -o yaml` prints.
+const SERVER_METADATA: [&str; 9] = [
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+];
+
+/// Annotations under this prefix are ours; whatever is there must be known.
+const ANNOTATIONS: &str = "egress.dev/";
+
+/// The name of a resource and what is attached to it.
+#[derive(Clone, Debug)]
+pub struct Metadata {
+    /// The name of the resource.
+    pub name: String,
+    /// The namespace, if one is given.
+    pub namespace: Option<String>,
+    /// Labels, which mean nothing to egress.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of others; egress has none yet.
+    pub annotations: BTreeMap<String, Located<String>>,
+}
+
+/// Decodes a document and adds it to `documents`; the items of a `List`, as `kubectl get` prints one, one by one.
+pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Errors) {
+    let Some(mut fields) = Fields::of(node, "", errors) else { return };
+    let api_version: Option<Located<String>> = fields.take("apiVersion", errors);
+    let kind: Option<Located<String>> = fields.take("kind", errors);
+    let (Some(api_version), Some(kind)) = (api_version, kind) else { return };
+
+    if (api_version.as_str(), kind.as_str()) == ("v1", "List") {
+        if let Some(Node { value: Value::List(items), .. }) = fields.node("items") {
+            items.iter().for_each(|item| decode(item, documents, errors));
+        }
+        return;
+    }
+    if let Some(message) = why_foreign(&api_version, &kind) {
+        errors.push(kind.location, "", message);
+        return;
+    }
+    if !API_VERSIONS.contains(&api_version.as_str()) {
+        let message = format!("unknown version {:?} of {}; use {}", *api_version, *kind, API_VERSIONS.join(", "));
+        errors.at(&api_version, message);
+        return;
+    }
+
+    let metadata = fields.take("metadata", errors);
+    let spec: Option<Spec<'_>> = fields.node("spec").map(Spec).or_else(|| {
+        errors.push(node.location.clone(), "spec", "this field is required");
+        None
+    });
+    fields.ignore(&["status"]);
+    fields.finish(&[], errors);
+    let resource = spec.and_then(|spec| spec.decode(&kind, errors));
+    if let (Some(metadata), Some(resource)) = (metadata, resource) {
+        documents.push(Document { location: node.location.clone(), metadata, resource });
+    }
+}
+
+/// A `spec` whose kind is known to be one of [`KINDS`].
+struct Spec<'n>(&'n Node);
+
+impl Spec<'_> {
+    fn decode(self, kind: &str, errors: &mut Errors) -> Option<Resource> {
+        if kind == KINDS[0] {
+            service_entry::decode(self.0, errors).map(Resource::ServiceEntry)
+        } else {
+            destination_rule::decode(self.0, errors).map(Resource::DestinationRule)
+        }
+    }
+}
+
+/// Why a kind is not one of ours, if so.
+fn why_foreign(api_version: &str, kind: &str) -> Option<String> {
+    if KINDS.contains(&kind) {
+        return None;
+    }
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+    let is_known = OTHER_KINDS.contains(&kind) && (group.ends_with("istio.io") || group == "gateway.networking.k8s.io");
+    Some(if is_known {
+        format!("kind {kind} is not supported by egress yet")
+    } else {
+        match closest(kind, KINDS.iter()) {
+            Some(meant) => format!("unknown kind {kind}; did you mean {meant}?"),
+            None => format!("unknown kind {kind}; egress knows {}", KINDS.join(" and ")),
+        }
+    })
+}
+
+impl Decode for Metadata {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let mut fields = Fields::of(node, path, errors)?;
+        let name = fields.take("name", errors);
+        let namespace = fields.take("namespace", errors);
+        let labels = fields.take("labels", errors);
+        let annotations: Option<BTreeMap<String, Located<String>>> = fields.take("annotations", errors);
+        fields.ignore(&SERVER_METADATA);
+        fields.ignore(&["uid"]);
+        fields.finish(&[], errors);
+        let annotations = annotations?;
+        for (name, value) in annotations.iter().filter(|(name, _)| name.starts_with(ANNOTATIONS)) {
+            let path = join(&join(path, "annotations"), name);
+            errors.push(value.location.clone(), &path, "unknown annotation; egress has none of this name");
+        }
+        Some(Self { name: name?, namespace: namespace?, labels: labels?, annotations })
+    }
+}

@@ -1,0 +1,234 @@
+//! Istio's `ServiceEntry`: which hosts there are, on which ports, and where they are to be found.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    num::NonZeroU16,
+};
+
+use super::{
+    Cidr, Errors, HostName, HostPattern, Located,
+    decode::{Decode, Text, choose, shape},
+    node::Node,
+};
+
+shape! {
+    /// The `spec` of a `ServiceEntry`.
+    pub struct ServiceEntry {
+        /// The hosts that all of the rest is about.
+        "hosts" => hosts: Located<Vec<Located<HostPattern>>>,
+        /// Addresses by which applications reach the hosts.
+        "addresses" => addresses: Vec<Located<Cidr>>,
+        /// The ports that applications connect to.
+        "ports" => ports: Located<Vec<ServicePort>>,
+        /// Inside or outside of a mesh, which makes no difference to egress.
+        "location" => location: Option<MeshLocation>,
+        /// How the addresses of `endpoints`, or of the hosts, are found. Istio takes `NONE` if it is not said.
+        "resolution" => resolution: Option<Located<Resolution>>,
+        /// Where the hosts are served, if not under their own names.
+        "endpoints" => endpoints: Vec<Endpoint>,
+    }
+    refused ["exportTo", "subjectAltNames", "workloadSelector"]
+}
+
+shape! {
+    /// One of `spec.ports`.
+    pub struct ServicePort {
+        /// The port that applications connect to.
+        "number" => number: Located<NonZeroU16>,
+        /// A name to refer to it.
+        "name" => name: Located<String>,
+        /// What is spoken on it.
+        "protocol" => protocol: Option<Located<Protocol>>,
+        /// The port to connect to in its stead.
+        "targetPort" => target_port: Option<Located<NonZeroU16>>,
+    }
+    refused []
+}
+
+shape! {
+    /// One of `spec.endpoints`.
+    pub struct Endpoint {
+        /// Where it is.
+        "address" => address: Located<EndpointAddress>,
+        /// The ports it serves, by the names of `spec.ports`, where they differ.
+        "ports" => ports: BTreeMap<String, Located<NonZeroU16>>,
+    }
+    refused ["labels", "locality", "network", "serviceAccount", "weight"]
+}
+
+/// The address of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum EndpointAddress {
+    /// An address to connect to.
+    Ip(IpAddr),
+    /// A name to resolve.
+    Name(HostName),
+}
+
+impl Text for EndpointAddress {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.starts_with("unix:") {
+            return Err("Istio has Unix sockets as endpoints, egress does not implement them".to_owned());
+        }
+        match text.parse() {
+            Ok(address) => Ok(Self::Ip(address)),
+            Err(_) => HostName::parse(text).map(Self::Name),
+        }
+    }
+}
+
+/// `MESH_EXTERNAL` or `MESH_INTERNAL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MeshLocation {
+    /// Outside of the mesh.
+    External,
+    /// Inside of the mesh.
+    Internal,
+}
+
+impl Text for MeshLocation {
+    fn parse(text: &str) -> Result<Self, String> {
+        choose(text, &[("MESH_EXTERNAL", Self::External), ("MESH_INTERNAL", Self::Internal)], &[])
+    }
+}
+
+/// How addresses are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// The address that the application has connected to.
+    None,
+    /// The addresses of the endpoints.
+    Static,
+    /// By asking DNS.
+    Dns,
+}
+
+impl Text for Resolution {
+    fn parse(text: &str) -> Result<Self, String> {
+        choose(
+            text,
+            &[("NONE", Self::None), ("STATIC", Self::Static), ("DNS", Self::Dns)],
+            &[("DNS_ROUND_ROBIN", "use DNS"), ("DYNAMIC_DNS", "list each host and use DNS")],
+        )
+    }
+}
+
+/// What is spoken on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1 in clear text: what TLS can be originated for.
+    Http,
+    /// HTTP/2 in clear text.
+    Http2,
+    /// gRPC in clear text.
+    Grpc,
+    /// HTTP over TLS.
+    Https,
+    /// TLS.
+    Tls,
+    /// Anything else.
+    Opaque(&'static str),
+}
+
+impl Protocol {
+    /// Its name as it is written in `protocol`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http => "HTTP",
+            Self::Http2 => "HTTP2",
+            Self::Grpc => "GRPC",
+            Self::Https => "HTTPS",
+            Self::Tls => "TLS",
+            Self::Opaque(name) => name,
+        }
+    }
+}
+
+impl Text for Protocol {
+    fn parse(text: &str) -> Result<Self, String> {
+        let known: Vec<_> = [Self::Http, Self::Https, Self::Http2, Self::Grpc, Self::Tls]
+            .into_iter()
+            .chain(["GRPC-WEB", "TCP", "UDP", "MONGO", "MYSQL", "REDIS"].map(Self::Opaque))
+            .map(|protocol| (protocol.name(), protocol))
+            .collect();
+        // Istio minds the case of all other values, but not of this.
+        choose(&text.to_ascii_uppercase(), &known, &[])
+    }
+}
+
+/// Decodes `spec` and checks what its fields say about each other.
+pub(super) fn decode(spec: &Node, errors: &mut Errors) -> Option<ServiceEntry> {
+    let entry = ServiceEntry::decode(spec, "spec", errors)?;
+    check_hosts(&entry, errors);
+    check_ports(&entry, errors);
+    check_endpoints(&entry, errors);
+    Some(entry)
+}
+
+fn check_hosts(entry: &ServiceEntry, errors: &mut Errors) {
+    if entry.hosts.is_empty() {
+        errors.at(&entry.hosts, "the list is empty; name at least one host");
+    }
+    check_unique(entry.hosts.iter(), errors);
+    if entry.resolution() == Resolution::Dns {
+        for range in entry.addresses.iter().filter(|range| !range.is_single()) {
+            errors.at(range, "an address range needs resolution NONE or STATIC; with DNS, name single addresses");
+        }
+    }
+}
+
+fn check_ports(entry: &ServiceEntry, errors: &mut Errors) {
+    if entry.ports.is_empty() {
+        errors.at(&entry.ports, "the list is empty; name at least one port");
+    }
+    check_unique(entry.ports.iter().map(|port| &port.number), errors);
+    check_unique(entry.ports.iter().map(|port| &port.name), errors);
+    for port in entry.ports.iter().filter(|port| port.name.is_empty()) {
+        errors.at(&port.name, "the name is empty");
+    }
+}
+
+fn check_endpoints(entry: &ServiceEntry, errors: &mut Errors) {
+    let resolution = entry.resolution();
+    if let (Resolution::Static, [], Some(place)) = (resolution, entry.endpoints.as_slice(), &entry.resolution) {
+        errors.at(place, "STATIC needs `endpoints` with IP addresses; list them, or use DNS");
+    }
+    for endpoint in &entry.endpoints {
+        if resolution == Resolution::None {
+            errors.at(
+                &endpoint.address,
+                "with resolution NONE there are no endpoints; remove them, or use STATIC or DNS",
+            );
+        }
+        if let (Resolution::Static, EndpointAddress::Name(name)) = (resolution, &endpoint.address.value) {
+            errors.at(&endpoint.address, format!("{name} is not an IP address, as STATIC needs; use resolution DNS"));
+        }
+        for (name, port) in &endpoint.ports {
+            if !entry.ports.iter().any(|known| known.name.value == *name) {
+                errors.at(port, format!("no port of this ServiceEntry has the name {name:?}"));
+            }
+        }
+    }
+}
+
+/// Refuses values that have been there before.
+pub(super) fn check_unique<'v, T: Eq + std::hash::Hash + std::fmt::Display + 'v>(
+    values: impl Iterator<Item = &'v Located<T>>,
+    errors: &mut Errors,
+) {
+    let mut seen = HashMap::new();
+    for value in values {
+        match seen.get(&value.value) {
+            None => _ = seen.insert(&value.value, &value.location),
+            Some(first) => errors.at(value, format!("{} is already at {first}; remove one of them", value.value)),
+        }
+    }
+}
+
+impl ServiceEntry {
+    /// The resolution in force.
+    pub fn resolution(&self) -> Resolution {
+        self.resolution.as_ref().map_or(Resolution::None, |resolution| resolution.value)
+    }
+}
