@@ -76,6 +76,14 @@ pub fn load(sources: &[Source]) -> Result<Vec<Document>, Errors> {
     errors.or(documents)
 }
 
+/// The documents of a text; `file` is what errors name as its place.
+pub fn parse(text: &str, file: &Path) -> Result<Vec<Document>, Errors> {
+    let mut errors = Errors::default();
+    let mut documents = Vec::new();
+    read(text, &Location::whole(file), &mut documents, &mut errors);
+    errors.or(documents)
+}
+
 fn load_path(path: &Path, documents: &mut Vec<Document>, errors: &mut Errors) {
     let files = if path.is_dir() { list(path) } else { Ok(vec![path.to_owned()]) };
     let files = files.unwrap_or_else(|error| {
@@ -84,7 +92,7 @@ fn load_path(path: &Path, documents: &mut Vec<Document>, errors: &mut Errors) {
     });
     for file in files {
         match fs::read_to_string(&file) {
-            Ok(text) => parse(&text, &Location::whole(file), documents, errors),
+            Ok(text) => read(&text, &Location::whole(file), documents, errors),
             Err(error) => errors.push(Location::whole(file), "", format!("cannot read the file: {error}")),
         }
     }
@@ -109,8 +117,7 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Adds the documents of a text to `documents`; `file` is what errors name as its place.
-fn parse(text: &str, file: &Location, documents: &mut Vec<Document>, errors: &mut Errors) {
+fn read(text: &str, file: &Location, documents: &mut Vec<Document>, errors: &mut Errors) {
     for node in node::parse(text, file, errors) {
         resource::decode(&node, documents, errors);
     }

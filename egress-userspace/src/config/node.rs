@@ -9,7 +9,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, SeqAccess, Visitor},
 };
-use serde_saphyr::{DuplicateKeyPolicy, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, Spanned, UserMessageFormatter};
 
 use super::{Errors, Location};
 
@@ -102,7 +102,11 @@ fn documents(text: &str) -> Vec<(u32, &str)> {
 
 /// The parser's message without its own idea of the line, which does not know of earlier documents.
 fn describe(error: &serde_saphyr::Error) -> String {
-    error.without_snippet().to_string()
+    let message = error.without_snippet().render_with_formatter(&UserMessageFormatter);
+    match message.rsplit_once(" at line ") {
+        Some((message, _)) => message.to_owned(),
+        None => message,
+    }
 }
 
 /// A value as the parser hands it over.

@@ -1,0 +1,310 @@
+//! One row per mistake: the document, and what the user is told.
+
+use super::errors;
+
+/// Wraps each `spec` into a resource, in which it starts on line 5. What is expected has `@5` for `rules.yaml:5`.
+fn check(kind: &str, rows: &[(&str, &str)]) {
+    for (spec, expected) in rows {
+        let mut text = format!("apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec:\n");
+        for line in spec.lines() {
+            text += &format!("  {line}\n");
+        }
+        assert_eq!(errors(&text), expected.replace('@', "rules.yaml:"), "\n{text}");
+    }
+}
+
+#[test]
+fn service_entry_fields() {
+    const REST: &str = "ports: [{number: 80, name: http, protocol: HTTP}]";
+    let rows = [
+        ("", "@4: spec: this field is required"),
+        ("[]", "@4: spec: expected a map, found a list"),
+        (
+            "hosts: a.com",
+            "@5: spec.hosts: expected a list, found the text \"a.com\"\n@4: spec.ports: this field is required",
+        ),
+        ("hosts: []", "@5: spec.hosts: the list is empty; name at least one host"),
+        ("hosts: [80]", "@5: spec.hosts[0]: expected text, found the number 80; put it in quotes if it is meant"),
+        ("hosts: [a.com, A.com.]", "@5: spec.hosts[1]: a.com is already at rules.yaml:5; remove one of them"),
+        (
+            "hosts:\n- a.com\n- http://b.com",
+            "@7: spec.hosts[1]: \"http://b.com\" is a URL; drop the scheme \"http\" and write `b.com`",
+        ),
+        (
+            "hosts: ['a.com:80']",
+            "@5: spec.hosts[0]: \"a.com:80\" contains a port; write `a.com` and give the port in its own field",
+        ),
+        ("hosts: [a b]", "@5: spec.hosts[0]: \"a b\" contains a space"),
+        ("hosts: ['*']", "@5: spec.hosts[0]: `*` would be every host there is; name the hosts"),
+        (
+            "hosts: [a.*.com]",
+            "@5: spec.hosts[0]: \"a.*.com\": a wildcard stands for all of the first label and nothing else, as in `*.example.com`",
+        ),
+        ("hosts: [203.0.113.7]", "@5: spec.hosts[0]: \"203.0.113.7\" is an IP address where a host name is wanted"),
+        (
+            "hosts: [a.com]\naddresses: [203.0.113.0/33]",
+            "@6: spec.addresses[0]: \"33\" is not a prefix length; use 0 to 32",
+        ),
+        (
+            "hosts: [a.com]\naddresses: [b.com]",
+            "@6: spec.addresses[0]: \"b.com\" is not an IP address or a range such as 203.0.113.0/24",
+        ),
+        (
+            "hosts: [a.com]\naddresses: [203.0.113.0/24]\nresolution: DNS",
+            "@6: spec.addresses[0]: an address range needs resolution NONE or STATIC; with DNS, name single addresses",
+        ),
+        (
+            "hosts: [a.com]\nlocation: OUTSIDE",
+            "@6: spec.location: unknown value \"OUTSIDE\"; use MESH_EXTERNAL, MESH_INTERNAL",
+        ),
+        ("hosts: [a.com]\nresolution: dns", "@6: spec.resolution: unknown value \"dns\"; did you mean DNS?"),
+        (
+            "hosts: [a.com]\nresolution: DNS_ROUND_ROBIN",
+            "@6: spec.resolution: Istio has DNS_ROUND_ROBIN, egress does not implement it: use DNS",
+        ),
+        (
+            "hosts: [a.com]\nresolution: DYNAMIC_DNS",
+            "@6: spec.resolution: Istio has DYNAMIC_DNS, egress does not implement it: list each host and use DNS",
+        ),
+        (
+            "hosts: [a.com]\nexportTo: ['.']\nworkloadSelector:\n  labels: {}\nsubjectAltNames: []",
+            "@6: spec.exportTo: Istio has this field, egress does not implement it; remove it\n\
+             @7: spec.workloadSelector: Istio has this field, egress does not implement it; remove it\n\
+             @9: spec.subjectAltNames: Istio has this field, egress does not implement it; remove it",
+        ),
+        ("hosts: [a.com]\nresolutoin: DNS", "@6: spec.resolutoin: unknown field; did you mean `resolution`?"),
+        (
+            "hosts: [a.com]\ncolour: red",
+            "@6: spec.colour: unknown field; the fields known here are hosts, addresses, ports, location, resolution, endpoints",
+        ),
+        ("hosts: [a.com]\nhosts: [b.com]", "@6: duplicate mapping key: hosts"),
+        (
+            "hosts: [a.com]\nresolution: STATIC",
+            "@6: spec.resolution: STATIC needs `endpoints` with IP addresses; list them, or use DNS",
+        ),
+        (
+            "hosts: [a.com]\nendpoints: [{address: 203.0.113.7}]",
+            "@6: spec.endpoints[0].address: with resolution NONE there are no endpoints; remove them, or use STATIC or DNS",
+        ),
+        (
+            "hosts: [a.com]\nresolution: STATIC\nendpoints: [{address: b.com}]",
+            "@7: spec.endpoints[0].address: b.com is not an IP address, as STATIC needs; use resolution DNS",
+        ),
+        (
+            "hosts: [a.com]\nresolution: DNS\nendpoints: [{address: b.com, ports: {htpp: 443}}]",
+            "@7: spec.endpoints[0].ports.htpp: no port of this ServiceEntry has the name \"htpp\"",
+        ),
+        (
+            "hosts: [a.com]\nresolution: DNS\nendpoints: [{address: b.com, ports: {http: 0}}]",
+            "@7: spec.endpoints[0].ports.http: 0 is not a port; use 1 to 65535",
+        ),
+        (
+            "hosts: [a.com]\nresolution: DNS\nendpoints: [{address: 'unix:///run/x'}]",
+            "@7: spec.endpoints[0].address: Istio has Unix sockets as endpoints, egress does not implement them",
+        ),
+        (
+            "hosts: [a.com]\nresolution: DNS\nendpoints:\n- ports: {}\n  weight: 2",
+            "@8: spec.endpoints[0].address: this field is required\n\
+             @9: spec.endpoints[0].weight: Istio has this field, egress does not implement it; remove it",
+        ),
+    ];
+    let rows: Vec<(String, &str)> = rows
+        .into_iter()
+        .map(|(spec, expected)| {
+            let is_whole = !spec.starts_with("hosts") || expected.contains("spec.ports");
+            (if is_whole { spec.to_owned() } else { format!("{spec}\n{REST}") }, expected)
+        })
+        .collect();
+    check("ServiceEntry", &rows.iter().map(|(spec, expected)| (spec.as_str(), *expected)).collect::<Vec<_>>());
+}
+
+#[test]
+fn ports() {
+    let rows = [
+        ("[]", "@6: spec.ports: the list is empty; name at least one port"),
+        ("[80]", "@6: spec.ports[0]: expected a map, found the number 80"),
+        ("[{number: 0, name: a}]", "@6: spec.ports[0].number: 0 is not a port; use 1 to 65535"),
+        ("[{number: 70000, name: a}]", "@6: spec.ports[0].number: 70000 is not a port; use 1 to 65535"),
+        ("[{number: '80', name: a}]", "@6: spec.ports[0].number: expected a port number, found the text \"80\""),
+        ("[{number: 80.5, name: a}]", "@6: spec.ports[0].number: expected a port number, found the number 80.5"),
+        (
+            "[{number: 80, name: 80}]",
+            "@6: spec.ports[0].name: expected text, found the number 80; put it in quotes if it is meant",
+        ),
+        ("[{number: 80}]", "@6: spec.ports[0].name: this field is required"),
+        ("[{number: 80, name: ''}]", "@6: spec.ports[0].name: the name is empty"),
+        ("[{number: 80, name: a, targetPort: -1}]", "@6: spec.ports[0].targetPort: -1 is not a port; use 1 to 65535"),
+        (
+            "[{number: 80, name: a, targetport: 443}]",
+            "@6: spec.ports[0].targetport: unknown field; did you mean `targetPort`?",
+        ),
+        (
+            "[{number: 80, name: a, protocol: HTPP}]",
+            "@6: spec.ports[0].protocol: unknown value \"HTPP\"; did you mean HTTP?",
+        ),
+        (
+            "\n- {number: 80, name: a}\n- {number: 80, name: a}",
+            "@8: spec.ports[1].name: a is already at rules.yaml:7; remove one of them\n\
+             @8: spec.ports[1].number: 80 is already at rules.yaml:7; remove one of them",
+        ),
+        (
+            "\n- {number: 0, name: a}\n- {number: 1, name: b, protocol: QUIC, weight: 3}",
+            "@7: spec.ports[0].number: 0 is not a port; use 1 to 65535\n\
+             @8: spec.ports[1].protocol: unknown value \"QUIC\"; use HTTP, HTTPS, HTTP2, GRPC, TLS, GRPC-WEB, TCP, UDP, MONGO, MYSQL, REDIS\n\
+             @8: spec.ports[1].weight: unknown field; the fields known here are number, name, protocol, targetPort",
+        ),
+    ];
+    for (ports, expected) in rows {
+        check("ServiceEntry", &[(&format!("hosts: [a.com]\nports: {ports}"), expected)]);
+    }
+}
+
+#[test]
+fn destination_rule() {
+    check(
+        "DestinationRule",
+        &[
+            ("trafficPolicy: {}", "@4: spec.host: this field is required"),
+            (
+                "host: a.com\nsubsets: []\nexportTo: []",
+                "@6: spec.subsets: Istio has this field, egress does not implement it; remove it\n\
+                 @7: spec.exportTo: Istio has this field, egress does not implement it; remove it",
+            ),
+            (
+                "host: a.com\ntrafficPolicy:\n  tls: {mode: SIMPLE}\n  loadBalancer:\n    simple: ROUND_ROBIN\n  connectionPool: {}",
+                "@8: spec.trafficPolicy.loadBalancer: Istio has this field, egress does not implement it; remove it\n\
+                 @10: spec.trafficPolicy.connectionPool: Istio has this field, egress does not implement it; remove it",
+            ),
+            (
+                "host: a.com\ntrafficPolicy: {portLevelSettings: [{port: {number: 80}, outlierDetection: {}}]}",
+                "@6: spec.trafficPolicy.portLevelSettings[0].outlierDetection: Istio has this field, egress does not \
+                 implement it; remove it",
+            ),
+            (
+                "host: a.com\ntrafficPolicy: {portLevelSettings: [{port: 80}]}",
+                "@6: spec.trafficPolicy.portLevelSettings[0].port: expected a map, found the number 80",
+            ),
+            (
+                "host: a.com\ntrafficPolicy:\n  portLevelSettings:\n  - port: {number: 80}\n  - port: {number: 80}",
+                "@9: spec.trafficPolicy.portLevelSettings[1].port.number: 80 is already at rules.yaml:8; remove one of them",
+            ),
+            ("host: a.com\ntrafficPolcy: {}", "@6: spec.trafficPolcy: unknown field; did you mean `trafficPolicy`?"),
+        ],
+    );
+}
+
+#[test]
+fn tls() {
+    let rows = [
+        ("{}", "tls.mode: this field is required"),
+        ("SIMPLE", "tls: expected a map, found the text \"SIMPLE\""),
+        ("{mode: simple}", "tls.mode: unknown value \"simple\"; did you mean SIMPLE?"),
+        (
+            "{mode: ISTIO_MUTUAL}",
+            "tls.mode: Istio has ISTIO_MUTUAL, egress does not implement it: there is no mesh identity; use MUTUAL with a \
+             certificate, or SIMPLE",
+        ),
+        (
+            "{mode: MUTUAL}",
+            "tls.mode: MUTUAL needs clientCertificate; add it, or use SIMPLE\n@7: spec.trafficPolicy.tls.mode: MUTUAL needs privateKey; add it, or use SIMPLE",
+        ),
+        ("{mode: MUTUAL, clientCertificate: /c}", "tls.mode: MUTUAL needs privateKey; add it, or use SIMPLE"),
+        ("{mode: MUTUAL, privateKey: /k}", "tls.mode: MUTUAL needs clientCertificate; add it, or use SIMPLE"),
+        (
+            "{mode: SIMPLE, clientCertificate: /c}",
+            "tls.clientCertificate: a client certificate is for mode MUTUAL; set that, or remove this field",
+        ),
+        (
+            "{mode: DISABLE, privateKey: /k}",
+            "tls.privateKey: a client certificate is for mode MUTUAL; set that, or remove this field",
+        ),
+        (
+            "{mode: SIMPLE, caCertificates: ''}",
+            "tls.caCertificates: the path is empty; name a file or remove the field",
+        ),
+        (
+            "{mode: SIMPLE, credentialName: x}",
+            "tls.credentialName: Istio has this field, egress does not implement it; remove it",
+        ),
+        ("{mode: SIMPLE, caCrl: x}", "tls.caCrl: Istio has this field, egress does not implement it; remove it"),
+        (
+            "{mode: SIMPLE, sni: 'a.com:443'}",
+            "tls.sni: \"a.com:443\" contains a port; write `a.com` and give the port in its own field",
+        ),
+        (
+            "{mode: SIMPLE, subjectAltNames: ['spiffe://a/b']}",
+            "tls.subjectAltNames[0]: \"spiffe://a/b\" is a URI, which egress does not verify; give a DNS name or an IP address",
+        ),
+        (
+            "{mode: SIMPLE, subjectAltNames: ['*.a.com']}",
+            "tls.subjectAltNames[0]: \"*.a.com\" contains a wildcard where the name of one host is wanted",
+        ),
+        ("{mode: SIMPLE, insecureSkipVerify: 1}", "tls.insecureSkipVerify: expected true or false, found the number 1"),
+        (
+            "{mode: SIMPLE, insecureSkipVerify: true, caCertificates: /ca}",
+            "tls.insecureSkipVerify: this verifies nothing, yet caCertificates says against what to verify; remove one of them",
+        ),
+        (
+            "{mode: SIMPLE, insecureSkipVerify: true, subjectAltNames: [a.com]}",
+            "tls.insecureSkipVerify: this verifies nothing, yet subjectAltNames says against what to verify; remove one of them",
+        ),
+        ("{mode: SIMPLE, SNI: a.com}", "tls.SNI: unknown field; did you mean `sni`?"),
+    ];
+    for (tls, expected) in rows {
+        let spec = format!("host: a.com\ntrafficPolicy:\n  tls: {tls}");
+        check("DestinationRule", &[(&spec, &format!("@7: spec.trafficPolicy.{expected}"))]);
+    }
+}
+
+#[test]
+fn envelope() {
+    const V1: &str = "apiVersion: networking.istio.io/v1\n";
+    const SPEC: &str = "spec: {hosts: [a.com], ports: [{number: 80, name: a}]}\n";
+    for (text, expected) in [
+        ("a: [1\n".to_owned(), "@1: unclosed bracket '['"),
+        ("hello\n".to_owned(), "@1: expected a map, found the text \"hello\""),
+        ("kind: ServiceEntry\n".to_owned(), "@1: apiVersion: this field is required"),
+        (format!("{V1}kind: VirtualService\n"), "@2: kind VirtualService is not supported by egress yet"),
+        (
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\n".to_owned(),
+            "@2: kind BackendTLSPolicy is not supported by egress yet",
+        ),
+        (
+            "apiVersion: v1\nkind: ConfigMap\n".to_owned(),
+            "@2: unknown kind ConfigMap; egress knows ServiceEntry and DestinationRule",
+        ),
+        (format!("{V1}kind: ServiceEntrie\n"), "@2: unknown kind ServiceEntrie; did you mean ServiceEntry?"),
+        (
+            "apiVersion: networking.istio.io/v2\nkind: ServiceEntry\n".to_owned(),
+            "@1: apiVersion: unknown version \"networking.istio.io/v2\" of ServiceEntry; use networking.istio.io/v1, \
+             networking.istio.io/v1beta1, networking.istio.io/v1alpha3",
+        ),
+        (format!("{V1}kind: ServiceEntry\n{SPEC}"), "@1: metadata: this field is required"),
+        (format!("{V1}kind: ServiceEntry\nmetadata: {{}}\n{SPEC}"), "@3: metadata.name: this field is required"),
+        (
+            format!("{V1}kind: ServiceEntry\nmetadata:\n  name: x\n  annotations:\n    egress.dev/pin: y\n{SPEC}"),
+            "@6: metadata.annotations[\"egress.dev/pin\"]: unknown annotation; egress has none of this name",
+        ),
+        (
+            format!("{V1}kind: ServiceEntry\nmetadata: {{name: x, nmespace: y}}\n{SPEC}"),
+            "@3: metadata.nmespace: unknown field; did you mean `namespace`?",
+        ),
+        (
+            format!("{V1}kind: ServiceEntry\nmetadata: {{name: x}}\n{SPEC}specs: 1\n"),
+            "@5: specs: unknown field; did you mean `spec`?",
+        ),
+        // The line is that of the file, not of the document.
+        (
+            format!(
+                "{V1}kind: ServiceEntry\nmetadata: {{name: x}}\n{SPEC}---\n# why\n{V1}kind: DestinationRule\nmetadata: {{name: x}}\nspec:\n  hots: a.com\n"
+            ),
+            "@10: spec.host: this field is required\n@11: spec.hots: unknown field; did you mean `host`?",
+        ),
+        (
+            format!("{V1}kind: Sidecar\n---\n{V1}kind: Sidecar\n---\na: 1\na: 2\n"),
+            "@2: kind Sidecar is not supported by egress yet\n@5: kind Sidecar is not supported by egress yet\n@8: duplicate mapping key: a",
+        ),
+    ] {
+        assert_eq!(errors(&text), expected.replace('@', "rules.yaml:"), "\n{text}");
+    }
+}

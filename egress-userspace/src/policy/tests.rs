@@ -1,0 +1,249 @@
+//! What documents mean together.
+
+use std::path::Path;
+
+use super::{Policy, Upstream, Verify};
+use crate::config::{self, Source};
+
+const SEED_ACCESS: &str = include_str!("../config/tests/seed-access.yaml");
+const SEED_ORIGINATION: &str = include_str!("../config/tests/seed-origination.yaml");
+
+/// The rules, warnings and errors that a text leads to, one per line.
+fn outcome(text: &str) -> String {
+    let documents = match config::parse(text, Path::new("/etc/egress/rules.yaml")) {
+        Ok(documents) => documents,
+        Err(errors) => return errors.to_string(),
+    };
+    let lines: Vec<String> = match Policy::compile(&documents) {
+        Ok((policy, warnings)) => policy
+            .rules()
+            .map(|rule| describe(rule))
+            .chain(warnings.iter().map(|warning| format!("warning {warning}")))
+            .collect(),
+        Err(errors) => vec![errors.to_string()],
+    };
+    lines.join("\n").replace("/etc/egress/rules.yaml:", "@")
+}
+
+/// A rule on one line, without what is as it mostly is.
+fn describe(rule: &super::Rule) -> String {
+    let mut line = format!("{}:{} -> ", rule.host, rule.port);
+    match &rule.upstream {
+        Upstream::Resolve => line += &rule.target_port.to_string(),
+        Upstream::Original => line += &format!("original:{}", rule.target_port),
+        Upstream::Endpoints(endpoints) => {
+            let endpoints: Vec<_> = endpoints
+                .iter()
+                .map(|endpoint| match &endpoint.address {
+                    super::EndpointAddress::Ip(address) => format!("{address}:{}", endpoint.port),
+                    super::EndpointAddress::Name(name) => format!("{name}:{}", endpoint.port),
+                })
+                .collect();
+            line += &endpoints.join(",");
+        }
+    }
+    for range in &rule.addresses {
+        line += &format!(" address={range}");
+    }
+    if let Some(sni) = &rule.tls.sni {
+        line += &format!(" sni={sni}");
+    }
+    match &rule.tls.verify {
+        Verify::Skip => line += " unverified",
+        Verify::Names(names) => {
+            let names: Vec<_> = names.iter().map(|name| name.to_str()).collect();
+            line += &format!(" verify={}", names.join(","));
+        }
+    }
+    if let super::Roots::File(file) = &rule.tls.roots {
+        line += &format!(" roots={}", file.display());
+    }
+    if let Some(client) = &rule.tls.client {
+        line += &format!(" client={}+{}", client.certificate.display(), client.key.display());
+    }
+    line + &format!(" ({})", rule.location)
+}
+
+/// A `ServiceEntry` of four lines; its ports are on line 4 of it.
+fn entry(host: &str, spec: &str) -> String {
+    format!(
+        "kind: ServiceEntry\napiVersion: networking.istio.io/v1\nmetadata: {{name: x}}\nspec: {{hosts: ['{host}'], {spec}}}\n---\n"
+    )
+}
+
+/// A `DestinationRule` of four lines.
+fn destination(host: &str, policy: &str) -> String {
+    format!(
+        "kind: DestinationRule\napiVersion: networking.istio.io/v1\nmetadata: {{name: x}}\n\
+         spec: {{host: '{host}', trafficPolicy: {{{policy}}}}}\n---\n"
+    )
+}
+
+const HTTP: &str = "ports: [{number: 80, name: http, protocol: HTTP, targetPort: 443}], resolution: DNS";
+const SIMPLE: &str = "tls: {mode: SIMPLE}";
+
+#[test]
+fn seed() {
+    assert_eq!(outcome(SEED_ACCESS), "");
+    assert_eq!(outcome(SEED_ORIGINATION), "edition.cnn.com:80 -> 443 verify=edition.cnn.com (@27)");
+
+    let documents = config::parse(SEED_ORIGINATION, Path::new("seed.yaml")).expect("the seed is valid");
+    let (policy, _) = Policy::compile(&documents).expect("the seed is valid");
+    assert!(policy.rule("edition.cnn.com", 80).is_some());
+    assert!(policy.rule("edition.cnn.com", 443).is_none());
+    assert!(policy.rule("cnn.com", 80).is_none());
+    assert!(Policy::default().rule("edition.cnn.com", 80).is_none());
+
+    let host = "Edition.CNN.com.".parse().expect("a host name");
+    let documents = config::load(&[Source::Host(host)]).expect("nothing to go wrong");
+    let (short, warnings) = Policy::compile(&documents).expect("nothing to go wrong");
+    assert_eq!(warnings, []);
+    let same_place = |policy: &Policy| -> Vec<super::Rule> {
+        let place = config::Location::whole(Path::new("somewhere"));
+        policy.rules().map(|rule| super::Rule { location: place.clone(), ..(**rule).clone() }).collect()
+    };
+    assert_eq!(same_place(&short), same_place(&policy));
+    assert_eq!(short.rules().next().expect("a rule").location.to_string(), "--host edition.cnn.com");
+}
+
+#[test]
+fn rules() {
+    let both = "ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}, {number: 8080, name: b, protocol: http, \
+                targetPort: 8443}], resolution: DNS";
+    for (spec, policy, expected) in [
+        (HTTP, SIMPLE, "a.com:80 -> 443 verify=a.com (@9)"),
+        (both, SIMPLE, "a.com:80 -> 443 verify=a.com (@9)\na.com:8080 -> 8443 verify=a.com (@9)"),
+        // A port's settings replace those of the host, even where they say nothing of TLS.
+        (
+            both,
+            "tls: {mode: SIMPLE, sni: b.com, subjectAltNames: [c.com]}, portLevelSettings: [{port: {number: 8080}, tls: {mode: SIMPLE}}]",
+            "a.com:80 -> 443 sni=b.com verify=c.com (@9)\na.com:8080 -> 8443 verify=a.com (@9)",
+        ),
+        (
+            both,
+            "tls: {mode: SIMPLE}, portLevelSettings: [{port: {number: 80}}]",
+            "a.com:8080 -> 8443 verify=a.com (@9)\nwarning @4: nothing originates TLS for port 80 of a.com, so its traffic is \
+             left as it is: in clear text to port 80, not to 443; add a DestinationRule",
+        ),
+        (
+            both,
+            "tls: {mode: SIMPLE}, portLevelSettings: [{port: {number: 8080}, tls: {mode: DISABLE}}]",
+            "a.com:80 -> 443 verify=a.com (@9)\nwarning @4: nothing originates TLS for port 8080 of a.com, so its traffic is \
+             left as it is: in clear text to port 8080, not to 8443; add a DestinationRule",
+        ),
+        (
+            "addresses: [203.0.113.9/24], ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}]",
+            SIMPLE,
+            "a.com:80 -> original:443 address=203.0.113.0/24 verify=a.com (@9)",
+        ),
+        (
+            "ports: [{number: 80, name: a, protocol: HTTP}], resolution: STATIC, endpoints: [{address: 203.0.113.7, ports: {a: 8443}}, \
+             {address: '2001:db8::7', ports: {a: 443}}]",
+            SIMPLE,
+            "a.com:80 -> 203.0.113.7:8443,2001:db8::7:443 verify=a.com (@9)",
+        ),
+        (
+            "ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}], resolution: DNS, endpoints: [{address: b.com}]",
+            SIMPLE,
+            "a.com:80 -> b.com:443 verify=a.com (@9)",
+        ),
+        (
+            HTTP,
+            "tls: {mode: MUTUAL, clientCertificate: /c.pem, privateKey: k.pem, caCertificates: ca.pem}",
+            "a.com:80 -> 443 verify=a.com roots=/etc/egress/ca.pem client=/c.pem+/etc/egress/k.pem (@9)",
+        ),
+        (
+            HTTP,
+            "tls: {mode: SIMPLE, subjectAltNames: [B.com, 203.0.113.7]}",
+            "a.com:80 -> 443 verify=b.com,203.0.113.7 (@9)",
+        ),
+    ] {
+        assert_eq!(outcome(&(entry("a.com", spec) + &destination("A.com.", policy))), expected, "{spec} {policy}");
+    }
+}
+
+#[test]
+fn warnings() {
+    let clear = "warning @4: nothing originates TLS for port 80 of a.com, so its traffic is left as it is: in clear text to \
+                 port 80, not to 443; add a DestinationRule";
+    let https = "ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}, {number: 443, name: b, protocol: HTTPS}], \
+                 resolution: DNS";
+    for (text, expected) in [
+        (entry("a.com", HTTP), clear),
+        (entry("a.com", HTTP) + &destination("a.com", "tls: {mode: DISABLE}"), clear),
+        (destination("a.com", SIMPLE), "warning @4: no ServiceEntry has the host a.com, so this does nothing; add one"),
+        (destination("a.com", ""), ""),
+        (
+            entry("a.com", "ports: [{number: 80, name: a, protocol: HTTP}], resolution: DNS")
+                + &destination("a.com", SIMPLE),
+            "a.com:80 -> 80 verify=a.com (@9)\nwarning @4: TLS is originated to port 80 itself, as no targetPort leads \
+             elsewhere; servers mostly have it on 443",
+        ),
+        (
+            entry("a.com", https) + &destination("a.com", SIMPLE),
+            "a.com:80 -> 443 verify=a.com (@9)\nwarning @9: port 443 of a.com is HTTPS as it is, and gets no TLS around it",
+        ),
+        (
+            entry("a.com", HTTP) + &destination("a.com", "tls: {mode: SIMPLE, insecureSkipVerify: true}"),
+            "a.com:80 -> 443 unverified (@9)\nwarning @9: the certificate of a.com is not verified: anyone on the way can read \
+             and change all",
+        ),
+        (
+            entry("a.com", HTTP) + &destination("a.com", "tls: {mode: SIMPLE, sni: b.com}"),
+            "a.com:80 -> 443 sni=b.com verify=b.com (@9)\nwarning @9: the certificate must be valid for b.com, while Istio \
+             would accept any name, as there are no subjectAltNames",
+        ),
+        (
+            entry("a.com", HTTP)
+                + &destination("a.com", "portLevelSettings: [{port: {number: 81}, tls: {mode: SIMPLE}}]"),
+            &format!("{clear}\nwarning @9: no ServiceEntry has port 81 of a.com, so this does nothing"),
+        ),
+        (
+            entry("a.com", "ports: [{number: 5432, name: a, protocol: TCP}]") + &destination("a.com", SIMPLE),
+            "warning @9: port 5432 of a.com has protocol TCP, so its traffic is left as it is: without TLS",
+        ),
+        (entry("*.a.com", "ports: [{number: 80, name: a, protocol: HTTP}]"), ""),
+    ] {
+        assert_eq!(outcome(&text), expected, "{text}");
+    }
+}
+
+#[test]
+fn refused() {
+    let port = |protocol: &str| format!("ports: [{{number: 80, name: a{protocol}}}], resolution: DNS");
+    let on_port = "portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]";
+    for (text, expected) in [
+        (
+            entry("a.com", HTTP) + &entry("b.com", HTTP) + &entry("A.com", HTTP),
+            "@14: spec.ports[0].number: port 80 of a.com is already defined at @4; remove one of them",
+        ),
+        (
+            entry("a.com", HTTP) + &destination("a.com", SIMPLE) + &destination("a.com.", SIMPLE),
+            "@14: spec.host: a.com has a DestinationRule already, at @9; make one of the two",
+        ),
+        (
+            entry("*.a.com", HTTP) + &destination("*.a.com", SIMPLE),
+            "@9: spec.host: wildcard hosts cannot be intercepted yet; list each host",
+        ),
+        (
+            entry("a.com", &port(", protocol: HTTP2")) + &destination("a.com", SIMPLE),
+            "@4: spec.ports[0].protocol: TLS cannot be originated for HTTP2 yet, and @9 asks for it; only for HTTP",
+        ),
+        (
+            entry("a.com", &port(", protocol: GRPC")) + &destination("a.com", on_port),
+            "@4: spec.ports[0].protocol: TLS cannot be originated for GRPC yet, and @9 asks for it; only for HTTP",
+        ),
+        (
+            entry("a.com", &port(", protocol: TCP")) + &destination("a.com", on_port),
+            "@9: spec.trafficPolicy.portLevelSettings[0].tls: TLS can be originated only for protocol HTTP, and port 80 of a.com \
+             has protocol TCP",
+        ),
+        (
+            entry("a.com", &port("")) + &destination("a.com", on_port),
+            "@9: spec.trafficPolicy.portLevelSettings[0].tls: TLS can be originated only for protocol HTTP, and port 80 of a.com \
+             has no protocol",
+        ),
+    ] {
+        assert_eq!(outcome(&text), expected, "{text}");
+    }
+}
