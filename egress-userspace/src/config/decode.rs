@@ -128,7 +128,7 @@ pub(super) fn join(path: &str, key: &str) -> String {
 pub(super) fn closest<'c>(typo: &str, candidates: impl Iterator<Item = &'c &'static str>) -> Option<&'static str> {
     candidates
         .map(|candidate| (distance(&typo.to_ascii_lowercase(), &candidate.to_ascii_lowercase()), *candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).min(3))
+        .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(3).min(3))
         .min()
         .map(|(_, candidate)| candidate)
 }

@@ -59,7 +59,7 @@ pub enum Tls {
     /// No TLS.
     Disable,
     /// `SIMPLE` or `MUTUAL`.
-    Originate(Origination),
+    Originate(Box<Origination>),
 }
 
 /// How TLS is originated.
@@ -152,13 +152,13 @@ impl Decode for Tls {
         if block.mode.value == Mode::Disable {
             return Some(Self::Disable);
         }
-        Some(Self::Originate(Origination {
+        Some(Self::Originate(Box::new(Origination {
             sni: block.sni,
             subject_alt_names: block.subject_alt_names.into_iter().map(|PeerName(name)| name).collect(),
             insecure_skip_verify: block.insecure_skip_verify.filter(|skip| skip.value),
             ca_certificates: block.ca_certificates,
             client,
-        }))
+        })))
     }
 }
 

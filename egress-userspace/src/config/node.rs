@@ -61,6 +61,7 @@ pub(super) fn parse(text: &str, file: &Location, errors: &mut Errors) -> Vec<Nod
         let at = |line: u64| Location { line: before + u32::try_from(line).unwrap_or(0), ..file.clone() };
         let options = serde_saphyr::options! {
             duplicate_keys: DuplicateKeyPolicy::Error,
+            strict_booleans: true,
             with_snippet: false,
         };
         match serde_saphyr::from_str_with_options::<Spanned<RawValue>>(document, options) {

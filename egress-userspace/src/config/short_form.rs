@@ -48,13 +48,13 @@ fn service_entry(host: &HostName, location: &Location) -> ServiceEntry {
 }
 
 fn destination_rule(host: &HostName, location: &Location) -> DestinationRule {
-    let simple = Tls::Originate(Origination {
+    let simple = Tls::Originate(Box::new(Origination {
         sni: None,
         subject_alt_names: Vec::new(),
         insecure_skip_verify: None,
         ca_certificates: None,
         client: None,
-    });
+    }));
     DestinationRule {
         host: at(location, HostPattern::Exact(host.clone())),
         traffic_policy: Some(TrafficPolicy {

@@ -168,25 +168,3 @@ fn errors_of_all_sources_are_sorted() {
     let lines: Vec<&str> = found.lines().filter_map(|line| line.split(':').nth(1)).collect();
     assert_eq!(lines, ["1", "3", "6"], "{found}");
 }
-#[test]
-fn probe() {
-    for text in [
-        "a: b: c\n",
-        "\tx: 1\n",
-        "a: [1\n",
-        "a: 1\na: 2\n",
-        "a: *x\n",
-        "a: 'x\n",
-        "? [a]\n: b\n",
-        "a: b\n...\nc: d\n",
-        "a: 1e999\n",
-        "x: 1\n  y: 2\n",
-        "a: @b\n",
-        "{\n",
-        "a: \u{0}\n",
-        "--- foo\n",
-        "a: 0123\nb: yes\nc: 1_000\nd: !!binary x\n",
-    ] {
-        eprintln!("{text:?} => {}", errors(text));
-    }
-}

@@ -85,7 +85,7 @@ const SIMPLE: &str = "tls: {mode: SIMPLE}";
 #[test]
 fn seed() {
     assert_eq!(outcome(SEED_ACCESS), "");
-    assert_eq!(outcome(SEED_ORIGINATION), "edition.cnn.com:80 -> 443 verify=edition.cnn.com (@27)");
+    assert_eq!(outcome(SEED_ORIGINATION), "edition.cnn.com:80 -> 443 verify=edition.cnn.com (@28)");
 
     let documents = config::parse(SEED_ORIGINATION, Path::new("seed.yaml")).expect("the seed is valid");
     let (policy, _) = Policy::compile(&documents).expect("the seed is valid");

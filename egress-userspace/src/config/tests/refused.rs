@@ -17,11 +17,11 @@ fn check(kind: &str, rows: &[(&str, &str)]) {
 fn service_entry_fields() {
     const REST: &str = "ports: [{number: 80, name: http, protocol: HTTP}]";
     let rows = [
-        ("", "@4: spec: this field is required"),
+        ("", "@1: spec: this field is required"),
         ("[]", "@4: spec: expected a map, found a list"),
         (
             "hosts: a.com",
-            "@5: spec.hosts: expected a list, found the text \"a.com\"\n@4: spec.ports: this field is required",
+            "@4: spec.ports: this field is required\n@5: spec.hosts: expected a list, found the text \"a.com\"",
         ),
         ("hosts: []", "@5: spec.hosts: the list is empty; name at least one host"),
         ("hosts: [80]", "@5: spec.hosts[0]: expected text, found the number 80; put it in quotes if it is meant"),
@@ -77,7 +77,7 @@ fn service_entry_fields() {
             "hosts: [a.com]\ncolour: red",
             "@6: spec.colour: unknown field; the fields known here are hosts, addresses, ports, location, resolution, endpoints",
         ),
-        ("hosts: [a.com]\nhosts: [b.com]", "@6: duplicate mapping key: hosts"),
+        ("hosts: [a.com]\nhosts: [b.com]", "@6: duplicate mapping key `hosts` is not allowed here"),
         (
             "hosts: [a.com]\nresolution: STATIC",
             "@6: spec.resolution: STATIC needs `endpoints` with IP addresses; list them, or use DNS",
@@ -302,7 +302,7 @@ fn envelope() {
         ),
         (
             format!("{V1}kind: Sidecar\n---\n{V1}kind: Sidecar\n---\na: 1\na: 2\n"),
-            "@2: kind Sidecar is not supported by egress yet\n@5: kind Sidecar is not supported by egress yet\n@8: duplicate mapping key: a",
+            "@2: kind Sidecar is not supported by egress yet\n@5: kind Sidecar is not supported by egress yet\n@8: duplicate mapping key `a` is not allowed here",
         ),
     ] {
         assert_eq!(errors(&text), expected.replace('@', "rules.yaml:"), "\n{text}");
