@@ -100,7 +100,8 @@ fn load_path(path: &Path, documents: &mut Vec<Document>, errors: &mut Errors) {
 
 /// The configuration files of a directory in the order of their names.
 ///
-/// In a mounted ConfigMap these are symbolic links into `..data`, which itself, as all that starts with a dot, is not one.
+/// In a mounted ConfigMap these are symbolic links into `..data`, which itself, as all that starts with a dot, is
+/// not one.
 fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {

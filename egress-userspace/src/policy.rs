@@ -1,7 +1,7 @@
 //! What the configuration means: which hosts get TLS, to where, and how it is verified.
 //!
-//! Pure: no file is read and no name resolved here. A [`Policy`] is immutable, has nothing left to check, and is swapped
-//! as a whole.
+//! Pure: no file is read and no name resolved here. A [`Policy`] is immutable, has nothing left to check, and is
+//! swapped as a whole.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 

@@ -1,7 +1,7 @@
 //! YAML text to a tree in which every node knows its line.
 //!
-//! Serde's derived shapes stop at the first thing they do not like. A tree lets [`super::decode`] go on and report all of
-//! it at once, and it does not care whether it was read from YAML or JSON.
+//! Serde's derived shapes stop at the first thing they do not like. A tree lets [`super::decode`] go on and report
+//! all of it at once, and it does not care whether it was read from YAML or JSON.
 
 use std::fmt;
 

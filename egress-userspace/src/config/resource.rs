@@ -81,8 +81,14 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
     let (Some(api_version), Some(kind)) = (api_version, kind) else { return };
 
     if (api_version.as_str(), kind.as_str()) == ("v1", "List") {
-        if let Some(Node { value: Value::List(items), .. }) = fields.node("items") {
-            items.iter().for_each(|item| decode(item, documents, errors));
+        match fields.node("items") {
+            Some(Node { value: Value::List(items), .. }) => {
+                items.iter().for_each(|item| decode(item, documents, errors));
+            }
+            Some(other) => {
+                errors.push(other.location.clone(), "items", format!("expected a list, found {}", other.value));
+            }
+            None => {}
         }
         return;
     }

@@ -11,8 +11,8 @@ use super::{
 const HTTP: NonZeroU16 = NonZeroU16::new(80).expect("80 is not zero");
 const HTTPS: NonZeroU16 = NonZeroU16::new(443).expect("443 is not zero");
 
-/// A `ServiceEntry` that leads port 80 of the host to 443, and a `DestinationRule` that originates TLS on it: the pair of
-/// Istio's task "Egress TLS Origination".
+/// A `ServiceEntry` that leads port 80 of the host to 443, and a `DestinationRule` that originates TLS on it: the
+/// pair of Istio's task "Egress TLS Origination".
 pub(super) fn documents(host: &HostName) -> [Document; 2] {
     let location = Location::whole(Path::new(&format!("--host {host}")));
     let metadata =

@@ -264,6 +264,7 @@ fn envelope() {
         ("a: [1\n".to_owned(), "@1: unclosed bracket '['"),
         ("hello\n".to_owned(), "@1: expected a map, found the text \"hello\""),
         ("kind: ServiceEntry\n".to_owned(), "@1: apiVersion: this field is required"),
+        ("apiVersion: v1\nkind: List\nitems: 3\n".to_owned(), "@3: items: expected a list, found the number 3"),
         (format!("{V1}kind: VirtualService\n"), "@2: kind VirtualService is not supported by egress yet"),
         (
             "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\n".to_owned(),
