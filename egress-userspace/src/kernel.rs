@@ -17,7 +17,7 @@ use egress_common::{
 };
 use tokio::io::unix::AsyncFd;
 
-pub use self::maps::{Destinations, Flows, Listeners, Outcomes, OwnSockets};
+pub use self::maps::{Destinations, Flows, Intercepted, Listeners, Outcomes, OwnSockets};
 use crate::netns::NetnsCookie;
 
 /// The eBPF object, compiled by the build script.
@@ -67,7 +67,7 @@ pub enum KernelError {
     #[error("more than {capacity} addresses to intercept; none of the new ones was added")]
     TooManyDestinations {
         /// How many the map holds.
-        capacity: u32,
+        capacity: usize,
     },
     /// The object lacks a program or map that the names say it has.
     #[error("the eBPF object has no {0}; egress and its eBPF object were built from different sources")]
@@ -184,7 +184,8 @@ pub struct NamespaceEvents(AsyncFd<RingBuf<MapData>>);
 impl NamespaceEvents {
     fn new(map: Map) -> Result<Self, KernelError> {
         let ring = RingBuf::try_from(map).map_err(|source| KernelError::Map { name: map::NETNS_SEEN, source })?;
-        AsyncFd::register(ring).map(Self).map_err(|error| KernelError::Watch(error.into()))
+        // SAFETY: the ring owns its descriptor, which neither closes nor changes before the ring is dropped.
+        unsafe { AsyncFd::register(ring) }.map(Self).map_err(|error| KernelError::Watch(error.into()))
     }
 
     /// Waits for events and gives one process for each namespace that they name.
@@ -217,7 +218,8 @@ pub struct KernelLog(AsyncFd<EbpfLogger<&'static dyn log::Log>>);
 impl KernelLog {
     fn new(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         let logger = EbpfLogger::init(ebpf).map_err(|error| KernelError::Watch(io::Error::other(error)))?;
-        AsyncFd::register(logger).map(Self).map_err(|error| KernelError::Watch(error.into()))
+        // SAFETY: the logger owns the ring's descriptor, which neither closes nor changes before it is dropped.
+        unsafe { AsyncFd::register(logger) }.map(Self).map_err(|error| KernelError::Watch(error.into()))
     }
 
     /// Passes lines on to the log until the descriptor fails.

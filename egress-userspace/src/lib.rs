@@ -1,4 +1,36 @@
-//! egress: see the README.
+//! egress: a transparent, TLS-originating egress proxy; one agent for each node.
+//!
+//! The modules in the order in which data flows through them:
+//! - [`config`]: files and directories of Istio resources, read strictly.
+//! - [`policy`]: what they ask for together; pure, and nothing left to check.
+//! - [`resolve`]: names to addresses, as the node resolves them.
+//! - [`kernel`]: the eBPF programs and maps, and nobody else's.
+//! - [`netns`]: network namespaces and how to work inside them.
+//! - [`socket`]: the one factory of sockets.
+//! - [`route`]: the policy in the form that requests need.
+//! - [`listener`]: accepted connections and where they were going.
+//! - [`request`]: which rule a request falls under, and its exchange with the origin.
+//! - [`body`]: bodies on their way through.
+//! - [`upstream`]: connections to origins, TLS, and the pool.
+//! - [`worker`]: the threads that the above run on.
+//! - [`telemetry`]: the access log and the counters.
+//! - [`watch`]: notices changed files.
+//! - [`admin`]: readiness and metrics over HTTP.
+//! - [`agent`]: wires all of it together on the control thread.
+
+pub mod admin;
+pub mod agent;
+pub mod body;
+pub mod config;
 pub mod kernel;
+pub mod listener;
 pub mod netns;
+pub mod policy;
+pub mod request;
+pub mod resolve;
+pub mod route;
 pub mod socket;
+pub mod telemetry;
+pub mod upstream;
+pub mod watch;
+pub mod worker;

@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     collections::HashSet,
+    fmt,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd},
     sync::Arc,
@@ -87,16 +88,14 @@ impl Destinations {
     /// Makes the map hold exactly `wanted`. What is new is added before what is gone is removed.
     ///
     /// # Errors
-    /// The map is full or the kernel refuses; what was there before stays.
+    /// There are too many, and the map stays as it was; or the kernel refuses.
     pub fn set(&mut self, wanted: &HashSet<Intercepted>) -> Result<(), KernelError> {
-        for entry in wanted.difference(&self.present.clone()) {
-            self.map.insert(&entry.key(), 1, 0).map_err(|source| match source {
-                MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(Errno::ENOSPC as i32) => {
-                    KernelError::TooManyDestinations { capacity: CAPACITY }
-                }
-                source => error(map::DESTINATIONS)(source),
-            })?;
-            self.present.insert(*entry);
+        if self.present.union(wanted).count() > CAPACITY {
+            return Err(KernelError::TooManyDestinations { capacity: CAPACITY });
+        }
+        for entry in wanted.difference(&self.present).copied().collect::<Vec<_>>() {
+            self.map.insert(&entry.key(), 1, 0).map_err(error(map::DESTINATIONS))?;
+            self.present.insert(entry);
         }
         for entry in self.present.difference(wanted).copied().collect::<Vec<_>>() {
             ignore_absent(self.map.remove(&entry.key())).map_err(error(map::DESTINATIONS))?;
@@ -117,7 +116,7 @@ impl Destinations {
 }
 
 /// Entries that the destinations map holds at most, as declared in the eBPF object.
-const CAPACITY: u32 = 65536;
+const CAPACITY: usize = 65536;
 
 /// The agent's ports by network namespace.
 pub struct Listeners(HashMap<MapData, u64, ListenerPorts>);
@@ -240,6 +239,12 @@ impl OwnSockets {
 
 /// The hooks' counters.
 pub struct Outcomes(PerCpuArray<MapData, u64>);
+
+impl fmt::Debug for Outcomes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.read()).finish()
+    }
+}
 
 impl Outcomes {
     pub(super) fn new(map: Map) -> Result<Self, KernelError> {

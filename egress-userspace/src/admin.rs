@@ -1,0 +1,82 @@
+//! The administrative endpoint: `/readyz`, `/healthz`, `/metrics`.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+use crate::telemetry::metrics::Metrics;
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Whether interception is active, and why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Every rule in force is intercepted.
+    Ready,
+    /// Not, for this reason.
+    NotReady(String),
+}
+
+/// The readiness of the agent, shared with the endpoint.
+pub type SharedReadiness = Arc<ArcSwap<Readiness>>;
+
+/// Binds the endpoint and serves it for as long as the runtime runs.
+///
+/// # Errors
+/// The address cannot be bound.
+pub async fn start(address: SocketAddr, readiness: SharedReadiness, metrics: Arc<Metrics>) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                // Out of descriptors: those who hold them need time.
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            };
+            let (readiness, metrics) = (readiness.clone(), metrics.clone());
+            tokio::spawn(async move {
+                let service = service_fn(|request| {
+                    let response = answer(&request, &readiness.load(), &metrics);
+                    async { Ok::<_, Infallible>(response) }
+                });
+                // A client that goes away early has nothing to be told.
+                let _ = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    });
+    Ok(address)
+}
+
+fn answer(request: &Request<Incoming>, readiness: &Readiness, metrics: &Metrics) -> Response<Full<Bytes>> {
+    let (status, kind, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        (&Method::GET | &Method::HEAD, "/readyz") => match readiness {
+            Readiness::Ready => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
+            Readiness::NotReady(reason) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("not ready: {reason}\n"))
+            }
+        },
+        (&Method::GET | &Method::HEAD, "/metrics") => match metrics.encode() {
+            Ok(text) => (StatusCode::OK, OPENMETRICS, text),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+        },
+        (_, "/healthz" | "/readyz" | "/metrics") => {
+            (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n".to_owned())
+        }
+        _ => (StatusCode::NOT_FOUND, "text/plain", "there are /readyz, /healthz and /metrics\n".to_owned()),
+    };
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,312 @@
+//! The agent: wires the stages together on the control thread, and takes them down in order.
+
+mod namespaces;
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::time;
+
+use self::namespaces::Namespaces;
+use crate::{
+    admin::{Readiness, SharedReadiness},
+    config::{self, Source},
+    kernel::{Destinations, Flows, Kernel, KernelError, NamespaceEvents, Redirector},
+    netns::Netns,
+    policy::Policy,
+    resolve::{Names, ResolveError, Resolver},
+    route::RouteTable,
+    socket::SocketFactory,
+    telemetry::metrics::Metrics,
+    upstream::tls::TlsError,
+    watch::Watcher,
+    worker::{StartError, Workers},
+};
+
+/// How often namespaces and left-over flows are looked through.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// Older flows are of connections that will never be accepted.
+const FLOW_AGE: Duration = Duration::from_secs(60);
+
+/// What the agent is told at start.
+#[derive(Debug)]
+pub struct Options {
+    /// Where rules come from.
+    pub sources: Vec<Source>,
+    /// Cgroups whose processes are served.
+    pub cgroups: Vec<PathBuf>,
+    /// Worker threads.
+    pub workers: usize,
+    /// Whether the eBPF programs write log lines.
+    pub log_ebpf: bool,
+}
+
+/// Why the agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The configuration is bad.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A worker cannot be started.
+    #[error(transparent)]
+    Worker(#[from] StartError),
+    /// The resolver cannot be set up.
+    #[error("cannot set up the resolver: {0}")]
+    Resolver(String),
+    /// Something of the operating system failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// A configuration that is refused as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The documents are at fault.
+    #[error("{0}")]
+    Documents(#[from] config::Errors),
+    /// The TLS settings cannot be carried out.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Tls(Vec<TlsError>),
+}
+
+fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {
+    move |source| AgentError::Io { what, source }
+}
+
+/// The running agent. Dropping it detaches the programs.
+pub struct Agent {
+    sources: Vec<Source>,
+    redirector: Redirector,
+    destinations: Destinations,
+    flows: Flows,
+    namespace_events: NamespaceEvents,
+    namespaces: Namespaces,
+    names: Names,
+    policy: Policy,
+    routes: Arc<ArcSwap<RouteTable>>,
+    workers: Workers,
+    watcher: Watcher,
+    metrics: Arc<Metrics>,
+    readiness: SharedReadiness,
+    attached: bool,
+}
+
+impl Agent {
+    /// Reads the configuration, then loads the kernel side and starts the workers. Intercepts nothing yet.
+    ///
+    /// # Errors
+    /// The configuration is bad (nothing has been touched then), or the machine cannot run the agent.
+    pub fn start(options: Options) -> Result<Self, AgentError> {
+        let Options { sources, cgroups, workers, log_ebpf } = options;
+        // Watched before it is read: a change in between is then seen.
+        let paths = sources.iter().filter_map(|source| match source {
+            Source::Path(path) => Some(path.clone()),
+            Source::Host(_) => None,
+        });
+        let watcher = Watcher::new(paths.collect()).map_err(io_error("cannot watch the configuration"))?;
+        let policy = read_policy(&sources)?;
+        let resolver = Resolver::from_system().map_err(|error| AgentError::Resolver(error.to_string()))?;
+        let mut names = Names::new(resolver);
+        names.set(&RouteTable::names(&policy));
+        let table = RouteTable::build(&policy, &RouteTable::default(), &names).map_err(ConfigError::Tls)?;
+
+        let kernel = Redirector::load(log_ebpf)?;
+        let Kernel { redirector, destinations, listeners, flows, own_sockets, outcomes, namespaces, log } = kernel;
+        if let Some(log) = log {
+            tokio::spawn(log.forward());
+        }
+        let metrics = Metrics::new(outcomes);
+        let routes = Arc::new(ArcSwap::from_pointee(table));
+        let workers = Workers::start(workers, &routes, &metrics, &flows, &own_sockets)?;
+        let agent = Self {
+            sources,
+            redirector,
+            destinations,
+            flows,
+            namespace_events: namespaces,
+            namespaces: Namespaces::new(cgroups, SocketFactory::new(own_sockets), listeners),
+            names,
+            policy,
+            routes,
+            workers,
+            watcher,
+            metrics,
+            readiness: Arc::new(ArcSwap::from_pointee(Readiness::NotReady("starting".into()))),
+            attached: false,
+        };
+        agent.applied();
+        Ok(agent)
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
+    }
+
+    /// The readiness, kept up to date.
+    pub fn readiness(&self) -> SharedReadiness {
+        self.readiness.clone()
+    }
+
+    /// Serves the network namespace that the agent itself is in, whether or not a process in scope is in it.
+    ///
+    /// # Errors
+    /// Its listeners cannot be made.
+    pub fn serve_own_namespace(&mut self) -> Result<(), AgentError> {
+        let own = Netns::of_process(std::process::id()).map_err(io_error("cannot open our own network namespace"))?;
+        self.namespaces.keep(own, &mut self.workers).map_err(io_error("cannot listen"))
+    }
+
+    /// Starts to intercept: makes listeners for all processes in scope, and attaches.
+    ///
+    /// # Errors
+    /// The kernel refuses, or a cgroup has gone.
+    pub fn attach(&mut self) -> Result<(), AgentError> {
+        self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
+        for cgroup in self.namespaces.cgroups() {
+            self.redirector.attach(cgroup)?;
+            tracing::info!(cgroup = %cgroup.display(), "attached");
+        }
+        self.attached = true;
+        // Processes that made their first socket in between were not reported.
+        self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
+        self.synchronise();
+        Ok(())
+    }
+
+    /// Works until every name has been looked up once; gives the names that have no address.
+    pub async fn resolve_all(&mut self) -> Vec<ResolveError> {
+        while !self.names.all_tried() {
+            self.names.next().await;
+            self.synchronise();
+        }
+        self.names.unresolved().cloned().collect()
+    }
+
+    /// Keeps kernel, names, namespaces and policy in step. Does not return.
+    pub async fn run(&mut self) -> ! {
+        let mut housekeeping = time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                changed = self.watcher.changed() => {
+                    if let Err(error) = changed {
+                        tracing::warn!(%error, "cannot watch all of the configuration");
+                    }
+                    self.reload();
+                }
+                () = self.names.next() => self.synchronise(),
+                seen = self.namespace_events.next() => match seen {
+                    Ok(seen) => self.namespaces.seen(&seen, &mut self.workers),
+                    Err(error) => tracing::error!(%error, "cannot learn of new network namespaces"),
+                },
+                _ = housekeeping.tick() => {
+                    if let Err(error) = self.namespaces.reconcile(&mut self.workers) {
+                        tracing::warn!(%error, "cannot read the cgroups");
+                    }
+                    match self.flows.sweep(FLOW_AGE) {
+                        Ok(0) => {}
+                        Ok(removed) => tracing::debug!(removed, "removed flows that nobody accepted"),
+                        Err(error) => tracing::warn!(%error, "cannot sweep flows"),
+                    }
+                }
+            }
+            self.metrics.namespaces.set(self.namespaces.len() as i64);
+        }
+    }
+
+    /// Stops accepting, lets what is under way finish for at most `limit`, and detaches. Until then connects to
+    /// configured destinations are refused: a connection that can no longer be served must not leave in clear.
+    pub async fn stop(mut self, limit: Duration) {
+        self.readiness.store(Arc::new(Readiness::NotReady("stopping".into())));
+        self.namespaces.close_all(&self.workers);
+        let left = self.workers.drain(limit).await;
+        if left > 0 {
+            tracing::warn!(connections = left, "the drain timeout ran out; the rest is cut off");
+        }
+        tracing::info!("detached");
+    }
+
+    fn reload(&mut self) {
+        match self.try_reload() {
+            Ok(false) => {}
+            Ok(true) => self.applied(),
+            Err(error) => {
+                self.metrics.policy_refused.inc();
+                for line in error.to_string().lines() {
+                    tracing::error!("{line}");
+                }
+                tracing::error!("configuration refused; the last good one stays in force");
+            }
+        }
+    }
+
+    /// Says whether anything changed.
+    fn try_reload(&mut self) -> Result<bool, ConfigError> {
+        let policy = read_policy(&self.sources)?;
+        self.names.set(&RouteTable::names(&policy));
+        let current = self.routes.load_full();
+        let table = match RouteTable::build(&policy, &current, &self.names) {
+            Ok(table) => table,
+            Err(errors) => {
+                self.names.set(&RouteTable::names(&self.policy));
+                return Err(ConfigError::Tls(errors));
+            }
+        };
+        if table.same_routes(&current) {
+            return Ok(false);
+        }
+        // First the routes, then the kernel: a connection is never redirected before there is a route for it.
+        self.routes.store(Arc::new(table));
+        self.policy = policy;
+        self.synchronise();
+        Ok(true)
+    }
+
+    fn applied(&self) {
+        let rules = self.policy.rules().len();
+        self.metrics.policy_applied.inc();
+        self.metrics.rules.set(rules as i64);
+        tracing::info!(rules, "policy applied");
+        for rule in self.policy.rules() {
+            tracing::info!(host = %rule.host, port = rule.port, target_port = rule.target_port, at = %rule.location, "rule");
+        }
+    }
+
+    /// Brings the kernel's destinations and the readiness in line with policy and names.
+    fn synchronise(&mut self) {
+        let wanted = self.routes.load().intercepted(&self.names);
+        let result = self.destinations.set(&wanted);
+        self.metrics.destinations.set(self.destinations.len() as i64);
+        let readiness = match result {
+            Err(error) => {
+                tracing::error!(%error, "not all of the policy is intercepted");
+                Readiness::NotReady(error.to_string())
+            }
+            Ok(()) if !self.attached => Readiness::NotReady("starting".into()),
+            Ok(()) if !self.names.all_tried() => Readiness::NotReady("resolving the configured hosts".into()),
+            Ok(()) => Readiness::Ready,
+        };
+        if **self.readiness.load() != readiness {
+            tracing::info!(?readiness, "readiness");
+            self.readiness.store(Arc::new(readiness));
+        }
+    }
+}
+
+fn read_policy(sources: &[Source]) -> Result<Policy, ConfigError> {
+    let documents = config::load(sources)?;
+    let (policy, warnings) = Policy::compile(&documents)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(policy)
+}

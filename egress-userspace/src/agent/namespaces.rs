@@ -1,0 +1,119 @@
+//! The network namespaces that are served, each with its listeners.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::PathBuf,
+};
+
+use crate::{
+    kernel::Listeners,
+    listener::{self, Handle},
+    netns::{Netns, NetnsCookie, NetnsInode, discover},
+    socket::SocketFactory,
+    worker::Workers,
+};
+
+/// Finds namespaces, and lets them go when their last process is gone: our listeners would keep them alive.
+pub(super) struct Namespaces {
+    cgroups: Vec<PathBuf>,
+    sockets: SocketFactory,
+    kernel: Listeners,
+    served: HashMap<NetnsInode, Handle>,
+    /// Served even if no process in scope lives in it.
+    kept: Option<NetnsInode>,
+}
+
+impl Namespaces {
+    pub(super) fn new(cgroups: Vec<PathBuf>, sockets: SocketFactory, kernel: Listeners) -> Self {
+        Self { cgroups, sockets, kernel, served: HashMap::new(), kept: None }
+    }
+
+    pub(super) fn cgroups(&self) -> &[PathBuf] {
+        &self.cgroups
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.served.len()
+    }
+
+    /// Serves a namespace for good.
+    pub(super) fn keep(&mut self, netns: Netns, workers: &mut Workers) -> io::Result<()> {
+        self.kept = Some(netns.inode());
+        self.serve(&netns, workers)
+    }
+
+    /// Takes in what the kernel reported.
+    pub(super) fn seen(&mut self, seen: &HashSet<(NetnsCookie, u32)>, workers: &mut Workers) {
+        for &(cookie, pid) in seen {
+            let found = match Netns::of_process(pid) {
+                Ok(netns) if netns.cookie() == cookie => self.serve(&netns, workers),
+                // The process is gone, or the socket is in another namespace than the process: others may tell.
+                _ => self.reconcile(workers),
+            };
+            if let Err(error) = found {
+                tracing::warn!(?cookie, pid, %error, "cannot serve a network namespace; its connects are refused");
+            }
+        }
+    }
+
+    /// Brings what is served in line with the processes in scope.
+    pub(super) fn reconcile(&mut self, workers: &mut Workers) -> io::Result<()> {
+        let found = discover::namespaces(&self.cgroups)?;
+        for (inode, &pid) in &found {
+            if self.served.contains_key(inode) {
+                continue;
+            }
+            let served = Netns::of_process(pid).and_then(|netns| self.serve(&netns, workers));
+            match served {
+                // The process ended meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(pid, %error, "cannot serve a network namespace; its connects are refused"),
+                Ok(()) => {}
+            }
+        }
+        let gone: Vec<_> = self
+            .served
+            .keys()
+            .filter(|inode| !found.contains_key(inode) && self.kept != Some(**inode))
+            .copied()
+            .collect();
+        for inode in gone {
+            self.close(inode, workers);
+        }
+        Ok(())
+    }
+
+    /// Closes all listeners; from now on connects to configured destinations are refused.
+    pub(super) fn close_all(&mut self, workers: &Workers) {
+        for inode in self.served.keys().copied().collect::<Vec<_>>() {
+            self.close(inode, workers);
+        }
+    }
+
+    fn serve(&mut self, netns: &Netns, workers: &mut Workers) -> io::Result<()> {
+        if self.served.contains_key(&netns.inode()) {
+            return Ok(());
+        }
+        let (handle, listeners) = listener::open(&self.sockets, netns)?;
+        for listener in listeners {
+            workers.listen(listener);
+        }
+        // Listening first: the hooks refuse what nobody listens to.
+        self.kernel.insert(netns.cookie(), handle.v4, handle.v6).map_err(io::Error::other)?;
+        tracing::debug!(netns = ?netns.cookie(), v4 = handle.v4, v6 = handle.v6, "serving a network namespace");
+        self.served.insert(netns.inode(), handle);
+        Ok(())
+    }
+
+    fn close(&mut self, inode: NetnsInode, workers: &Workers) {
+        let Some(handle) = self.served.remove(&inode) else { return };
+        let netns = handle.netns.cookie();
+        if let Err(error) = self.kernel.remove(netns) {
+            tracing::warn!(?netns, %error, "a listener is left in the kernel's map; its connects are refused");
+        }
+        drop(handle);
+        workers.forget(netns);
+        tracing::debug!(?netns, "let a network namespace go");
+    }
+}

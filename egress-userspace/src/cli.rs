@@ -1,0 +1,162 @@
+//! The command line.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use egress::{agent::AgentError, config::Source, policy::HostName};
+use tracing_subscriber::EnvFilter;
+
+/// Sends plain HTTP to configured hosts on as verified TLS, without touching the application.
+#[derive(Debug, Parser)]
+#[command(name = "egress", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) log: LogOptions,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve all processes under one or more cgroups until SIGTERM or SIGINT.
+    Run(RunOptions),
+    /// Run one command under interception, and leave nothing behind.
+    Exec(ExecOptions),
+}
+
+/// Where rules come from. At least one is needed.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct RuleOptions {
+    /// Istio resources (ServiceEntry, DestinationRule): a YAML file, or a directory of them. Watched for changes.
+    /// Can be repeated.
+    #[arg(short, long, value_name = "FILE|DIR")]
+    config: Vec<PathBuf>,
+    /// Originate TLS for this host: http://HOST (port 80) goes to HOST:443, verified against the system's roots.
+    /// Can be repeated.
+    #[arg(long, value_name = "HOST")]
+    host: Vec<HostName>,
+}
+
+impl RuleOptions {
+    pub(crate) fn sources(self) -> Vec<Source> {
+        let files = self.config.into_iter().map(Source::Path);
+        files.chain(self.host.into_iter().map(Source::Host)).collect()
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunOptions {
+    #[command(flatten)]
+    pub(crate) rules: RuleOptions,
+    /// Serve the processes under this cgroup2 directory. Can be repeated. Without it: the pods' cgroup (kubepods) if the
+    /// node has one, else all processes.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cgroup: Vec<PathBuf>,
+    /// Where /readyz, /healthz and /metrics are served.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15020")]
+    pub(crate) admin: SocketAddr,
+    /// How long requests under way may take to finish after SIGTERM or SIGINT, such as 30s, 500ms or 2m.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) drain_timeout: Duration,
+    /// Worker threads. Without it: one for each core.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) workers: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecOptions {
+    #[command(flatten)]
+    pub(crate) rules: RuleOptions,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogOptions {
+    /// Format of the log, which goes to standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
+    log: LogFormat,
+    /// What is logged: a level (error, warn, info, debug, trace), or directives such as info,egress::access=off.
+    /// `run` defaults to info, `exec` to warn.
+    #[arg(long, value_name = "FILTER", env = "EGRESS_LOG", global = true)]
+    log_level: Option<String>,
+    /// Have the eBPF programs log every decision. For debugging: it slows connects down.
+    #[arg(long, global = true)]
+    pub(crate) log_ebpf: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object on each line.
+    Json,
+}
+
+impl LogOptions {
+    /// Sets up logging; `level` is the default.
+    pub(crate) fn start(&self, level: &str) -> Result<(), ExitCode> {
+        // Lines of the eBPF programs come at these levels under their own target.
+        let level = if self.log_ebpf { format!("{level},egress_ebpf=trace") } else { level.to_owned() };
+        let filter = self.log_level.clone().unwrap_or(level);
+        let filter = EnvFilter::try_new(&filter).map_err(|error| {
+            eprintln!("egress: --log-level {filter}: {error}");
+            ExitCode::from(USAGE)
+        })?;
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match self.log {
+            LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+            LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).init(),
+        }
+        Ok(())
+    }
+}
+
+/// Bad usage or configuration (EX_USAGE of sysexits.h).
+pub(crate) const USAGE: u8 = 64;
+
+/// Prints why the agent failed; gives [`USAGE`] if the configuration is at fault, else `otherwise`.
+pub(crate) fn report(error: &AgentError, otherwise: u8) -> ExitCode {
+    for line in error.to_string().lines() {
+        eprintln!("egress: {line}");
+    }
+    ExitCode::from(if matches!(error, AgentError::Config(_)) { USAGE } else { otherwise })
+}
+
+/// Parses a time such as `30s`, `500ms` or `2m`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u32 = number.parse().map_err(|_| format!("{text} is not a time such as 30s, 500ms or 2m"))?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number.into())),
+        "s" => Ok(Duration::from_secs(number.into())),
+        "m" => Ok(Duration::from_secs(60) * number),
+        "" => Err(format!("{text} has no unit; write {text}s for seconds")),
+        _ => Err(format!("{text}: unknown unit {unit}; there are ms, s and m")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_need_a_unit() {
+        assert_eq!(parse_duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["30", "s", "", "-1s", "1h", "1.5s"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}

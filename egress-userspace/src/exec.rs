@@ -1,0 +1,110 @@
+//! `egress exec`: one command under interception.
+
+mod child;
+
+use std::{num::NonZero, os::unix::process::ExitStatusExt as _, process::ExitCode, thread, time::Duration};
+
+use egress::{
+    agent::{Agent, AgentError, Options},
+    kernel::cgroup::{CgroupError, ChildCgroup},
+};
+use nix::sys::signal::{SigSet, Signal};
+use tokio::runtime;
+
+use self::child::BlockedSignals;
+use crate::cli::{ExecOptions, LogOptions, report};
+
+/// egress itself failed; the codes are those of env(1) and timeout(1).
+const FAILURE: u8 = 125;
+const CANNOT_EXECUTE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+/// A shell reports a command that died of signal N as 128 + N.
+const SIGNALLED: i32 = 128;
+
+/// How long connections may take to end once the command and all that it left behind are gone.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// Signals that are passed on to the command.
+const FORWARDED: [Signal; 7] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+];
+
+#[derive(Debug, thiserror::Error)]
+enum ExecError {
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error("{0}; without its addresses its traffic cannot be intercepted, so the command was not started")]
+    Unresolved(#[from] egress::resolve::ResolveError),
+    #[error("{command}: {source}")]
+    Spawn { command: String, source: std::io::Error },
+    #[error("{what}: {source}")]
+    Io { what: &'static str, source: std::io::Error },
+}
+
+pub(crate) fn exec(options: ExecOptions, log: &LogOptions) -> ExitCode {
+    if let Err(code) = log.start("warn") {
+        return code;
+    }
+    // Before any thread exists, so that every thread has them blocked and they arrive at the descriptor alone.
+    let signals = BlockedSignals::block(&SigSet::from_iter(FORWARDED));
+    let result =
+        signals.map_err(|source| ExecError::Io { what: "cannot take over signals", source }).and_then(|signals| {
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|source| ExecError::Io { what: "cannot start", source })?;
+            runtime.block_on(supervise(options, signals, log.log_ebpf))
+        });
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(ExecError::Agent(error)) => report(&error, FAILURE),
+        Err(error) => {
+            eprintln!("egress: {error}");
+            ExitCode::from(match &error {
+                ExecError::Spawn { source, .. } if source.kind() == std::io::ErrorKind::NotFound => NOT_FOUND,
+                ExecError::Spawn { .. } => CANNOT_EXECUTE,
+                _ => FAILURE,
+            })
+        }
+    }
+}
+
+async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool) -> Result<u8, ExecError> {
+    let io_error = |what| move |source| ExecError::Io { what, source };
+    let mut signals = signals.watch().map_err(io_error("cannot take over signals"))?;
+    // Dropped last, after the agent: no process is left in it then.
+    let cgroup = ChildCgroup::create(&format!("egress-exec-{}", std::process::id()))?;
+    let mut agent = Agent::start(Options {
+        sources: options.rules.sources(),
+        cgroups: vec![cgroup.path().to_owned()],
+        workers: thread::available_parallelism().map_or(1, NonZero::get),
+        log_ebpf,
+    })?;
+    agent.serve_own_namespace()?;
+    agent.attach()?;
+    if let Some(unresolved) = agent.resolve_all().await.into_iter().next() {
+        return Err(unresolved.into());
+    }
+    let mut child = child::spawn(&options.command, cgroup.path())
+        .map_err(|source| ExecError::Spawn { command: options.command[0].display().to_string(), source })?;
+    let status = loop {
+        tokio::select! {
+            never = agent.run() => match never {},
+            status = child.wait() => break status.map_err(io_error("cannot wait for the command"))?,
+            signal = signals.next() => child::forward(&child, signal.map_err(io_error("cannot read signals"))?),
+        }
+    };
+    // What the command left running would go on in clear.
+    cgroup.kill()?;
+    agent.stop(DRAIN).await;
+    let code = status.code().unwrap_or_else(|| SIGNALLED + status.signal().unwrap_or(0));
+    Ok(u8::try_from(code).unwrap_or(u8::MAX))
+}

@@ -1,0 +1,123 @@
+//! The command: started inside its cgroup as the invoking user, sent the signals that we get.
+
+use std::{
+    env,
+    ffi::{CString, OsString},
+    fs::OpenOptions,
+    io::{self, Write as _},
+    path::Path,
+    process::Stdio,
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        prctl,
+        signal::{SigSet, Signal, kill},
+        signalfd::{SfdFlags, SignalFd, siginfo},
+    },
+    unistd::{Gid, Pid, Uid, User, getgrouplist, setgid, setgroups, setuid},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    process::{Child, Command},
+};
+
+/// Starts `command` in `cgroup`. It dies with us: it must not go on without interception.
+pub(super) fn spawn(command: &[OsString], cgroup: &Path) -> io::Result<Child> {
+    let mut procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs"))?;
+    let invoker = Invoker::of_sudo()?;
+    let parent = Pid::this();
+    let mut child = Command::new(&command[0]);
+    child.args(&command[1..]).stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    // SAFETY: between fork and exec only system calls are made; all memory was allocated before.
+    unsafe {
+        child.pre_exec(move || {
+            // 0 stands for the writing process.
+            procs.write_all(b"0")?;
+            if let Some(invoker) = &invoker {
+                invoker.become_it()?;
+            }
+            // After the change of user, which resets it.
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+        });
+    }
+    child.spawn()
+}
+
+/// The user who called sudo.
+struct Invoker {
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<Gid>,
+}
+
+impl Invoker {
+    /// Who that is, by what sudo sets (sudo(8), "ENVIRONMENT"); None if sudo is not in play, or root called it.
+    fn of_sudo() -> io::Result<Option<Self>> {
+        let id = |name| env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
+        let (Some(uid), Some(gid)) = (id("SUDO_UID"), id("SUDO_GID")) else { return Ok(None) };
+        if uid == 0 || !nix::unistd::geteuid().is_root() {
+            return Ok(None);
+        }
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        let groups = match User::from_uid(uid)? {
+            Some(user) => {
+                let name = CString::new(user.name).map_err(io::Error::other)?;
+                getgrouplist(&name, gid)?
+            }
+            None => vec![gid],
+        };
+        Ok(Some(Self { uid, gid, groups }))
+    }
+
+    fn become_it(&self) -> nix::Result<()> {
+        setgroups(&self.groups)?;
+        setgid(self.gid)?;
+        setuid(self.uid)
+    }
+}
+
+/// Signals that are blocked, to be read from a descriptor.
+pub(super) struct BlockedSignals(SignalFd);
+
+impl BlockedSignals {
+    /// Blocks the signals in this thread and in those that it will start.
+    pub(super) fn block(signals: &SigSet) -> io::Result<Self> {
+        signals.thread_block()?;
+        Ok(Self(SignalFd::with_flags(signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
+    }
+
+    /// Watches the descriptor in the current runtime.
+    pub(super) fn watch(self) -> io::Result<Signals> {
+        // SAFETY: the value owns its descriptor, which neither closes nor changes before it is dropped.
+        let watched = unsafe { AsyncFd::register_with_interest(self.0, Interest::READABLE) }?;
+        Ok(Signals(watched))
+    }
+}
+
+/// Signals that were sent to us.
+pub(super) struct Signals(AsyncFd<SignalFd>);
+
+impl Signals {
+    /// Waits for the next signal.
+    pub(super) async fn next(&mut self) -> io::Result<siginfo> {
+        self.0
+            .async_io_mut(Interest::READABLE, |descriptor| {
+                descriptor.read_signal()?.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+            })
+            .await
+    }
+}
+
+/// Passes a signal on to the command.
+pub(super) fn forward(child: &Child, info: siginfo) {
+    // The terminal sends its signals (Ctrl-C) to the whole foreground process group, the command included.
+    let from_terminal = info.ssi_code == libc::SI_KERNEL;
+    let (Some(pid), Ok(signal)) = (child.id(), Signal::try_from(info.ssi_signo.cast_signed())) else { return };
+    if !from_terminal {
+        // It may just have ended.
+        let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+    }
+}

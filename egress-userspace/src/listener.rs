@@ -1,0 +1,147 @@
+//! Listeners inside the applications' network namespaces: accept, and take the origin that the kernel recorded.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    time::Duration,
+};
+
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::{oneshot, watch},
+    time,
+};
+
+use crate::{
+    netns::Netns,
+    request::Accepted,
+    socket::{LOOPBACK, SocketFactory},
+    worker::Worker,
+};
+
+/// Pause after accept fails for want of descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// A listening socket in a network namespace, for a worker.
+pub struct Listener {
+    netns: Netns,
+    socket: TcpListener,
+    /// Resolves when the handle is dropped.
+    closed: oneshot::Receiver<()>,
+}
+
+/// The listeners of one network namespace, for the control thread. Dropping it closes them, after what is already in
+/// their queues has been accepted.
+pub struct Handle {
+    /// The namespace.
+    pub netns: Netns,
+    /// Port on 127.0.0.1; 0 where the family is disabled.
+    pub v4: u16,
+    /// Port on ::1; 0 where the family is disabled.
+    pub v6: u16,
+    _open: Vec<oneshot::Sender<()>>,
+}
+
+/// Listens on both loopback addresses of a network namespace.
+///
+/// # Errors
+/// Neither family can be listened on.
+pub fn open(sockets: &SocketFactory, netns: &Netns) -> io::Result<(Handle, Vec<Listener>)> {
+    let mut handle = Handle { netns: netns.clone(), v4: 0, v6: 0, _open: Vec::new() };
+    let mut listeners = Vec::new();
+    let mut failure = None;
+    for address in LOOPBACK {
+        let socket = match sockets.listen(netns, address) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::debug!(netns = ?netns.cookie(), %address, %error, "cannot listen");
+                failure = Some(error);
+                continue;
+            }
+        };
+        let port = socket.local_addr()?.port();
+        match address {
+            std::net::IpAddr::V4(_) => handle.v4 = port,
+            std::net::IpAddr::V6(_) => handle.v6 = port,
+        }
+        let (open, closed) = oneshot::channel();
+        handle._open.push(open);
+        listeners.push(Listener { netns: netns.clone(), socket, closed });
+    }
+    match failure {
+        Some(error) if listeners.is_empty() => Err(error),
+        _ => Ok((handle, listeners)),
+    }
+}
+
+/// Accepts connections until the listener's handle is dropped.
+pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Receiver<bool>) {
+    let Listener { netns, socket, mut closed } = listener;
+    // SAFETY: the listener owns its descriptor, which neither closes nor changes before it is dropped.
+    let socket = match unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) } {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::error!(?netns, %error, "cannot accept connections");
+            return;
+        }
+    };
+    let mut open = true;
+    while open {
+        let ready = tokio::select! {
+            ready = socket.readable() => Some(ready),
+            _ = &mut closed => None,
+        };
+        open = ready.is_some();
+        match accept_all(&worker, &netns, socket.get_ref(), &draining) {
+            Ok(()) => {
+                if let Some(Ok(mut guard)) = ready {
+                    guard.clear_ready();
+                }
+            }
+            Err(error) => {
+                tracing::warn!(?netns, %error, "cannot accept");
+                time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Accepts what is in the queue.
+fn accept_all(
+    worker: &Rc<Worker>,
+    netns: &Netns,
+    socket: &TcpListener,
+    draining: &watch::Receiver<bool>,
+) -> io::Result<()> {
+    loop {
+        match socket.accept() {
+            Ok((stream, client)) => admit(worker, netns, stream, client, draining),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            // The client has gone already, or a signal came.
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A connection whose origin the kernel does not know was not redirected by us, and is closed: there is no place that it
+/// could go to.
+fn admit(
+    worker: &Rc<Worker>,
+    netns: &Netns,
+    stream: std::net::TcpStream,
+    client: SocketAddr,
+    draining: &watch::Receiver<bool>,
+) {
+    let Some(origin) = worker.flows.take(netns.cookie(), client) else {
+        worker.metrics.unknown_origin.inc();
+        tracing::debug!(?netns, %client, "closed a connection without origin");
+        return;
+    };
+    if let Err(error) = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)) {
+        tracing::debug!(%client, %error, "closed a connection");
+        return;
+    }
+    worker.dispatch(stream, Accepted { netns: netns.clone(), origin }, draining);
+}

@@ -1,0 +1,183 @@
+//! The policy in the form that requests need: a table of routes, swapped as a whole.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rustls::RootCertStore;
+
+use crate::{
+    kernel::Intercepted,
+    policy::{EndpointAddress, HostName, Policy, Rule, Upstream},
+    resolve::{Addresses, Names},
+    upstream::tls::{Material, Originator, TlsError, system_roots},
+};
+
+/// Names a route among all that ever were, so that pooled connections of an old one are not taken for a new one's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct RouteId(u64);
+
+impl RouteId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// One rule, ready for requests.
+#[derive(Debug)]
+pub struct Route {
+    /// The route's own name.
+    pub id: RouteId,
+    /// What the user wrote.
+    pub rule: Arc<Rule>,
+    /// How TLS is originated.
+    pub originator: Originator,
+    material: Material,
+    targets: Vec<Target>,
+}
+
+/// Where upstream addresses come from.
+#[derive(Debug)]
+enum Target {
+    Resolved(Addresses, u16),
+    Literal(SocketAddr),
+    /// Where the application was going.
+    Origin(u16),
+}
+
+impl Route {
+    /// The addresses to try, best first, for a connection whose application was going to `origin`.
+    ///
+    /// The origin's own address comes first where it is among those resolved: the application chose it. It is also the
+    /// last resort while we cannot resolve the name; TLS proves who it is.
+    pub fn candidates(&self, origin: IpAddr) -> Vec<SocketAddr> {
+        let mut found = Vec::new();
+        for target in &self.targets {
+            match target {
+                Target::Resolved(addresses, port) => {
+                    let addresses = addresses.load();
+                    found.extend(addresses.iter().map(|&address| SocketAddr::new(address, *port)));
+                }
+                Target::Literal(address) => found.push(*address),
+                Target::Origin(port) => found.push(SocketAddr::new(origin, *port)),
+            }
+        }
+        if let Some(chosen) = found.iter().position(|address| address.ip() == origin) {
+            found[..=chosen].rotate_right(1);
+        }
+        if found.is_empty() && matches!(self.rule.upstream, Upstream::Resolve) {
+            found.push(SocketAddr::new(origin, self.rule.target_port));
+        }
+        found
+    }
+}
+
+/// All routes of one policy.
+#[derive(Debug, Default)]
+pub struct RouteTable {
+    by_host: HashMap<HostName, Vec<Arc<Route>>>,
+}
+
+impl RouteTable {
+    /// The route for requests to `host` (lower case, no port, no trailing dot) that were going to `port`.
+    pub fn route(&self, host: &str, port: u16) -> Option<&Arc<Route>> {
+        self.by_host.get(host)?.iter().find(|route| route.rule.port == port)
+    }
+
+    /// All routes.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.by_host.values().flatten()
+    }
+
+    /// Whether both tables consist of the very same routes.
+    pub fn same_routes(&self, other: &Self) -> bool {
+        let ids = |table: &Self| table.routes().map(|route| route.id).collect::<HashSet<_>>();
+        ids(self) == ids(other)
+    }
+
+    /// Every name that must be resolved: the rules' hosts, since applications connect to their addresses, and the names
+    /// of endpoints.
+    pub fn names(policy: &Policy) -> HashSet<HostName> {
+        let mut names = HashSet::new();
+        for rule in policy.rules() {
+            names.insert(rule.host.clone());
+            if let Upstream::Endpoints(endpoints) = &rule.upstream {
+                names.extend(endpoints.iter().filter_map(|endpoint| match &endpoint.address {
+                    EndpointAddress::Name(name) => Some(name.clone()),
+                    EndpointAddress::Ip(_) => None,
+                }));
+            }
+        }
+        names
+    }
+
+    /// Builds the table for `policy`. Routes that are the same as in `previous`, files included, are kept with their
+    /// pooled connections and TLS sessions.
+    ///
+    /// # Errors
+    /// The TLS settings of a rule cannot be carried out. All such rules are listed.
+    pub fn build(policy: &Policy, previous: &Self, names: &Names) -> Result<Self, Vec<TlsError>> {
+        let mut table = Self::default();
+        let mut errors = Vec::new();
+        // Without rules nothing is verified, and a machine without roots is fine.
+        let roots = if policy.rules().len() == 0 {
+            Arc::new(RootCertStore::empty())
+        } else {
+            system_roots().map_err(|error| vec![error])?
+        };
+        for rule in policy.rules() {
+            let built = Material::read(&rule.tls).and_then(|material| {
+                let kept = previous
+                    .route(rule.host.as_ref(), rule.port)
+                    .filter(|old| old.rule == *rule && old.material == material);
+                if let Some(kept) = kept {
+                    return Ok(kept.clone());
+                }
+                let originator = Originator::build(&rule.host, &rule.tls, &material, &rule.location, &roots)?;
+                let targets = targets(rule, names);
+                Ok(Arc::new(Route { id: RouteId::next(), rule: rule.clone(), originator, material, targets }))
+            });
+            match built {
+                Ok(route) => table.by_host.entry(rule.host.clone()).or_default().push(route),
+                Err(error) => errors.push(error),
+            }
+        }
+        if errors.is_empty() { Ok(table) } else { Err(errors) }
+    }
+
+    /// Everything that the kernel must redirect for these routes. Loopback is left alone: it never leaves the machine.
+    pub fn intercepted(&self, names: &Names) -> HashSet<Intercepted> {
+        let mut wanted = HashSet::new();
+        for route in self.routes() {
+            let port = route.rule.port;
+            wanted.extend(names.intercepted(&route.rule.host).map(|address| Intercepted::host(address, port)));
+            wanted.extend(route.rule.addresses.iter().map(|cidr| Intercepted {
+                address: cidr.address,
+                prefix_len: cidr.prefix_len,
+                port,
+            }));
+        }
+        wanted.retain(|entry| !entry.address.is_loopback() && !entry.address.is_unspecified());
+        wanted
+    }
+}
+
+fn targets(rule: &Rule, names: &Names) -> Vec<Target> {
+    match &rule.upstream {
+        Upstream::Resolve => vec![Target::Resolved(names.addresses(&rule.host), rule.target_port)],
+        Upstream::Original => vec![Target::Origin(rule.target_port)],
+        Upstream::Endpoints(endpoints) => endpoints
+            .iter()
+            .map(|endpoint| match &endpoint.address {
+                EndpointAddress::Ip(ip) => Target::Literal(SocketAddr::new(*ip, endpoint.port)),
+                EndpointAddress::Name(name) => Target::Resolved(names.addresses(name), endpoint.port),
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,80 @@
+//! `egress run`.
+
+use std::{num::NonZero, path::PathBuf, process::ExitCode, thread};
+
+use egress::{
+    admin,
+    agent::{Agent, AgentError, Options},
+    kernel::cgroup,
+};
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::cli::{LogOptions, RunOptions, USAGE, report};
+
+const FAILURE: u8 = 1;
+
+pub(crate) fn run(options: RunOptions, log: &LogOptions) -> ExitCode {
+    if let Err(code) = log.start("info") {
+        return code;
+    }
+    let cgroups = match scope(&options.cgroup) {
+        Ok(cgroups) => cgroups,
+        Err(error) => {
+            eprintln!("egress: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("egress: cannot start: {error}");
+            return ExitCode::from(FAILURE);
+        }
+    };
+    match runtime.block_on(serve(options, cgroups, log.log_ebpf)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error, FAILURE),
+    }
+}
+
+fn scope(named: &[PathBuf]) -> Result<Vec<PathBuf>, cgroup::CgroupError> {
+    if named.is_empty() {
+        Ok(vec![cgroup::default_scope()?])
+    } else {
+        named.iter().map(|path| cgroup::check(path)).collect()
+    }
+}
+
+async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Result<(), AgentError> {
+    let io_error = |what| move |source| AgentError::Io { what, source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("cannot handle SIGINT"))?;
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut agent = Agent::start(Options {
+        sources: options.rules.sources(),
+        cgroups,
+        workers: options.workers.map_or(cores, usize::from),
+        log_ebpf,
+    })?;
+    let address = admin::start(options.admin, agent.readiness(), agent.metrics())
+        .await
+        .map_err(io_error("cannot serve the admin address"))?;
+    tracing::info!(%address, "serving /readyz, /healthz and /metrics");
+    agent.attach()?;
+    let signal = tokio::select! {
+        never = agent.run() => match never {},
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal, timeout = ?options.drain_timeout, "draining");
+    tokio::select! {
+        () = agent.stop(options.drain_timeout) => {}
+        // A second signal means now.
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

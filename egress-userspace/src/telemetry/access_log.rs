@@ -1,0 +1,164 @@
+//! One record for each request. It is opened when the request's head has been read and written when it is dropped, so
+//! that no way out of the exchange forgets it.
+
+use std::{rc::Rc, sync::Arc, time::Instant};
+
+use egress_common::origin::Origin;
+use http::{Method, StatusCode};
+
+use super::metrics::Metrics;
+use crate::upstream::ConnectionInfo;
+
+/// How a request ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Outcome {
+    /// Sent over TLS to a configured host.
+    Upgraded,
+    /// Sent on as it came: no rule names its host.
+    PassedThrough,
+    /// Not sent: the request itself is at fault.
+    Refused,
+    /// No response from the origin, or none that could be verified.
+    Failed,
+    /// The response broke off.
+    Truncated,
+    /// The client went away before the end.
+    Aborted,
+}
+
+impl Outcome {
+    /// All outcomes.
+    pub const ALL: [Self; 6] =
+        [Self::Upgraded, Self::PassedThrough, Self::Refused, Self::Failed, Self::Truncated, Self::Aborted];
+
+    /// The value in the log and of the metric label `outcome`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Upgraded => "upgraded",
+            Self::PassedThrough => "passed_through",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Truncated => "truncated",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+/// Who sent the request and where it was going; the same for all requests of a connection.
+#[derive(Debug)]
+pub struct Client {
+    /// What the kernel recorded at connect.
+    pub origin: Origin,
+    /// The process's name.
+    pub process: String,
+}
+
+/// A request's record, to be filled while it is served.
+pub struct Record {
+    metrics: Arc<Metrics>,
+    started: Instant,
+    client: Rc<Client>,
+    method: Method,
+    host: String,
+    path: String,
+    status: Option<StatusCode>,
+    received: u64,
+    sent: u64,
+    upstream: Option<(Rc<ConnectionInfo>, bool)>,
+    /// What the outcome is if the response reaches its end.
+    intended: Outcome,
+    complete: bool,
+    error: Option<String>,
+}
+
+impl Record {
+    /// Opens the record of a request that is not yet routed.
+    pub fn open(metrics: Arc<Metrics>, client: Rc<Client>, method: Method, host: &str, path: &str) -> Self {
+        Self {
+            metrics,
+            started: Instant::now(),
+            client,
+            method,
+            host: host.to_owned(),
+            path: path.to_owned(),
+            status: None,
+            received: 0,
+            sent: 0,
+            upstream: None,
+            intended: Outcome::Aborted,
+            complete: false,
+            error: None,
+        }
+    }
+
+    /// Notes the response's status, and what the request comes to if all of the response is delivered.
+    pub fn respond(&mut self, status: StatusCode, outcome: Outcome) {
+        self.status = Some(status);
+        self.intended = outcome;
+    }
+
+    /// Notes the connection that serves the request, and whether it had served others.
+    pub fn upstream(&mut self, info: &Rc<ConnectionInfo>, reused: bool) {
+        self.upstream = Some((info.clone(), reused));
+    }
+
+    /// Notes why it fails.
+    pub fn error(&mut self, error: String) {
+        self.error = Some(error);
+    }
+
+    /// Notes that the response broke off.
+    pub fn truncated(&mut self, error: &hyper::Error) {
+        self.intended = Outcome::Truncated;
+        self.complete = true;
+        self.error = Some(error.to_string());
+    }
+
+    /// Notes that the response's end was reached.
+    pub fn complete(&mut self) {
+        self.complete = true;
+    }
+
+    /// Counts content sent to the client, in bytes.
+    pub fn add_sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+    }
+
+    /// Notes the content received from the client, in bytes.
+    pub fn set_received(&mut self, bytes: u64) {
+        self.received = bytes;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let outcome = if self.complete { self.intended } else { Outcome::Aborted };
+        self.metrics.request(outcome);
+        let (info, reused) = self.upstream.as_ref().map_or((None, None), |(info, reused)| (Some(info), Some(*reused)));
+        let tls = info.and_then(|info| info.tls.as_ref());
+        tracing::info!(
+            target: TARGET,
+            outcome = outcome.label(),
+            method = %self.method,
+            host = self.host,
+            path = self.path,
+            status = self.status.map(|status| status.as_u16()),
+            received = self.received,
+            sent = self.sent,
+            duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            pid = self.client.origin.pid,
+            process = self.client.process,
+            origin = %self.client.origin.socket_addr(),
+            upstream = info.map(|info| tracing::field::display(info.address)),
+            tls = tls.map(|tls| tls.version),
+            cipher = tls.map(|tls| tls.cipher),
+            group = tls.map(|tls| tls.group),
+            reused,
+            error = self.error,
+            "request"
+        );
+    }
+}
+
+/// The target of access-log events, by which they can be filtered.
+pub const TARGET: &str = "egress::access";

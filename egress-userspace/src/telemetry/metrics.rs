@@ -1,0 +1,143 @@
+//! Counters for Prometheus.
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::Gauge,
+    },
+    registry::Registry,
+};
+
+use super::access_log::Outcome;
+use crate::{kernel::Outcomes, upstream::TlsInfo};
+
+/// All counters. Shared by all threads; those on the request path are looked up once.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: [Counter; Outcome::ALL.len()],
+    handshakes_full: Counter,
+    handshakes_resumed: Counter,
+    handshakes_failed: Counter,
+    /// Accepted connections whose origin the kernel did not know.
+    pub unknown_origin: Counter,
+    /// Connections whose first bytes were not HTTP.
+    pub not_http: Counter,
+    /// Rules in force.
+    pub rules: Gauge,
+    /// Addresses and networks that are intercepted.
+    pub destinations: Gauge,
+    /// Network namespaces that are served.
+    pub namespaces: Gauge,
+    /// Changes of the configuration that were taken.
+    pub policy_applied: Counter,
+    /// Changes of the configuration that were refused.
+    pub policy_refused: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+impl Metrics {
+    /// All counters at zero, and the kernel's as they are.
+    pub fn new(outcomes: Outcomes) -> Arc<Self> {
+        let mut registry = Registry::with_prefix("egress");
+        registry.register_collector(Box::new(ConnectCollector(outcomes)));
+        let requests = Family::<OutcomeLabel, Counter>::default();
+        registry.register("requests", "Requests by what became of them", requests.clone());
+        let handshakes = Family::<ResultLabel, Counter>::default();
+        registry.register("upstream_handshakes", "TLS handshakes with origins", handshakes.clone());
+        let handshake = |result| handshakes.get_or_create(&ResultLabel { result }).clone();
+        let unknown_origin = Counter::default();
+        registry.register(
+            "connections_without_origin",
+            "Accepted connections that were closed because the kernel knew no origin for them",
+            unknown_origin.clone(),
+        );
+        let not_http = Counter::default();
+        registry.register(
+            "connections_not_http",
+            "Connections that were refused because they did not begin with an HTTP/1 request",
+            not_http.clone(),
+        );
+        let rules = Gauge::default();
+        registry.register("rules", "Rules in force", rules.clone());
+        let destinations = Gauge::default();
+        registry.register("destinations", "Addresses and networks that are intercepted", destinations.clone());
+        let namespaces = Gauge::default();
+        registry.register("network_namespaces", "Network namespaces that are served", namespaces.clone());
+        let policy_applied = Counter::default();
+        registry.register("policy_applied", "Configurations that were taken", policy_applied.clone());
+        let policy_refused = Counter::default();
+        registry.register("policy_refused", "Configurations that were refused", policy_refused.clone());
+        Arc::new(Self {
+            requests: Outcome::ALL
+                .map(|outcome| requests.get_or_create(&OutcomeLabel { outcome: outcome.label() }).clone()),
+            handshakes_full: handshake("full"),
+            handshakes_resumed: handshake("resumed"),
+            handshakes_failed: handshake("failed"),
+            unknown_origin,
+            not_http,
+            rules,
+            destinations,
+            namespaces,
+            policy_applied,
+            policy_refused,
+            registry,
+        })
+    }
+
+    /// Counts a request.
+    pub fn request(&self, outcome: Outcome) {
+        self.requests[outcome as usize].inc();
+    }
+
+    /// Counts a TLS handshake; None for one that failed.
+    pub fn handshake(&self, info: Option<&TlsInfo>) {
+        match info {
+            Some(TlsInfo { resumed: false, .. }) => &self.handshakes_full,
+            Some(TlsInfo { resumed: true, .. }) => &self.handshakes_resumed,
+            None => &self.handshakes_failed,
+        }
+        .inc();
+    }
+
+    /// All values in the OpenMetrics text format.
+    ///
+    /// # Errors
+    /// A collector fails.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Reads the hooks' counters when asked.
+#[derive(Debug)]
+struct ConnectCollector(Outcomes);
+
+impl Collector for ConnectCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut metric =
+            encoder.encode_descriptor("connects", "Connects by what the hooks decided", None, MetricType::Counter)?;
+        for (outcome, count) in self.0.read() {
+            let label = OutcomeLabel { outcome: outcome.label() };
+            ConstCounter::new(count).encode(metric.encode_family(&label)?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! Connections to origins: made from the application's own network namespace, over TLS for configured hosts, pooled.
+
+pub mod connect;
+pub mod pool;
+pub mod tls;
+
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+
+use hyper::client::conn::http1;
+
+use crate::{body::RequestBody, policy::HostName};
+
+/// What is known of an upstream connection from its making.
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    /// The origin's address.
+    pub address: SocketAddr,
+    /// What TLS agreed on; none where a request is passed through as it came.
+    pub tls: Option<TlsInfo>,
+}
+
+/// What TLS agreed on.
+#[derive(Debug)]
+pub struct TlsInfo {
+    /// Such as `TLSv1.3`.
+    pub version: &'static str,
+    /// Such as `TLS13_AES_128_GCM_SHA256`.
+    pub cipher: &'static str,
+    /// Such as `X25519MLKEM768`.
+    pub group: &'static str,
+    /// Whether an earlier session was resumed.
+    pub resumed: bool,
+}
+
+/// A connection on which a request can be sent.
+pub struct Connection {
+    /// The sending half; the rest is driven by a task of its own.
+    pub sender: http1::SendRequest<RequestBody>,
+    /// Facts for the log.
+    pub info: Rc<ConnectionInfo>,
+}
+
+/// Why a request got no response from its origin.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// There is no address to try.
+    #[error("the name has no known address")]
+    NoAddress,
+    /// All addresses failed; this is the last one's failure.
+    #[error("cannot connect to {address}: {source}")]
+    Connect {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Connecting took too long.
+    #[error("no TCP connection to {address} within {} s", .limit.as_secs())]
+    ConnectTimeout {
+        /// The address.
+        address: SocketAddr,
+        /// The limit.
+        limit: Duration,
+    },
+    /// TLS could not be made, or the origin could not be verified.
+    #[error("TLS with {host} at {address} failed: {source}")]
+    Tls {
+        /// Whom we wanted to talk to.
+        host: HostName,
+        /// The address.
+        address: SocketAddr,
+        /// rustls's words.
+        source: rustls::Error,
+    },
+    /// The connection broke while TLS was being made.
+    #[error("the connection to {host} at {address} broke during the TLS handshake: {source}")]
+    TlsBroken {
+        /// Whom we wanted to talk to.
+        host: HostName,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// TLS took too long.
+    #[error("{host} at {address} did not finish the TLS handshake within {} s", .limit.as_secs())]
+    TlsTimeout {
+        /// Whom we wanted to talk to.
+        host: HostName,
+        /// The address.
+        address: SocketAddr,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The connection was made, but the exchange failed.
+    #[error("{address}: {source}")]
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// hyper's words.
+        source: hyper::Error,
+    },
+}

@@ -1,0 +1,120 @@
+//! Making connections.
+
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+
+use hyper::{client::conn::http1, rt};
+use hyper_util::rt::TokioIo;
+use rustls::HandshakeKind;
+use tokio::{net::TcpStream, task, time::timeout};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{Connection, ConnectionInfo, TlsInfo, UpstreamError};
+use crate::{body::RequestBody, netns::Netns, route::Route, socket::SocketFactory, telemetry::metrics::Metrics};
+
+/// For all addresses of a host together; Istio's default.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the TLS handshake.
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connects to where the application was going, and adds nothing.
+///
+/// # Errors
+/// The origin refuses, is unreachable, or does not answer.
+pub async fn plain(sockets: &SocketFactory, netns: &Netns, origin: SocketAddr) -> Result<Connection, UpstreamError> {
+    let stream = tcp(sockets, netns, &[origin]).await?;
+    let info = ConnectionInfo { address: origin, tls: None };
+    http(TokioIo::new(stream), info).await
+}
+
+/// Connects to a configured host, originates TLS and verifies the peer.
+///
+/// # Errors
+/// No address can be reached, or TLS fails. Nothing but the handshake has been sent then.
+pub async fn tls(
+    sockets: &SocketFactory,
+    metrics: &Metrics,
+    netns: &Netns,
+    route: &Route,
+    origin: SocketAddr,
+) -> Result<Connection, UpstreamError> {
+    let stream = tcp(sockets, netns, &route.candidates(origin.ip())).await?;
+    let address = peer(&stream, origin);
+    let originator = &route.originator;
+    let handshake = TlsConnector::from(originator.config.clone()).connect(originator.server_name.clone(), stream);
+    let host = || route.rule.host.clone();
+    let result = match timeout(TLS_TIMEOUT, handshake).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(source) => UpstreamError::Tls { host: host(), address, source: source.clone() },
+            None => UpstreamError::TlsBroken { host: host(), address, source: error },
+        }),
+        Err(_) => Err(UpstreamError::TlsTimeout { host: host(), address, limit: TLS_TIMEOUT }),
+    };
+    let info = result.as_ref().ok().map(tls_info);
+    metrics.handshake(info.as_ref());
+    http(TokioIo::new(result?), ConnectionInfo { address, tls: info }).await
+}
+
+/// Tries the addresses in turn; all of them share one time limit.
+async fn tcp(sockets: &SocketFactory, netns: &Netns, candidates: &[SocketAddr]) -> Result<TcpStream, UpstreamError> {
+    let mut last = UpstreamError::NoAddress;
+    let mut trying = None;
+    let attempts = async {
+        for &address in candidates {
+            trying = Some(address);
+            match sockets.connect(netns, address).await {
+                Ok(stream) => return Ok(stream),
+                Err(source) => last = UpstreamError::Connect { address, source },
+            }
+        }
+        Err(last)
+    };
+    match timeout(CONNECT_TIMEOUT, attempts).await {
+        Ok(result) => result,
+        Err(_) => Err(trying.map_or(UpstreamError::NoAddress, |address| UpstreamError::ConnectTimeout {
+            address,
+            limit: CONNECT_TIMEOUT,
+        })),
+    }
+}
+
+fn peer(stream: &TcpStream, otherwise: SocketAddr) -> SocketAddr {
+    stream.peer_addr().unwrap_or(otherwise)
+}
+
+fn tls_info(stream: &TlsStream<TcpStream>) -> TlsInfo {
+    let (_, session) = stream.get_ref();
+    TlsInfo {
+        version: session.protocol_version().and_then(|version| version.as_str()).unwrap_or("unknown"),
+        cipher: session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("unknown"),
+        group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()).unwrap_or("unknown"),
+        resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
+    }
+}
+
+/// Starts HTTP on a connection. A task of its own drives it until it ends.
+async fn http<I>(io: I, info: ConnectionInfo) -> Result<Connection, UpstreamError>
+where
+    I: rt::Read + rt::Write + Unpin + 'static,
+{
+    let address = info.address;
+    let (sender, connection) = http1::Builder::new()
+        .preserve_header_case(true)
+        .handshake::<_, RequestBody>(io)
+        .await
+        .map_err(|source| UpstreamError::Http { address, source })?;
+    task::spawn_local(async move {
+        // The exchange that it concerns sees the same error.
+        if let Err(error) = connection.await {
+            tracing::debug!(%address, %error, "upstream connection ended");
+        }
+    });
+    Ok(Connection { sender, info: Rc::new(info) })
+}
+
+/// Whether a failure of an exchange says that the connection was gone, rather than that the origin answered nonsense.
+pub fn is_gone(error: &hyper::Error) -> bool {
+    use std::error::Error as _;
+    let broken = error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some();
+    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || (broken && !error.is_parse())
+}

@@ -1,0 +1,180 @@
+//! Notices when configuration files change, also through the symlink swaps of a mounted ConfigMap.
+
+use std::{
+    collections::HashSet,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use inotify::{EventStream, Inotify, WatchMask, Watches};
+use tokio::time;
+
+/// After the first event, wait until nothing has happened for this long, but no longer than [`SETTLE_LIMIT`].
+const SETTLE: Duration = Duration::from_millis(50);
+const SETTLE_LIMIT: Duration = Duration::from_millis(500);
+/// Symlinks followed at most (Linux: MAXSYMLINKS).
+const MAX_LINKS: usize = 40;
+
+/// Watches files and directories by the directories that hold them, so that a file which is replaced is still noticed.
+pub struct Watcher {
+    paths: Vec<PathBuf>,
+    watches: Watches,
+    events: EventStream<Vec<u8>>,
+}
+
+impl Watcher {
+    /// Watches `paths`, which need not exist.
+    ///
+    /// # Errors
+    /// The kernel has no inotify instance or watch left.
+    pub fn new(paths: Vec<PathBuf>) -> io::Result<Self> {
+        let inotify = Inotify::init()?;
+        let watches = inotify.watches();
+        let events = inotify.into_event_stream(vec![0; 4096])?;
+        let mut watcher = Self { paths, watches, events };
+        watcher.refresh()?;
+        Ok(watcher)
+    }
+
+    /// Waits until something has changed and has settled. What changed need not concern the configuration.
+    ///
+    /// # Errors
+    /// Events cannot be read, or a watch cannot be set.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        match self.events.next().await {
+            Some(event) => event?,
+            // The stream of an inotify instance does not end.
+            None => return std::future::pending().await,
+        };
+        let settled = async {
+            while let Ok(Some(event)) = time::timeout(SETTLE, self.events.next()).await {
+                event?;
+            }
+            Ok(())
+        };
+        if let Ok(Err(error)) = time::timeout(SETTLE_LIMIT, settled).await {
+            return Err(error);
+        }
+        // The change may have put other directories behind the paths. Setting a watch again is harmless.
+        self.refresh()
+    }
+
+    fn refresh(&mut self) -> io::Result<()> {
+        let mask = WatchMask::CREATE
+            | WatchMask::CLOSE_WRITE
+            | WatchMask::DELETE
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE
+            | WatchMask::MOVE_SELF
+            | WatchMask::ATTRIB
+            | WatchMask::ONLYDIR;
+        for directory in self.paths.iter().flat_map(|path| directories(path)).collect::<HashSet<_>>() {
+            match self.watches.add(&directory, mask) {
+                Ok(_) => {}
+                // It vanished just now; the watch on its parent tells when it comes back.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", directory.display()))),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every directory whose entries decide what `path` stands for: the one that holds it, for each symlink on the way the
+/// one that holds that, and the directory itself if it is one. Where one does not exist, the nearest ancestor that does.
+fn directories(path: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut current = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let parent = match current.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        found.push(nearest_existing(&parent));
+        match std::fs::read_link(&current) {
+            Ok(target) => current = parent.join(target),
+            Err(_) => break,
+        }
+    }
+    if path.is_dir() {
+        found.push(path.to_owned());
+        // Files in it may be links to elsewhere, as in a mounted ConfigMap, where they lead through `..data`.
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        for link in entries.filter(|entry| entry.is_symlink()) {
+            if let Some(target) = link.canonicalize().ok().as_deref().and_then(Path::parent) {
+                found.push(target.to_owned());
+            }
+        }
+    }
+    found
+}
+
+fn nearest_existing(directory: &Path) -> PathBuf {
+    let exists = |ancestor: &&Path| ancestor.is_dir() && !ancestor.as_os_str().is_empty();
+    directory.ancestors().find(exists).unwrap_or(Path::new(".")).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    async fn notices(watcher: &mut Watcher, what: &str) {
+        time::timeout(Duration::from_secs(5), watcher.changed())
+            .await
+            .unwrap_or_else(|_| panic!("{what} was not noticed"))
+            .expect("events can be read");
+    }
+
+    #[tokio::test]
+    async fn changes_of_every_kind_are_noticed() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let home = home.path();
+        let file = home.join("rules.yaml");
+        let mut watcher = Watcher::new(vec![file.clone()]).expect("inotify");
+        fs::write(&file, "a").expect("write");
+        notices(&mut watcher, "creation").await;
+        fs::write(&file, "b").expect("write");
+        notices(&mut watcher, "a write").await;
+        fs::write(home.join("new"), "c").expect("write");
+        fs::rename(home.join("new"), &file).expect("rename");
+        notices(&mut watcher, "a replacement").await;
+        fs::remove_file(&file).expect("remove");
+        notices(&mut watcher, "removal").await;
+    }
+
+    #[tokio::test]
+    async fn the_swap_of_a_mounted_config_map_is_noticed() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let home = home.path();
+        for version in ["..1", "..2"] {
+            fs::create_dir(home.join(version)).expect("mkdir");
+            fs::write(home.join(version).join("rules.yaml"), version).expect("write");
+        }
+        symlink("..1", home.join("..data")).expect("symlink");
+        symlink("..data/rules.yaml", home.join("rules.yaml")).expect("symlink");
+        for watched in [home.to_owned(), home.join("rules.yaml")] {
+            let mut watcher = Watcher::new(vec![watched]).expect("inotify");
+            for version in ["..2", "..1"] {
+                symlink(version, home.join("..data_tmp")).expect("symlink");
+                fs::rename(home.join("..data_tmp"), home.join("..data")).expect("rename");
+                notices(&mut watcher, "a swap").await;
+                assert_eq!(fs::read_to_string(home.join("rules.yaml")).expect("read"), version);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_comes_back_is_noticed() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let directory = home.path().join("rules");
+        let mut watcher = Watcher::new(vec![directory.clone()]).expect("inotify");
+        fs::create_dir(&directory).expect("mkdir");
+        notices(&mut watcher, "creation of the directory").await;
+        fs::write(directory.join("a.yaml"), "a").expect("write");
+        notices(&mut watcher, "creation in the directory").await;
+    }
+}

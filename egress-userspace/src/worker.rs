@@ -1,0 +1,289 @@
+//! Workers: one thread with a runtime of its own for each core. A connection stays on its worker, and so do the upstream
+//! connections that it uses, so that nothing on the request path is shared or locked.
+
+use std::{
+    io,
+    pin::pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    runtime,
+    sync::{Notify, mpsc, watch},
+    task::LocalSet,
+    time,
+};
+
+use crate::{
+    kernel::{Flows, KernelError, OwnSockets},
+    listener::{self, Listener},
+    netns::NetnsCookie,
+    request::{self, Accepted},
+    route::RouteTable,
+    socket::SocketFactory,
+    telemetry::{access_log::Client, metrics::Metrics},
+    upstream::pool::Pool,
+};
+
+/// How often idle upstream connections are looked through.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What requests need, on one thread.
+pub struct Worker {
+    /// The routes in force.
+    pub routes: Arc<ArcSwap<RouteTable>>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Makes upstream sockets.
+    pub sockets: SocketFactory,
+    /// Idle upstream connections.
+    pub pool: Rc<Pool>,
+    /// Origins of accepted connections.
+    pub flows: Flows,
+    crew: Arc<Crew>,
+    /// This worker's place in the crew.
+    index: usize,
+}
+
+/// What a worker is told.
+enum Command {
+    /// Accept connections here.
+    Listen(Listener),
+    /// Serve a connection that another worker accepted.
+    Serve(std::net::TcpStream, Box<Accepted>),
+    /// A network namespace is gone.
+    Forget(NetnsCookie),
+}
+
+/// All workers, as each of them sees the others.
+struct Crew {
+    members: Vec<Member>,
+    /// Wakes who waits for the last connection.
+    idle: Notify,
+}
+
+struct Member {
+    commands: mpsc::UnboundedSender<Command>,
+    /// Connections that are being served.
+    connections: AtomicUsize,
+}
+
+/// The workers, for the control thread.
+pub struct Workers {
+    crew: Arc<Crew>,
+    drain: watch::Sender<bool>,
+    next: usize,
+}
+
+impl Workers {
+    /// Starts `count` workers.
+    ///
+    /// # Errors
+    /// A thread, a runtime or a map handle cannot be made.
+    pub fn start(
+        count: usize,
+        routes: &Arc<ArcSwap<RouteTable>>,
+        metrics: &Arc<Metrics>,
+        flows: &Flows,
+        own_sockets: &OwnSockets,
+    ) -> Result<Self, StartError> {
+        let (members, inboxes): (Vec<_>, Vec<_>) = (0..count.max(1))
+            .map(|_| {
+                let (commands, inbox) = mpsc::unbounded_channel();
+                (Member { commands, connections: AtomicUsize::new(0) }, inbox)
+            })
+            .unzip();
+        let crew = Arc::new(Crew { members, idle: Notify::new() });
+        let (drain, draining) = watch::channel(false);
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            let (flows, own_sockets) = (flows.try_clone()?, own_sockets.try_clone()?);
+            let (routes, metrics, crew) = (routes.clone(), metrics.clone(), crew.clone());
+            let draining = draining.clone();
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                let worker = Rc::new(Worker {
+                    routes,
+                    metrics,
+                    sockets: SocketFactory::new(own_sockets),
+                    pool: Rc::default(),
+                    flows,
+                    crew,
+                    index,
+                });
+                LocalSet::new().block_on(&runtime, worker.run(inbox, draining));
+            })?;
+        }
+        Ok(Self { crew, drain, next: 0 })
+    }
+
+    /// Has one of the workers accept connections on a listener, until the listener's handle is dropped.
+    pub fn listen(&mut self, listener: Listener) {
+        let member = &self.crew.members[self.next % self.crew.members.len()];
+        self.next += 1;
+        // A worker ends only with the process.
+        let _ = member.commands.send(Command::Listen(listener));
+    }
+
+    /// Closes the idle upstream connections of a network namespace that is gone.
+    pub fn forget(&self, netns: NetnsCookie) {
+        for member in &self.crew.members {
+            let _ = member.commands.send(Command::Forget(netns));
+        }
+    }
+
+    /// Lets exchanges finish, closes idle connections, and waits until none is left. Says how many were left when `limit`
+    /// ran out.
+    pub async fn drain(&self, limit: Duration) -> usize {
+        self.drain.send_replace(true);
+        let none_left = async {
+            loop {
+                let idle = self.crew.idle.notified();
+                if self.crew.connections() == 0 {
+                    return;
+                }
+                idle.await;
+            }
+        };
+        let _ = time::timeout(limit, none_left).await;
+        self.crew.connections()
+    }
+}
+
+/// Why the workers could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A thread or runtime cannot be made.
+    #[error("cannot start a worker: {0}")]
+    Io(#[from] io::Error),
+    /// A map handle cannot be made.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Crew {
+    fn connections(&self) -> usize {
+        self.members.iter().map(|member| member.connections.load(Ordering::Acquire)).sum()
+    }
+
+    /// The worker with the fewest connections; `preferred` if none has fewer.
+    fn least_loaded(&self, preferred: usize) -> usize {
+        let load = |index: usize| self.members[index].connections.load(Ordering::Relaxed);
+        (0..self.members.len()).min_by_key(|&index| (load(index), index != preferred)).unwrap_or(preferred)
+    }
+}
+
+/// Counts a connection for as long as it lives, from before it is handed over.
+struct Load {
+    crew: Arc<Crew>,
+    index: usize,
+}
+
+impl Load {
+    fn add(crew: &Arc<Crew>, index: usize) {
+        crew.members[index].connections.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        if self.crew.members[self.index].connections.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.crew.idle.notify_waiters();
+        }
+    }
+}
+
+impl Worker {
+    async fn run(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Command>, draining: watch::Receiver<bool>) {
+        let mut expire = time::interval(EXPIRE_INTERVAL);
+        expire.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                command = inbox.recv() => match command {
+                    Some(Command::Listen(listener)) => {
+                        tokio::task::spawn_local(listener::accept(self.clone(), listener, draining.clone()));
+                    }
+                    Some(Command::Serve(stream, accepted)) => self.clone().serve(stream, *accepted, draining.clone()),
+                    Some(Command::Forget(netns)) => self.pool.forget(netns),
+                    None => return,
+                },
+                _ = expire.tick() => self.pool.expire(),
+            }
+        }
+    }
+
+    /// Has the least busy worker serve an accepted connection, this one if possible.
+    pub fn dispatch(
+        self: &Rc<Self>,
+        stream: std::net::TcpStream,
+        accepted: Accepted,
+        draining: &watch::Receiver<bool>,
+    ) {
+        let index = self.crew.least_loaded(self.index);
+        Load::add(&self.crew, index);
+        if index == self.index {
+            self.clone().serve(stream, accepted, draining.clone());
+        } else {
+            // A worker ends only with the process.
+            let _ = self.crew.members[index].commands.send(Command::Serve(stream, Box::new(accepted)));
+        }
+    }
+
+    /// Serves a connection that [`Load::add`] has counted for this worker.
+    fn serve(self: Rc<Self>, stream: std::net::TcpStream, accepted: Accepted, draining: watch::Receiver<bool>) {
+        let load = Load { crew: self.crew.clone(), index: self.index };
+        tokio::task::spawn_local(async move {
+            let _load = load;
+            match TcpStream::from_std(stream) {
+                Ok(stream) => self.converse(stream, accepted, draining).await,
+                Err(error) => tracing::warn!(%error, "an accepted connection cannot be served"),
+            }
+        });
+    }
+
+    async fn converse(&self, stream: TcpStream, accepted: Accepted, mut draining: watch::Receiver<bool>) {
+        let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
+        let service = service_fn(|request: Request<Incoming>| async {
+            Ok::<_, std::convert::Infallible>(request::serve(self, &accepted, &client, request).await)
+        });
+        let connection = http1::Builder::new()
+            .preserve_header_case(true)
+            // Clients may shut down their sending side after the request.
+            .half_close(true)
+            // The origin's Date is the one that counts.
+            .auto_date_header(false)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
+        let result = tokio::select! {
+            result = connection.as_mut() => result,
+            _ = draining.wait_for(|draining| *draining) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = result {
+            self.report(&client, &error);
+        }
+    }
+
+    /// What failed below the level of requests, which have records of their own.
+    fn report(&self, client: &Client, error: &hyper::Error) {
+        let (origin, pid, process) = (client.origin.socket_addr(), client.origin.pid, &client.process);
+        if error.is_parse() {
+            // hyper has answered 400. Whose bytes these are nobody can say, so they go nowhere.
+            self.metrics.not_http.inc();
+            tracing::warn!(%origin, pid, process, %error, "refused what is not an HTTP/1 request");
+        } else {
+            tracing::debug!(%origin, pid, process, %error, "client connection ended");
+        }
+    }
+}
