@@ -37,8 +37,8 @@ pub struct Tools {
 pub enum Missing {
     /// No compiler is recent and has the source of its library. The candidates say why they are none.
     Compiler(Vec<Compiler>),
-    /// A compiler would do, but no linker reads its bitcode.
-    Linker(Compiler, Vec<Linker>),
+    /// These compilers would do, but no linker reads their bitcode.
+    Linker(Vec<Compiler>, Vec<Linker>),
 }
 
 /// What a build left.
@@ -65,7 +65,7 @@ pub fn build_script() {
 ///
 /// The target directory must not be one that a waiting cargo has locked.
 pub fn build(tools: &Tools, repo: &Path, target_dir: &Path, arch: &str) -> Result<Built> {
-    let mut command = cargo(tools, "build", repo, target_dir, arch);
+    let mut command = cargo(tools, &tools.compiler.cargo, "build", repo, target_dir, arch);
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -77,9 +77,17 @@ pub fn build(tools: &Tools, repo: &Path, target_dir: &Path, arch: &str) -> Resul
     Ok(Built { object: target_dir.join(TARGET).join("release").join(CRATE), warnings: messages })
 }
 
-/// The call of cargo that compiles the crate, by `build` or another subcommand with the same options.
-pub fn cargo(tools: &Tools, subcommand: &str, repo: &Path, target_dir: &Path, arch: &str) -> Command {
-    let mut command = Command::new(&tools.compiler.cargo);
+/// Clippy with the same options; `None` if it is not installed beside the compiler.
+pub fn clippy(tools: &Tools, repo: &Path, target_dir: &Path, arch: &str) -> Option<Command> {
+    // `cargo clippy` would look into $CARGO_HOME first, and find the clippy of another compiler.
+    let program = tools.compiler.cargo.with_file_name("cargo-clippy");
+    let mut command = program.exists().then(|| cargo(tools, &program, "clippy", repo, target_dir, arch))?;
+    command.env("CARGO", &tools.compiler.cargo);
+    Some(command)
+}
+
+fn cargo(tools: &Tools, program: &Path, subcommand: &str, repo: &Path, target_dir: &Path, arch: &str) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in env::vars_os() {
         if belongs_to_outer_build(&name.to_string_lossy()) {
             command.env_remove(name);
@@ -108,17 +116,16 @@ impl Tools {
     }
 
     fn choose(compilers: Vec<Compiler>, linkers: &[Linker]) -> Result<Self, Missing> {
-        let fit = |compiler: &&Compiler| compiler.has_source && compiler.is_recent_enough();
+        let (fit, unfit): (Vec<_>, Vec<_>) =
+            compilers.into_iter().partition(|compiler| compiler.has_source && compiler.is_recent_enough());
         let pair = |compiler: &Compiler| {
             let linker = linkers.iter().find(|linker| linker.reads(compiler.version.llvm))?;
             Some(Self { compiler: compiler.clone(), linker: linker.clone() })
         };
-        let found = compilers.iter().filter(fit).find_map(pair);
-        let lonely = compilers.iter().find(fit).cloned();
-        match (found, lonely) {
-            (Some(tools), _) => Ok(tools),
-            (None, Some(compiler)) => Err(Missing::Linker(compiler, linkers.to_vec())),
-            (None, None) => Err(Missing::Compiler(compilers)),
+        match fit.iter().find_map(pair) {
+            Some(tools) => Ok(tools),
+            None if fit.is_empty() => Err(Missing::Compiler(unfit)),
+            None => Err(Missing::Linker(fit, linkers.to_vec())),
         }
     }
 }
@@ -135,13 +142,15 @@ impl Missing {
                 }
                 recipe::for_compiler()
             }
-            Self::Linker(compiler, linkers) => {
-                let llvm = compiler.version.llvm;
-                text += &format!("no bpf-linker reads what {} writes ({llvm})\n", compiler.rustc.display());
-                for linker in linkers {
-                    text += &format!("  {}: {}\n", linker.path.display(), shortcoming(linker.llvm));
+            Self::Linker(compilers, linkers) => {
+                text += "no bpf-linker reads what the Rust compiler writes\n";
+                for Compiler { origin, rustc, version, .. } in compilers {
+                    text += &format!("  {origin} ({}) writes {}\n", rustc.display(), version.llvm);
                 }
-                recipe::for_linker(llvm)
+                for linker in linkers {
+                    text += &format!("  {} {}\n", linker.path.display(), shortcoming(linker.llvm));
+                }
+                compilers.first().map(|compiler| recipe::for_linker(compiler.version.llvm)).unwrap_or_default()
             }
         };
         text += "Run `cargo xtask setup`, which would run:";
@@ -220,7 +229,7 @@ fn rejection(compiler: &Compiler) -> String {
 fn shortcoming(llvm: LinkedLlvm) -> String {
     match llvm {
         LinkedLlvm::Shared(llvm) => format!("is linked with {llvm}"),
-        LinkedLlvm::Gone(llvm) => format!("its {llvm} is no longer installed"),
+        LinkedLlvm::Gone(llvm) => format!("needs {llvm}, which is not installed"),
         LinkedLlvm::Unknown => "does not tell its LLVM".to_owned(),
     }
 }
@@ -253,11 +262,12 @@ mod tests {
             let expected = expected.map(|(compiler, llvm)| Tools { compiler: compiler.clone(), linker: linker(llvm) });
             assert_eq!(chosen, expected);
         };
+        let both = vec![nightly.clone(), system.clone()];
         check(&[&nightly, &system], &[22, 23], Ok((&nightly, 23)));
         check(&[&nightly, &system], &[22], Ok((&system, 22)));
         check(&[&without_source, &system], &[22], Ok((&system, 22)));
-        check(&[&nightly, &system], &[21], Err(Missing::Linker(nightly.clone(), vec![linker(21)])));
-        check(&[&nightly, &system], &[], Err(Missing::Linker(nightly.clone(), vec![])));
+        check(&[&nightly, &system], &[21], Err(Missing::Linker(both.clone(), vec![linker(21)])));
+        check(&[&nightly, &system], &[], Err(Missing::Linker(both, vec![])));
         let none = vec![without_source.clone(), old_system.clone()];
         check(&[&without_source, &old_system], &[22], Err(Missing::Compiler(none)));
     }
@@ -277,8 +287,8 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
-        let text = Missing::Linker(bare, vec![linker(21)]).explain();
-        for part in ["/toolchain/bin/rustc writes (LLVM 23)", "/linker-21: is linked with LLVM 21", "llvm-23-dev"] {
+        let text = Missing::Linker(vec![bare], vec![linker(21)]).explain();
+        for part in ["(/toolchain/bin/rustc) writes LLVM 23", "/linker-21 is linked with LLVM 21", "llvm-23-dev"] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
     }

@@ -13,6 +13,9 @@ const LLVM_OF_DEBIAN: Llvm = Llvm { major: 22, minor: 1 };
 /// Debian's compiler with the source of its library. It lives beside rustup's, in /usr/bin.
 pub const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
+/// Its clippy.
+pub const DEBIAN_CLIPPY: &str = "rust-web-clippy";
+
 /// The packages that `bpf-linker` is built from.
 pub fn linker_packages(llvm: Llvm) -> Vec<String> {
     let major = llvm.major;

@@ -1,0 +1,95 @@
+//! Installing Debian packages.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Result, bail};
+use xtask::{
+    exec::{ask, exec, which},
+    recipe,
+};
+
+use super::workspace::as_root;
+
+/// Where a Debian system asks whether a package may start its service.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// apt-get, with its lists updated at most once, and not before something is missing.
+#[derive(Debug, Default)]
+pub(crate) struct Apt {
+    is_updated: bool,
+}
+
+impl Apt {
+    /// Installs those of the packages that are not installed.
+    pub(crate) fn install<S: AsRef<str>>(&mut self, packages: &[S]) -> Result<()> {
+        let missing: Vec<&str> = packages.iter().map(AsRef::as_ref).filter(|package| !is_installed(package)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if which("apt-get").is_none() {
+            bail!("there is no apt-get here; install what these Debian packages have: {}", missing.join(" "));
+        }
+        self.update()?;
+        let mut install = recipe::install_packages(&missing);
+        // A freshly booted machine may be at its own upgrades.
+        install.arg("-oDPkg::Lock::Timeout=300");
+        exec(&mut as_root(install)?)
+    }
+
+    /// Whether every one of the packages is installed or could be.
+    pub(crate) fn offers<S: AsRef<str>>(&mut self, packages: &[S]) -> Result<bool> {
+        if packages.iter().all(|package| is_installed(package.as_ref())) || which("apt-get").is_none() {
+            // Without apt-get, installing says what is needed.
+            return Ok(true);
+        }
+        self.update()?;
+        let show = |package: &S| ask(Command::new("apt-cache").args(["show", package.as_ref()])).is_some();
+        Ok(packages.iter().all(show))
+    }
+
+    fn update(&mut self) -> Result<()> {
+        if !self.is_updated {
+            let mut update = Command::new("apt-get");
+            update.args(["update", "--quiet"]);
+            if let Err(error) = exec(&mut as_root(update)?) {
+                // One source of many may be unreachable. If it was the one that matters, the installation tells.
+                eprintln!("warning: {error:#}");
+            }
+            self.is_updated = true;
+        }
+        Ok(())
+    }
+}
+
+/// As long as it lives, installed packages do not start their services.
+#[derive(Debug)]
+pub(crate) struct NoServices;
+
+impl NoServices {
+    /// `None` if the machine has a policy of its own.
+    pub(crate) fn declare() -> Result<Option<Self>> {
+        if Path::new(POLICY).exists() {
+            return Ok(None);
+        }
+        let mut write = Command::new("sh");
+        write.args(["-c", &format!(r"printf '#!/bin/sh\nexit 101\n' >{POLICY} && chmod 755 {POLICY}")]);
+        exec(&mut as_root(write)?)?;
+        Ok(Some(Self))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        let mut remove = Command::new("rm");
+        remove.arg(POLICY);
+        if let Err(error) = as_root(remove).and_then(|mut remove| exec(&mut remove)) {
+            eprintln!("warning: services of packages stay disabled by {POLICY}: {error:#}");
+        }
+    }
+}
+
+/// Whether dpkg has the package installed.
+pub(crate) fn is_installed(package: &str) -> bool {
+    let query = ask(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]));
+    query.is_some_and(|status| status == "installed")
+}
