@@ -65,6 +65,8 @@ fn dependencies() -> Result<()> {
         println!("skipped: cargo-deny is not installed");
         return Ok(());
     }
+    // The tree of every platform, of which a build needs a part.
+    exec(&mut cargo(&["fetch", "--locked", "--quiet"]))?;
     exec(&mut cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"]))?;
 
     let fetch = cargo(&["deny", "fetch", "db"]);
