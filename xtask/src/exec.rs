@@ -74,6 +74,9 @@ fn quoted(word: &OsStr) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.into_owned()
+    } else if word.contains('\x1f') {
+        // What separates cargo's encoded flags, as bash reads it.
+        format!("$'{}'", word.replace('\'', r"\'").replace('\x1f', r"\x1f"))
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
@@ -88,5 +91,8 @@ mod tests {
         let mut command = Command::new("cargo");
         command.args(["test", "--", "a b", "it's", ""]).env("RUSTDOCFLAGS", "-D warnings").env_remove("RUSTC");
         assert_eq!(shown(&command), r"RUSTDOCFLAGS='-D warnings' cargo test -- 'a b' 'it'\''s' ''");
+        let mut flags = Command::new("cargo");
+        flags.env("CARGO_ENCODED_RUSTFLAGS", "-C\x1fdebuginfo=2");
+        assert_eq!(shown(&flags), r"CARGO_ENCODED_RUSTFLAGS=$'-C\x1fdebuginfo=2' cargo");
     }
 }
