@@ -131,33 +131,37 @@ impl Tools {
 }
 
 impl Missing {
-    /// What was looked at, why it does not do, and what to run.
-    pub fn explain(&self) -> String {
-        let mut text = String::from("the eBPF programs cannot be built: ");
-        let commands = match self {
+    /// What was looked at, and why it does not do.
+    pub fn reason(&self) -> String {
+        match self {
             Self::Compiler(compilers) => {
-                text += "no Rust compiler has the source of its library\n";
-                for compiler in compilers {
-                    text += &format!("  {}\n", rejection(compiler));
-                }
-                recipe::for_compiler()
+                let candidates = compilers.iter().map(|compiler| format!("\n  {}", rejection(compiler)));
+                format!("no Rust compiler has the source of its library{}", String::from_iter(candidates))
             }
             Self::Linker(compilers, linkers) => {
-                text += "no bpf-linker reads what the Rust compiler writes\n";
-                for Compiler { origin, rustc, version, .. } in compilers {
-                    text += &format!("  {origin} ({}) writes {}\n", rustc.display(), version.llvm);
-                }
-                for linker in linkers {
-                    text += &format!("  {} {}\n", linker.path.display(), shortcoming(linker.llvm));
-                }
+                let writers = compilers.iter().map(|Compiler { origin, rustc, version, .. }| {
+                    format!("\n  {origin} ({}) writes {}", rustc.display(), version.llvm)
+                });
+                let readers = linkers.iter().map(|linker| format!("\n  {}", shortcoming(linker)));
+                let lines = String::from_iter(writers.chain(readers));
+                format!("no bpf-linker reads what the Rust compiler writes{lines}")
+            }
+        }
+    }
+
+    /// The reason, and what to run.
+    pub fn explain(&self) -> String {
+        let commands = match self {
+            Self::Compiler(_) => recipe::for_compiler(),
+            Self::Linker(compilers, _) => {
                 compilers.first().map(|compiler| recipe::for_linker(compiler.version.llvm)).unwrap_or_default()
             }
         };
-        text += "Run `cargo xtask setup`, which would run:";
-        for command in commands.lines() {
-            text += &format!("\n  {command}");
-        }
-        text
+        format!(
+            "the eBPF programs cannot be built: {}\nRun `cargo xtask setup`, which would run:\n  {}",
+            self.reason(),
+            commands.replace('\n', "\n  ")
+        )
     }
 }
 
@@ -226,11 +230,12 @@ fn rejection(compiler: &Compiler) -> String {
     format!("{origin} {major}.{minor} ({}) {reason}", rustc.display())
 }
 
-fn shortcoming(llvm: LinkedLlvm) -> String {
-    match llvm {
-        LinkedLlvm::Shared(llvm) => format!("is linked with {llvm}"),
-        LinkedLlvm::Gone(llvm) => format!("needs {llvm}, which is not installed"),
-        LinkedLlvm::Unknown => "does not tell its LLVM".to_owned(),
+fn shortcoming(linker: &Linker) -> String {
+    let path = linker.path.display();
+    match linker.llvm {
+        LinkedLlvm::Shared(llvm) => format!("{path} reads {llvm}"),
+        LinkedLlvm::Gone(llvm) => format!("{path} needs {llvm}, which is not installed"),
+        LinkedLlvm::Unknown => format!("{path} does not tell its LLVM"),
     }
 }
 
@@ -288,7 +293,7 @@ mod tests {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         let text = Missing::Linker(vec![bare], vec![linker(21)]).explain();
-        for part in ["(/toolchain/bin/rustc) writes LLVM 23", "/linker-21 is linked with LLVM 21", "llvm-23-dev"] {
+        for part in ["(/toolchain/bin/rustc) writes LLVM 23", "/linker-21 reads LLVM 21", "llvm-23-dev"] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use xtask::{
     ebpf::{Missing, Tools},
@@ -93,13 +93,13 @@ fn ebpf_toolchain(apt: &mut Apt) -> Result<bool> {
     loop {
         let Err(missing) = Tools::find() else { return Ok(before.is_some()) };
         if before.as_ref() == Some(&missing) {
-            bail!("what was installed did not help: {}", missing.explain());
+            bail!("what was installed did not help: {}", missing.reason());
         }
+        println!("{}", missing.reason());
         match &missing {
             Missing::Compiler(compilers) => compiler(apt, compilers),
             Missing::Linker(compilers, _) => linker(apt, compilers),
-        }
-        .with_context(|| missing.explain())?;
+        }?;
         before = Some(missing);
     }
 }
