@@ -55,16 +55,13 @@ const CA_CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Installs what the build and the static checks need. Says whether anything was missing.
 pub(crate) fn for_build() -> Result<bool> {
-    let mut apt = Apt::default();
-    let toolchain = ebpf_toolchain(&mut apt)?;
-    let clippy = ebpf_clippy(&mut apt)?;
-    let components = components()?;
-    Ok(toolchain || clippy || components)
+    build_tools(&mut Apt::default())
 }
 
 /// Installs what building and testing need. Says whether anything was missing.
 pub(crate) fn for_tests() -> Result<bool> {
-    let build = for_build()?;
+    let mut apt = Apt::default();
+    let build = build_tools(&mut apt)?;
     let mut packages: Vec<&str> =
         PROGRAMS.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| *package).collect();
     if !Path::new(CA_CERTIFICATES).exists() {
@@ -76,7 +73,7 @@ pub(crate) fn for_tests() -> Result<bool> {
     }
     let brings_service = packages.contains(&NGINX);
     let no_services = if brings_service { NoServices::declare()? } else { None };
-    Apt::default().install(&packages)?;
+    apt.install(&packages)?;
     drop(no_services);
     if brings_service && which("systemctl").is_some() {
         // The tests start their own. The package's would take port 80 at the next boot.
@@ -85,6 +82,13 @@ pub(crate) fn for_tests() -> Result<bool> {
         exec(&mut as_root(disable)?)?;
     }
     Ok(true)
+}
+
+fn build_tools(apt: &mut Apt) -> Result<bool> {
+    let toolchain = ebpf_toolchain(apt)?;
+    let clippy = ebpf_clippy(apt)?;
+    let components = components()?;
+    Ok(toolchain || clippy || components)
 }
 
 /// Installs a compiler and a linker for the eBPF crate. Each round gets one of them, and then looks again.
