@@ -23,7 +23,8 @@ impl Steps {
 
     /// Runs a step. An error names it.
     pub(crate) fn step(&mut self, name: &'static str, body: impl FnOnce() -> Result<()>) -> Result<()> {
-        println!("== {name}");
+        let before: Duration = self.done.iter().map(|(_, took)| *took).sum();
+        println!("== {name} (after {} s)", before.as_secs());
         let start = Instant::now();
         body().with_context(|| format!("step \"{name}\" failed after {} s", start.elapsed().as_secs()))?;
         self.done.push((name, start.elapsed()));

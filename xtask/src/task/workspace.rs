@@ -67,7 +67,7 @@ pub(crate) fn as_root(command: Command) -> Result<Command> {
         return Ok(command);
     }
     if which("sudo").is_none() {
-        bail!("{} needs root, and there is no sudo: become root and try again", command.get_program().display());
+        bail!("only root can run {}, and there is no sudo: become root and try again", command.get_program().display());
     }
     let mut sudo = Command::new("sudo");
     sudo.arg("env");
