@@ -1,0 +1,267 @@
+//! The agent under test, as its users run it: a process with files, signals, a log and an admin port.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::{
+    process::Running,
+    testbed::TestBed,
+    wait::{PATIENCE, wait_for},
+};
+
+mod config;
+mod metrics;
+
+pub use config::{ConfigDir, ConfigMap};
+pub use metrics::Metrics;
+
+/// How long a drain may take, and a bit.
+const END_PATIENCE: Duration = Duration::from_secs(40);
+
+/// How an agent is to be started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    config: PathBuf,
+    admin: SocketAddr,
+    cgroup: Option<PathBuf>,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl AgentOptions {
+    /// With a configuration file or directory.
+    pub fn new(config: impl Into<PathBuf>) -> Self {
+        let admin = SocketAddr::from(([127, 0, 0, 1], 9901));
+        Self { config: config.into(), admin, cgroup: None, arguments: Vec::new(), environment: Vec::new() }
+    }
+
+    /// With another admin port: for a second agent on the same node.
+    #[must_use]
+    pub fn admin_port(mut self, port: u16) -> Self {
+        self.admin.set_port(port);
+        self
+    }
+
+    /// Attached to another cgroup than the test's.
+    #[must_use]
+    pub fn cgroup(mut self, path: &Path) -> Self {
+        self.cgroup = Some(path.to_owned());
+        self
+    }
+
+    /// With further arguments.
+    #[must_use]
+    pub fn args(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+
+    /// With an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// A running agent. Killed on drop.
+#[derive(Debug)]
+pub struct Agent<'bed> {
+    bed: &'bed TestBed,
+    running: Running,
+    admin: SocketAddr,
+}
+
+impl<'bed> Agent<'bed> {
+    /// Starts an agent and waits until it is ready.
+    pub fn start(bed: &'bed TestBed, options: &AgentOptions) -> Result<Self> {
+        let mut agent = Self::spawn(bed, options)?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts an agent without waiting, as for one that must refuse its configuration.
+    pub fn spawn(bed: &'bed TestBed, options: &AgentOptions) -> Result<Self> {
+        let mut command = bed
+            .node_command(binary()?)?
+            .args(["run", "--log", "json", "--config"])
+            .arg(&options.config)
+            .arg("--cgroup")
+            .arg(options.cgroup.as_deref().unwrap_or(bed.cgroup().path()))
+            .args(["--admin", &options.admin.to_string()])
+            .args(&options.arguments);
+        for (name, value) in &options.environment {
+            command = command.env(name, value);
+        }
+        Ok(Self { bed, running: command.spawn()?, admin: options.admin })
+    }
+
+    /// Waits until `/readyz` answers 200.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        let ready = wait_for("the agent to be ready", PATIENCE, || {
+            if self.admin("/readyz").is_ok_and(|(status, _)| status == 200) {
+                return Some(true);
+            }
+            (!self.running.is_running()).then_some(false)
+        });
+        match ready {
+            Ok(true) => Ok(()),
+            Ok(false) => bail!("the agent ended:\n{}", self.log_text()),
+            Err(error) => Err(error.context(format!("the agent said:\n{}", self.log_text()))),
+        }
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Running {
+        &mut self.running
+    }
+
+    /// A GET to the admin port from inside the node: status and body.
+    pub fn admin(&self, path: &str) -> Result<(u16, String)> {
+        let address = self.admin;
+        let response = self.bed.node().run(|| {
+            let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+            let mut response = Vec::new();
+            stream.read_to_end(&mut response)?;
+            Ok(response)
+        })?;
+        let text = String::from_utf8_lossy(&response);
+        let (head, body) = text.split_once("\r\n\r\n").context("the admin port gives no HTTP response")?;
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
+        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+        Ok((status, if chunked { dechunk(body) } else { body.to_owned() }))
+    }
+
+    /// The metrics now.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let (status, body) = self.admin("/metrics")?;
+        if status != 200 {
+            bail!("/metrics answers {status}: {body}");
+        }
+        Metrics::parse(&body)
+    }
+
+    /// The log so far: the lines that are JSON.
+    pub fn log(&self) -> Vec<LogLine> {
+        self.running.stderr().iter().filter_map(|line| LogLine::parse(line)).collect()
+    }
+
+    /// Everything on standard error so far.
+    pub fn log_text(&self) -> String {
+        self.running.stderr().join("\n")
+    }
+
+    /// The access-log records so far.
+    pub fn records(&self) -> Vec<LogLine> {
+        self.log().into_iter().filter(LogLine::is_access_record).collect()
+    }
+
+    /// Waits until there are `count` access-log records, and fails if there are more.
+    pub fn wait_for_records(&self, count: usize) -> Result<Vec<LogLine>> {
+        let records = wait_for(&format!("{count} access-log records"), PATIENCE, || {
+            Some(self.records()).filter(|records| records.len() >= count)
+        })
+        .with_context(|| format!("the agent said:\n{}", self.log_text()))?;
+        if records.len() > count {
+            bail!("{count} records were expected, there are {}: {records:?}", records.len());
+        }
+        Ok(records)
+    }
+
+    /// Makes a change to the configuration and waits until the agent says that a policy of `rules` rules is in effect.
+    pub fn apply(&mut self, rules: usize, change: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mark = self.running.stderr_mark();
+        change()?;
+        self.running.wait_for_line_after(mark, &format!("a policy of {rules} rules to be applied"), |line| {
+            LogLine::parse(line).is_some_and(|line| {
+                line.message() == "policy applied" && line.get("rules").and_then(Value::as_u64) == Some(rules as u64)
+            })
+        })?;
+        Ok(())
+    }
+
+    /// SIGKILL: as a crash.
+    pub fn kill(mut self) {
+        self.running.kill();
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn terminate(mut self) -> Result<ExitStatus> {
+        self.running.signal(Signal::SIGTERM)?;
+        self.running.wait(END_PATIENCE)
+    }
+
+    /// Waits for the end of an agent that ends by itself.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.running.wait(END_PATIENCE)
+    }
+}
+
+/// A line of the agent's log.
+#[derive(Clone, Debug)]
+pub struct LogLine(Value);
+
+impl LogLine {
+    fn parse(line: &str) -> Option<Self> {
+        serde_json::from_str::<Value>(line).ok().filter(Value::is_object).map(Self)
+    }
+
+    /// A field, be it at the top or under `fields`.
+    pub fn get(&self, field: &str) -> Option<&Value> {
+        self.0.get(field).or_else(|| self.0.get("fields")?.get(field))
+    }
+
+    /// A field's text; numbers and booleans as they are written. Empty if it is not there.
+    pub fn text(&self, field: &str) -> String {
+        match self.get(field) {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        }
+    }
+
+    /// The message.
+    pub fn message(&self) -> String {
+        self.text("message")
+    }
+
+    /// Whether this is the record of a request: its target is `access`, whatever the crate.
+    pub fn is_access_record(&self) -> bool {
+        ["access", "access_log"].contains(&self.text("target").rsplit("::").next().unwrap_or_default())
+    }
+}
+
+/// The program under test: `EGRESS_BIN`, or the `egress` built beside the program that runs now.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("EGRESS_BIN") {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe()?;
+    // Tests are in deps/, programs one above.
+    let found = own.ancestors().skip(1).take(2).map(|dir| dir.join("egress")).find(|path| path.is_file());
+    found.context("no egress beside the test: build it (cargo build -p egress-userspace), or set EGRESS_BIN")
+}
+
+fn dechunk(mut body: &str) -> String {
+    let mut text = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
+        if size == 0 {
+            break;
+        }
+        text += rest.get(..size).unwrap_or(rest);
+        body = rest.get(size + 2..).unwrap_or_default();
+    }
+    text
+}

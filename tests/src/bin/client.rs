@@ -1,0 +1,258 @@
+//! A client with sockets that curl cannot be told to use. It is a program of its own since it must be inside the cgroup
+//! before it makes a socket.
+//!
+//! What the socket is goes to standard error, one `key value` a line: `peername`, `sockname`, `protocol`.
+
+use std::{
+    io::{self, BufRead, Read, Write},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use socket2::{Domain, Protocol, Socket, Type};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+#[derive(Parser)]
+#[command(about = "A client with unusual sockets")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends one request or several on one connection, and prints the responses.
+    Http {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        request: Request,
+        /// How many requests on the connection.
+        #[arg(long, default_value_t = 1)]
+        count: usize,
+    },
+    /// Connects, prints `connected`, and sends the request when a line comes on standard input.
+    Hold {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        request: Request,
+    },
+    /// Sends standard input and prints whatever comes until the other end closes.
+    Raw {
+        #[command(flatten)]
+        target: Target,
+        /// Closes the sending side after standard input.
+        #[arg(long)]
+        half_close: bool,
+    },
+    /// Connects and says what it is connected to.
+    Connect {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Requests on a new connection each, until standard input closes; prints a status or an error for each.
+    Repeat {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        request: Request,
+    },
+    /// Connects a UDP socket, sends a datagram, and prints the answer.
+    Udp { address: SocketAddr, text: String },
+}
+
+#[derive(Args)]
+struct Request {
+    /// The Host header.
+    #[arg(long, default_value = "edition.cnn.com")]
+    host: String,
+    /// The target.
+    #[arg(long, default_value = "/politics")]
+    path: String,
+}
+
+#[derive(Args)]
+struct Target {
+    /// Where to.
+    address: SocketAddr,
+    /// A Multipath TCP socket.
+    #[arg(long)]
+    mptcp: bool,
+    /// An IPv6 socket, with an IPv4 address mapped.
+    #[arg(long)]
+    mapped: bool,
+    /// Connects by sending the first bytes (MSG_FASTOPEN).
+    #[arg(long)]
+    fastopen: bool,
+    /// The source address.
+    #[arg(long)]
+    bind: Option<IpAddr>,
+    /// The network device.
+    #[arg(long)]
+    device: Option<String>,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Http { target, request, count } => http(&target, &request, count),
+        Command::Hold { target, request } => hold(&target, &request),
+        Command::Raw { target, half_close } => raw(&target, half_close),
+        Command::Connect { target } => target.connect(&[]).map(drop),
+        Command::Repeat { target, request } => repeat(&target, &request),
+        Command::Udp { address, text } => udp(address, &text),
+    }
+}
+
+fn http(target: &Target, request: &Request, count: usize) -> Result<()> {
+    let mut stream = target.connect(&request.bytes(count == 1))?;
+    for done in 1..=count {
+        if done > 1 {
+            stream.write_all(&request.bytes(done == count))?;
+        }
+        io::stdout().write_all(&read_response(&mut stream)?)?;
+    }
+    Ok(())
+}
+
+fn hold(target: &Target, request: &Request) -> Result<()> {
+    let mut stream = target.connect(&[])?;
+    println!("connected");
+    io::stdin().lock().read_line(&mut String::new())?;
+    stream.write_all(&request.bytes(true))?;
+    io::stdout().write_all(&read_response(&mut stream)?)?;
+    Ok(())
+}
+
+fn raw(target: &Target, half_close: bool) -> Result<()> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes)?;
+    let mut stream = target.connect(&bytes)?;
+    if half_close {
+        stream.shutdown(std::net::Shutdown::Write)?;
+    }
+    io::copy(&mut stream, &mut io::stdout())?;
+    Ok(())
+}
+
+fn repeat(target: &Target, request: &Request) -> Result<()> {
+    let (closed, asked) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
+        drop(closed);
+    });
+    while asked.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+        let response = target.open().and_then(|socket| {
+            socket.connect(&target.address().into())?;
+            let mut stream = TcpStream::from(socket);
+            stream.write_all(&request.bytes(true))?;
+            read_response(&mut stream)
+        });
+        match response {
+            Ok(response) => println!("{}", String::from_utf8_lossy(response.get(9..12).unwrap_or_default())),
+            Err(error) => println!("{error:#}"),
+        }
+    }
+    Ok(())
+}
+
+fn udp(address: SocketAddr, text: &str) -> Result<()> {
+    let unspecified: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((unspecified, 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(address).context("connect")?;
+    eprintln!("peername {}", socket.peer_addr()?);
+    socket.send(text.as_bytes()).context("send")?;
+    let mut buffer = [0; 64 * 1024];
+    let count = socket.recv(&mut buffer).context("recv")?;
+    io::stdout().write_all(&buffer[..count])?;
+    Ok(())
+}
+
+impl Request {
+    fn bytes(&self, last: bool) -> Vec<u8> {
+        let close = if last { "Connection: close\r\n" } else { "" };
+        format!("GET {} HTTP/1.1\r\nHost: {}\r\nX-Odd-Case: kept\r\n{close}\r\n", self.path, self.host).into_bytes()
+    }
+}
+
+impl Target {
+    fn address(&self) -> SocketAddr {
+        match self.address.ip() {
+            IpAddr::V4(v4) if self.mapped => (v4.to_ipv6_mapped(), self.address.port()).into(),
+            _ => self.address,
+        }
+    }
+
+    fn open(&self) -> Result<Socket> {
+        let address = self.address();
+        let protocol = if self.mptcp { Protocol::MPTCP } else { Protocol::TCP };
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol)).context("socket")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        if let Some(device) = &self.device {
+            socket.bind_device(Some(device.as_bytes())).context("SO_BINDTODEVICE")?;
+        }
+        if let Some(source) = self.bind {
+            socket.bind(&SocketAddr::new(source, 0).into()).context("bind")?;
+        }
+        Ok(socket)
+    }
+
+    /// Connects, sends the first bytes, and says to whom.
+    fn connect(&self, first: &[u8]) -> Result<TcpStream> {
+        let socket = self.open()?;
+        let mut rest = first;
+        if self.fastopen {
+            let sent = send_fastopen(&socket, self.address(), first)?;
+            rest = &first[sent..];
+        } else {
+            socket.connect(&self.address().into()).context("connect")?;
+        }
+        let protocol = socket.protocol()?.map_or(0, i32::from);
+        let mut stream = TcpStream::from(socket);
+        eprintln!("peername {}\nsockname {}\nprotocol {protocol}", stream.peer_addr()?, stream.local_addr()?);
+        stream.write_all(rest)?;
+        Ok(stream)
+    }
+}
+
+fn send_fastopen(socket: &Socket, address: SocketAddr, bytes: &[u8]) -> Result<usize> {
+    let address = socket2::SockAddr::from(address);
+    // SAFETY: buffer and address are valid for the announced lengths.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            libc::MSG_FASTOPEN,
+            address.as_ptr().cast(),
+            address.len(),
+        )
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error()).context("sendto with MSG_FASTOPEN")
+}
+
+/// Reads one response with a `Content-Length`, or up to the end.
+fn read_response(stream: &mut TcpStream) -> Result<Vec<u8>> {
+    let mut response = Vec::new();
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        if let Some(head) = response.windows(4).position(|window| window == b"\r\n\r\n") {
+            let text = String::from_utf8_lossy(&response[..head]).to_ascii_lowercase();
+            let length =
+                text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+            if length.is_some_and(|length| response.len() >= head + 4 + length) {
+                return Ok(response);
+            }
+        }
+        match stream.read(&mut buffer).context("read")? {
+            0 if response.is_empty() => bail!("closed without a response"),
+            0 => return Ok(response),
+            count => response.extend_from_slice(&buffer[..count]),
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! An origin inside the test: it keeps each request as it came, byte for byte, and answers what the test says, also what
+//! no sane server would.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    netns::Netns,
+    process::lock,
+    wait::{PATIENCE, wait_until},
+};
+
+mod http1;
+mod http2;
+mod tls;
+
+pub use tls::{ServerTls, TlsSeen};
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Number of the connection, from 0.
+    pub connection: usize,
+    /// The other end, as the origin sees it.
+    pub client: SocketAddr,
+    /// The origin's address.
+    pub server: SocketAddr,
+    /// What TLS told; nothing in clear.
+    pub tls: Option<TlsSeen>,
+    /// `HTTP/1.0`, `HTTP/1.1` or `HTTP/2`.
+    pub version: String,
+    /// The method.
+    pub method: String,
+    /// The target as in the request line; in HTTP/2 `:path`.
+    pub target: String,
+    /// The `Host` header; in HTTP/2 `:authority`, or `host` if there is none.
+    pub host: String,
+    /// The headers in the order in which they came; HTTP/1 in their own case.
+    pub headers: Vec<(String, String)>,
+    /// HTTP/1: the head, from the method to the empty line. HTTP/2 has none.
+    pub head: Vec<u8>,
+    /// The body, without the chunking.
+    pub body: Vec<u8>,
+    /// HTTP/1: the body as it was framed.
+    pub framed_body: Vec<u8>,
+    /// The fields after the last chunk, or the HTTP/2 trailers.
+    pub trailers: Vec<(String, String)>,
+}
+
+impl Request {
+    /// The first header of this name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+}
+
+/// What the origin does with a request.
+#[derive(Debug)]
+pub enum Reply {
+    /// An answer in the protocol of the request. `content-length` is added.
+    Response {
+        /// The status.
+        status: u16,
+        /// The headers.
+        headers: Vec<(String, String)>,
+        /// The body.
+        body: Vec<u8>,
+    },
+    /// These bytes as they are, and the connection stays open. HTTP/1 only, as the following ones.
+    Raw(Vec<u8>),
+    /// These bytes, and then an orderly close.
+    RawThenClose(Vec<u8>),
+    /// Bytes as they come from the test, and a close when it hangs up: for answers that are seen in pieces.
+    Stream(tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>),
+    /// These bytes (the head of a 101), and then everything that comes is sent back.
+    Echo(Vec<u8>),
+    /// A close without an answer.
+    Close,
+    /// A reset without an answer.
+    Reset,
+    /// Silence, for as long as the client stays.
+    Silence,
+}
+
+impl Reply {
+    /// A 200 with a text.
+    pub fn ok(body: impl Into<Vec<u8>>) -> Self {
+        Self::status(200, &[("Content-Type", "text/html; charset=utf-8")], body)
+    }
+
+    /// A response with these headers.
+    pub fn status(status: u16, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Self {
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self::Response { status, headers, body: body.into() }
+    }
+}
+
+/// The site of the seed: in clear a redirect to `https://`, over TLS a page, or `/bytes/N`: N bytes.
+pub fn news_site(request: &Request) -> Reply {
+    if request.tls.is_none() {
+        let host = request.host.strip_suffix(":80").unwrap_or(&request.host);
+        let location = format!("https://{host}{}", request.target);
+        return Reply::status(301, &[("location", &location)], "");
+    }
+    match request.target.strip_prefix("/bytes/").and_then(|count| count.parse::<usize>().ok()) {
+        Some(count) => Reply::ok((0..count).map(|at| b'a' + (at % 26) as u8).collect::<Vec<_>>()),
+        None => Reply::ok(format!("<!doctype html><title>{}</title>\n", request.target)),
+    }
+}
+
+type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
+
+/// An origin to be given addresses.
+pub struct OriginBuilder<'bed> {
+    netns: &'bed Netns,
+    ports: Vec<(SocketAddr, Option<Arc<ServerConfig>>)>,
+    handler: Arc<Handler>,
+}
+
+impl<'bed> OriginBuilder<'bed> {
+    /// An origin in `netns` that answers as `news_site`.
+    pub fn new(netns: &'bed Netns) -> Self {
+        Self { netns, ports: Vec::new(), handler: Arc::new(news_site) }
+    }
+
+    /// Listens with TLS on these addresses.
+    pub fn tls(mut self, addresses: &[SocketAddr], tls: &ServerTls) -> Result<Self> {
+        let config = tls.config()?;
+        self.ports.extend(addresses.iter().map(|address| (*address, Some(Arc::clone(&config)))));
+        Ok(self)
+    }
+
+    /// Listens in clear on these addresses.
+    #[must_use]
+    pub fn clear(mut self, addresses: &[SocketAddr]) -> Self {
+        self.ports.extend(addresses.iter().map(|address| (*address, None)));
+        self
+    }
+
+    /// Answers each request, in clear or not, by this function. It runs on the origin's only thread: it must not block.
+    #[must_use]
+    pub fn handler(mut self, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        self.handler = Arc::new(handler);
+        self
+    }
+
+    /// Starts it. It accepts connections when this returns.
+    pub fn start(self) -> Result<Origin> {
+        let netns = self.netns.try_clone_handle()?;
+        let shared = Arc::new(Shared {
+            handler: self.handler,
+            requests: Mutex::default(),
+            failures: Mutex::default(),
+            count: AtomicUsize::new(0),
+        });
+        let (stop, stopped) = oneshot::channel();
+        let (ready, started) = mpsc::channel();
+        let (ports, serving) = (self.ports, Arc::clone(&shared));
+        let thread = thread::spawn(move || {
+            let runtime = nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET)
+                .map_err(anyhow::Error::from)
+                .and_then(|()| Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?));
+            match runtime {
+                Ok(runtime) => runtime.block_on(serve(ports, serving, &ready, stopped)),
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        });
+        started.recv().unwrap_or_else(|_| Err(anyhow!("the origin's thread ended early")))?;
+        Ok(Origin { shared, stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+/// A running origin.
+#[derive(Debug)]
+pub struct Origin {
+    shared: Arc<Shared>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Origin {
+    /// The requests so far, oldest first. A request is here before its answer is sent.
+    pub fn requests(&self) -> Vec<Request> {
+        lock(&self.shared.requests).clone()
+    }
+
+    /// The requests so far, which are then forgotten.
+    pub fn take_requests(&self) -> Vec<Request> {
+        std::mem::take(&mut *lock(&self.shared.requests))
+    }
+
+    /// Waits until there are `count` requests, and fails if there are more.
+    pub fn wait_for_requests(&self, count: usize) -> Result<Vec<Request>> {
+        wait_until(&format!("the origin to see {count} requests"), PATIENCE, || self.requests().len() >= count)?;
+        let requests = self.requests();
+        if requests.len() > count {
+            bail!("{count} requests were expected, the origin saw {}: {requests:?}", requests.len());
+        }
+        Ok(requests)
+    }
+
+    /// The only request there ever was.
+    pub fn only_request(&self) -> Result<Request> {
+        self.wait_for_requests(1)?.pop().context("no request")
+    }
+
+    /// How many TCP connections were accepted.
+    pub fn connections(&self) -> usize {
+        self.shared.count.load(Ordering::Acquire)
+    }
+
+    /// What went wrong with connections: TLS alerts of clients that did not like the certificate, broken requests.
+    pub fn failures(&self) -> Vec<String> {
+        lock(&self.shared.failures).clone()
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            stop.send(()).ok();
+        }
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+struct Shared {
+    handler: Arc<Handler>,
+    requests: Mutex<Vec<Request>>,
+    failures: Mutex<Vec<String>>,
+    count: AtomicUsize,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("requests", &self.requests).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn answer(&self, request: Request) -> Reply {
+        let reply = (self.handler)(&request);
+        lock(&self.requests).push(request);
+        reply
+    }
+}
+
+/// What is known of a connection before its first request.
+#[derive(Clone, Debug)]
+struct Peer {
+    connection: usize,
+    client: SocketAddr,
+    server: SocketAddr,
+    tls: Option<TlsSeen>,
+}
+
+async fn serve(
+    ports: Vec<(SocketAddr, Option<Arc<ServerConfig>>)>,
+    shared: Arc<Shared>,
+    ready: &mpsc::Sender<Result<()>>,
+    stopped: oneshot::Receiver<()>,
+) {
+    let mut acceptors = JoinSet::new();
+    for (address, config) in ports {
+        match TcpListener::bind(address).await {
+            Ok(listener) => drop(acceptors.spawn(accept(listener, config.map(TlsAcceptor::from), Arc::clone(&shared)))),
+            Err(error) => {
+                ready.send(Err(anyhow!(error).context(format!("the origin cannot listen on {address}")))).ok();
+                return;
+            }
+        }
+    }
+    ready.send(Ok(())).ok();
+    stopped.await.ok();
+}
+
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, client)) = listener.accept().await {
+        let connection = shared.count.fetch_add(1, Ordering::AcqRel);
+        let (tls, shared) = (tls.clone(), Arc::clone(&shared));
+        connections.spawn(async move {
+            if let Err(error) = connection_of(stream, client, connection, tls, &shared).await {
+                lock(&shared.failures).push(format!("{error:#}"));
+            }
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn connection_of(
+    stream: TcpStream,
+    client: SocketAddr,
+    connection: usize,
+    tls: Option<TlsAcceptor>,
+    shared: &Arc<Shared>,
+) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut peer = Peer { connection, client, server: stream.local_addr()?, tls: None };
+    let Some(acceptor) = tls else {
+        return http1::serve(stream, peer, shared).await;
+    };
+    let stream = acceptor.accept(stream).await.context("TLS handshake")?;
+    let seen = TlsSeen::of(stream.get_ref().1);
+    let http2 = seen.alpn.as_deref() == Some("h2");
+    peer.tls = Some(seen);
+    if http2 { http2::serve(stream, peer, shared).await } else { http1::serve(stream, peer, shared).await }
+}
