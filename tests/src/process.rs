@@ -70,10 +70,10 @@ impl Command {
         self
     }
 
-    /// Gives it an environment variable less.
+    /// Gives it an empty environment, to be filled by `env`.
     #[must_use]
-    pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Self {
-        self.inner.env_remove(name);
+    pub fn env_clear(mut self) -> Self {
+        self.inner.env_clear();
         self
     }
 

@@ -142,14 +142,14 @@ impl TestBed {
 
     /// A command in another pod's namespace, in no cgroup yet.
     pub fn pod_command(&self, pod: &Netns, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
-        Ok(self.without_proxies(Command::new(program)).in_netns(pod)?.with_mounts(&self.mounts))
+        Ok(self.in_clean_environment(Command::new(program)).in_netns(pod)?.with_mounts(&self.mounts))
     }
 
     /// A command on the node: where the agent runs, with a bpffs of the test's own at /sys/fs/bpf.
     pub fn node_command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
         let mut mounts = self.mounts.clone();
         mounts.bind(&self.bpffs, "/sys/fs/bpf");
-        Ok(self.without_proxies(Command::new(program)).in_netns(self.node())?.with_mounts(&mounts))
+        Ok(self.in_clean_environment(Command::new(program)).in_netns(self.node())?.with_mounts(&mounts))
     }
 
     /// A curl in the pod.
@@ -193,22 +193,13 @@ impl TestBed {
         Agent::start(self, &AgentOptions::new(config.path()))
     }
 
-    fn without_proxies(&self, command: Command) -> Command {
-        const PROXIES: [&str; 8] = [
-            "http_proxy",
-            "https_proxy",
-            "all_proxy",
-            "no_proxy",
-            "HTTP_PROXY",
-            "HTTPS_PROXY",
-            "ALL_PROXY",
-            "NO_PROXY",
-        ];
-        let command = PROXIES.iter().fold(command, Command::env_remove);
-        command
-            .env_remove("CURL_CA_BUNDLE")
+    /// Nothing of the environment of whoever runs the tests gets in: it may name proxies and certificates.
+    fn in_clean_environment(&self, command: Command) -> Command {
+        ["PATH", "HOME"]
+            .iter()
+            .filter_map(|name| Some((name, std::env::var_os(name)?)))
+            .fold(command.env_clear(), |command, (name, value)| command.env(name, value))
             .env("SSL_CERT_FILE", self.pki.ca_file())
-            .env("NODE_EXTRA_CA_CERTS", self.pki.ca_file())
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Segment {
     pub syn: bool,
     /// Whether it acknowledges something: with `syn`, the answer to an opening.
     pub ack: bool,
+    /// Whether its sender has nothing more to send.
+    pub fin: bool,
     /// Whether it resets a connection.
     pub rst: bool,
     /// The data.
@@ -42,6 +44,7 @@ impl Segment {
             sequence: u32::from_be_bytes(ip.payload.get(4..8)?.try_into().ok()?),
             syn: flags & 0x02 != 0,
             ack: flags & 0x10 != 0,
+            fin: flags & 0x01 != 0,
             rst: flags & 0x04 != 0,
             payload: ip.payload.get(header..)?.to_vec(),
         })

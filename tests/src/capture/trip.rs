@@ -89,6 +89,10 @@ impl Builder {
             }
             self.client_spoke = from_client;
         }
+        if segment.fin && from_client {
+            // What came right before it was a goodbye, such as the close_notify of TLS. Nobody waits for its answer.
+            self.client_spoke = false;
+        }
     }
 
     fn finish(self) -> Connection {
