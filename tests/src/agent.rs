@@ -179,16 +179,16 @@ impl<'bed> Agent<'bed> {
         Ok(records)
     }
 
-    /// Makes a change to the configuration and waits until the agent says that a policy of `rules` rules is in effect.
-    pub fn apply(&mut self, rules: usize, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Makes a change to the configuration, waits until the agent says that it is in effect, and returns how many rules
+    /// there are now. The agent says so by the message `policy applied` with the field `rules`.
+    pub fn apply(&mut self, change: impl FnOnce() -> Result<()>) -> Result<u64> {
         let mark = self.running.stderr_mark();
         change()?;
-        self.running.wait_for_line_after(mark, &format!("a policy of {rules} rules to be applied"), |line| {
-            LogLine::parse(line).is_some_and(|line| {
-                line.message() == "policy applied" && line.get("rules").and_then(Value::as_u64) == Some(rules as u64)
-            })
+        let line = self.running.wait_for_line_after(mark, "the policy to be applied", |line| {
+            LogLine::parse(line).is_some_and(|line| line.message() == "policy applied")
         })?;
-        Ok(())
+        let line = LogLine::parse(&line).expect("the line was parsed just now");
+        line.get("rules").and_then(Value::as_u64).context("`policy applied` without a number of rules")
     }
 
     /// SIGKILL: as a crash.

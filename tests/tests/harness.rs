@@ -119,7 +119,8 @@ fn curl_refuses_bad_certificates() -> Result<()> {
         let result = bed.curl(&format!("https://{host}/"))?.run()?;
         ensure!(result.exit_code == 60, "{host}: {result:?}");
     }
-    ensure!(bed.curl("https://mutual/")?.run()?.exit_code == 56);
+    // The refusal comes after the handshake of TLS 1.3: while curl sends (55) or receives (56).
+    ensure!([55, 56].contains(&bed.curl("https://mutual/")?.run()?.exit_code));
     let client = pki.client("somebody")?;
     let (certificate, key) = (client.certificate_file.into_os_string(), client.key_file.into_os_string());
     bed.curl("https://mutual/")?.args(["--cert".into(), certificate, "--key".into(), key]).response()?;

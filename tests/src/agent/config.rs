@@ -26,9 +26,9 @@ impl ConfigDir {
         &self.path
     }
 
-    /// Writes a file, at once: under another name first, then renamed, as careful editors do.
+    /// Writes a file at once: it is written beside the directory and then moved into it.
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
-        let draft = self.path.join(format!(".{name}.draft"));
+        let draft = self.path.with_extension("draft");
         fs::write(&draft, text)?;
         Ok(fs::rename(draft, self.path.join(name))?)
     }

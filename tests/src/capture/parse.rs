@@ -16,6 +16,8 @@ pub struct Segment {
     pub to: SocketAddr,
     /// The sequence number of its first byte.
     pub sequence: u32,
+    /// The sequence number that its sender expects next.
+    pub acknowledged: u32,
     /// Whether it opens a connection.
     pub syn: bool,
     /// Whether it acknowledges something: with `syn`, the answer to an opening.
@@ -42,6 +44,7 @@ impl Segment {
             from,
             to,
             sequence: u32::from_be_bytes(ip.payload.get(4..8)?.try_into().ok()?),
+            acknowledged: u32::from_be_bytes(ip.payload.get(8..12)?.try_into().ok()?),
             syn: flags & 0x02 != 0,
             ack: flags & 0x10 != 0,
             fin: flags & 0x01 != 0,

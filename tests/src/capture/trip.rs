@@ -11,33 +11,34 @@ pub struct Connection {
     pub client: SocketAddr,
     /// Who was asked.
     pub server: SocketAddr,
-    /// Whether the server agreed.
-    pub established: bool,
+    /// Whether it was opened during the capture, rather than kept from before.
+    pub opened: bool,
     /// What the client sent, put together.
     pub sent: Vec<u8>,
     /// What the server sent, put together.
     pub received: Vec<u8>,
-    /// How often the client sent something (a SYN or data) and the server then answered.
+    /// How often the client sent something (a SYN or data) and the server answered it (with a SYN or data).
     ///
-    /// TLS and HTTP/2 also send what nobody waits for, such as session tickets and SETTINGS. On a link whose delay is far
-    /// above the ends' own computing time this count is that of the times the client had to wait.
+    /// An answer acknowledges what it answers: what a server sent before it could know of the client's words, such as the
+    /// rest of a response while the client acknowledges HTTP/2 settings, is not counted.
     pub round_trips: usize,
 }
 
-/// Sorts segments into connections. A connection whose SYN is not among them is left out.
+/// Sorts segments into connections.
 pub(super) fn connections(segments: &[Segment]) -> Vec<Connection> {
     let mut connections: Vec<Builder> = Vec::new();
     for segment in segments {
-        if segment.syn && !segment.ack {
-            // A retransmitted SYN opens nothing new, but the same ports may be used twice.
-            let again = connections.iter().any(|known| known.is(segment) && known.client_isn == segment.sequence);
-            if !again {
+        let known = connections.iter().rposition(|known| known.is(segment));
+        // A retransmitted SYN opens nothing new, but the same ports may be used twice.
+        let opens = segment.syn && !segment.ack;
+        let at = match known {
+            Some(at) if !opens || connections[at].sent.first == Some(segment.sequence) => at,
+            _ => {
                 connections.push(Builder::new(segment));
+                connections.len() - 1
             }
-        }
-        if let Some(connection) = connections.iter_mut().rev().find(|known| known.is(segment)) {
-            connection.add(segment);
-        }
+        };
+        connections[at].add(segment);
     }
     connections.into_iter().map(Builder::finish).collect()
 }
@@ -45,24 +46,26 @@ pub(super) fn connections(segments: &[Segment]) -> Vec<Connection> {
 struct Builder {
     client: SocketAddr,
     server: SocketAddr,
-    client_isn: u32,
-    server_isn: Option<u32>,
+    opened: bool,
     sent: Stream,
     received: Stream,
-    client_spoke: bool,
+    /// The end of what the client said and has no answer to yet.
+    unanswered: Option<u32>,
     round_trips: usize,
 }
 
 impl Builder {
-    fn new(syn: &Segment) -> Self {
+    fn new(first: &Segment) -> Self {
+        // Of a connection that was there before the capture, the server is the end with the lower port.
+        let from_client = if first.syn { !first.ack } else { first.from.port() > first.to.port() };
+        let (client, server) = if from_client { (first.from, first.to) } else { (first.to, first.from) };
         Self {
-            client: syn.from,
-            server: syn.to,
-            client_isn: syn.sequence,
-            server_isn: None,
+            client,
+            server,
+            opened: first.syn,
             sent: Stream::default(),
             received: Stream::default(),
-            client_spoke: false,
+            unanswered: None,
             round_trips: 0,
         }
     }
@@ -73,25 +76,21 @@ impl Builder {
 
     fn add(&mut self, segment: &Segment) {
         let from_client = segment.from == self.client;
-        if segment.syn && !from_client {
-            self.server_isn = Some(segment.sequence);
-        }
-        let isn = if from_client { Some(self.client_isn) } else { self.server_isn };
         let stream = if from_client { &mut self.sent } else { &mut self.received };
-        if let Some(isn) = isn {
-            // The SYN takes one sequence number, also when it carries data.
-            let first = segment.sequence.wrapping_sub(isn).wrapping_sub(u32::from(!segment.syn));
-            stream.add(first, &segment.payload);
+        stream.add(segment);
+        let speaks = segment.syn || !segment.payload.is_empty();
+        if from_client && speaks {
+            let length = segment.payload.len() as u32 + u32::from(segment.syn);
+            self.unanswered.get_or_insert(segment.sequence.wrapping_add(length));
         }
-        if segment.syn || !segment.payload.is_empty() {
-            if !from_client && self.client_spoke {
-                self.round_trips += 1;
-            }
-            self.client_spoke = from_client;
-        }
-        if segment.fin && from_client {
+        if from_client && segment.fin {
             // What came right before it was a goodbye, such as the close_notify of TLS. Nobody waits for its answer.
-            self.client_spoke = false;
+            self.unanswered = None;
+        }
+        let answers = |end: u32| segment.acknowledged.wrapping_sub(end).cast_signed() >= 0;
+        if !from_client && speaks && self.unanswered.is_some_and(answers) {
+            self.unanswered = None;
+            self.round_trips += 1;
         }
     }
 
@@ -99,7 +98,7 @@ impl Builder {
         Connection {
             client: self.client,
             server: self.server,
-            established: self.server_isn.is_some(),
+            opened: self.opened,
             sent: self.sent.finish(),
             received: self.received.finish(),
             round_trips: self.round_trips,
@@ -107,23 +106,33 @@ impl Builder {
     }
 }
 
-/// Payloads by their offset: retransmissions fall into place.
+/// The payloads of one direction by their offset from the first segment seen: retransmissions fall into place.
 #[derive(Default)]
-struct Stream(BTreeMap<u32, Vec<u8>>);
+struct Stream {
+    first: Option<u32>,
+    payloads: BTreeMap<i32, Vec<u8>>,
+}
 
 impl Stream {
-    fn add(&mut self, offset: u32, payload: &[u8]) {
-        let known = self.0.entry(offset).or_default();
-        if known.len() < payload.len() {
-            *known = payload.to_vec();
+    fn add(&mut self, segment: &Segment) {
+        let first = *self.first.get_or_insert(segment.sequence);
+        // A SYN takes one sequence number, also when it carries data.
+        let sequence = segment.sequence.wrapping_add(u32::from(segment.syn));
+        let known = self.payloads.entry(sequence.wrapping_sub(first).cast_signed()).or_default();
+        if known.len() < segment.payload.len() {
+            known.clone_from(&segment.payload);
         }
     }
 
     fn finish(self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for (offset, payload) in self.0 {
-            let overlap = bytes.len().saturating_sub(offset as usize);
-            bytes.extend_from_slice(payload.get(overlap..).unwrap_or_default());
+        let mut end = None;
+        for (offset, payload) in self.payloads {
+            // Where a segment was captured that begins before this one's beginning, the overlap is the same bytes.
+            let overlap = end.map_or(0, |end: i32| usize::try_from(end - offset).unwrap_or(0));
+            let new = payload.get(overlap..).unwrap_or_default();
+            bytes.extend_from_slice(new);
+            end = Some(end.unwrap_or(offset).max(offset + payload.len() as i32));
         }
         bytes
     }
