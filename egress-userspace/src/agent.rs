@@ -10,7 +10,7 @@ use tokio::time;
 use self::namespaces::Namespaces;
 use crate::{
     admin::{Readiness, SharedReadiness},
-    config::{self, Source},
+    config::{self, Document, Source},
     kernel::{Destinations, Flows, Kernel, KernelError, NamespaceEvents, Redirector},
     netns::Netns,
     policy::Policy,
@@ -90,6 +90,7 @@ pub struct Agent {
     namespace_events: NamespaceEvents,
     namespaces: Namespaces,
     names: Names,
+    documents: Vec<Document>,
     policy: Policy,
     routes: Arc<ArcSwap<RouteTable>>,
     workers: Workers,
@@ -112,7 +113,11 @@ impl Agent {
             Source::Host(_) => None,
         });
         let watcher = Watcher::new(paths.collect()).map_err(io_error("cannot watch the configuration"))?;
-        let policy = read_policy(&sources)?;
+        let documents = config::load(&sources).map_err(ConfigError::Documents)?;
+        let (policy, warnings) = Policy::compile(&documents).map_err(ConfigError::Documents)?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
         let resolver = Resolver::from_system().map_err(|error| AgentError::Resolver(error.to_string()))?;
         let mut names = Names::new(resolver);
         names.set(&RouteTable::names(&policy));
@@ -134,6 +139,7 @@ impl Agent {
             namespace_events: namespaces,
             namespaces: Namespaces::new(cgroups, SocketFactory::new(own_sockets), listeners),
             names,
+            documents,
             policy,
             routes,
             workers,
@@ -251,7 +257,8 @@ impl Agent {
 
     /// Says whether anything changed.
     fn try_reload(&mut self) -> Result<bool, ConfigError> {
-        let policy = read_policy(&self.sources)?;
+        let documents = config::load(&self.sources)?;
+        let (policy, warnings) = Policy::compile(&documents)?;
         self.names.set(&RouteTable::names(&policy));
         let current = self.routes.load_full();
         let table = match RouteTable::build(&policy, &current, &self.names) {
@@ -261,9 +268,13 @@ impl Agent {
                 return Err(ConfigError::Tls(errors));
             }
         };
-        if table.same_routes(&current) {
+        if documents == self.documents && table.same_routes(&current) {
             return Ok(false);
         }
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        self.documents = documents;
         // First the routes, then the kernel: a connection is never redirected before there is a route for it.
         self.routes.store(Arc::new(table));
         self.policy = policy;
@@ -300,13 +311,4 @@ impl Agent {
             self.readiness.store(Arc::new(readiness));
         }
     }
-}
-
-fn read_policy(sources: &[Source]) -> Result<Policy, ConfigError> {
-    let documents = config::load(sources)?;
-    let (policy, warnings) = Policy::compile(&documents)?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
-    Ok(policy)
 }

@@ -44,7 +44,7 @@ pub enum Source {
 }
 
 /// One resource.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
     /// Its first line.
     pub location: Location,
@@ -55,7 +55,7 @@ pub struct Document {
 }
 
 /// The `spec` of a resource.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// Which hosts there are.
     ServiceEntry(ServiceEntry),

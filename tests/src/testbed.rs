@@ -25,7 +25,7 @@ use crate::{
     nginx::NginxBuilder,
     origin::OriginBuilder,
     pki::Pki,
-    process::{Command, Mounts},
+    process::{Command, Mounts, Running},
     topology::{DEVICE, HostAddresses, Topology},
     tripwire::Tripwire,
     wait,
@@ -35,6 +35,8 @@ use crate::{
 #[derive(Debug)]
 pub struct TestBed {
     // Dropped in this order: the cgroup kills what is left before the namespaces go.
+    /// Keeps the pod alive between its other processes, as the pause process of a real one does.
+    sandbox: Option<Running>,
     cgroup: Cgroup,
     topology: Topology,
     pki: Pki,
@@ -283,7 +285,8 @@ impl TestBedBuilder {
         }
         let bpffs = dir.path().join("bpffs");
         fs::create_dir(&bpffs)?;
-        let bed = TestBed {
+        let mut bed = TestBed {
+            sandbox: None,
             cgroup: Cgroup::create(&prefix)?,
             topology,
             pki: Pki::create(&dir.path().join("pki"))?,
@@ -293,12 +296,14 @@ impl TestBedBuilder {
             dir: Some(dir),
         };
         mount(Some("bpf"), &bed.bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).context("mounting a bpffs")?;
+        bed.sandbox = Some(bed.client_command("sleep")?.arg("infinity").spawn()?);
         Ok(bed)
     }
 }
 
 impl Drop for TestBed {
     fn drop(&mut self) {
+        self.sandbox.take();
         if std::env::var_os("EGRESS_TEST_KEEP").is_some_and(|value| value == "1") {
             self.cgroup.keep();
             self.topology.keep();

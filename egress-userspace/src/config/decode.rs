@@ -31,7 +31,7 @@ macro_rules! shape {
         refused [$($refused:literal),* $(,)?]
     ) => {
         $(#[$attribute])*
-        #[derive(Clone, Debug)]
+        #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct $name {
             $( $(#[$field_attribute])* pub $field: $type, )*
         }

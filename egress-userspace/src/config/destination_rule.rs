@@ -54,7 +54,7 @@ shape! {
 }
 
 /// What a `tls` block asks for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tls {
     /// No TLS.
     Disable,
@@ -63,7 +63,7 @@ pub enum Tls {
 }
 
 /// How TLS is originated.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origination {
     /// The name to ask for, if it is not the host.
     pub sni: Option<Located<HostName>>,
@@ -129,7 +129,7 @@ impl Text for Mode {
 }
 
 /// One of `subjectAltNames`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerName(ServerName<'static>);
 
 impl Text for PeerName {

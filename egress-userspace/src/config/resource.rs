@@ -61,7 +61,7 @@ const SERVER_METADATA: [&str; 9] = [
 const ANNOTATIONS: &str = "egress.dev/";
 
 /// The name of a resource and what is attached to it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata {
     /// The name of the resource.
     pub name: String,
