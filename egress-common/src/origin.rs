@@ -14,7 +14,7 @@ pub struct Origin {
     pub recorded_ns: u64,
     /// The address that the application connected to.
     pub address: IpBytes,
-    /// Name of the process that called connect.
+    /// Name of the thread that called connect; the process's own unless it names its threads.
     pub comm: [u8; COMM_LEN],
     /// Process id (thread group id) in the initial pid namespace.
     pub pid: u32,

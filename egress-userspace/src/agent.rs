@@ -168,7 +168,7 @@ impl Agent {
     /// Its listeners cannot be made.
     pub fn serve_own_namespace(&mut self) -> Result<(), AgentError> {
         let own = Netns::of_process(std::process::id()).map_err(io_error("cannot open our own network namespace"))?;
-        self.namespaces.keep(own, &mut self.workers).map_err(io_error("cannot listen"))
+        self.namespaces.keep(&own, &mut self.workers).map_err(io_error("cannot listen"))
     }
 
     /// Starts to intercept: makes listeners for all processes in scope, and attaches.

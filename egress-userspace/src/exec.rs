@@ -1,6 +1,7 @@
 //! `egress exec`: one command under interception.
 
 mod child;
+mod guardian;
 
 use std::{num::NonZero, os::unix::process::ExitStatusExt as _, process::ExitCode, thread, time::Duration};
 
@@ -11,7 +12,7 @@ use egress::{
 use nix::sys::signal::{SigSet, Signal};
 use tokio::runtime;
 
-use self::child::BlockedSignals;
+use self::{child::BlockedSignals, guardian::Guardian};
 use crate::cli::{ExecOptions, LogOptions, report};
 
 /// egress itself failed; the codes are those of env(1) and timeout(1).
@@ -79,8 +80,9 @@ pub(crate) fn exec(options: ExecOptions, log: &LogOptions) -> ExitCode {
 
 async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool) -> Result<u8, ExecError> {
     let io_error = |what| move |source| ExecError::Io { what, source };
+    let blocked_before = signals.before();
     let mut signals = signals.watch().map_err(io_error("cannot take over signals"))?;
-    // Dropped last, after the agent: no process is left in it then.
+    // Dropped last, when the guardian has emptied it.
     let cgroup = ChildCgroup::create(&format!("egress-exec-{}", std::process::id()))?;
     let mut agent = Agent::start(Options {
         sources: options.rules.sources(),
@@ -93,7 +95,8 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
     if let Some(unresolved) = agent.resolve_all().await.into_iter().next() {
         return Err(unresolved.into());
     }
-    let mut child = child::spawn(&options.command, cgroup.path())
+    let guardian = Guardian::start(cgroup.path()).map_err(io_error("cannot start the guardian"))?;
+    let mut child = child::spawn(&options.command, cgroup.path(), blocked_before)
         .map_err(|source| ExecError::Spawn { command: options.command[0].display().to_string(), source })?;
     let status = loop {
         tokio::select! {
@@ -103,7 +106,7 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
         }
     };
     // What the command left running would go on in clear.
-    cgroup.kill()?;
+    drop(guardian);
     agent.stop(DRAIN).await;
     let code = status.code().unwrap_or_else(|| SIGNALLED + status.signal().unwrap_or(0));
     Ok(u8::try_from(code).unwrap_or(u8::MAX))

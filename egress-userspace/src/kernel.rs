@@ -28,14 +28,14 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eg
 pub enum KernelError {
     /// The object or one of its maps could not be loaded.
     #[error("cannot load the eBPF programs: {0}{hint}", hint = privilege_hint())]
-    Load(#[source] aya::EbpfError),
+    Load(#[source] Box<aya::EbpfError>),
     /// The verifier or the kernel's version stands against a program.
     #[error("cannot load the eBPF program {name}: {source}{hint}", hint = privilege_hint())]
     Program {
         /// The program's name in the object.
         name: &'static str,
         /// The kernel's answer.
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
     /// A program could not be attached.
     #[error("cannot attach the eBPF program {name} to {cgroup}: {source}")]
@@ -45,7 +45,7 @@ pub enum KernelError {
         /// The cgroup directory.
         cgroup: String,
         /// The kernel's answer.
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
     /// The cgroup to attach to cannot be opened.
     #[error("cannot open the cgroup {cgroup}: {source}")]
@@ -116,7 +116,7 @@ impl Redirector {
         let mut ebpf = EbpfLoader::new()
             .override_global(names::LOG_LEVEL, &level, true)
             .load(OBJECT)
-            .map_err(KernelError::Load)?;
+            .map_err(|error| KernelError::Load(Box::new(error)))?;
         for name in program::ALL {
             let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
             let loaded = match program {
@@ -125,7 +125,7 @@ impl Redirector {
                 Program::SockOps(program) => program.load(),
                 _ => return Err(KernelError::Missing(name)),
             };
-            loaded.map_err(|source| KernelError::Program { name, source })?;
+            loaded.map_err(|source| KernelError::Program { name, source: Box::new(source) })?;
         }
         let log = log.then(|| KernelLog::new(&mut ebpf)).transpose()?;
         let mut take = |name| ebpf.take_map(name).ok_or(KernelError::Missing(name));
@@ -164,7 +164,7 @@ impl Redirector {
                 Program::SockOps(program) => program.attach(&directory, mode).map(drop),
                 _ => return Err(KernelError::Missing(name)),
             };
-            attached.map_err(|source| KernelError::Attach { name, cgroup: display(), source })?;
+            attached.map_err(|source| KernelError::Attach { name, cgroup: display(), source: Box::new(source) })?;
         }
         Ok(())
     }

@@ -14,7 +14,15 @@ use crate::cli::{Cli, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no mistakes. That they cannot be printed leaves nothing to be said.
+            let code = if error.use_stderr() { cli::USAGE } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
     match cli.command {
         Command::Run(options) => run::run(options, &cli.log),
         Command::Exec(options) => exec::exec(options, &cli.log),

@@ -7,6 +7,7 @@ use egress::{
     agent::{Agent, AgentError, Options},
     kernel::cgroup,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -27,6 +28,7 @@ pub(crate) fn run(options: RunOptions, log: &LogOptions) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
+    raise_descriptor_limit();
     let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -37,6 +39,15 @@ pub(crate) fn run(options: RunOptions, log: &LogOptions) -> ExitCode {
     match runtime.block_on(serve(options, cgroups, log.log_ebpf)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error, FAILURE),
+    }
+}
+
+/// Every connection takes two descriptors, and the usual soft limit of 1024 is for programs that use select(2).
+fn raise_descriptor_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors");
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
-use inotify::{EventStream, Inotify, WatchMask, Watches};
+use inotify::{EventMask, EventStream, Inotify, WatchMask, Watches};
 use tokio::time;
 
 /// After the first event, wait until nothing has happened for this long, but no longer than [`SETTLE_LIMIT`].
@@ -22,6 +22,8 @@ pub struct Watcher {
     paths: Vec<PathBuf>,
     watches: Watches,
     events: EventStream<Vec<u8>>,
+    /// Something has changed that was not yet told.
+    changed: bool,
 }
 
 impl Watcher {
@@ -33,21 +35,24 @@ impl Watcher {
         let inotify = Inotify::init()?;
         let watches = inotify.watches();
         let events = inotify.into_event_stream(vec![0; 4096])?;
-        let mut watcher = Self { paths, watches, events };
+        let mut watcher = Self { paths, watches, events, changed: false };
         watcher.refresh()?;
         Ok(watcher)
     }
 
-    /// Waits until something has changed and has settled. What changed need not concern the configuration.
+    /// Waits until something has changed and has settled. What changed need not concern the configuration. Nothing is
+    /// lost if the future is dropped.
     ///
     /// # Errors
     /// Events cannot be read, or a watch cannot be set.
     pub async fn changed(&mut self) -> io::Result<()> {
-        match self.events.next().await {
-            Some(event) => event?,
-            // The stream of an inotify instance does not end.
-            None => return std::future::pending().await,
-        };
+        while !self.changed {
+            match self.events.next().await {
+                Some(event) => self.changed = event.is_ok_and(|event| !event.mask.contains(EventMask::IGNORED)),
+                // The stream of an inotify instance does not end.
+                None => return std::future::pending().await,
+            }
+        }
         let settled = async {
             while let Ok(Some(event)) = time::timeout(SETTLE, self.events.next()).await {
                 event?;
@@ -57,6 +62,7 @@ impl Watcher {
         if let Ok(Err(error)) = time::timeout(SETTLE_LIMIT, settled).await {
             return Err(error);
         }
+        self.changed = false;
         // The change may have put other directories behind the paths. Setting a watch again is harmless.
         self.refresh()
     }

@@ -19,10 +19,11 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     net::TcpStream,
     runtime,
-    sync::{Notify, mpsc, watch},
+    sync::{mpsc, watch},
     task::LocalSet,
     time,
 };
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
     kernel::{Flows, KernelError, OwnSockets},
@@ -51,6 +52,8 @@ pub struct Worker {
     /// Origins of accepted connections.
     pub flows: Flows,
     crew: Arc<Crew>,
+    /// Every connection and every listener holds a token.
+    open: TaskTracker,
     /// This worker's place in the crew.
     index: usize,
 }
@@ -60,7 +63,7 @@ enum Command {
     /// Accept connections here.
     Listen(Listener),
     /// Serve a connection that another worker accepted.
-    Serve(std::net::TcpStream, Box<Accepted>),
+    Serve(std::net::TcpStream, Box<Accepted>, Load),
     /// A network namespace is gone.
     Forget(NetnsCookie),
 }
@@ -68,8 +71,6 @@ enum Command {
 /// All workers, as each of them sees the others.
 struct Crew {
     members: Vec<Member>,
-    /// Wakes who waits for the last connection.
-    idle: Notify,
 }
 
 struct Member {
@@ -81,6 +82,7 @@ struct Member {
 /// The workers, for the control thread.
 pub struct Workers {
     crew: Arc<Crew>,
+    open: TaskTracker,
     drain: watch::Sender<bool>,
     next: usize,
 }
@@ -103,12 +105,13 @@ impl Workers {
                 (Member { commands, connections: AtomicUsize::new(0) }, inbox)
             })
             .unzip();
-        let crew = Arc::new(Crew { members, idle: Notify::new() });
+        let crew = Arc::new(Crew { members });
+        let open = TaskTracker::new();
         let (drain, draining) = watch::channel(false);
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let (flows, own_sockets) = (flows.try_clone()?, own_sockets.try_clone()?);
             let (routes, metrics, crew) = (routes.clone(), metrics.clone(), crew.clone());
-            let draining = draining.clone();
+            let (draining, open) = (draining.clone(), open.clone());
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let worker = Rc::new(Worker {
@@ -118,12 +121,13 @@ impl Workers {
                     pool: Rc::default(),
                     flows,
                     crew,
+                    open,
                     index,
                 });
                 LocalSet::new().block_on(&runtime, worker.run(inbox, draining));
             })?;
         }
-        Ok(Self { crew, drain, next: 0 })
+        Ok(Self { crew, open, drain, next: 0 })
     }
 
     /// Has one of the workers accept connections on a listener, until the listener's handle is dropped.
@@ -141,21 +145,13 @@ impl Workers {
         }
     }
 
-    /// Lets exchanges finish, closes idle connections, and waits until none is left. Says how many were left when `limit`
-    /// ran out.
+    /// Lets exchanges finish, closes idle connections, and waits until no connection and no listener is left. Says how
+    /// many were left when `limit` ran out.
     pub async fn drain(&self, limit: Duration) -> usize {
         self.drain.send_replace(true);
-        let none_left = async {
-            loop {
-                let idle = self.crew.idle.notified();
-                if self.crew.connections() == 0 {
-                    return;
-                }
-                idle.await;
-            }
-        };
-        let _ = time::timeout(limit, none_left).await;
-        self.crew.connections()
+        self.open.close();
+        let _ = time::timeout(limit, self.open.wait()).await;
+        self.open.len()
     }
 }
 
@@ -171,10 +167,6 @@ pub enum StartError {
 }
 
 impl Crew {
-    fn connections(&self) -> usize {
-        self.members.iter().map(|member| member.connections.load(Ordering::Acquire)).sum()
-    }
-
     /// The worker with the fewest connections; `preferred` if none has fewer.
     fn least_loaded(&self, preferred: usize) -> usize {
         let load = |index: usize| self.members[index].connections.load(Ordering::Relaxed);
@@ -186,19 +178,19 @@ impl Crew {
 struct Load {
     crew: Arc<Crew>,
     index: usize,
+    _open: TaskTrackerToken,
 }
 
 impl Load {
-    fn add(crew: &Arc<Crew>, index: usize) {
-        crew.members[index].connections.fetch_add(1, Ordering::AcqRel);
+    fn add(crew: Arc<Crew>, index: usize, open: &TaskTracker) -> Self {
+        crew.members[index].connections.fetch_add(1, Ordering::Relaxed);
+        Self { crew, index, _open: open.token() }
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        if self.crew.members[self.index].connections.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.crew.idle.notify_waiters();
-        }
+        self.crew.members[self.index].connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -210,9 +202,12 @@ impl Worker {
             tokio::select! {
                 command = inbox.recv() => match command {
                     Some(Command::Listen(listener)) => {
-                        tokio::task::spawn_local(listener::accept(self.clone(), listener, draining.clone()));
+                        let accept = listener::accept(self.clone(), listener, draining.clone());
+                        tokio::task::spawn_local(self.open.track_future(accept));
                     }
-                    Some(Command::Serve(stream, accepted)) => self.clone().serve(stream, *accepted, draining.clone()),
+                    Some(Command::Serve(stream, accepted, load)) => {
+                        self.clone().serve(stream, *accepted, load, draining.clone());
+                    }
                     Some(Command::Forget(netns)) => self.pool.forget(netns),
                     None => return,
                 },
@@ -229,18 +224,22 @@ impl Worker {
         draining: &watch::Receiver<bool>,
     ) {
         let index = self.crew.least_loaded(self.index);
-        Load::add(&self.crew, index);
+        let load = Load::add(self.crew.clone(), index, &self.open);
         if index == self.index {
-            self.clone().serve(stream, accepted, draining.clone());
+            self.clone().serve(stream, accepted, load, draining.clone());
         } else {
             // A worker ends only with the process.
-            let _ = self.crew.members[index].commands.send(Command::Serve(stream, Box::new(accepted)));
+            let _ = self.crew.members[index].commands.send(Command::Serve(stream, Box::new(accepted), load));
         }
     }
 
-    /// Serves a connection that [`Load::add`] has counted for this worker.
-    fn serve(self: Rc<Self>, stream: std::net::TcpStream, accepted: Accepted, draining: watch::Receiver<bool>) {
-        let load = Load { crew: self.crew.clone(), index: self.index };
+    fn serve(
+        self: Rc<Self>,
+        stream: std::net::TcpStream,
+        accepted: Accepted,
+        load: Load,
+        draining: watch::Receiver<bool>,
+    ) {
         tokio::task::spawn_local(async move {
             let _load = load;
             match TcpStream::from_std(stream) {

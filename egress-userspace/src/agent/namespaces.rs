@@ -38,9 +38,9 @@ impl Namespaces {
     }
 
     /// Serves a namespace for good.
-    pub(super) fn keep(&mut self, netns: Netns, workers: &mut Workers) -> io::Result<()> {
+    pub(super) fn keep(&mut self, netns: &Netns, workers: &mut Workers) -> io::Result<()> {
         self.kept = Some(netns.inode());
-        self.serve(&netns, workers)
+        self.serve(netns, workers)
     }
 
     /// Takes in what the kernel reported.

@@ -10,10 +10,8 @@ use std::{
 };
 
 use nix::{
-    errno::Errno,
     sys::{
-        prctl,
-        signal::{SigSet, Signal, kill},
+        signal::{SigSet, SigmaskHow, Signal, kill},
         signalfd::{SfdFlags, SignalFd, siginfo},
     },
     unistd::{Gid, Pid, Uid, User, getgrouplist, setgid, setgroups, setuid},
@@ -23,11 +21,10 @@ use tokio::{
     process::{Child, Command},
 };
 
-/// Starts `command` in `cgroup`. It dies with us: it must not go on without interception.
-pub(super) fn spawn(command: &[OsString], cgroup: &Path) -> io::Result<Child> {
+/// Starts `command` in `cgroup` with these signals blocked.
+pub(super) fn spawn(command: &[OsString], cgroup: &Path, blocked: SigSet) -> io::Result<Child> {
     let mut procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs"))?;
     let invoker = Invoker::of_sudo()?;
-    let parent = Pid::this();
     let mut child = Command::new(&command[0]);
     child.args(&command[1..]).stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
     // SAFETY: between fork and exec only system calls are made; all memory was allocated before.
@@ -35,12 +32,11 @@ pub(super) fn spawn(command: &[OsString], cgroup: &Path) -> io::Result<Child> {
         child.pre_exec(move || {
             // 0 stands for the writing process.
             procs.write_all(b"0")?;
-            if let Some(invoker) = &invoker {
-                invoker.become_it()?;
+            blocked.thread_set_mask()?;
+            match &invoker {
+                Some(invoker) => Ok(invoker.become_it()?),
+                None => Ok(()),
             }
-            // After the change of user, which resets it.
-            prctl::set_pdeathsig(Signal::SIGKILL)?;
-            if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
         });
     }
     child.spawn()
@@ -80,19 +76,28 @@ impl Invoker {
 }
 
 /// Signals that are blocked, to be read from a descriptor.
-pub(super) struct BlockedSignals(SignalFd);
+pub(super) struct BlockedSignals {
+    descriptor: SignalFd,
+    before: SigSet,
+}
 
 impl BlockedSignals {
     /// Blocks the signals in this thread and in those that it will start.
     pub(super) fn block(signals: &SigSet) -> io::Result<Self> {
-        signals.thread_block()?;
-        Ok(Self(SignalFd::with_flags(signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
+        let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let descriptor = SignalFd::with_flags(signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        Ok(Self { descriptor, before })
+    }
+
+    /// What was blocked before, which is what the command is to start with.
+    pub(super) fn before(&self) -> SigSet {
+        self.before
     }
 
     /// Watches the descriptor in the current runtime.
     pub(super) fn watch(self) -> io::Result<Signals> {
         // SAFETY: the value owns its descriptor, which neither closes nor changes before it is dropped.
-        let watched = unsafe { AsyncFd::register_with_interest(self.0, Interest::READABLE) }?;
+        let watched = unsafe { AsyncFd::register_with_interest(self.descriptor, Interest::READABLE) }?;
         Ok(Signals(watched))
     }
 }

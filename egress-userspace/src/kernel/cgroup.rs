@@ -3,7 +3,6 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 /// Where kubelet keeps the pods' cgroups, under its two cgroup drivers.
@@ -84,7 +83,7 @@ fn is_cgroup(path: &Path) -> bool {
         && (path.join("cgroup.events").exists() || mount_point().is_ok_and(|root| root == path))
 }
 
-/// A child cgroup of ours, removed with everything in it when dropped.
+/// A child cgroup of ours, removed when dropped; nothing may be left in it then.
 pub struct ChildCgroup {
     path: PathBuf,
 }
@@ -107,34 +106,15 @@ impl ChildCgroup {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    /// Kills every process that is still in it, and waits until they are gone.
-    ///
-    /// # Errors
-    /// They are not gone after five seconds.
-    pub fn kill(&self) -> Result<(), CgroupError> {
-        let procs = self.path.join("cgroup.procs");
-        let kill = self.path.join("cgroup.kill");
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            if fs::read_to_string(&procs).map_err(io_error(&procs))?.trim().is_empty() {
-                return Ok(());
-            }
-            fs::write(&kill, "1").map_err(io_error(&kill))?;
-            if Instant::now() > deadline {
-                let busy = io::Error::new(io::ErrorKind::ResourceBusy, "processes are left that cannot be killed");
-                return Err(CgroupError::Io { path: procs, source: busy });
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
 }
 
 impl Drop for ChildCgroup {
     fn drop(&mut self) {
-        let removed = self.kill().and_then(|()| fs::remove_dir(&self.path).map_err(io_error(&self.path)));
-        if let Err(error) = removed {
-            tracing::warn!(%error, "a cgroup is left behind");
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %self.path.display(), "a cgroup is left behind");
+            }
+            _ => {}
         }
     }
 }

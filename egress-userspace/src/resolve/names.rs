@@ -87,7 +87,8 @@ impl Names {
             }
             Err(error) => {
                 if !matches!(entry.last, Some(Err(_))) {
-                    tracing::warn!(%error, "keeping the last good answer");
+                    let kept = entry.addresses.load().len();
+                    tracing::warn!(%error, kept, "a look-up failed; addresses of the last good answer are kept");
                 }
                 entry.last = Some(Err(error));
             }
