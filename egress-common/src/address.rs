@@ -24,6 +24,17 @@ impl IpBytes {
         Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
     }
 
+    /// Whether a connection to it stays on the machine: 127.0.0.0/8, ::1, and the unspecified addresses, which Linux
+    /// takes for the former two.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        match self.as_v4() {
+            Some([127, ..] | [0, 0, 0, 0]) => true,
+            Some(_) => false,
+            None => matches!(self.0, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 | 1]),
+        }
+    }
+
     /// The IPv4 address, where this is a v4-mapped one.
     #[inline(always)]
     pub const fn as_v4(&self) -> Option<[u8; 4]> {
@@ -71,5 +82,19 @@ mod tests {
         }
         assert_eq!(IpBytes::from("::ffff:192.0.2.7".parse::<IpAddr>().expect("literal")).as_v4(), Some([192, 0, 2, 7]));
         assert_eq!(IpBytes::LOOPBACK6.as_v4(), None);
+    }
+
+    #[test]
+    fn what_stays_on_the_machine_is_known() {
+        let check = |text: &str, expected| {
+            let address: IpAddr = text.parse().expect("a literal address");
+            assert_eq!(IpBytes::from(address).is_loopback(), expected, "{text}");
+        };
+        for local in ["127.0.0.1", "127.255.0.9", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"] {
+            check(local, true);
+        }
+        for remote in ["128.0.0.1", "1.0.0.0", "::2", "2001:db8::1", "::ffff:192.0.2.1"] {
+            check(remote, false);
+        }
     }
 }

@@ -5,31 +5,36 @@ use crate::{
     map_type,
 };
 
-/// Data part of a key of the `DESTINATIONS` trie: a port, then an address, so that prefixes are prefixes of addresses
-/// on one port.
+/// Data part of a key of the `DESTINATIONS` trie: a port, a family, then an address, so that prefixes are prefixes of
+/// addresses of one family on one port. Without the family `::/0` would match every v4-mapped address.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Destination {
     /// The port in network order.
     pub port: [u8; 2],
+    /// The address's family: 4 or 6.
+    pub family: [u8; 2],
     /// The address, or the network's address.
     pub address: IpBytes,
 }
-map_type!(Destination, 2 + 16);
+map_type!(Destination, 2 + 2 + 16);
 
 impl Destination {
     /// Length in bits of a key that matches exactly one address.
-    pub const BITS: u32 = 16 + 128;
+    pub const BITS: u32 = Self::BITS_BEFORE_ADDRESS + 128;
 
-    /// The key of `address:port`, with the port in host order.
+    const BITS_BEFORE_ADDRESS: u32 = 16 + 16;
+
+    /// The key of `address:port`, with the port in network order.
     #[inline(always)]
-    pub const fn new(address: IpBytes, port: u16) -> Self {
-        Self { port: port.to_be_bytes(), address }
+    pub const fn new(address: IpBytes, port: [u8; 2]) -> Self {
+        let family = if address.as_v4().is_some() { [0, 4] } else { [0, 6] };
+        Self { port, family, address }
     }
 
     /// Length in bits of the key of a network of this family, `prefix_len` bits long.
     pub const fn prefix_bits(address: &IpBytes, prefix_len: u8) -> u32 {
         let before = if address.as_v4().is_some() { V4_MAPPED_BITS } else { 0 };
-        16 + before + prefix_len as u32
+        Self::BITS_BEFORE_ADDRESS + before + prefix_len as u32
     }
 }

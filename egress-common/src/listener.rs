@@ -21,7 +21,7 @@ pub struct NetnsSeen {
     pub netns: u64,
     /// A process (thread group id, initial pid namespace) whose socket it is.
     pub pid: u32,
-    /// Zero; keeps the layout free of padding.
-    pub reserved: u32,
+    /// The thread that made it: threads of one process can be in different namespaces.
+    pub tid: u32,
 }
 map_type!(NetnsSeen, 8 + 4 + 4);

@@ -25,7 +25,8 @@ pub fn connect<F: Family>(ctx: &ConnectContext<'_, F>) -> Outcome {
     // A socket can connect again after a failure or an AF_UNSPEC connect, to somewhere else.
     maps::forget_origin(socket);
     let destination = ctx.destination();
-    if !maps::is_configured(destination) {
+    // Whatever the rules say of networks: loopback does not leave the machine, and our listeners are there.
+    if destination.address.is_loopback() || !maps::is_configured(destination) {
         return Outcome::Unmatched;
     }
     if maps::is_own(socket) {
@@ -54,7 +55,7 @@ fn listener<F: Family>(ctx: &ConnectContext<'_, F>, address: IpBytes) -> Option<
         Some(_) => (IpBytes::LOOPBACK4, ports.v4),
         None => (IpBytes::LOOPBACK6, ports.v6),
     };
-    (port != [0, 0]).then_some(Destination { port, address })
+    (port != [0, 0]).then_some(Destination::new(address, port))
 }
 
 #[inline(always)]

@@ -94,7 +94,7 @@ impl<'a, F: Family> ConnectContext<'a, F> {
     pub fn destination(&self) -> Destination {
         // SAFETY: an aligned four-byte read of a readable field; the port is its low half, in network order.
         let port = unsafe { ptr::read_volatile(&raw const (*self.ctx.sock_addr).user_port) };
-        Destination { port: (port as u16).to_ne_bytes(), address: F::address(self.ctx) }
+        Destination::new(F::address(self.ctx), (port as u16).to_ne_bytes())
     }
 
     /// Rewrites the address of the system call. The address must be of the socket's family, or v4-mapped.

@@ -11,6 +11,6 @@ use crate::{
 #[inline(always)]
 pub fn answer<F: Family>(ctx: &ConnectContext<'_, F>) {
     if let Some(origin) = Socket::of(ctx.raw()).and_then(maps::origin_of) {
-        ctx.set_destination(Destination { port: origin.port, address: origin.address });
+        ctx.set_destination(Destination::new(origin.address, origin.port));
     }
 }

@@ -15,7 +15,7 @@ pub fn report(ctx: &SockContext) {
     // SAFETY: the context is the hook's own.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if maps::listener_ports(netns).is_none() {
-        let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        maps::report_netns(NetnsSeen { netns, pid, reserved: 0 });
+        let ids = bpf_get_current_pid_tgid();
+        maps::report_netns(NetnsSeen { netns, pid: (ids >> 32) as u32, tid: ids as u32 });
     }
 }

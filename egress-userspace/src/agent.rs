@@ -2,7 +2,12 @@
 
 mod namespaces;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use tokio::time;
@@ -108,11 +113,8 @@ impl Agent {
     pub fn start(options: Options) -> Result<Self, AgentError> {
         let Options { sources, cgroups, workers, log_ebpf } = options;
         // Watched before it is read: a change in between is then seen.
-        let paths = sources.iter().filter_map(|source| match source {
-            Source::Path(path) => Some(path.clone()),
-            Source::Host(_) => None,
-        });
-        let watcher = Watcher::new(paths.collect()).map_err(io_error("cannot watch the configuration"))?;
+        let watcher =
+            Watcher::new(watched(&sources, &Policy::default())).map_err(io_error("cannot watch the configuration"))?;
         let documents = config::load(&sources).map_err(ConfigError::Documents)?;
         let (policy, warnings) = Policy::compile(&documents).map_err(ConfigError::Documents)?;
         for warning in warnings {
@@ -131,7 +133,7 @@ impl Agent {
         let metrics = Metrics::new(outcomes);
         let routes = Arc::new(ArcSwap::from_pointee(table));
         let workers = Workers::start(workers, &routes, &metrics, &flows, &own_sockets)?;
-        let agent = Self {
+        let mut agent = Self {
             sources,
             redirector,
             destinations,
@@ -188,13 +190,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Works until every name has been looked up once; gives the names that have no address.
+    /// Works until every name has been looked up once; gives the hosts of which nothing is intercepted.
     pub async fn resolve_all(&mut self) -> Vec<ResolveError> {
         while !self.names.all_tried() {
             self.names.next().await;
             self.synchronise();
         }
-        self.names.unresolved().cloned().collect()
+        self.routes.load().unintercepted(&self.names)
     }
 
     /// Keeps kernel, names, namespaces and policy in step. Does not return.
@@ -259,15 +261,13 @@ impl Agent {
     fn try_reload(&mut self) -> Result<bool, ConfigError> {
         let documents = config::load(&self.sources)?;
         let (policy, warnings) = Policy::compile(&documents)?;
-        self.names.set(&RouteTable::names(&policy));
+        let (wanted, needed) = (RouteTable::names(&policy), RouteTable::names(&self.policy));
         let current = self.routes.load_full();
-        let table = match RouteTable::build(&policy, &current, &self.names) {
-            Ok(table) => table,
-            Err(errors) => {
-                self.names.set(&RouteTable::names(&self.policy));
-                return Err(ConfigError::Tls(errors));
-            }
-        };
+        // The names in force stay until the new policy is: they carry what is intercepted.
+        self.names.set(&wanted.union(&needed).cloned().collect());
+        let built = RouteTable::build(&policy, &current, &self.names).map_err(ConfigError::Tls);
+        self.names.set(if built.is_ok() { &wanted } else { &needed });
+        let table = built?;
         if documents == self.documents && table.same_routes(&current) {
             return Ok(false);
         }
@@ -282,7 +282,10 @@ impl Agent {
         Ok(true)
     }
 
-    fn applied(&self) {
+    fn applied(&mut self) {
+        if let Err(error) = self.watcher.set(watched(&self.sources, &self.policy)) {
+            tracing::warn!(%error, "cannot watch all of the configuration");
+        }
         let rules = self.policy.rules().len();
         self.metrics.policy_applied.inc();
         self.metrics.rules.set(rules as i64);
@@ -304,11 +307,27 @@ impl Agent {
             }
             Ok(()) if !self.attached => Readiness::NotReady("starting".into()),
             Ok(()) if !self.names.all_tried() => Readiness::NotReady("resolving the configured hosts".into()),
-            Ok(()) => Readiness::Ready,
+            // Of a host that does not exist nothing can leave in clear; of one that we cannot ask for it can.
+            Ok(()) => {
+                match self.routes.load().unintercepted(&self.names).into_iter().find(|error| !error.authoritative) {
+                    Some(error) => Readiness::NotReady(error.to_string()),
+                    None => Readiness::Ready,
+                }
+            }
         };
         if **self.readiness.load() != readiness {
             tracing::info!(?readiness, "readiness");
             self.readiness.store(Arc::new(readiness));
         }
     }
+}
+
+/// What a change of which can change the policy: its sources, and the files that it names.
+fn watched(sources: &[Source], policy: &Policy) -> Vec<PathBuf> {
+    let sources = sources.iter().filter_map(|source| match source {
+        Source::Path(path) => Some(path.as_path()),
+        Source::Host(_) => None,
+    });
+    let files = policy.rules().flat_map(|rule| rule.tls.files());
+    sources.chain(files).map(Path::to_owned).collect()
 }

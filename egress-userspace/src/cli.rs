@@ -4,6 +4,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use egress::{agent::AgentError, config::Source, policy::HostName};
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
 /// Sends plain HTTP to configured hosts on as verified TLS, without touching the application.
@@ -97,7 +98,10 @@ enum LogFormat {
 
 impl LogOptions {
     /// Sets up logging; `level` is the default.
-    pub(crate) fn start(&self, level: &str) -> Result<(), ExitCode> {
+    ///
+    /// Lines are written by a thread of their own, so that a reader of standard error who is slow does not hold requests
+    /// up; lines that it cannot keep up with are dropped. What is left is written when the guard is dropped.
+    pub(crate) fn start(&self, level: &str) -> Result<WorkerGuard, ExitCode> {
         // Lines of the eBPF programs come at these levels under their own target.
         let level = if self.log_ebpf { format!("{level},egress_ebpf=trace") } else { level.to_owned() };
         let filter = self.log_level.clone().unwrap_or(level);
@@ -105,12 +109,13 @@ impl LogOptions {
             eprintln!("egress: --log-level {filter}: {error}");
             ExitCode::from(USAGE)
         })?;
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
         match self.log {
             LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
             LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).init(),
         }
-        Ok(())
+        Ok(guard)
     }
 }
 

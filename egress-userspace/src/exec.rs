@@ -51,11 +51,12 @@ enum ExecError {
 }
 
 pub(crate) fn exec(options: ExecOptions, log: &LogOptions) -> ExitCode {
-    if let Err(code) = log.start("warn") {
-        return code;
-    }
     // Before any thread exists, so that every thread has them blocked and they arrive at the descriptor alone.
     let signals = BlockedSignals::block(&SigSet::from_iter(FORWARDED));
+    let _log = match log.start("warn") {
+        Ok(guard) => guard,
+        Err(code) => return code,
+    };
     let result =
         signals.map_err(|source| ExecError::Io { what: "cannot take over signals", source }).and_then(|signals| {
             let runtime = runtime::Builder::new_current_thread()
@@ -92,8 +93,16 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
     })?;
     agent.serve_own_namespace()?;
     agent.attach()?;
-    if let Some(unresolved) = agent.resolve_all().await.into_iter().next() {
-        return Err(unresolved.into());
+    tokio::select! {
+        unresolved = agent.resolve_all() => {
+            if let Some(unresolved) = unresolved.into_iter().next() {
+                return Err(unresolved.into());
+            }
+        }
+        signal = signals.next() => {
+            let signal = signal.map_err(io_error("cannot read signals"))?;
+            return Ok(exit_code(SIGNALLED + signal.ssi_signo.cast_signed()));
+        }
     }
     let guardian = Guardian::start(cgroup.path()).map_err(io_error("cannot start the guardian"))?;
     let mut child = child::spawn(&options.command, cgroup.path(), blocked_before)
@@ -108,6 +117,9 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
     // What the command left running would go on in clear.
     drop(guardian);
     agent.stop(DRAIN).await;
-    let code = status.code().unwrap_or_else(|| SIGNALLED + status.signal().unwrap_or(0));
-    Ok(u8::try_from(code).unwrap_or(u8::MAX))
+    Ok(exit_code(status.code().unwrap_or_else(|| SIGNALLED + status.signal().unwrap_or(0))))
+}
+
+fn exit_code(code: i32) -> u8 {
+    u8::try_from(code).unwrap_or(u8::MAX)
 }

@@ -3,7 +3,7 @@
 pub mod cgroup;
 mod maps;
 
-use std::{collections::HashSet, io, path::Path};
+use std::{collections::HashMap, io, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -188,20 +188,20 @@ impl NamespaceEvents {
         unsafe { AsyncFd::register(ring) }.map(Self).map_err(|error| KernelError::Watch(error.into()))
     }
 
-    /// Waits for events and gives one process for each namespace that they name.
+    /// Waits for events and gives one thread (process and thread id) for each namespace that they name.
     ///
     /// # Errors
     /// The ring buffer cannot be polled.
-    pub async fn next(&mut self) -> io::Result<HashSet<(NetnsCookie, u32)>> {
+    pub async fn next(&mut self) -> io::Result<HashMap<NetnsCookie, (u32, u32)>> {
         loop {
             let mut guard = self.0.readable_mut().await?;
             let ring = guard.get_inner_mut();
-            let mut seen = HashSet::new();
+            let mut seen = HashMap::new();
             while let Some(entry) = ring.next() {
                 if let Ok(bytes) = <[u8; size_of::<NetnsSeen>()]>::try_from(&*entry) {
                     // SAFETY: NetnsSeen has no padding, and any bit pattern is a value of it.
                     let event = unsafe { std::mem::transmute::<[u8; size_of::<NetnsSeen>()], NetnsSeen>(bytes) };
-                    seen.insert((NetnsCookie(event.netns), event.pid));
+                    seen.insert(NetnsCookie(event.netns), (event.pid, event.tid));
                 }
             }
             guard.clear_ready();

@@ -12,6 +12,7 @@ use tokio::{
     sync::{oneshot, watch},
     time,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     netns::Netns,
@@ -29,6 +30,7 @@ pub struct Listener {
     socket: TcpListener,
     /// Resolves when the handle is dropped.
     closed: oneshot::Receiver<()>,
+    gone: CancellationToken,
 }
 
 /// The listeners of one network namespace, for the control thread. Dropping it closes them, after what is already in
@@ -36,6 +38,8 @@ pub struct Listener {
 pub struct Handle {
     /// The namespace.
     pub netns: Netns,
+    /// Ends all connections that were accepted here.
+    pub gone: CancellationToken,
     /// Port on 127.0.0.1; 0 where the family is disabled.
     pub v4: u16,
     /// Port on ::1; 0 where the family is disabled.
@@ -48,7 +52,8 @@ pub struct Handle {
 /// # Errors
 /// Neither family can be listened on.
 pub fn open(sockets: &SocketFactory, netns: &Netns) -> io::Result<(Handle, Vec<Listener>)> {
-    let mut handle = Handle { netns: netns.clone(), v4: 0, v6: 0, _open: Vec::new() };
+    let gone = CancellationToken::new();
+    let mut handle = Handle { netns: netns.clone(), gone: gone.clone(), v4: 0, v6: 0, _open: Vec::new() };
     let mut listeners = Vec::new();
     let mut failure = None;
     for address in LOOPBACK {
@@ -67,7 +72,7 @@ pub fn open(sockets: &SocketFactory, netns: &Netns) -> io::Result<(Handle, Vec<L
         }
         let (open, closed) = oneshot::channel();
         handle._open.push(open);
-        listeners.push(Listener { netns: netns.clone(), socket, closed });
+        listeners.push(Listener { netns: netns.clone(), socket, closed, gone: gone.clone() });
     }
     match failure {
         Some(error) if listeners.is_empty() => Err(error),
@@ -77,12 +82,13 @@ pub fn open(sockets: &SocketFactory, netns: &Netns) -> io::Result<(Handle, Vec<L
 
 /// Accepts connections until the listener's handle is dropped.
 pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Receiver<bool>) {
-    let Listener { netns, socket, mut closed } = listener;
+    let Listener { netns, socket, mut closed, gone } = listener;
+    let here = Place { netns, gone };
     // SAFETY: the listener owns its descriptor, which neither closes nor changes before it is dropped.
     let socket = match unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) } {
         Ok(socket) => socket,
         Err(error) => {
-            tracing::error!(?netns, %error, "cannot accept connections");
+            tracing::error!(netns = ?here.netns, %error, "cannot accept connections");
             return;
         }
     };
@@ -93,30 +99,36 @@ pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Rec
             _ = &mut closed => None,
         };
         open = ready.is_some();
-        match accept_all(&worker, &netns, socket.get_ref(), &draining) {
+        match accept_all(&worker, &here, socket.get_ref(), &draining) {
             Ok(()) => {
                 if let Some(Ok(mut guard)) = ready {
                     guard.clear_ready();
                 }
             }
             Err(error) => {
-                tracing::warn!(?netns, %error, "cannot accept");
+                tracing::warn!(netns = ?here.netns, %error, "cannot accept");
                 time::sleep(ACCEPT_RETRY).await;
             }
         }
     }
 }
 
+/// Where a connection was accepted.
+struct Place {
+    netns: Netns,
+    gone: CancellationToken,
+}
+
 /// Accepts what is in the queue.
 fn accept_all(
     worker: &Rc<Worker>,
-    netns: &Netns,
+    here: &Place,
     socket: &TcpListener,
     draining: &watch::Receiver<bool>,
 ) -> io::Result<()> {
     loop {
         match socket.accept() {
-            Ok((stream, client)) => admit(worker, netns, stream, client, draining),
+            Ok((stream, client)) => admit(worker, here, stream, client, draining),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             // The client has gone already, or a signal came.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
@@ -129,19 +141,19 @@ fn accept_all(
 /// could go to.
 fn admit(
     worker: &Rc<Worker>,
-    netns: &Netns,
+    here: &Place,
     stream: std::net::TcpStream,
     client: SocketAddr,
     draining: &watch::Receiver<bool>,
 ) {
-    let Some(origin) = worker.flows.take(netns.cookie(), client) else {
+    let Some(origin) = worker.flows.take(here.netns.cookie(), client) else {
         worker.metrics.unknown_origin.inc();
-        tracing::debug!(?netns, %client, "closed a connection without origin");
+        tracing::debug!(netns = ?here.netns, %client, "closed a connection without origin");
         return;
     };
     if let Err(error) = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)) {
         tracing::debug!(%client, %error, "closed a connection");
         return;
     }
-    worker.dispatch(stream, Accepted { netns: netns.clone(), origin }, draining);
+    worker.dispatch(stream, Accepted { netns: here.netns.clone(), gone: here.gone.clone(), origin }, draining);
 }

@@ -49,7 +49,19 @@ impl Netns {
     /// # Errors
     /// The process is gone, or we lack the privilege to enter its namespace (CAP_SYS_ADMIN).
     pub fn of_process(pid: u32) -> io::Result<Self> {
-        let file = File::open(format!("/proc/{pid}/ns/net"))?;
+        Self::open(&format!("/proc/{pid}/ns/net"))
+    }
+
+    /// The network namespace of one thread of a process.
+    ///
+    /// # Errors
+    /// The thread is gone, or as above.
+    pub fn of_thread(pid: u32, tid: u32) -> io::Result<Self> {
+        Self::open(&format!("/proc/{pid}/task/{tid}/ns/net"))
+    }
+
+    fn open(path: &str) -> io::Result<Self> {
+        let file = File::open(path)?;
         let inode = NetnsInode(file.metadata()?.ino());
         let home = home()?;
         let file = (home.metadata()?.ino() != inode.0).then_some(file);
@@ -97,13 +109,21 @@ fn within<T>(file: Option<&File>, work: impl FnOnce() -> io::Result<T>) -> io::R
     let Some(file) = file else { return work() };
     let home = home()?;
     setns(file, CloneFlags::CLONE_NEWNET)?;
-    let result = work();
-    if let Err(error) = setns(home, CloneFlags::CLONE_NEWNET) {
-        // The thread would make its next sockets in the wrong namespace. There is no safe way on.
-        tracing::error!(%error, "cannot return to the agent's own network namespace");
-        std::process::abort();
+    let _return = Return(home);
+    work()
+}
+
+/// The way back, also from a panic.
+struct Return(&'static File);
+
+impl Drop for Return {
+    fn drop(&mut self) {
+        if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
+            // The thread would make its next sockets in the wrong namespace. There is no safe way on.
+            tracing::error!(%error, "cannot return to the agent's own network namespace");
+            std::process::abort();
+        }
     }
-    result
 }
 
 /// The cookie of the namespace that this thread is in.

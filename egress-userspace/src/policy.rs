@@ -3,7 +3,11 @@
 //! Pure: no file is read and no name resolved here. A [`Policy`] is immutable, has nothing left to check, and is
 //! swapped as a whole.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls_pki_types::ServerName;
 
@@ -93,6 +97,18 @@ pub enum Roots {
     System,
     /// Those in a PEM file.
     File(Located<PathBuf>),
+}
+
+impl TlsSettings {
+    /// The files that it names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let roots = match &self.roots {
+            Roots::System => None,
+            Roots::File(file) => Some(file),
+        };
+        let client = self.client.iter().flat_map(|client| [&client.certificate, &client.key]);
+        roots.into_iter().chain(client).map(|file| file.value.as_path())
+    }
 }
 
 impl Policy {

@@ -10,6 +10,7 @@ use egress_common::origin::Origin;
 use http::{Method, Request, Response, Uri, request, uri::PathAndQuery};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 
 use self::{host::RequestHost, respond::ProxyError};
 use crate::{
@@ -28,6 +29,8 @@ use crate::{
 pub struct Accepted {
     /// The application's network namespace.
     pub netns: Netns,
+    /// Cancelled when the namespace's last process is gone.
+    pub gone: CancellationToken,
     /// Where it was going, and who it is.
     pub origin: Origin,
 }
@@ -59,7 +62,7 @@ pub async fn serve(
     match result {
         Ok((response, lease, outcome)) => {
             let (mut head, body) = response.into_parts();
-            headers::remove_hop_by_hop(&mut head.headers);
+            headers::prepare_response(&mut head);
             record.respond(head.status, outcome);
             Response::from_parts(head, ResponseBody::upstream(body, lease, record))
         }
@@ -87,7 +90,7 @@ async fn exchange(
         None => Routed::PassThrough,
     };
     let (to, outcome) = match &routed {
-        Routed::Originate(route) => (To::Route(route.id), Outcome::Upgraded),
+        Routed::Originate(route) => (To::Route(route.id, route.bound_to(origin.ip())), Outcome::Upgraded),
         Routed::PassThrough => (To::Origin(origin), Outcome::PassedThrough),
     };
     let key = Key { netns: accepted.netns.cookie(), to };

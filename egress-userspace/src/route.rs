@@ -14,7 +14,7 @@ use rustls::RootCertStore;
 use crate::{
     kernel::Intercepted,
     policy::{EndpointAddress, HostName, Policy, Rule, Upstream},
-    resolve::{Addresses, Names},
+    resolve::{Addresses, Names, ResolveError},
     upstream::tls::{Material, Originator, TlsError, system_roots},
 };
 
@@ -68,13 +68,26 @@ impl Route {
                 Target::Origin(port) => found.push(SocketAddr::new(origin, *port)),
             }
         }
-        if let Some(chosen) = found.iter().position(|address| address.ip() == origin) {
-            found[..=chosen].rotate_right(1);
-        }
         if found.is_empty() && matches!(self.rule.upstream, Upstream::Resolve) {
             found.push(SocketAddr::new(origin, self.rule.target_port));
         }
-        found
+        // The application's choice first, then the families in turn (RFC 8305 section 4).
+        let (same, other): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| found.is_ipv4() == origin.is_ipv4());
+        let (chosen, same): (Vec<_>, Vec<_>) = same.into_iter().partition(|found| found.ip() == origin);
+        let (mut same, mut other) = (chosen.into_iter().chain(same), other.into_iter());
+        let mut ordered = Vec::new();
+        loop {
+            let pair = (same.next(), other.next());
+            if pair == (None, None) {
+                return ordered;
+            }
+            ordered.extend(pair.0.into_iter().chain(pair.1));
+        }
+    }
+
+    /// The address that pooled connections are bound to, where the route leads to wherever the application was going.
+    pub fn bound_to(&self, origin: IpAddr) -> Option<IpAddr> {
+        matches!(self.rule.upstream, Upstream::Original).then_some(origin)
     }
 }
 
@@ -86,8 +99,21 @@ pub struct RouteTable {
 
 impl RouteTable {
     /// The route for requests to `host` (lower case, no port, no trailing dot) that were going to `port`.
+    ///
+    /// An IP address stands for the host of the rule that lists it among its addresses, as in Istio; of several, the first
+    /// by name.
     pub fn route(&self, host: &str, port: u16) -> Option<&Arc<Route>> {
-        self.by_host.get(host)?.iter().find(|route| route.rule.port == port)
+        match self.by_host.get(host) {
+            Some(routes) => routes.iter().find(|route| route.rule.port == port),
+            None => self.route_by_address(host.trim_matches(['[', ']']).parse().ok()?, port),
+        }
+    }
+
+    fn route_by_address(&self, address: IpAddr, port: u16) -> Option<&Arc<Route>> {
+        let listed = |route: &&Arc<Route>| {
+            route.rule.port == port && route.rule.addresses.iter().any(|cidr| cidr.contains(address))
+        };
+        self.routes().filter(listed).min_by(|one, other| one.rule.host.cmp(&other.rule.host))
     }
 
     /// All routes.
@@ -151,7 +177,7 @@ impl RouteTable {
         if errors.is_empty() { Ok(table) } else { Err(errors) }
     }
 
-    /// Everything that the kernel must redirect for these routes. Loopback is left alone: it never leaves the machine.
+    /// Everything that the kernel must redirect for these routes.
     pub fn intercepted(&self, names: &Names) -> HashSet<Intercepted> {
         let mut wanted = HashSet::new();
         for route in self.routes() {
@@ -163,8 +189,15 @@ impl RouteTable {
                 port,
             }));
         }
-        wanted.retain(|entry| !entry.address.is_loopback() && !entry.address.is_unspecified());
         wanted
+    }
+
+    /// Hosts of which no address is known, so that nothing of theirs is intercepted.
+    pub fn unintercepted(&self, names: &Names) -> Vec<ResolveError> {
+        self.routes()
+            .filter(|route| route.rule.addresses.is_empty() && names.intercepted(&route.rule.host).next().is_none())
+            .filter_map(|route| names.failure(&route.rule.host).cloned())
+            .collect()
     }
 }
 

@@ -18,9 +18,10 @@ use crate::cli::{LogOptions, RunOptions, USAGE, report};
 const FAILURE: u8 = 1;
 
 pub(crate) fn run(options: RunOptions, log: &LogOptions) -> ExitCode {
-    if let Err(code) = log.start("info") {
-        return code;
-    }
+    let _log = match log.start("info") {
+        Ok(guard) => guard,
+        Err(code) => return code,
+    };
     let cgroups = match scope(&options.cgroup) {
         Ok(cgroups) => cgroups,
         Err(error) => {
@@ -55,7 +56,7 @@ fn scope(named: &[PathBuf]) -> Result<Vec<PathBuf>, cgroup::CgroupError> {
     if named.is_empty() {
         Ok(vec![cgroup::default_scope()?])
     } else {
-        named.iter().map(|path| cgroup::check(path)).collect()
+        Ok(cgroup::outermost(named.iter().map(|path| cgroup::check(path)).collect::<Result<_, _>>()?))
     }
 }
 

@@ -67,6 +67,15 @@ impl Watcher {
         self.refresh()
     }
 
+    /// Makes `paths` what is watched. A path that is no longer among them may be told of for a while.
+    ///
+    /// # Errors
+    /// As for `new`.
+    pub fn set(&mut self, paths: Vec<PathBuf>) -> io::Result<()> {
+        self.paths = paths;
+        self.refresh()
+    }
+
     fn refresh(&mut self) -> io::Result<()> {
         let mask = WatchMask::CREATE
             | WatchMask::CLOSE_WRITE

@@ -39,6 +39,9 @@ use crate::{
 /// How often idle upstream connections are looked through.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// When draining, how long a connection has to send the request that it was made for. hyper would close it at once.
+const DRAIN_GRACE: Duration = Duration::from_millis(250);
+
 /// What requests need, on one thread.
 pub struct Worker {
     /// The routes in force.
@@ -262,11 +265,20 @@ impl Worker {
             .auto_date_header(false)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
+        let drain = async {
+            let _ = draining.wait_for(|draining| *draining).await;
+            time::sleep(DRAIN_GRACE).await;
+        };
         let result = tokio::select! {
+            biased;
             result = connection.as_mut() => result,
-            _ = draining.wait_for(|draining| *draining) => {
+            () = accepted.gone.cancelled() => return,
+            () = drain => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                tokio::select! {
+                    result = connection => result,
+                    () = accepted.gone.cancelled() => return,
+                }
             }
         };
         if let Err(error) = result {

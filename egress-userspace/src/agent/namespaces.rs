@@ -1,10 +1,6 @@
 //! The network namespaces that are served, each with its listeners.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io,
-    path::PathBuf,
-};
+use std::{collections::HashMap, io, path::PathBuf};
 
 use crate::{
     kernel::Listeners,
@@ -43,16 +39,20 @@ impl Namespaces {
         self.serve(netns, workers)
     }
 
-    /// Takes in what the kernel reported.
-    pub(super) fn seen(&mut self, seen: &HashSet<(NetnsCookie, u32)>, workers: &mut Workers) {
-        for &(cookie, pid) in seen {
-            let found = match Netns::of_process(pid) {
-                Ok(netns) if netns.cookie() == cookie => self.serve(&netns, workers),
-                // The process is gone, or the socket is in another namespace than the process: others may tell.
-                _ => self.reconcile(workers),
-            };
-            if let Err(error) = found {
-                tracing::warn!(?cookie, pid, %error, "cannot serve a network namespace; its connects are refused");
+    /// Takes in what the kernel reported: a thread for each namespace.
+    pub(super) fn seen(&mut self, seen: &HashMap<NetnsCookie, (u32, u32)>, workers: &mut Workers) {
+        for (&cookie, &(pid, tid)) in seen {
+            let served = Netns::of_thread(pid, tid).and_then(|netns| {
+                // It may have moved on; the next socket tells again.
+                if netns.cookie() == cookie { self.serve(&netns, workers) } else { Ok(()) }
+            });
+            match served {
+                // The thread ended. If its process has others, the next socket or the next walk tells of them.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(?cookie, pid, %error, "cannot serve a network namespace; its connects are refused");
+                }
+                Ok(()) => {}
             }
         }
     }
@@ -79,7 +79,7 @@ impl Namespaces {
             .copied()
             .collect();
         for inode in gone {
-            self.close(inode, workers);
+            self.close(inode, workers, Why::Gone);
         }
         Ok(())
     }
@@ -87,7 +87,7 @@ impl Namespaces {
     /// Closes all listeners; from now on connects to configured destinations are refused.
     pub(super) fn close_all(&mut self, workers: &Workers) {
         for inode in self.served.keys().copied().collect::<Vec<_>>() {
-            self.close(inode, workers);
+            self.close(inode, workers, Why::Stopping);
         }
     }
 
@@ -106,14 +106,27 @@ impl Namespaces {
         Ok(())
     }
 
-    fn close(&mut self, inode: NetnsInode, workers: &Workers) {
+    fn close(&mut self, inode: NetnsInode, workers: &Workers, why: Why) {
         let Some(handle) = self.served.remove(&inode) else { return };
         let netns = handle.netns.cookie();
         if let Err(error) = self.kernel.remove(netns) {
             tracing::warn!(?netns, %error, "a listener is left in the kernel's map; its connects are refused");
         }
+        if why == Why::Gone {
+            // Nobody is left to read what its connections would still bring, and they would keep the namespace alive.
+            handle.gone.cancel();
+            workers.forget(netns);
+        }
         drop(handle);
-        workers.forget(netns);
         tracing::debug!(?netns, "let a network namespace go");
     }
+}
+
+/// Why listeners are closed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// The namespace's last process is gone.
+    Gone,
+    /// The agent stops; connections may finish.
+    Stopping,
 }

@@ -47,6 +47,11 @@ impl Cidr {
         Self { address, prefix_len }
     }
 
+    /// Whether an address is in the range.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.address.is_ipv4() && Self::masked(address, self.prefix_len) == *self
+    }
+
     /// Whether the range is a single address.
     pub fn is_single(&self) -> bool {
         self.prefix_len == max_prefix_len(self.address)

@@ -27,6 +27,9 @@ pub(super) fn spawn(command: &[OsString], cgroup: &Path, blocked: SigSet) -> io:
     let invoker = Invoker::of_sudo()?;
     let mut child = Command::new(&command[0]);
     child.args(&command[1..]).stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    if let Some(user) = invoker.as_ref().and_then(|invoker| invoker.user.as_ref()) {
+        child.env("HOME", &user.dir).env("SHELL", &user.shell).env("USER", &user.name).env("LOGNAME", &user.name);
+    }
     // SAFETY: between fork and exec only system calls are made; all memory was allocated before.
     unsafe {
         child.pre_exec(move || {
@@ -47,6 +50,8 @@ struct Invoker {
     uid: Uid,
     gid: Gid,
     groups: Vec<Gid>,
+    /// None if the user database does not know the number.
+    user: Option<User>,
 }
 
 impl Invoker {
@@ -58,14 +63,12 @@ impl Invoker {
             return Ok(None);
         }
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        let groups = match User::from_uid(uid)? {
-            Some(user) => {
-                let name = CString::new(user.name).map_err(io::Error::other)?;
-                getgrouplist(&name, gid)?
-            }
+        let user = User::from_uid(uid)?;
+        let groups = match &user {
+            Some(user) => getgrouplist(&CString::new(user.name.as_bytes())?, gid)?,
             None => vec![gid],
         };
-        Ok(Some(Self { uid, gid, groups }))
+        Ok(Some(Self { uid, gid, groups, user }))
     }
 
     fn become_it(&self) -> nix::Result<()> {

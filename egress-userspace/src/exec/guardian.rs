@@ -4,7 +4,7 @@
 //! nothing of the command goes on in clear, not even a grandchild.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io::{self, PipeWriter},
     os::{fd::AsRawFd as _, unix::ffi::OsStrExt as _},
     path::Path,
@@ -19,13 +19,14 @@ pub(super) struct Guardian {
     alive: Option<PipeWriter>,
 }
 
-/// Attempts to remove the cgroup while its processes are dying, 10 ms apart.
+/// Looks at the cgroup while its processes are dying, 10 ms apart.
 const ATTEMPTS: usize = 500;
 
 impl Guardian {
     /// Starts the guardian of a cgroup. To be called once the programs are attached: it inherits their links.
     pub(super) fn start(cgroup: &Path) -> io::Result<Self> {
         let kill = CString::new(cgroup.join("cgroup.kill").as_os_str().as_bytes())?;
+        let events = CString::new(cgroup.join("cgroup.events").as_os_str().as_bytes())?;
         let directory = CString::new(cgroup.as_os_str().as_bytes())?;
         let (dead, alive) = io::pipe()?;
         let alive_fd = alive.as_raw_fd();
@@ -46,16 +47,32 @@ impl Guardian {
                         let file = libc::open(kill.as_ptr(), libc::O_WRONLY);
                         libc::write(file, c"1".as_ptr().cast(), 1);
                         libc::close(file);
-                        if libc::rmdir(directory.as_ptr()) == 0 || *libc::__errno_location() == libc::ENOENT {
+                        if !is_populated(&events) {
                             break;
                         }
                         libc::usleep(10_000);
                     }
+                    // Our parent removes it if it lives, with what the command made in it.
+                    libc::rmdir(directory.as_ptr());
                     libc::_exit(0)
                 }
             }
         }
     }
+}
+
+/// Whether a process is left in the cgroup or below (cgroup.events, "populated"). Allocates nothing.
+fn is_populated(events: &CStr) -> bool {
+    let mut text = [0u8; 128];
+    // SAFETY: the string ends with a zero, and the length is that of the buffer.
+    let length = unsafe {
+        let file = libc::open(events.as_ptr(), libc::O_RDONLY);
+        let length = libc::read(file, text.as_mut_ptr().cast(), text.len());
+        libc::close(file);
+        length
+    };
+    let text = usize::try_from(length).ok().and_then(|length| text.get(..length)).unwrap_or_default();
+    text.windows(b"populated 1".len()).any(|window| window == b"populated 1")
 }
 
 impl Drop for Guardian {

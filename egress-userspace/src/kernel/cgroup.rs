@@ -77,6 +77,14 @@ pub fn check(path: &Path) -> Result<PathBuf, CgroupError> {
     if is_cgroup(&path) { Ok(path) } else { Err(CgroupError::NotACgroup(path)) }
 }
 
+/// Leaves out cgroups that are within others: where two of our programs run for one connect, the second would take what
+/// the first has rewritten for the application's own.
+pub fn outermost(mut cgroups: Vec<PathBuf>) -> Vec<PathBuf> {
+    cgroups.sort();
+    cgroups.dedup_by(|inner, outer| inner.starts_with(outer));
+    cgroups
+}
+
 /// Version 1 directories have cgroup.procs too, but no cgroup.events, which only the root of version 2 lacks.
 fn is_cgroup(path: &Path) -> bool {
     path.join("cgroup.procs").exists()
@@ -110,18 +118,39 @@ impl ChildCgroup {
 
 impl Drop for ChildCgroup {
     fn drop(&mut self) {
-        match fs::remove_dir(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, path = %self.path.display(), "a cgroup is left behind");
-            }
-            _ => {}
+        if let Err(error) = remove(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "a cgroup is left behind");
         }
     }
+}
+
+/// Removes a cgroup and those that the command made in it.
+fn remove(path: &Path) -> io::Result<()> {
+    let children = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        children => children?,
+    };
+    for child in children.flatten() {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&child.path())?;
+        }
+    }
+    fs::remove_dir(path)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cgroup_within_another_is_left_out() {
+        let check = |given: &[&str], expected: &[&str]| {
+            let given = given.iter().map(PathBuf::from).collect();
+            assert_eq!(outermost(given), expected.iter().map(PathBuf::from).collect::<Vec<_>>());
+        };
+        check(&["/cg/a/b", "/cg/a", "/cg/a"], &["/cg/a"]);
+        check(&["/cg/ab", "/cg/a", "/cg/a/x/y"], &["/cg/a", "/cg/ab"]);
+    }
 
     #[test]
     fn the_mount_is_found_by_type() {

@@ -69,7 +69,10 @@ impl Intercepted {
 
     fn key(&self) -> Key<Destination> {
         let address = IpBytes::from(self.address);
-        Key::new(Destination::prefix_bits(&address, self.prefix_len), Destination::new(address, self.port))
+        Key::new(
+            Destination::prefix_bits(&address, self.prefix_len),
+            Destination::new(address, self.port.to_be_bytes()),
+        )
     }
 }
 

@@ -12,28 +12,44 @@ use super::{NetnsInode, inode_of_process};
 /// are passed over.
 ///
 /// # Errors
-/// One of the given cgroups itself cannot be read.
+/// One of the given cgroups is gone, or something cannot be read: what was found is then not all.
 pub fn namespaces(cgroups: &[PathBuf]) -> io::Result<HashMap<NetnsInode, u32>> {
     let mut found = HashMap::new();
     for cgroup in cgroups {
         fs::read_dir(cgroup)?;
-        walk(cgroup, &mut found);
+        walk(cgroup, &mut found)?;
     }
     Ok(found)
 }
 
-fn walk(cgroup: &Path, found: &mut HashMap<NetnsInode, u32>) {
-    let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+fn walk(cgroup: &Path, found: &mut HashMap<NetnsInode, u32>) -> io::Result<()> {
+    let Some(processes) = unless_gone(fs::read_to_string(cgroup.join("cgroup.procs")))? else { return Ok(()) };
     // A process of another pid namespace reads as 0.
     for pid in processes.lines().filter_map(|line| line.parse().ok()).filter(|&pid: &u32| pid != 0) {
-        if let Ok(inode) = inode_of_process(pid) {
+        if let Some(inode) = unless_gone(inode_of_process(pid))? {
             found.entry(inode).or_insert(pid);
         }
     }
-    let Ok(children) = fs::read_dir(cgroup) else { return };
+    let Some(children) = unless_gone(fs::read_dir(cgroup))? else { return Ok(()) };
     for child in children.flatten() {
         if child.file_type().is_ok_and(|kind| kind.is_dir()) {
-            walk(&child.path(), found);
+            walk(&child.path(), found)?;
         }
+    }
+    Ok(())
+}
+
+fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        // A file of a process or a cgroup that ended while it was open reads as ESRCH or ENODEV. A threaded cgroup
+        // does not list its processes (EOPNOTSUPP); its root does.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENODEV | libc::EOPNOTSUPP)) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }

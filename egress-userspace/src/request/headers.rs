@@ -1,6 +1,6 @@
 //! Header fields that concern one connection alone.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header, response};
 
 /// Hop-by-hop whether or not Connection names them (RFC 9110 section 7.6.1). Upgrade goes with them: Java's client
 /// offers TLS by it (RFC 2817), which is ours to make. Transfer-Encoding stays: hyper ends and renews the coding, and
@@ -40,6 +40,17 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
             headers.append(name.clone(), value);
         }
     }
+}
+
+/// Makes the head of a response what the client should see: what the origin sent, less what concerns the connection to it.
+pub fn prepare_response(head: &mut response::Parts) {
+    // The version is that of the sender of each hop (RFC 9110 section 2.5); hyper adapts it to an HTTP/1.0 client.
+    head.version = Version::HTTP_11;
+    if head.headers.contains_key(header::TRANSFER_ENCODING) {
+        // The coding has the last word on where the body ends (RFC 9112 section 6.3).
+        head.headers.remove(header::CONTENT_LENGTH);
+    }
+    remove_hop_by_hop(&mut head.headers);
 }
 
 /// Makes `host` the one Host field, where the fields' order has it.

@@ -7,7 +7,7 @@ use super::respond::ProxyError;
 /// The host that a request names, in the form that rules use, beside the form that it was sent in.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RequestHost {
-    /// Lower case, without port and trailing dot.
+    /// Lower case, without port and trailing dots.
     name: String,
     /// As in the request.
     authority: HeaderValue,
@@ -37,7 +37,7 @@ impl RequestHost {
     fn parse(value: &HeaderValue) -> Option<Self> {
         let authority: Authority = value.to_str().ok()?.trim().parse().ok()?;
         let host = authority.host();
-        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let name = host.trim_end_matches('.').to_ascii_lowercase();
         // User information has no place in Host, and would let one host look like another.
         let plausible = !name.is_empty() && !authority.as_str().contains('@');
         plausible.then(|| Self { name, authority: value.clone() })
@@ -75,6 +75,7 @@ mod tests {
         check("/", &["edition.cnn.com:80"], Some("edition.cnn.com"));
         check("/", &["edition.cnn.com."], Some("edition.cnn.com"));
         check("/", &["EDITION.cnn.com.:80"], Some("edition.cnn.com"));
+        check("/", &["edition.cnn.com.."], Some("edition.cnn.com"));
         check("/", &["[2001:db8::1]:80"], Some("[2001:db8::1]"));
         check("http://edition.cnn.com/x", &["other.example"], Some("edition.cnn.com"));
         check("http://edition.cnn.com:80/x", &[], Some("edition.cnn.com"));

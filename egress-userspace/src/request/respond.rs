@@ -97,7 +97,7 @@ fn status_and_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
             ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
             HostUnreachable | NetworkUnreachable => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
             TimedOut => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
-            _ => (StatusCode::BAD_GATEWAY, "destination_unavailable"),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable"),
         },
         UpstreamError::ConnectTimeout { .. } | UpstreamError::TlsTimeout { .. } => {
             (StatusCode::GATEWAY_TIMEOUT, "connection_timeout")

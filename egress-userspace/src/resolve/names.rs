@@ -19,15 +19,15 @@ const LINGER: Duration = Duration::from_secs(3600);
 /// First and longest pause between attempts while a look-up fails.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// The current addresses of one name, shared with the workers. Keeps the last good answer while look-ups fail.
+/// The current addresses of one name, shared with the workers: those of the last good answer.
 pub type Addresses = Arc<ArcSwap<Vec<IpAddr>>>;
 
 /// All names that are kept resolved.
 pub struct Names {
     resolver: Arc<Resolver>,
     entries: HashMap<HostName, Entry>,
-    answers: mpsc::UnboundedReceiver<(HostName, Result<Answer, ResolveError>)>,
-    sender: mpsc::UnboundedSender<(HostName, Result<Answer, ResolveError>)>,
+    answers: mpsc::UnboundedReceiver<(HostName, Answer)>,
+    sender: mpsc::UnboundedSender<(HostName, Answer)>,
 }
 
 struct Entry {
@@ -35,7 +35,7 @@ struct Entry {
     addresses: Addresses,
     /// When a look-up last gave each address.
     seen: HashMap<IpAddr, Instant>,
-    /// The last attempt's failure; None before the first attempt.
+    /// What went wrong the last time; None before the first attempt.
     last: Option<Result<(), ResolveError>>,
 }
 
@@ -71,27 +71,10 @@ impl Names {
     /// Waits for the next answer and takes it in.
     pub async fn next(&mut self) {
         // We hold a sender ourselves, so the channel does not close.
-        let Some((name, result)) = self.answers.recv().await else { return std::future::pending().await };
+        let Some((name, answer)) = self.answers.recv().await else { return std::future::pending().await };
         // The name may have been dropped while its answer was on the way.
-        let Some(entry) = self.entries.get_mut(&name) else { return };
-        match result {
-            Ok(answer) => {
-                let now = Instant::now();
-                entry.seen.extend(answer.addresses.iter().map(|&address| (address, now)));
-                entry.seen.retain(|_, seen| now.duration_since(*seen) < LINGER);
-                if **entry.addresses.load() != answer.addresses {
-                    tracing::debug!(%name, addresses = ?answer.addresses, "resolved");
-                    entry.addresses.store(Arc::new(answer.addresses));
-                }
-                entry.last = Some(Ok(()));
-            }
-            Err(error) => {
-                if !matches!(entry.last, Some(Err(_))) {
-                    let kept = entry.addresses.load().len();
-                    tracing::warn!(%error, kept, "a look-up failed; addresses of the last good answer are kept");
-                }
-                entry.last = Some(Err(error));
-            }
+        if let Some(entry) = self.entries.get_mut(&name) {
+            entry.take_in(&name, answer);
         }
     }
 
@@ -105,35 +88,58 @@ impl Names {
         self.entries.values().all(|entry| entry.last.is_some())
     }
 
-    /// Names that have no address at all, with the reason.
-    pub fn unresolved(&self) -> impl Iterator<Item = &ResolveError> {
-        self.entries
-            .values()
-            .filter(|entry| entry.seen.is_empty())
-            .filter_map(|entry| entry.last.as_ref()?.as_ref().err())
+    /// What went wrong with a name the last time it was looked up.
+    pub fn failure(&self, name: &HostName) -> Option<&ResolveError> {
+        self.entries.get(name)?.last.as_ref()?.as_ref().err()
     }
 }
 
-async fn keep_resolved(
-    name: HostName,
-    resolver: Arc<Resolver>,
-    answers: mpsc::UnboundedSender<(HostName, Result<Answer, ResolveError>)>,
-) {
+impl Entry {
+    /// A family that was not answered for keeps the addresses that it had.
+    fn take_in(&mut self, name: &HostName, answer: Answer) {
+        let Answer { v4, v6, .. } = answer;
+        let had = self.addresses.load_full();
+        let kept = |is_v4: bool| had.iter().copied().filter(move |address| address.is_ipv4() == is_v4).collect();
+        let (v4, v4_error) = v4.map_or_else(|error| (kept(true), Some(error)), |found| (found, None));
+        let (v6, v6_error) = v6.map_or_else(|error| (kept(false), Some(error)), |found| (found, None));
+        let addresses = [v4, v6].concat();
+
+        let now = Instant::now();
+        self.seen.extend(addresses.iter().map(|&address| (address, now)));
+        self.seen.retain(|_, seen| now.duration_since(*seen) < LINGER);
+
+        let failure = |reason, authoritative| Err(ResolveError { name: name.clone(), reason, authoritative });
+        let outcome = match v4_error.or(v6_error) {
+            Some(reason) => failure(reason, false),
+            None if addresses.is_empty() => failure("it does not exist or has no addresses".to_owned(), true),
+            None => Ok(()),
+        };
+        if let Err(error) = &outcome
+            && self.last.as_ref() != Some(&outcome)
+        {
+            tracing::warn!(%error, kept = addresses.len(), "a look-up failed");
+        }
+        self.last = Some(outcome);
+        if *had != addresses {
+            tracing::debug!(%name, ?addresses, "resolved");
+            self.addresses.store(Arc::new(addresses));
+        }
+    }
+}
+
+async fn keep_resolved(name: HostName, resolver: Arc<Resolver>, answers: mpsc::UnboundedSender<(HostName, Answer)>) {
     let (mut retry, longest) = RETRY;
     loop {
-        let result = resolver.lookup(&name).await;
-        let pause = match &result {
-            Ok(answer) => {
-                retry = RETRY.0;
-                answer.valid_for
-            }
-            Err(_) => {
-                let pause = retry;
-                retry = (retry * 2).min(longest);
-                pause
-            }
+        let answer = resolver.lookup(&name).await;
+        let pause = if answer.v4.is_ok() && answer.v6.is_ok() {
+            retry = RETRY.0;
+            answer.valid_for
+        } else {
+            let pause = retry;
+            retry = (retry * 2).min(longest);
+            pause
         };
-        if answers.send((name.clone(), result)).is_err() {
+        if answers.send((name.clone(), answer)).is_err() {
             return;
         }
         tokio::time::sleep(pause).await;

@@ -2,10 +2,15 @@
 
 use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper::{client::conn::http1, rt};
 use hyper_util::rt::TokioIo;
 use rustls::HandshakeKind;
-use tokio::{net::TcpStream, task, time::timeout};
+use tokio::{
+    net::TcpStream,
+    task,
+    time::{sleep, timeout},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{Connection, ConnectionInfo, TlsInfo, UpstreamError};
@@ -13,6 +18,8 @@ use crate::{body::RequestBody, netns::Netns, route::Route, socket::SocketFactory
 
 /// For all addresses of a host together; Istio's default.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an address has before the next is tried beside it (RFC 8305 section 8).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// For the TLS handshake.
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -55,26 +62,34 @@ pub async fn tls(
     http(TokioIo::new(result?), ConnectionInfo { address, tls: info }).await
 }
 
-/// Tries the addresses in turn; all of them share one time limit.
+/// Tries the addresses in order, each a moment after the one before or as soon as that fails; the first connection wins
+/// (RFC 8305 section 5). All of them share one time limit.
 async fn tcp(sockets: &SocketFactory, netns: &Netns, candidates: &[SocketAddr]) -> Result<TcpStream, UpstreamError> {
-    let mut last = UpstreamError::NoAddress;
-    let mut trying = None;
+    let Some(&first) = candidates.first() else { return Err(UpstreamError::NoAddress) };
     let attempts = async {
-        for &address in candidates {
-            trying = Some(address);
-            match sockets.connect(netns, address).await {
-                Ok(stream) => return Ok(stream),
-                Err(source) => last = UpstreamError::Connect { address, source },
+        let mut waiting = candidates.iter();
+        let mut under_way = FuturesUnordered::new();
+        let mut failure = UpstreamError::NoAddress;
+        loop {
+            if let Some(&address) = waiting.next() {
+                under_way.push(async move {
+                    sockets.connect(netns, address).await.map_err(|source| UpstreamError::Connect { address, source })
+                });
+            }
+            let more = waiting.len() > 0;
+            tokio::select! {
+                result = under_way.next() => match result {
+                    Some(Ok(stream)) => return Ok(stream),
+                    Some(Err(error)) => failure = error,
+                    None => return Err(failure),
+                },
+                () = sleep(ATTEMPT_DELAY), if more => {}
             }
         }
-        Err(last)
     };
     match timeout(CONNECT_TIMEOUT, attempts).await {
         Ok(result) => result,
-        Err(_) => Err(trying.map_or(UpstreamError::NoAddress, |address| UpstreamError::ConnectTimeout {
-            address,
-            limit: CONNECT_TIMEOUT,
-        })),
+        Err(_) => Err(UpstreamError::ConnectTimeout { address: first, limit: CONNECT_TIMEOUT }),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -31,8 +31,8 @@ pub struct Key {
 /// Where a connection leads.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum To {
-    /// To a configured host over TLS.
-    Route(RouteId),
+    /// To a configured host over TLS; to one address of it alone where the rule leads to wherever the application was going.
+    Route(RouteId, Option<IpAddr>),
     /// To where the application was going, as it is.
     Origin(SocketAddr),
 }
