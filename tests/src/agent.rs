@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod config;
+mod flows;
 mod metrics;
 
 pub use config::{ConfigDir, ConfigMap};
@@ -33,6 +34,7 @@ pub struct AgentOptions {
     config: PathBuf,
     admin: SocketAddr,
     cgroup: Option<PathBuf>,
+    inside: bool,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
 }
@@ -41,7 +43,7 @@ impl AgentOptions {
     /// With a configuration file or directory.
     pub fn new(config: impl Into<PathBuf>) -> Self {
         let admin = SocketAddr::from(([127, 0, 0, 1], 9901));
-        Self { config: config.into(), admin, cgroup: None, arguments: Vec::new(), environment: Vec::new() }
+        Self { config: config.into(), admin, cgroup: None, inside: false, arguments: Vec::new(), environment: Vec::new() }
     }
 
     /// With another admin port: for a second agent on the same node.
@@ -55,6 +57,13 @@ impl AgentOptions {
     #[must_use]
     pub fn cgroup(mut self, path: &Path) -> Self {
         self.cgroup = Some(path.to_owned());
+        self
+    }
+
+    /// As a process of the cgroup that it is attached to: subject to its own programs.
+    #[must_use]
+    pub fn inside_cgroup(mut self) -> Self {
+        self.inside = true;
         self
     }
 
@@ -101,6 +110,9 @@ impl<'bed> Agent<'bed> {
             .args(&options.arguments);
         for (name, value) in &options.environment {
             command = command.env(name, value);
+        }
+        if options.inside {
+            command = command.in_cgroup(bed.cgroup())?;
         }
         Ok(Self { bed, running: command.spawn()?, admin: options.admin })
     }
@@ -180,13 +192,15 @@ impl<'bed> Agent<'bed> {
     }
 
     /// Makes a change to the configuration, waits until the agent says that it is in effect, and returns how many rules
-    /// there are now. The agent says so by the message `policy applied` with the field `rules`.
+    /// there are now. The agent says so by the message `policy applied` with the field `rules`, and is ready once the hosts
+    /// of the new rules have addresses.
     pub fn apply(&mut self, change: impl FnOnce() -> Result<()>) -> Result<u64> {
         let mark = self.running.stderr_mark();
         change()?;
         let line = self.running.wait_for_line_after(mark, "the policy to be applied", |line| {
             LogLine::parse(line).is_some_and(|line| line.message() == "policy applied")
         })?;
+        self.wait_until_ready()?;
         let line = LogLine::parse(&line).expect("the line was parsed just now");
         line.get("rules").and_then(Value::as_u64).context("`policy applied` without a number of rules")
     }

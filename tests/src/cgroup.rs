@@ -2,10 +2,11 @@
 
 use std::{
     fs,
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::wait::{PATIENCE, wait_until};
 
@@ -48,6 +49,15 @@ impl Cgroup {
         self.path.join("cgroup.procs")
     }
 
+    /// How many of the programs that an agent attaches are attached here.
+    pub fn programs(&self) -> Result<u32> {
+        /// `BPF_CGROUP_INET_SOCK_CREATE`, `_SOCK_OPS`, `_INET4_CONNECT`, `_INET6_CONNECT`, `_INET4_GETPEERNAME`,
+        /// `_INET6_GETPEERNAME` of linux/bpf.h.
+        const ATTACH_TYPES: [u32; 6] = [2, 3, 10, 11, 29, 30];
+        let directory = fs::File::open(&self.path)?;
+        ATTACH_TYPES.iter().map(|attach_type| programs_attached(&directory, *attach_type)).sum()
+    }
+
     /// Leaves the cgroup behind on drop.
     pub(crate) fn keep(&mut self) {
         self.keep = true;
@@ -70,6 +80,29 @@ impl Drop for Cgroup {
             eprintln!("{} stays behind: {error:#}", self.path.display());
         }
     }
+}
+
+fn programs_attached(directory: &fs::File, attach_type: u32) -> Result<u32> {
+    const BPF_PROG_QUERY: libc::c_long = 16;
+    /// The part of `union bpf_attr` for this command, up to the count.
+    #[repr(C)]
+    struct Query {
+        target: libc::c_int,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        ids: u64,
+        count: u32,
+        reserved: u32,
+    }
+    let (target, size) = (directory.as_raw_fd(), size_of::<Query>());
+    let mut query = Query { target, attach_type, query_flags: 0, attach_flags: 0, ids: 0, count: 0, reserved: 0 };
+    // SAFETY: the structure has the announced size, and without room for ids the kernel writes nothing but the count.
+    let status = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size) };
+    if status != 0 {
+        bail!("BPF_PROG_QUERY: {}", std::io::Error::last_os_error());
+    }
+    Ok(query.count)
 }
 
 /// Where the cgroup2 file system is mounted: /sys/fs/cgroup, or below it on hybrid machines.

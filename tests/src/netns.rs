@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -142,6 +143,14 @@ impl Netns {
         self.run(|| fs::write(Path::new("/proc/sys").join(name), value).with_context(|| format!("setting {name}")))
     }
 
+    /// The addresses that TCP sockets listen on.
+    pub fn listening(&self) -> Result<Vec<SocketAddr>> {
+        let tables =
+            self.run(|| Ok(["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")))))?;
+        // A kernel without IPv6 has no table of it.
+        Ok(tables.iter().flatten().flat_map(|table| table.lines().skip(1).filter_map(listening)).collect())
+    }
+
     /// Leaves the namespace behind on drop.
     pub(crate) fn keep(&mut self) {
         self.keep = true;
@@ -155,4 +164,21 @@ impl Drop for Netns {
             fs::remove_file(self.path()).ok();
         }
     }
+}
+
+/// The local address of a line of /proc/net/tcp, if it is one of a listening socket.
+fn listening(line: &str) -> Option<SocketAddr> {
+    const LISTEN: &str = "0A";
+    let mut fields = line.split_whitespace().skip(1);
+    let (local, _remote, state) = (fields.next()?, fields.next()?, fields.next()?);
+    let (address, port) = local.split_once(':')?;
+    // Words of four bytes in network order, each printed as a number.
+    let words = (0..address.len() / 8).map(|at| u32::from_str_radix(&address[8 * at..8 * at + 8], 16).ok());
+    let bytes = words.collect::<Option<Vec<_>>>()?.into_iter().flat_map(u32::to_ne_bytes).collect::<Vec<_>>();
+    let address = <[u8; 4]>::try_from(bytes.as_slice())
+        .map(IpAddr::from)
+        .or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+        .ok()?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    (state == LISTEN).then(|| SocketAddr::new(address, port))
 }

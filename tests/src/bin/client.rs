@@ -7,6 +7,8 @@ use std::{
     io::{self, BufRead, Read, Write},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd,
+    sync::Barrier,
+    thread,
     time::Duration,
 };
 
@@ -34,6 +36,9 @@ enum Command {
         /// How many requests on the connection.
         #[arg(long, default_value_t = 1)]
         count: usize,
+        /// The Host header of every second request.
+        #[arg(long)]
+        other_host: Option<String>,
     },
     /// Connects, prints `connected`, and sends the request when a line comes on standard input.
     Hold {
@@ -41,6 +46,29 @@ enum Command {
         target: Target,
         #[command(flatten)]
         request: Request,
+        /// How many requests on the connection, each when a line comes.
+        #[arg(long, default_value_t = 1)]
+        count: usize,
+    },
+    /// Sends standard input and closes at once, without reading.
+    Forget {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Many clients at once, all connected before the first of them sends. Each wants one of the hosts, and prints for
+    /// each of its responses a line: the host that it wanted, the status, and the body.
+    Crowd {
+        #[command(flatten)]
+        target: Target,
+        /// The hosts.
+        #[arg(long)]
+        host: Vec<String>,
+        /// How many clients.
+        #[arg(long, default_value_t = 100)]
+        clients: usize,
+        /// How many requests on each connection.
+        #[arg(long, default_value_t = 3)]
+        count: usize,
     },
     /// Sends standard input and prints whatever comes until the other end closes.
     Raw {
@@ -62,6 +90,8 @@ enum Command {
         #[command(flatten)]
         request: Request,
     },
+    /// Listens on an address, with every socket option that lets sockets share a port.
+    Listen { address: SocketAddr },
     /// Connects a UDP socket, sends a datagram, and prints the answer.
     Udp { address: SocketAddr, text: String },
 }
@@ -89,6 +119,15 @@ struct Target {
     /// Connects by sending the first bytes (MSG_FASTOPEN).
     #[arg(long)]
     fastopen: bool,
+    /// Connects without blocking, and waits by poll.
+    #[arg(long)]
+    nonblocking: bool,
+    /// Connects the same socket to this address first, which must refuse.
+    #[arg(long)]
+    after_refusal_by: Option<SocketAddr>,
+    /// Connects the same socket to this address first, and dissolves that connection by a connect to AF_UNSPEC.
+    #[arg(long)]
+    after_leaving: Option<SocketAddr>,
     /// The source address.
     #[arg(long)]
     bind: Option<IpAddr>,
@@ -99,33 +138,73 @@ struct Target {
 
 fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Http { target, request, count } => http(&target, &request, count),
-        Command::Hold { target, request } => hold(&target, &request),
+        Command::Http { target, request, count, other_host } => {
+            let host = request.host.clone();
+            http(&target, &request, count, &other_host.unwrap_or(host))
+        }
+        Command::Hold { target, request, count } => hold(&target, &request, count),
+        Command::Forget { target } => forget(&target),
+        Command::Crowd { target, host, clients, count } => crowd(&target, &host, clients, count),
         Command::Raw { target, half_close } => raw(&target, half_close),
         Command::Connect { target } => target.connect(&[]).map(drop),
         Command::Repeat { target, request } => repeat(&target, &request),
+        Command::Listen { address } => listen(address),
         Command::Udp { address, text } => udp(address, &text),
     }
 }
 
-fn http(target: &Target, request: &Request, count: usize) -> Result<()> {
+fn http(target: &Target, request: &Request, count: usize, other_host: &str) -> Result<()> {
     let mut stream = target.connect(&request.bytes(count == 1))?;
     for done in 1..=count {
         if done > 1 {
-            stream.write_all(&request.bytes(done == count))?;
+            let host = if done % 2 == 0 { other_host } else { &request.host };
+            stream.write_all(&request.bytes_for(host, done == count))?;
         }
         io::stdout().write_all(&read_response(&mut stream)?)?;
     }
     Ok(())
 }
 
-fn hold(target: &Target, request: &Request) -> Result<()> {
+fn hold(target: &Target, request: &Request, count: usize) -> Result<()> {
     let mut stream = target.connect(&[])?;
     println!("connected");
-    io::stdin().lock().read_line(&mut String::new())?;
-    stream.write_all(&request.bytes(true))?;
-    io::stdout().write_all(&read_response(&mut stream)?)?;
+    for done in 1..=count {
+        io::stdin().lock().read_line(&mut String::new())?;
+        stream.write_all(&request.bytes(done == count))?;
+        io::stdout().write_all(&read_response(&mut stream)?)?;
+        io::stdout().flush()?;
+    }
     Ok(())
+}
+
+fn forget(target: &Target) -> Result<()> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes)?;
+    target.connect(&bytes).map(drop)
+}
+
+fn crowd(target: &Target, hosts: &[String], clients: usize, count: usize) -> Result<()> {
+    let connected = Barrier::new(clients);
+    let member = |host: &str| -> Result<()> {
+        let socket = target.open()?;
+        let result = socket.connect(&target.address().into());
+        connected.wait();
+        result.context("connect")?;
+        let mut stream = TcpStream::from(socket);
+        let request = Request { host: host.to_owned(), path: "/crowd".to_owned() };
+        for done in 1..=count {
+            stream.write_all(&request.bytes(done == count))?;
+            let response = read_response(&mut stream)?;
+            let text = String::from_utf8_lossy(&response);
+            let (head, body) = text.split_once("\r\n\r\n").context("half a head")?;
+            println!("{host} {} {}", head.get(9..12).unwrap_or_default(), body.trim_end());
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let members: Vec<_> = hosts.iter().cycle().take(clients).map(|host| scope.spawn(|| member(host))).collect();
+        members.into_iter().try_for_each(|member| member.join().expect("a client does not panic"))
+    })
 }
 
 fn raw(target: &Target, half_close: bool) -> Result<()> {
@@ -141,7 +220,7 @@ fn raw(target: &Target, half_close: bool) -> Result<()> {
 
 fn repeat(target: &Target, request: &Request) -> Result<()> {
     let (closed, asked) = std::sync::mpsc::channel::<()>();
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
         drop(closed);
     });
@@ -160,6 +239,16 @@ fn repeat(target: &Target, request: &Request) -> Result<()> {
     Ok(())
 }
 
+fn listen(address: SocketAddr) -> Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into()).context("bind")?;
+    socket.listen(1).context("listen")?;
+    println!("listening");
+    Ok(())
+}
+
 fn udp(address: SocketAddr, text: &str) -> Result<()> {
     let unspecified: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((unspecified, 0))?;
@@ -175,16 +264,24 @@ fn udp(address: SocketAddr, text: &str) -> Result<()> {
 
 impl Request {
     fn bytes(&self, last: bool) -> Vec<u8> {
+        self.bytes_for(&self.host, last)
+    }
+
+    fn bytes_for(&self, host: &str, last: bool) -> Vec<u8> {
         let close = if last { "Connection: close\r\n" } else { "" };
-        format!("GET {} HTTP/1.1\r\nHost: {}\r\nX-Odd-Case: kept\r\n{close}\r\n", self.path, self.host).into_bytes()
+        format!("GET {} HTTP/1.1\r\nHost: {host}\r\nX-Odd-Case: kept\r\n{close}\r\n", self.path).into_bytes()
     }
 }
 
 impl Target {
     fn address(&self) -> SocketAddr {
-        match self.address.ip() {
-            IpAddr::V4(v4) if self.mapped => (v4.to_ipv6_mapped(), self.address.port()).into(),
-            _ => self.address,
+        (self.ip(self.address.ip()), self.address.port()).into()
+    }
+
+    fn ip(&self, ip: IpAddr) -> IpAddr {
+        match ip {
+            IpAddr::V4(v4) if self.mapped => v4.to_ipv6_mapped().into(),
+            _ => ip,
         }
     }
 
@@ -197,7 +294,7 @@ impl Target {
             socket.bind_device(Some(device.as_bytes())).context("SO_BINDTODEVICE")?;
         }
         if let Some(source) = self.bind {
-            socket.bind(&SocketAddr::new(source, 0).into()).context("bind")?;
+            socket.bind(&SocketAddr::new(self.ip(source), 0).into()).context("bind")?;
         }
         Ok(socket)
     }
@@ -206,7 +303,20 @@ impl Target {
     fn connect(&self, first: &[u8]) -> Result<TcpStream> {
         let socket = self.open()?;
         let mut rest = first;
-        if self.fastopen {
+        if let Some(refusing) = self.after_refusal_by {
+            match socket.connect(&refusing.into()) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                other => bail!("{refusing} should have refused: {other:?}"),
+            }
+        }
+        if let Some(left) = self.after_leaving {
+            socket.connect(&left.into()).context("connect")?;
+            eprintln!("left {}", socket.peer_addr()?.as_socket().context("no address")?);
+            disconnect(&socket)?;
+        }
+        if self.nonblocking {
+            connect_by_poll(&socket, self.address())?;
+        } else if self.fastopen {
             let sent = send_fastopen(&socket, self.address(), first)?;
             rest = &first[sent..];
         } else {
@@ -218,6 +328,34 @@ impl Target {
         stream.write_all(rest)?;
         Ok(stream)
     }
+}
+
+fn connect_by_poll(socket: &Socket, address: SocketAddr) -> Result<()> {
+    socket.set_nonblocking(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        other => bail!("connect should be in progress: {other:?}"),
+    }
+    let mut polled = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one entry, as announced.
+    if unsafe { libc::poll(&raw mut polled, 1, PATIENCE.as_millis() as libc::c_int) } != 1 {
+        bail!("the connect does not end");
+    }
+    if let Some(error) = socket.take_error()? {
+        return Err(error).context("connect");
+    }
+    Ok(socket.set_nonblocking(false)?)
+}
+
+fn disconnect(socket: &Socket) -> Result<()> {
+    // SAFETY: sockaddr is plain data, for which zeroes are a valid value: AF_UNSPEC.
+    let unspecified: libc::sockaddr = unsafe { std::mem::zeroed() };
+    let length = size_of_val(&unspecified) as libc::socklen_t;
+    // SAFETY: the address has the announced length.
+    if unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, length) } != 0 {
+        return Err(io::Error::last_os_error()).context("connect to AF_UNSPEC");
+    }
+    Ok(())
 }
 
 fn send_fastopen(socket: &Socket, address: SocketAddr, bytes: &[u8]) -> Result<usize> {

@@ -1,0 +1,110 @@
+//! Nobody else is touched: what no rule names goes where it was going, as it is.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+use harness::{
+    TestBed,
+    agent::{Agent, AgentOptions},
+    origin::{Origin, Reply, ServerTls},
+    udp::UdpEcho,
+};
+
+const HOST: &str = "edition.cnn.com";
+const OTHER: &str = "other.example";
+const CLIENT: &str = env!("CARGO_BIN_EXE_client");
+
+#[test]
+fn a_host_at_other_addresses_is_left_alone() -> Result<()> {
+    let bed = TestBed::builder("unlisted").host(HOST).host(OTHER).build()?;
+    check_untouched(&bed, &bed.sockets(OTHER, 80), OTHER)
+}
+
+#[test]
+fn another_port_of_a_configured_host_is_left_alone() -> Result<()> {
+    let bed = TestBed::new("port")?;
+    check_untouched(&bed, &bed.sockets(HOST, 8080), HOST)
+}
+
+#[test]
+fn udp_to_a_configured_address_and_port_arrives_as_it_is() -> Result<()> {
+    let bed = TestBed::new("udp")?;
+    let agent = agent(&bed)?;
+    for address in bed.sockets(HOST, 80) {
+        let _echo = UdpEcho::start(bed.origin(), address)?;
+        let capture = bed.capture()?;
+        let output = bed.client_command(CLIENT)?.args(["udp", &address.to_string(), "ping"]).run()?.success()?;
+        let trace = capture.stop()?;
+        ensure!(output.text() == "ping", "{output:?}");
+        ensure!(output.stderr.contains(&format!("peername {address}\n")), "{output:?}");
+        ensure!(trace.packets_of_port(80) == 2, "{address}: there and back are two packets: {trace:?}");
+    }
+    ensure!(agent.metrics()?.sum("egress_connects_total", &[("outcome", "not_tcp")]) == 2.0);
+    ensure!(agent.records().is_empty(), "{:?}", agent.records());
+    Ok(())
+}
+
+#[test]
+fn a_process_outside_the_cgroup_is_left_alone() -> Result<()> {
+    let bed = TestBed::new("outside")?;
+    let origin = origin(&bed, &bed.sockets(HOST, 80))?;
+    let agent = agent(&bed)?;
+    for (address, family) in bed.sockets(HOST, 80).into_iter().zip(["-4", "-6"]) {
+        let response = bed.outside_curl(&format!("http://{HOST}/politics"))?.args([family]).response()?;
+        ensure!(response.body == b"in clear: edition.cnn.com\n", "{response:?}");
+        let output = bed.outside_command(CLIENT)?.args(["http", &address.to_string()]).run()?.success()?;
+        ensure!(output.stderr.contains(&format!("peername {address}\n")), "{output:?}");
+        let requests = origin.take_requests();
+        ensure!(requests.len() == 2 && requests.iter().all(|request| request.tls.is_none()), "{requests:?}");
+        ensure!(output.stderr.contains(&format!("sockname {}\n", requests[1].client)), "{output:?} {requests:?}");
+    }
+    ensure!(agent.records().is_empty(), "{:?}", agent.records());
+    ensure!(agent.metrics()?.sum("egress_connects_total", &[]) == 0.0, "the hooks ran outside the cgroup");
+    Ok(())
+}
+
+/// Requests to these addresses reach the origin in clear, on the client's own connections.
+fn check_untouched(bed: &TestBed, addresses: &[SocketAddr], host: &str) -> Result<()> {
+    let origin = origin(bed, addresses)?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let agent = agent(bed)?;
+    for address in addresses {
+        for arguments in [[].as_slice(), &["--mptcp"], &["--mapped"], &["--fastopen"]] {
+            let command = bed.client_command(CLIENT)?.args(["http", &address.to_string(), "--host", host]);
+            let output = command.args(arguments).run()?.success()?;
+            ensure!(output.text().ends_with(&format!("in clear: {host}\n")), "{arguments:?}: {output:?}");
+            let requests = origin.take_requests();
+            ensure!(requests.len() == 1 && requests[0].server == *address, "{arguments:?}: {requests:?}");
+            let own = requests[0].client;
+            ensure!(own.ip() == bed.client_address(address.ip()), "{arguments:?}: {requests:?}");
+            // A mapped socket writes the address in another form.
+            ensure!(output.stderr.lines().any(|line| line.starts_with("sockname ") && ends_with_port(line, own)));
+        }
+    }
+    let metrics = agent.metrics()?;
+    ensure!(metrics.sum("egress_connects_total", &[("outcome", "unmatched")]) == 8.0, "{metrics:?}");
+    ensure!(metrics.sum("egress_connects_total", &[("outcome", "redirected")]) == 0.0, "{metrics:?}");
+    ensure!(agent.records().is_empty(), "{:?}", agent.records());
+    tripwire.assert_silent()
+}
+
+fn ends_with_port(line: &str, address: SocketAddr) -> bool {
+    line.ends_with(&format!(":{}", address.port()))
+}
+
+/// The configured host over TLS, and something in clear.
+fn origin(bed: &TestBed, clear: &[SocketAddr]) -> Result<Origin> {
+    bed.embedded_origin()
+        .tls(&bed.sockets(HOST, 443), &ServerTls::new(bed.pki().server(&[HOST])?))?
+        .clear(clear)
+        .handler(|request| {
+            let way = if request.tls.is_some() { "over TLS" } else { "in clear" };
+            Reply::ok(format!("{way}: {}\n", request.host))
+        })
+        .start()
+}
+
+fn agent(bed: &TestBed) -> Result<Agent<'_>> {
+    let config = bed.config_dir()?;
+    Agent::start(bed, &AgentOptions::new(config.path()).args(&["--host", HOST]))
+}

@@ -1,0 +1,205 @@
+//! The configuration and the names that it uses change while the agent runs.
+
+use std::{
+    fs,
+    io::Write,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    TestBed,
+    agent::{Agent, AgentOptions, ConfigMap},
+    origin::{Origin, Reply, ServerTls},
+    wait::{PATIENCE, wait_until},
+};
+
+const HOST: &str = "edition.cnn.com";
+const OTHER: &str = "other.example";
+const RULES: &str = include_str!("../seed/tls-origination.yaml");
+const CLIENT: &str = env!("CARGO_BIN_EXE_client");
+/// A change should be in effect within a second on an idle machine.
+const SOON: Duration = Duration::from_secs(4);
+
+#[test]
+fn a_good_change_takes_effect_and_leaves_open_connections_alone() -> Result<()> {
+    let bed = TestBed::builder("good").host(HOST).host(OTHER).build()?;
+    let origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    let held = bed.client_command(CLIENT)?.args(["hold", &bed.sockets(HOST, 80)[0].to_string(), "--count", "3"]).spawn();
+    let mut held = held?;
+    let mut request = |expected: &str| -> Result<()> {
+        held.write_stdin(b"\n")?;
+        held.wait_for_output(expected)
+    };
+    request("1 over TLS")?;
+    check_way(&bed, OTHER, "in clear")?;
+
+    let began = Instant::now();
+    ensure!(agent.apply(|| config.write("other.yaml", &rules(OTHER)))? == 2);
+    check_way(&bed, OTHER, "over TLS")?;
+    ensure!(began.elapsed() < SOON, "it took {:?} to take effect", began.elapsed());
+    request("2 over TLS")?;
+
+    let began = Instant::now();
+    ensure!(agent.apply(|| config.remove("other.yaml"))? == 1);
+    check_way(&bed, OTHER, "in clear")?;
+    ensure!(began.elapsed() < SOON, "it took {:?} to take effect", began.elapsed());
+    request("3 over TLS")?;
+    ensure!(held.wait(PATIENCE)?.success());
+
+    // All three came on one connection, and it kept its upstream connection too.
+    let of_held = origin.requests().into_iter().filter(|request| request.host == HOST).collect::<Vec<_>>();
+    ensure!(of_held.len() == 3 && of_held.iter().all(|request| request.connection == of_held[0].connection));
+    let metrics = agent.metrics()?;
+    ensure!(metrics.sum("egress_connects_total", &[("outcome", "redirected")]) == 4.0 - 1.0 - 1.0, "{metrics:?}");
+    ensure!(metrics.sum("egress_policy_applied_total", &[]) == 3.0, "{metrics:?}");
+    Ok(())
+}
+
+#[test]
+fn a_bad_change_is_reported_and_the_last_good_policy_stays() -> Result<()> {
+    let bed = TestBed::builder("bad").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    let other = rules(OTHER);
+    let cases = [
+        (RULES.replace("mode: SIMPLE", "mode: SIMPEL"), "SIMPEL"),
+        (RULES.replace("resolution: DNS", "resolution: DNS\n  colour: blue"), "colour"),
+        (format!("{RULES}\n---\nkind: [\n"), "["),
+    ];
+    for (count, (yaml, mistake)) in (1..).zip(cases) {
+        let line = 1 + yaml.lines().position(|line| line.contains(mistake)).context("no such line")?;
+        let mark = agent.process().stderr_mark();
+        // The good file beside it does not come into force either: a configuration is taken as a whole.
+        config.write("other.yaml", &other)?;
+        config.write("edition.yaml", &yaml)?;
+        let file = config.path().join("edition.yaml").display().to_string();
+        agent.process().wait_for_line_after(mark, "the refusal", |text| {
+            // YAML that ends early may be noticed at the end.
+            text.contains(&format!("{file}:{line}:")) || text.contains(&format!("{file}:{}:", line + 1))
+        })?;
+        agent.process().wait_for_line_after(mark, "the consequence", |text| text.contains("the last good one stays"))?;
+        ensure!(agent.metrics()?.sum("egress_policy_refused_total", &[]) >= f64::from(count));
+        ensure!(agent.admin("/readyz")?.0 == 200, "a refused change makes the agent unready");
+        check_way(&bed, HOST, "over TLS")?;
+        config.write("edition.yaml", RULES)?;
+        config.remove("other.yaml")?;
+    }
+    // A good one after it is taken.
+    ensure!(agent.apply(|| config.remove("edition.yaml"))? == 0);
+    check_way(&bed, HOST, "in clear")
+}
+
+#[test]
+fn a_config_map_is_exchanged_whole() -> Result<()> {
+    for (name, as_file) in [("map", false), ("map-file", true)] {
+        let bed = TestBed::builder(name).host(HOST).host(OTHER).build()?;
+        let _origin = origin(&bed)?;
+        let mut map = ConfigMap::create(&bed.dir().join("map"), &[("rules.yaml", RULES)])?;
+        let path = if as_file { map.path().join("rules.yaml") } else { map.path().to_owned() };
+        let mut agent = Agent::start(&bed, &AgentOptions::new(path))?;
+        for (host, unlisted, yaml) in
+            [(HOST, OTHER, RULES.to_owned()), (OTHER, HOST, rules(OTHER)), (HOST, OTHER, RULES.to_owned())]
+        {
+            if agent.metrics()?.sum("egress_policy_applied_total", &[]) > 1.0 || host != HOST {
+                let began = Instant::now();
+                ensure!(agent.apply(|| map.replace(&[("rules.yaml", &yaml)]))? == 1);
+                ensure!(began.elapsed() < SOON, "{name}: it took {:?}", began.elapsed());
+            }
+            check_way(&bed, host, "over TLS").context(name)?;
+            check_way(&bed, unlisted, "in clear").context(name)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_vanishes_and_comes_back_is_read_again() -> Result<()> {
+    let bed = TestBed::builder("vanish").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("rules.yaml", RULES)?;
+    let file = config.path().join("rules.yaml");
+    let mut agent = Agent::start(&bed, &AgentOptions::new(&file))?;
+
+    let mark = agent.process().stderr_mark();
+    config.remove("rules.yaml")?;
+    // A file that was named must be there: without it the policy is unknown, not empty.
+    agent.process().wait_for_line_after(mark, "the refusal", |line| {
+        line.contains(&file.display().to_string()) && line.contains("No such file")
+    })?;
+    check_way(&bed, HOST, "over TLS")?;
+    ensure!(agent.apply(|| Ok(fs::write(&file, rules(OTHER))?))? == 1);
+    check_way(&bed, OTHER, "over TLS")?;
+    check_way(&bed, HOST, "in clear")
+}
+
+#[test]
+fn the_nodes_hosts_file_may_change() -> Result<()> {
+    let bed = TestBed::builder("hosts").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let config = bed.config_dir()?;
+    let agent = Agent::start(&bed, &AgentOptions::new(config.path()).args(&["--host", HOST]))?;
+    let destinations = |count: f64| {
+        wait_until(&format!("{count} destinations"), PATIENCE, || {
+            agent.metrics().is_ok_and(|metrics| metrics.sum("egress_destinations", &[]) == count)
+        })
+    };
+    destinations(2.0)?;
+    // Agent and clients see the same file. The host moves to the other's addresses.
+    let [old4, old6] = bed.addresses(HOST).both();
+    let [new4, new6] = bed.addresses(OTHER).both();
+    let file = bed.dir().join("hosts");
+    let text = fs::read_to_string(&file)?;
+    let moved = text.replace(&format!("{old4} {HOST}"), &format!("{new4} {HOST}"));
+    fs::write(&file, moved.replace(&format!("{old6} {HOST}"), &format!("{new6} {HOST}")))?;
+    // The new addresses are intercepted, and so are still the old ones: applications hold answers longer than they should.
+    destinations(4.0)?;
+    for address in bed.sockets(HOST, 80).into_iter().chain(bed.sockets(OTHER, 80)) {
+        let output = bed.client_command(CLIENT)?.args(["http", &address.to_string()]).run()?.success()?;
+        ensure!(output.text().ends_with("over TLS: edition.cnn.com\n"), "{address}: {output:?}");
+    }
+    let upstreams = agent.wait_for_records(4)?.iter().map(|record| record.text("upstream")).collect::<Vec<_>>();
+    let known = bed.sockets(OTHER, 443).map(|address| address.to_string());
+    ensure!(upstreams.iter().all(|upstream| known.contains(upstream)), "not all went to the new address: {upstreams:?}");
+
+    // One more line is enough too.
+    writeln!(fs::File::options().append(true).open(&file)?, "198.51.100.77 {HOST}")?;
+    destinations(5.0)?;
+    tripwire.assert_silent()
+}
+
+/// A GET for the host goes this way: `over TLS` or `in clear`.
+fn check_way(bed: &TestBed, host: &str, way: &str) -> Result<()> {
+    for family in ["-4", "-6"] {
+        let response = bed.curl(&format!("http://{host}/"))?.args([family]).response()?;
+        ensure!(response.body == format!("{way}: {host}\n").as_bytes(), "{family} {way} was expected: {response:?}");
+    }
+    Ok(())
+}
+
+/// The seed's rules, for another host.
+fn rules(host: &str) -> String {
+    RULES.replace(HOST, host).replace("edition-cnn-com", "other")
+}
+
+/// Both hosts over TLS and in clear.
+fn origin(bed: &TestBed) -> Result<Origin> {
+    let tls = ServerTls::new(bed.pki().server(&[HOST, OTHER])?).http1_only();
+    let mut origin = bed.embedded_origin();
+    for host in [HOST, OTHER] {
+        origin = origin.tls(&bed.sockets(host, 443), &tls)?.clear(&bed.sockets(host, 80));
+    }
+    origin
+        .handler(|request| {
+            let way = if request.tls.is_some() { "over TLS" } else { "in clear" };
+            Reply::ok(format!("{way}: {}\n", request.host))
+        })
+        .start()
+}
