@@ -240,6 +240,7 @@ impl Agent {
         if left > 0 {
             tracing::warn!(connections = left, "the drain timeout ran out; the rest is cut off");
         }
+        drop(self);
         tracing::info!("detached");
     }
 

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -69,6 +69,8 @@ enum Command {
     Serve(std::net::TcpStream, Box<Accepted>, Load),
     /// A network namespace is gone.
     Forget(NetnsCookie),
+    /// End, and break off what is under way.
+    Stop,
 }
 
 /// All workers, as each of them sees the others.
@@ -88,6 +90,20 @@ pub struct Workers {
     open: TaskTracker,
     drain: watch::Sender<bool>,
     next: usize,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Ends the threads. Connections that are still being served are cut off, and their requests' records are written.
+impl Drop for Workers {
+    fn drop(&mut self) {
+        for member in &self.crew.members {
+            let _ = member.commands.send(Command::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Workers {
@@ -111,12 +127,13 @@ impl Workers {
         let crew = Arc::new(Crew { members });
         let open = TaskTracker::new();
         let (drain, draining) = watch::channel(false);
+        let mut workers = Self { crew, open, drain, next: 0, threads: Vec::new() };
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let (flows, own_sockets) = (flows.try_clone()?, own_sockets.try_clone()?);
-            let (routes, metrics, crew) = (routes.clone(), metrics.clone(), crew.clone());
-            let (draining, open) = (draining.clone(), open.clone());
+            let (routes, metrics, crew) = (routes.clone(), metrics.clone(), workers.crew.clone());
+            let (draining, open) = (draining.clone(), workers.open.clone());
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let worker = Rc::new(Worker {
                     routes,
                     metrics,
@@ -129,8 +146,9 @@ impl Workers {
                 });
                 LocalSet::new().block_on(&runtime, worker.run(inbox, draining));
             })?;
+            workers.threads.push(thread);
         }
-        Ok(Self { crew, open, drain, next: 0 })
+        Ok(workers)
     }
 
     /// Has one of the workers accept connections on a listener, until the listener's handle is dropped.
@@ -212,7 +230,7 @@ impl Worker {
                         self.clone().serve(stream, *accepted, load, draining.clone());
                     }
                     Some(Command::Forget(netns)) => self.pool.forget(netns),
-                    None => return,
+                    Some(Command::Stop) | None => return,
                 },
                 _ = expire.tick() => self.pool.expire(),
             }

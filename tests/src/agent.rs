@@ -43,7 +43,14 @@ impl AgentOptions {
     /// With a configuration file or directory.
     pub fn new(config: impl Into<PathBuf>) -> Self {
         let admin = SocketAddr::from(([127, 0, 0, 1], 9901));
-        Self { config: config.into(), admin, cgroup: None, inside: false, arguments: Vec::new(), environment: Vec::new() }
+        Self {
+            config: config.into(),
+            admin,
+            cgroup: None,
+            inside: false,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
     }
 
     /// With another admin port: for a second agent on the same node.

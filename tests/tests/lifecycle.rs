@@ -159,7 +159,8 @@ fn several_cgroups_are_served_and_their_siblings_are_not() -> Result<()> {
     let nested = served.child("nested")?;
     let config = bed.config_dir()?;
     let also_path = also.path().to_string_lossy();
-    let options = AgentOptions::new(config.path()).cgroup(served.path()).args(&["--host", HOST, "--cgroup", &also_path]);
+    let options =
+        AgentOptions::new(config.path()).cgroup(served.path()).args(&["--host", HOST, "--cgroup", &also_path]);
     let sleepers = [&served, &also].map(|cgroup| bed.outside_command("sleep")?.arg("60").in_cgroup(cgroup)?.spawn());
     let _agent = Agent::start(&bed, &options)?;
     for (cgroup, body) in

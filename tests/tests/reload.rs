@@ -28,7 +28,8 @@ fn a_good_change_takes_effect_and_leaves_open_connections_alone() -> Result<()> 
     let config = bed.config_dir()?;
     config.write("edition.yaml", RULES)?;
     let mut agent = bed.agent(&config)?;
-    let held = bed.client_command(CLIENT)?.args(["hold", &bed.sockets(HOST, 80)[0].to_string(), "--count", "3"]).spawn();
+    let held =
+        bed.client_command(CLIENT)?.args(["hold", &bed.sockets(HOST, 80)[0].to_string(), "--count", "3"]).spawn();
     let mut held = held?;
     let mut request = |expected: &str| -> Result<()> {
         held.write_stdin(b"\n")?;
@@ -83,7 +84,9 @@ fn a_bad_change_is_reported_and_the_last_good_policy_stays() -> Result<()> {
             // YAML that ends early may be noticed at the end.
             text.contains(&format!("{file}:{line}:")) || text.contains(&format!("{file}:{}:", line + 1))
         })?;
-        agent.process().wait_for_line_after(mark, "the consequence", |text| text.contains("the last good one stays"))?;
+        agent
+            .process()
+            .wait_for_line_after(mark, "the consequence", |text| text.contains("the last good one stays"))?;
         ensure!(agent.metrics()?.sum("egress_policy_refused_total", &[]) >= f64::from(count));
         ensure!(agent.admin("/readyz")?.0 == 200, "a refused change makes the agent unready");
         check_way(&bed, HOST, "over TLS")?;
@@ -167,7 +170,10 @@ fn the_nodes_hosts_file_may_change() -> Result<()> {
     }
     let upstreams = agent.wait_for_records(4)?.iter().map(|record| record.text("upstream")).collect::<Vec<_>>();
     let known = bed.sockets(OTHER, 443).map(|address| address.to_string());
-    ensure!(upstreams.iter().all(|upstream| known.contains(upstream)), "not all went to the new address: {upstreams:?}");
+    ensure!(
+        upstreams.iter().all(|upstream| known.contains(upstream)),
+        "not all went to the new address: {upstreams:?}"
+    );
 
     // One more line is enough too.
     writeln!(fs::File::options().append(true).open(&file)?, "198.51.100.77 {HOST}")?;
