@@ -4,6 +4,7 @@ mod namespaces;
 
 use std::{
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -61,6 +62,14 @@ pub enum AgentError {
     /// The resolver cannot be set up.
     #[error("cannot set up the resolver: {0}")]
     Resolver(String),
+    /// The admin address cannot be bound.
+    #[error("cannot serve the admin address {address}: {source}")]
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// Something of the operating system failed.
     #[error("{what}: {source}")]
     Io {

@@ -73,7 +73,7 @@ async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
     })?;
     let address = admin::start(options.admin, agent.readiness(), agent.metrics())
         .await
-        .map_err(io_error("cannot serve the admin address"))?;
+        .map_err(|source| AgentError::Admin { address: options.admin, source })?;
     tracing::info!(%address, "serving /readyz, /healthz and /metrics");
     agent.attach()?;
     let signal = tokio::select! {
