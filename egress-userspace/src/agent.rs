@@ -29,7 +29,7 @@ use crate::{
     worker::{StartError, Workers},
 };
 
-/// How often namespaces and left-over flows are looked through.
+/// How often namespaces, left-over flows and the resolver's files are looked through.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// Older flows are of connections that will never be accepted.
 const FLOW_AGE: Duration = Duration::from_secs(60);
@@ -229,6 +229,7 @@ impl Agent {
                     if let Err(error) = self.namespaces.reconcile(&mut self.workers) {
                         tracing::warn!(%error, "cannot read the cgroups");
                     }
+                    self.names.refresh();
                     match self.flows.sweep(FLOW_AGE) {
                         Ok(0) => {}
                         Ok(removed) => tracing::debug!(removed, "removed flows that nobody accepted"),

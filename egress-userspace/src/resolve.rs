@@ -21,6 +21,7 @@ use hickory_resolver::{
         rr::{Name, RecordType},
     },
 };
+use tokio::sync::watch;
 
 pub use self::names::{Addresses, Names};
 use crate::policy::HostName;
@@ -60,6 +61,7 @@ pub struct Answer {
 /// The node's resolver. It reads its files anew when they change.
 pub struct Resolver {
     current: ArcSwap<Loaded>,
+    changed: watch::Sender<()>,
 }
 
 struct Loaded {
@@ -77,17 +79,31 @@ impl Resolver {
     /// # Errors
     /// A file cannot be read, or is malformed.
     pub fn from_system() -> Result<Self, NetError> {
-        Ok(Self { current: ArcSwap::from_pointee(load()?) })
+        Ok(Self { current: ArcSwap::from_pointee(load()?), changed: watch::Sender::new(()) })
+    }
+
+    /// Reads the files anew if they have changed.
+    pub fn refresh(&self) {
+        if stamp() == self.current.load().stamp {
+            return;
+        }
+        match load() {
+            Ok(loaded) => {
+                self.current.store(Arc::new(loaded));
+                self.changed.send_replace(());
+            }
+            Err(error) => tracing::warn!(%error, "cannot read {HOSTS} or {RESOLV_CONF}; the last good ones stay"),
+        }
+    }
+
+    /// Tells when the files have been read anew: every earlier answer may be wrong then.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// All addresses of `name`. What the hosts file lists is not asked for, as with nsswitch's `files dns`.
     pub async fn lookup(&self, name: &HostName) -> Answer {
-        if stamp() != self.current.load().stamp {
-            match load() {
-                Ok(loaded) => self.current.store(Arc::new(loaded)),
-                Err(error) => tracing::warn!(%error, "cannot read {HOSTS} or {RESOLV_CONF}; the last good ones stay"),
-            }
-        }
+        self.refresh();
         let query = match Name::from_ascii(name.as_str()) {
             Ok(mut query) => {
                 // A name without a dot is looked for in the search domains.

@@ -63,6 +63,11 @@ impl Names {
         }
     }
 
+    /// Looks all names up again if the resolver's files have changed, whose answers come without a useful TTL.
+    pub fn refresh(&self) {
+        self.resolver.refresh();
+    }
+
     /// The shared addresses of a name that is kept resolved; empty until the first answer.
     pub fn addresses(&self, name: &HostName) -> Addresses {
         self.entries.get(name).map(|entry| entry.addresses.clone()).unwrap_or_default()
@@ -129,6 +134,7 @@ impl Entry {
 
 async fn keep_resolved(name: HostName, resolver: Arc<Resolver>, answers: mpsc::UnboundedSender<(HostName, Answer)>) {
     let (mut retry, longest) = RETRY;
+    let mut changes = resolver.changes();
     loop {
         let answer = resolver.lookup(&name).await;
         let pause = if answer.v4.is_ok() && answer.v6.is_ok() {
@@ -142,6 +148,7 @@ async fn keep_resolved(name: HostName, resolver: Arc<Resolver>, answers: mpsc::U
         if answers.send((name.clone(), answer)).is_err() {
             return;
         }
-        tokio::time::sleep(pause).await;
+        // The resolver, which holds the other end, lives as long as this task.
+        let _ = tokio::time::timeout(pause, changes.changed()).await;
     }
 }
