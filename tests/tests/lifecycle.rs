@@ -166,7 +166,7 @@ fn several_cgroups_are_served_and_their_siblings_are_not() -> Result<()> {
     for (cgroup, body) in
         [(&served, "over TLS\n"), (&nested, "over TLS\n"), (&also, "over TLS\n"), (&not, "in clear\n")]
     {
-        let command = bed.outside_command("curl")?.args(["-q", "-sS", "-L", URL]).in_cgroup(cgroup)?;
+        let command = bed.outside_command("curl")?.args(["-q", "-sS", URL]).in_cgroup(cgroup)?;
         let output = command.run()?.success()?;
         ensure!(output.text() == body, "{}: {output:?}", cgroup.path().display());
     }
