@@ -42,3 +42,5 @@ pub mod program {
 
 /// The global that aya-log's macros compare their level with; 0 lets the verifier remove them.
 pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+/// The global that tells the programs that the kernel can name the multipath TCP socket of a subflow.
+pub const MULTIPATH: &str = "MULTIPATH";

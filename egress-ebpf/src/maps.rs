@@ -8,7 +8,9 @@ use aya_ebpf::{
         BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple,
     },
     btf_maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key},
-    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get},
+    helpers::generated::{
+        bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_mptcp_sock,
+    },
     macros::btf_map,
     programs::SockAddrContext,
 };
@@ -48,6 +50,11 @@ static OUTCOMES: PerCpuArray<u64, { Outcome::ALL.len() }> = PerCpuArray::new();
 #[btf_map]
 static NETNS_SEEN: RingBuf<NetnsSeen, 65536> = RingBuf::new();
 
+/// Whether the kernel can name the multipath socket of a subflow; set by the loader. At 0 the verifier removes the call,
+/// which older kernels do not know.
+#[unsafe(no_mangle)]
+static MULTIPATH: u8 = 0;
+
 /// A kernel socket that a hook's context or a lookup gave us; never null.
 #[derive(Clone, Copy)]
 pub struct Socket(*mut bpf_sock);
@@ -63,6 +70,18 @@ impl Socket {
     pub fn of(ctx: &SockAddrContext) -> Option<Self> {
         // SAFETY: an aligned read of the context's socket pointer.
         Self::from_ptr(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk })
+    }
+
+    /// The multipath TCP socket that this is a subflow of. The hooks run connect for the subflow, but getpeername for the
+    /// socket that the application has.
+    #[inline(always)]
+    fn multipath(self) -> Option<Self> {
+        // SAFETY: the loader sets the value before the program is loaded; a plain read would be folded at compile time.
+        if unsafe { ptr::read_volatile(&raw const MULTIPATH) } == 0 {
+            return None;
+        }
+        // SAFETY: the socket is valid, and what is returned lives as long as it.
+        Self::from_ptr(unsafe { bpf_skc_to_mptcp_sock(self.0.cast()) }.cast())
     }
 }
 
@@ -137,7 +156,17 @@ pub fn origin_of(socket: Socket) -> Option<Origin> {
 
 /// Records the origin of a socket that has none.
 #[inline(always)]
-pub fn record_origin(socket: Socket, mut origin: Origin) -> Result<(), ()> {
+pub fn record_origin(socket: Socket, origin: Origin) -> Result<(), ()> {
+    if let Some(multipath) = socket.multipath() {
+        // It may have one: its further subflows connect to the listener too, so theirs is not the time to forget it.
+        forget_origin(multipath);
+        store_origin(multipath, origin)?;
+    }
+    store_origin(socket, origin)
+}
+
+#[inline(always)]
+fn store_origin(socket: Socket, mut origin: Origin) -> Result<(), ()> {
     // SAFETY: as above; the helper copies the value.
     let stored = unsafe {
         bpf_sk_storage_get(origins(), socket.0.cast(), (&raw mut origin).cast(), BPF_SK_STORAGE_GET_F_CREATE.into())

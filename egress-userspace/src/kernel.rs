@@ -112,9 +112,15 @@ impl Redirector {
     /// # Errors
     /// We lack privileges, or the kernel is too old: its own words are in the error.
     pub fn load(log: bool) -> Result<Kernel, KernelError> {
+        // Before 5.19, or without multipath TCP, the verifier refuses what asks for a multipath socket.
+        Self::load_with(log, true).or_else(|_| Self::load_with(log, false))
+    }
+
+    fn load_with(log: bool, multipath: bool) -> Result<Kernel, KernelError> {
         let level = if log { u8::MAX } else { 0 };
         let mut ebpf = EbpfLoader::new()
             .override_global(names::LOG_LEVEL, &level, true)
+            .override_global(names::MULTIPATH, &u8::from(multipath), true)
             .load(OBJECT)
             .map_err(|error| KernelError::Load(Box::new(error)))?;
         for name in program::ALL {
