@@ -1,6 +1,11 @@
 //! The agent's start, readiness, end and death, and what its applications see of them.
 
-use std::{fs, net::SocketAddr, sync::Mutex};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    sync::Mutex,
+    time::Instant,
+};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -55,6 +60,45 @@ fn the_admin_port_tells_health_and_counts() -> Result<()> {
 }
 
 #[test]
+fn the_agent_is_ready_once_its_hosts_have_addresses() -> Result<()> {
+    const LATE: &str = "late.example";
+    let bed = TestBed::builder("ready").host("dns.example").resolv_conf("nameserver 198.51.100.1\n").build()?;
+    let address = bed.addresses("dns.example").v4;
+    let tls = ServerTls::new(bed.pki().server(&[LATE])?);
+    let _origin = bed.embedded_origin().tls(&bed.sockets("dns.example", 443), &tls)?.start()?;
+    let dns = bed.origin().run(|| Ok(UdpSocket::bind((address, 53))?))?;
+    dns.set_nonblocking(true)?;
+    let mut queries = Vec::new();
+    let receive = |queries: &mut Vec<(Vec<u8>, SocketAddr)>| {
+        let mut buffer = [0; 512];
+        while let Ok((count, client)) = dns.recv_from(&mut buffer) {
+            queries.push((buffer[..count].to_vec(), client));
+        }
+    };
+
+    let config = bed.config_dir()?;
+    let agent = Agent::spawn(&bed, &AgentOptions::new(config.path()).args(&["--host", LATE]))?;
+    let not_ready = (503, "not ready: resolving the configured hosts\n".to_owned());
+    wait_until("the agent to wait for an answer", PATIENCE, || {
+        receive(&mut queries);
+        !queries.is_empty() && agent.admin("/readyz").is_ok_and(|answer| answer == not_ready)
+    })?;
+    ensure!(agent.admin("/healthz")?.0 == 200);
+    wait_until("the agent to be ready", PATIENCE, || {
+        receive(&mut queries);
+        for (query, client) in queries.drain(..) {
+            dns.send_to(&dns_answer(&query, address), client).ok();
+        }
+        agent.admin("/readyz").is_ok_and(|(status, _)| status == 200)
+    })
+    .with_context(|| agent.log_text())?;
+    let resolve = format!("{LATE}:80:{address}");
+    let response = bed.curl(&format!("http://{LATE}/"))?.args(["--resolve", &resolve]).response()?;
+    ensure!(response.head.status == 200, "{response:?}");
+    Ok(())
+}
+
+#[test]
 fn at_sigterm_a_response_under_way_is_finished_and_nothing_new_begins() -> Result<()> {
     let bed = TestBed::new("sigterm")?;
     let (origin, body) = slow_origin(&bed)?;
@@ -100,7 +144,7 @@ fn a_response_without_end_is_cut_off_after_the_drain_timeout() -> Result<()> {
     body.send(b"Transfer-Encoding: chunked\r\n\r\n6\r\nfirst\n\r\n".to_vec())?;
     slow.wait_for_output("first\n")?;
 
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     agent.process().signal(Signal::SIGTERM)?;
     ensure!(agent.wait()?.code() == Some(0), "{}", agent.log_text());
     let took = began.elapsed();
@@ -252,6 +296,27 @@ fn a_pod_that_comes_later_is_served_and_let_go_when_it_ends() -> Result<()> {
     let command = bed.pod_command(&pod, CLIENT)?.in_cgroup(bed.cgroup())?;
     let client = command.args(["repeat", &address]).spawn()?;
     client.wait_for_output("200\n")
+}
+
+/// An answer with this address, or with none if another type was asked for (RFC 1035, section 4).
+fn dns_answer(query: &[u8], address: Ipv4Addr) -> Vec<u8> {
+    const HEADER: usize = 12;
+    const TYPE_A: [u8; 2] = [0, 1];
+    // A name is a row of labels, each with its length before it, up to an empty one; then come type and class.
+    let mut end = HEADER;
+    while query[end] != 0 {
+        end += 1 + usize::from(query[end]);
+    }
+    let mut answer = query[..end + 5].to_vec();
+    let count = u8::from(answer[end + 1..end + 3] == TYPE_A);
+    // A response without error; one question, and nothing after the answers.
+    answer[2..HEADER].copy_from_slice(&[0x81, 0x80, 0, 1, 0, count, 0, 0, 0, 0]);
+    if count == 1 {
+        // The name of the question, A, IN, an hour, four bytes.
+        answer.extend([0xc0, HEADER as u8, 0, 1, 0, 1, 0, 0, 0x0e, 0x10, 0, 4]);
+        answer.extend(address.octets());
+    }
+    answer
 }
 
 /// Nothing of an agent is left: its programs are gone, and requests go where they would without it.

@@ -37,7 +37,7 @@ fn every_kind_of_tcp_socket_is_upgraded_and_sees_the_origin_as_its_peer() -> Res
     // Nobody listens there.
     let [closed4, closed6] = bed.sockets(HOST, 81).map(|address| address.to_string());
     let [other4, other6] = bed.sockets(OTHER, 80).map(|address| address.to_string());
-    let kinds: [Kind<'_>; 19] = [
+    let kinds: [Kind<'_>; 20] = [
         (v4, &[], v4),
         (v6, &[], v6),
         (v4, &["--mapped"], mapped),
@@ -57,6 +57,7 @@ fn every_kind_of_tcp_socket_is_upgraded_and_sees_the_origin_as_its_peer() -> Res
         (v6, &["--after-refusal-by", &closed6], v6),
         (v4, &["--after-leaving", &other4], v4),
         (v6, &["--after-leaving", &other6], v6),
+        (v4, &["--mptcp", "--after-leaving", &other4], v4),
     ];
     let capture = bed.capture()?;
     for (address, arguments, peer) in &kinds {
@@ -96,15 +97,26 @@ fn a_socket_that_was_redirected_and_left_goes_where_it_is_connected_next() -> Re
     let other = bed.embedded_origin().clear(&bed.sockets(OTHER, 80)).handler(|_| Reply::ok("other\n")).start()?;
     let tripwire = bed.tripwire(&[HOST])?;
     let agent = agent(&bed)?;
-    for (left, address) in bed.sockets(HOST, 80).into_iter().zip(bed.sockets(OTHER, 80)) {
-        let output = http(&bed, address)?.args(["--after-leaving", &left.to_string()]).run()?.success()?;
-        ensure!(output.text().ends_with("other\n"), "{output:?}");
-        ensure!(output.stderr.contains(&format!("left {left}\n")), "{output:?}");
-        ensure!(output.stderr.contains(&format!("peername {address}\n")), "{output:?}");
+    let [left4, left6] = bed.sockets(HOST, 80);
+    let [v4, v6] = bed.sockets(OTHER, 80);
+    let mapped = |address: SocketAddr| address.to_string().replace("198", "[::ffff:198").replace(":80", "]:80");
+    for (left, address, arguments, left_peer, peer) in [
+        (left4, v4, [].as_slice(), left4.to_string(), v4.to_string()),
+        (left6, v6, &[], left6.to_string(), v6.to_string()),
+        (left4, v4, &["--mapped"], mapped(left4), mapped(v4)),
+        (left4, v4, &["--mptcp"], left4.to_string(), v4.to_string()),
+        (left6, v6, &["--mptcp"], left6.to_string(), v6.to_string()),
+    ] {
+        let command = http(&bed, address)?.args(["--after-leaving", &left.to_string()]).args(arguments);
+        let output = command.run()?.success()?;
+        let name = format!("{arguments:?} {output:?}");
+        ensure!(output.text().ends_with("other\n"), "{name}");
+        ensure!(output.stderr.contains(&format!("left {left_peer}\n")), "{name}");
+        ensure!(output.stderr.contains(&format!("peername {peer}\n")), "{name}");
         let requests = other.take_requests();
         // The connection is the client's own, from end to end.
         ensure!(requests.len() == 1 && requests[0].tls.is_none(), "{requests:?}");
-        ensure!(output.stderr.contains(&format!("sockname {}\n", requests[0].client)), "{output:?} {requests:?}");
+        ensure!(output.stderr.contains(&format!(":{}\nprotocol", requests[0].client.port())), "{name} {requests:?}");
     }
     ensure!(origin.connections() == 0 && agent.records().is_empty(), "{}", agent.log_text());
     wait_until("the left flows to be taken", PATIENCE, || agent.flows().is_ok_and(|flows| flows == 0))?;

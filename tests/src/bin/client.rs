@@ -275,13 +275,14 @@ impl Request {
 
 impl Target {
     fn address(&self) -> SocketAddr {
-        (self.ip(self.address.ip()), self.address.port()).into()
+        self.mapped(self.address)
     }
 
-    fn ip(&self, ip: IpAddr) -> IpAddr {
-        match ip {
-            IpAddr::V4(v4) if self.mapped => v4.to_ipv6_mapped().into(),
-            _ => ip,
+    /// The address in the form that the socket takes.
+    fn mapped(&self, address: SocketAddr) -> SocketAddr {
+        match address.ip() {
+            IpAddr::V4(v4) if self.mapped => (v4.to_ipv6_mapped(), address.port()).into(),
+            _ => address,
         }
     }
 
@@ -294,7 +295,7 @@ impl Target {
             socket.bind_device(Some(device.as_bytes())).context("SO_BINDTODEVICE")?;
         }
         if let Some(source) = self.bind {
-            socket.bind(&SocketAddr::new(self.ip(source), 0).into()).context("bind")?;
+            socket.bind(&self.mapped(SocketAddr::new(source, 0)).into()).context("bind")?;
         }
         Ok(socket)
     }
@@ -304,13 +305,13 @@ impl Target {
         let socket = self.open()?;
         let mut rest = first;
         if let Some(refusing) = self.after_refusal_by {
-            match socket.connect(&refusing.into()) {
+            match socket.connect(&self.mapped(refusing).into()) {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
                 other => bail!("{refusing} should have refused: {other:?}"),
             }
         }
         if let Some(left) = self.after_leaving {
-            socket.connect(&left.into()).context("connect")?;
+            socket.connect(&self.mapped(left).into()).context("connect")?;
             eprintln!("left {}", socket.peer_addr()?.as_socket().context("no address")?);
             disconnect(&socket)?;
         }
