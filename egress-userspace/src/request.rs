@@ -120,7 +120,7 @@ async fn exchange(
                     continue;
                 }
                 let address = connection.info.address;
-                return Err(UpstreamError::Http { address, source }.into());
+                return Err(UpstreamError::of_exchange(address, source).into());
             }
         }
     }

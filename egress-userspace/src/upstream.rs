@@ -4,7 +4,7 @@ pub mod connect;
 pub mod pool;
 pub mod tls;
 
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{error::Error, io, iter, net::SocketAddr, rc::Rc, time::Duration};
 
 use hyper::client::conn::http1;
 
@@ -92,12 +92,37 @@ pub enum UpstreamError {
         /// The limit.
         limit: Duration,
     },
+    /// The origin ended TLS after the handshake: with TLS 1.3 that is when it tells that it misses a client certificate.
+    #[error("{address} ended TLS: {source}")]
+    TlsEnded {
+        /// The address.
+        address: SocketAddr,
+        /// rustls's words.
+        source: rustls::Error,
+    },
     /// The connection was made, but the exchange failed.
-    #[error("{address}: {source}")]
+    #[error("{address}: {}", causes(source))]
     Http {
         /// The address.
         address: SocketAddr,
         /// hyper's words.
         source: hyper::Error,
     },
+}
+
+impl UpstreamError {
+    /// The failure of an exchange on a connection that was made.
+    pub fn of_exchange(address: SocketAddr, source: hyper::Error) -> Self {
+        let io_error = source.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        match io_error.and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>()) {
+            Some(source) => Self::TlsEnded { address, source: source.clone() },
+            None => Self::Http { address, source },
+        }
+    }
+}
+
+/// An error with all that led to it: hyper's own words leave the cause to its sources.
+pub fn causes(error: &hyper::Error) -> String {
+    let chain = iter::successors(Some(error as &dyn Error), |&error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

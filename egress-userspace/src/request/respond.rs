@@ -102,7 +102,7 @@ fn status_and_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
         UpstreamError::ConnectTimeout { .. } | UpstreamError::TlsTimeout { .. } => {
             (StatusCode::GATEWAY_TIMEOUT, "connection_timeout")
         }
-        UpstreamError::Tls { source, .. } => match source {
+        UpstreamError::Tls { source, .. } | UpstreamError::TlsEnded { source, .. } => match source {
             TlsError::InvalidCertificate(_) | TlsError::NoCertificatesPresented => {
                 (StatusCode::BAD_GATEWAY, "tls_certificate_error")
             }

@@ -7,7 +7,7 @@ use egress_common::origin::Origin;
 use http::{Method, StatusCode};
 
 use super::metrics::Metrics;
-use crate::upstream::ConnectionInfo;
+use crate::upstream::{ConnectionInfo, causes};
 
 /// How a request ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -111,7 +111,7 @@ impl Record {
     pub fn truncated(&mut self, error: &hyper::Error) {
         self.intended = Outcome::Truncated;
         self.complete = true;
-        self.error = Some(error.to_string());
+        self.error = Some(causes(error));
     }
 
     /// Notes that the response's end was reached.

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper::{client::conn::http1, rt};
 use hyper_util::rt::TokioIo;
-use rustls::HandshakeKind;
+use rustls::{HandshakeKind, ProtocolVersion};
 use tokio::{
     net::TcpStream,
     task,
@@ -100,7 +100,11 @@ fn peer(stream: &TcpStream, otherwise: SocketAddr) -> SocketAddr {
 fn tls_info(stream: &TlsStream<TcpStream>) -> TlsInfo {
     let (_, session) = stream.get_ref();
     TlsInfo {
-        version: session.protocol_version().and_then(|version| version.as_str()).unwrap_or("unknown"),
+        version: match session.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "unknown",
+        },
         cipher: session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("unknown"),
         group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()).unwrap_or("unknown"),
         resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
@@ -117,7 +121,7 @@ where
         .preserve_header_case(true)
         .handshake::<_, RequestBody>(io)
         .await
-        .map_err(|source| UpstreamError::Http { address, source })?;
+        .map_err(|source| UpstreamError::of_exchange(address, source))?;
     task::spawn_local(async move {
         // The exchange that it concerns sees the same error.
         if let Err(error) = connection.await {
