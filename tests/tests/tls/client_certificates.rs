@@ -1,0 +1,139 @@
+//! `MUTUAL`: certificates of our own, the files that they are in, and configurations that cannot be carried out.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    TestBed,
+    agent::{Agent, AgentOptions},
+    nginx::Site,
+    origin::{Reply, ServerTls},
+    pki::Identity,
+    wait::{PATIENCE, wait_until},
+};
+
+use super::{DNS, SIMPLE, check_failed_record, check_failure, configure, rule};
+
+const HOST: &str = "edition.cnn.com";
+const URL: &str = "http://edition.cnn.com/politics";
+/// The line of the `tls` block in the file that `configure` writes.
+const LINE: usize = 18;
+
+fn mutual(certificate: &Path, key: &Path) -> String {
+    format!("{{mode: MUTUAL, clientCertificate: {}, privateKey: {}}}", certificate.display(), key.display())
+}
+
+fn mutual_as(client: &Identity) -> String {
+    mutual(&client.certificate_file, &client.key_file)
+}
+
+#[test]
+fn the_client_certificate_is_shown_to_an_origin_that_demands_one() -> Result<()> {
+    let bed = TestBed::new("tls-mutual")?;
+    let demands = format!("ssl_client_certificate {};\nssl_verify_client on;", bed.pki().client_ca_file().display());
+    let nginx = bed.nginx().site(Site::new(&[HOST], bed.pki().server(&[HOST])?).directives(&demands)).start()?;
+    let config = configure(&bed, &[rule(HOST, DNS, &mutual_as(&bed.pki().client("legacy-application")?))])?;
+    let mut agent = bed.agent(&config)?;
+    let response = bed.curl(URL)?.response()?;
+    ensure!(response.head.status == 200, "{response:?}");
+    let requests = nginx.wait_for_requests(1)?;
+    ensure!(requests[0].get("client_certificate") == "CN=legacy-application", "{requests:?}");
+
+    // Without it nginx finishes the handshake, and says no by HTTP: its answer is the client's.
+    agent.apply(|| config.write("rules.yaml", &rule(HOST, DNS, SIMPLE)))?;
+    let response = bed.curl(URL)?.response()?;
+    ensure!(response.head.status == 400 && response.head.header("proxy-status").is_none(), "{response:?}");
+    ensure!(String::from_utf8_lossy(&response.body).contains("No required SSL certificate was sent"), "{response:?}");
+    // Nor may the session of the old rule have been resumed.
+    ensure!(nginx.wait_for_requests(2)?[1].get("client_certificate").is_empty());
+    Ok(())
+}
+
+#[test]
+fn an_origin_that_refuses_us_by_an_alert_is_a_502_that_says_so() -> Result<()> {
+    for tls12 in [false, true] {
+        let bed = TestBed::new("tls-no-client-certificate")?;
+        let tls = ServerTls::new(bed.pki().server(&[HOST])?).client_certificates_of(bed.pki().client_ca());
+        let tls = if tls12 { tls.tls12_only() } else { tls };
+        let origin = bed.embedded_origin().handler(|_| Reply::ok("")).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+        let tripwire = bed.tripwire(&[HOST])?;
+        let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
+        let agent = bed.agent(&config)?;
+        let cause = "CertificateRequired";
+        for _ in 0..3 {
+            check_failure(&bed.curl(URL)?.run()?, 502, "tls_alert_received", cause)?;
+        }
+        for record in agent.wait_for_records(3)? {
+            check_failed_record(&record, 502, cause)?;
+        }
+        ensure!(origin.requests().is_empty());
+        tripwire.assert_silent()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn files_that_cannot_be_used_are_refused_at_start_with_file_and_line() -> Result<()> {
+    let bed = TestBed::new("tls-files")?;
+    let (one, other) = (bed.pki().client("one")?, bed.pki().client("other")?);
+    let empty = bed.dir().join("empty.pem");
+    fs::write(&empty, "nothing\n")?;
+    let missing = bed.dir().join("missing.pem");
+    let trusting = |file: &Path| format!("{{mode: SIMPLE, caCertificates: {}}}", file.display());
+    let cases = [
+        (mutual(&one.certificate_file, &other.key_file), format!("{}: does not go with", other.key_file.display())),
+        (mutual(&missing, &one.key_file), format!("cannot read {}: No such file", missing.display())),
+        (mutual(&one.certificate_file, &missing), format!("cannot read {}: No such file", missing.display())),
+        (mutual(&empty, &one.key_file), format!("{}: no certificate in PEM", empty.display())),
+        (mutual(&one.certificate_file, &empty), format!("{}: not a private key in PEM", empty.display())),
+        (trusting(&missing), format!("cannot read {}: No such file", missing.display())),
+        (trusting(&empty), format!("{}: no certificate in PEM", empty.display())),
+        (trusting(bed.dir()), format!("cannot read {}: Is a directory", bed.dir().display())),
+    ];
+    let config = configure(&bed, &[])?;
+    let place = format!("egress: {}:{LINE}: ", config.path().join("rules.yaml").display());
+    for (tls, expected) in cases {
+        config.write("rules.yaml", &rule(HOST, DNS, &tls))?;
+        let mut agent = Agent::spawn(&bed, &AgentOptions::new(config.path()))?;
+        let status = agent.wait()?;
+        ensure!(status.code() == Some(64), "{tls}: {status}: {}", agent.log_text());
+        let said = wait_until("the agent's last words", PATIENCE, || agent.log_text().contains(&expected));
+        said.with_context(|| format!("{expected:?} was expected: {}", agent.log_text()))?;
+        let line = agent.log_text().lines().find(|line| line.contains(&expected)).map(ToOwned::to_owned);
+        ensure!(line.as_ref().is_some_and(|line| line.starts_with(&place)), "{place} was expected: {line:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_is_missing_at_reload_leaves_the_last_good_policy_in_force() -> Result<()> {
+    let bed = TestBed::new("tls-reload")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
+    let mut agent = bed.agent(&config)?;
+    let ask = |count: usize| -> Result<()> {
+        let response = bed.curl(URL)?.response()?;
+        ensure!(response.head.status == 200, "{response:?}");
+        origin.wait_for_requests(count).map(drop)
+    };
+    ask(1)?;
+
+    let authority = bed.dir().join("later.pem");
+    let rules = rule(HOST, DNS, &format!("{{mode: SIMPLE, caCertificates: {}}}", authority.display()));
+    let mark = agent.process().stderr_mark();
+    config.write("rules.yaml", &rules)?;
+    agent.process().wait_for_line_after(mark, "the refusal", |line| line.contains("configuration refused"))?;
+    let place = format!("{}:{LINE}: cannot read {}", config.path().join("rules.yaml").display(), authority.display());
+    ensure!(agent.log().iter().any(|line| line.message().contains(&place)), "{place}: {}", agent.log_text());
+    let refused = |agent: &Agent<'_>| Ok::<_, anyhow::Error>(agent.metrics()?.sum("egress_policy_refused_total", &[]));
+    ensure!(refused(&agent)? == 1.0 && agent.admin("/readyz")?.0 == 200);
+    ask(2)?;
+
+    // With the file there, the same rules are taken.
+    fs::copy(bed.pki().ca_file(), &authority)?;
+    ensure!(agent.apply(|| config.write("rules.yaml", &rules))? == 1);
+    ask(3)?;
+    tripwire.assert_silent()
+}

@@ -1,0 +1,147 @@
+//! What we offer to origins, and what we make of their answers.
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    TestBed,
+    origin::{Reply, Request, ServerTls},
+};
+
+use super::{DNS, SIMPLE, configure, rule};
+
+const HOST: &str = "edition.cnn.com";
+const URL: &str = "http://edition.cnn.com/politics";
+
+#[test]
+fn the_key_exchange_that_quantum_computers_do_not_break_is_offered_first() -> Result<()> {
+    /// The beginning of the extension supported_groups (RFC 8446 section 4.2.7) between its two lengths, and
+    /// X25519MLKEM768 as the first one.
+    const SUPPORTED_GROUPS: [u8; 2] = [0, 10];
+    const X25519MLKEM768: [u8; 2] = [0x11, 0xec];
+    let bed = TestBed::new("tls-group")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
+    let agent = bed.agent(&config)?;
+    let capture = bed.capture()?;
+    bed.curl(URL)?.response()?;
+    let trace = capture.stop()?;
+    let seen = origin.only_request()?.tls.context("not over TLS")?;
+    ensure!((seen.version.as_str(), seen.group.as_str()) == ("TLSv1_3", "X25519MLKEM768"), "{seen:?}");
+    let record = &agent.wait_for_records(1)?[0];
+    ensure!(record.text("group") == "X25519MLKEM768" && record.text("tls") == "TLSv1.3", "{record:?}");
+    let connections = trace.connections_to_port(443);
+    ensure!(connections.len() == 1, "{} connections", connections.len());
+    let first = connections[0].sent.windows(8).any(|at| at[..2] == SUPPORTED_GROUPS && at[6..] == X25519MLKEM768);
+    ensure!(first, "X25519MLKEM768 is not the first of the supported groups");
+    Ok(())
+}
+
+#[test]
+fn what_is_agreed_on_shows_in_the_access_log() -> Result<()> {
+    struct Case {
+        host: &'static str,
+        tls: fn(ServerTls) -> ServerTls,
+        version: [&'static str; 2],
+        alpn: Option<&'static str>,
+    }
+    let cases = [
+        Case { host: "a.example", tls: |tls| tls, version: ["TLSv1_3", "TLSv1.3"], alpn: Some("http/1.1") },
+        Case {
+            host: "b.example",
+            tls: |tls| tls.http1_only(),
+            version: ["TLSv1_3", "TLSv1.3"],
+            alpn: Some("http/1.1"),
+        },
+        // A server that has never heard of ALPN.
+        Case { host: "c.example", tls: |tls| tls.alpn(&[]), version: ["TLSv1_3", "TLSv1.3"], alpn: None },
+        Case {
+            host: "d.example",
+            tls: |tls| tls.tls12_only(),
+            version: ["TLSv1_2", "TLSv1.2"],
+            alpn: Some("http/1.1"),
+        },
+    ];
+    let bed = cases.iter().fold(TestBed::builder("tls-agreed"), |builder, case| builder.host(case.host)).build()?;
+    let mut origin = bed.embedded_origin();
+    for case in &cases {
+        let tls = (case.tls)(ServerTls::new(bed.pki().server(&[case.host])?));
+        origin = origin.tls(&bed.sockets(case.host, 443), &tls)?;
+    }
+    let origin = origin.start()?;
+    let config = configure(&bed, &cases.iter().map(|case| rule(case.host, DNS, SIMPLE)).collect::<Vec<_>>())?;
+    let agent = bed.agent(&config)?;
+    for (done, case) in cases.iter().enumerate() {
+        let response = bed.curl(&format!("http://{}/", case.host))?.response()?;
+        ensure!(response.head.status == 200, "{}: {response:?}", case.host);
+        let request = origin.wait_for_requests(done + 1)?.pop().context("no request")?;
+        let seen = request.tls.context("not over TLS")?;
+        ensure!(seen.sni.as_deref() == Some(case.host) && seen.alpn.as_deref() == case.alpn, "{seen:?}");
+        ensure!(seen.version == case.version[0] && !seen.resumed, "{seen:?}");
+        let record = agent.wait_for_records(done + 1)?.pop().context("no record")?;
+        ensure!(record.text("tls") == case.version[1], "{record:?}");
+        ensure!(!record.text("cipher").is_empty() && !record.text("group").is_empty(), "{record:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_name_asked_for_is_the_host_however_the_application_writes_it() -> Result<()> {
+    let bed = TestBed::new("tls-sni")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let origin = bed.embedded_origin().handler(closing).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
+    let _agent = bed.agent(&config)?;
+    for written in
+        ["edition.cnn.com", "EDITION.cnn.com", "edition.cnn.com.", "edition.cnn.com:80", "Edition.CNN.com.:80"]
+    {
+        let response = bed.curl(URL)?.header(&format!("Host: {written}")).response()?;
+        ensure!(response.head.status == 200, "{written}: {response:?}");
+        let request = origin.take_requests().pop().context("no request")?;
+        ensure!(request.host == written, "the origin got {} for {written}", request.host);
+        let seen = request.tls.context("not over TLS")?;
+        ensure!(seen.sni.as_deref() == Some(HOST), "{written}: {seen:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_second_connection_resumes_the_session() -> Result<()> {
+    for tls12 in [false, true] {
+        let bed = TestBed::new("tls-resumed")?;
+        let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+        let tls = if tls12 { tls.tls12_only() } else { tls };
+        let origin = bed.embedded_origin().handler(closing).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+        let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
+        let agent = bed.agent(&config)?;
+        for _ in 0..3 {
+            bed.curl(URL)?.response()?;
+        }
+        let resumed = origin.wait_for_requests(3)?.into_iter().map(|request| request.tls.map(|tls| tls.resumed));
+        ensure!(resumed.eq([false, true, true].map(Some)), "TLS 1.2: {tls12}: {:?}", origin.requests());
+        let metrics = agent.metrics()?;
+        let handshakes = |result| metrics.sum("egress_upstream_handshakes_total", &[("result", result)]);
+        ensure!([handshakes("full"), handshakes("resumed"), handshakes("failed")] == [1.0, 2.0, 0.0]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_session_with_one_host_is_not_resumed_with_another() -> Result<()> {
+    let hosts = ["a.example", "b.example"];
+    let bed = TestBed::builder("tls-not-resumed").host(hosts[0]).alias(hosts[1], hosts[0]).build()?;
+    let tls = ServerTls::new(bed.pki().server(&hosts)?);
+    let origin = bed.embedded_origin().handler(closing).tls(&bed.sockets(hosts[0], 443), &tls)?.start()?;
+    let config = configure(&bed, &hosts.map(|host| rule(host, DNS, SIMPLE)))?;
+    let _agent = bed.agent(&config)?;
+    for host in hosts {
+        bed.curl(&format!("http://{host}/"))?.response()?;
+    }
+    let resumed = origin.wait_for_requests(2)?.into_iter().map(|request| request.tls.map(|tls| tls.resumed));
+    ensure!(resumed.eq([Some(false), Some(false)]), "{:?}", origin.requests());
+    Ok(())
+}
+
+/// Says that the connection ends here, so that the next request needs another one.
+fn closing(_: &Request) -> Reply {
+    Reply::RawThenClose(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec())
+}
