@@ -92,7 +92,8 @@ impl Body for RequestBody {
 /// upstream connection goes back to the pool if the exchange is complete.
 pub struct ResponseBody {
     content: Content,
-    record: Record,
+    /// None once somebody else has it.
+    record: Option<Record>,
 }
 
 enum Content {
@@ -131,21 +132,26 @@ impl ResponseBody {
             lease.give_back();
             record.complete();
         }
-        Self { content: Content::Upstream { incoming, lease }, record }
+        Self { content: Content::Upstream { incoming, lease }, record: Some(record) }
+    }
+
+    /// No content, of a response that switches protocols: the request's record goes with the tunnel.
+    pub fn switching() -> Self {
+        Self { content: Content::Message(None), record: None }
     }
 
     /// A text of our own.
     pub fn message(text: Bytes, mut record: Record) -> Self {
-        record.add_sent(text.len());
+        record.add_sent(text.len() as u64);
         record.complete();
-        Self { content: Content::Message(Some(text)), record }
+        Self { content: Content::Message(Some(text)), record: Some(record) }
     }
 }
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if let Content::Upstream { lease, .. } = &self.content {
-            self.record.set_received(lease.progress.bytes());
+        if let (Content::Upstream { lease, .. }, Some(record)) = (&self.content, &mut self.record) {
+            record.set_received(lease.progress.bytes());
         }
     }
 }
@@ -167,19 +173,20 @@ impl Body for ResponseBody {
             ),
             Content::Upstream { incoming, lease } => {
                 let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
-                match &frame {
-                    Some(Ok(frame)) => {
-                        if let Some(data) = frame.data_ref() {
-                            this.record.add_sent(data.len());
-                        }
-                    }
-                    // hyper then cuts the client's connection short, so that what is truncated does not look complete.
-                    Some(Err(error)) => this.record.truncated(error),
-                    None => {}
-                }
-                if frame.is_none() || incoming.is_end_stream() {
+                let ended = frame.is_none() || incoming.is_end_stream();
+                if ended {
                     lease.give_back();
-                    this.record.complete();
+                }
+                if let Some(record) = &mut this.record {
+                    match &frame {
+                        Some(Ok(frame)) => record.add_sent(frame.data_ref().map_or(0, |data| data.len() as u64)),
+                        // hyper then cuts the client's connection short: what is truncated must not look complete.
+                        Some(Err(error)) => record.truncated(error),
+                        None => {}
+                    }
+                    if ended {
+                        record.complete();
+                    }
                 }
                 Poll::Ready(frame)
             }

@@ -3,16 +3,21 @@
 pub mod headers;
 pub mod host;
 mod respond;
+pub mod tunnel;
 
-use std::{rc::Rc, sync::Arc};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+
+use bytes::Bytes;
 
 use egress_common::origin::Origin;
-use http::{Method, Request, Response, Uri, request, uri::PathAndQuery};
+use http::{Method, Request, Response, StatusCode, Uri, header, request, uri::PathAndQuery};
 use http_body::Body as _;
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use self::{host::RequestHost, respond::ProxyError};
+use self::{host::RequestHost, respond::ProxyError, tunnel::Tunnel};
 use crate::{
     body::{Lease, Progress, RequestBody, ResponseBody},
     netns::Netns,
@@ -35,6 +40,10 @@ pub struct Accepted {
     pub origin: Origin,
 }
 
+/// How much of a request's body is read, and for how long, before an error is answered.
+const DISCARD_LIMIT: usize = 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(1);
+
 /// Where a request goes.
 enum Routed {
     /// A rule names its host.
@@ -43,96 +52,133 @@ enum Routed {
     PassThrough,
 }
 
-/// Serves one request of an accepted connection.
-pub async fn serve(
-    worker: &Worker,
-    accepted: &Accepted,
-    client: &Rc<Client>,
-    request: Request<Incoming>,
-) -> Response<ResponseBody> {
-    let host = RequestHost::of(&request);
-    let shown = host.as_ref().map_or("", |host| host.as_str());
-    let mut record =
-        Record::open(worker.metrics.clone(), client.clone(), request.method().clone(), shown, request.uri().path());
-    let progress = Rc::<Progress>::default();
-    let result = match host {
-        Ok(host) => exchange(worker, accepted, &host, request, &progress, &mut record).await,
-        Err(error) => Err(error),
-    };
-    match result {
-        Ok((response, lease, outcome)) => {
-            let (mut head, body) = response.into_parts();
-            headers::prepare_response(&mut head);
-            record.respond(head.status, outcome);
-            Response::from_parts(head, ResponseBody::upstream(body, lease, record))
-        }
-        Err(error) => {
-            record.set_received(progress.bytes());
-            error.respond(record)
-        }
-    }
+/// An accepted connection while it is served.
+pub struct Conversation<'a> {
+    /// The worker that serves it.
+    pub worker: &'a Worker,
+    /// Where it comes from and was going.
+    pub accepted: Accepted,
+    /// The same for the log.
+    pub client: Rc<Client>,
+    /// What goes on after the last exchange, if that has switched protocols.
+    pub tunnel: Cell<Option<Tunnel>>,
 }
 
-async fn exchange(
-    worker: &Worker,
-    accepted: &Accepted,
-    host: &RequestHost,
-    request: Request<Incoming>,
-    progress: &Rc<Progress>,
-    record: &mut Record,
-) -> Result<(Response<Incoming>, Lease, Outcome), ProxyError> {
-    if request.method() == Method::CONNECT {
-        return Err(ProxyError::connect_method());
-    }
-    let origin = accepted.origin.socket_addr();
-    let routed = match worker.routes.load().route(host.as_str(), origin.port()) {
-        Some(route) => Routed::Originate(route.clone()),
-        None => Routed::PassThrough,
-    };
-    let (to, outcome) = match &routed {
-        Routed::Originate(route) => (To::Route(route.id, route.bound_to(origin.ip())), Outcome::Upgraded),
-        Routed::PassThrough => (To::Origin(origin), Outcome::PassedThrough),
-    };
-    let key = Key { netns: accepted.netns.cookie(), to };
-    let (mut head, body) = request.into_parts();
-    prepare(&mut head, host);
-    let mut attempt = Attempt::new(head, body, progress);
+/// What the origin answered.
+struct Answer {
+    response: Response<Incoming>,
+    lease: Lease,
+    outcome: Outcome,
+    /// Both ends, if it switches protocols.
+    switched: Option<(OnUpgrade, OnUpgrade)>,
+}
 
-    let mut pooled = worker.pool.take(key, attempt.max_idle());
-    loop {
-        let reused = pooled.is_some();
-        let mut connection = match pooled.take() {
-            Some(connection) => connection,
-            None => connect(worker, accepted, &routed).await?,
+impl Conversation<'_> {
+    /// Serves one request.
+    pub async fn serve(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        let host = RequestHost::of(&request);
+        let shown = host.as_ref().map_or("", |host| host.as_str());
+        let (metrics, method) = (self.worker.metrics.clone(), request.method().clone());
+        let mut record = Record::open(metrics, self.client.clone(), method, shown, request.uri().path());
+        let progress = Rc::<Progress>::default();
+        let result = match host {
+            Ok(host) => self.exchange(&host, request, &progress, &mut record).await,
+            Err(error) => Err(error),
         };
-        record.upstream(&connection.info, reused);
-        match connection.sender.try_send_request(attempt.request()?).await {
-            Ok(response) => {
-                let lease =
-                    Lease { connection: Some(connection), pool: worker.pool.clone(), key, progress: progress.clone() };
-                return Ok((response, lease, outcome));
-            }
-            Err(mut failure) => {
-                let unsent = failure.take_message();
-                let source = failure.into_error();
-                // Once, and on a fresh connection: a pooled one may have been closed by the origin just now.
-                if reused && upstream::connect::is_gone(&source) && attempt.restore(unsent) {
-                    continue;
-                }
-                let address = connection.info.address;
-                return Err(UpstreamError::of_exchange(address, source).into());
+        match result {
+            Ok(answer) => self.respond(answer, record),
+            Err(error) => {
+                record.set_received(progress.bytes());
+                error.respond(record)
             }
         }
     }
-}
 
-async fn connect(worker: &Worker, accepted: &Accepted, routed: &Routed) -> Result<Connection, UpstreamError> {
-    let origin = accepted.origin.socket_addr();
-    match routed {
-        Routed::Originate(route) => {
-            upstream::connect::tls(&worker.sockets, &worker.metrics, &accepted.netns, route, origin).await
+    fn respond(&self, answer: Answer, mut record: Record) -> Response<ResponseBody> {
+        let (mut head, body) = answer.response.into_parts();
+        headers::prepare_response(&mut head);
+        record.respond(head.status, answer.outcome);
+        let body = match answer.switched {
+            Some(ends) => {
+                self.tunnel.set(Some(Tunnel::new(ends, record)));
+                ResponseBody::switching()
+            }
+            None => ResponseBody::upstream(body, answer.lease, record),
+        };
+        Response::from_parts(head, body)
+    }
+
+    async fn exchange(
+        &self,
+        host: &RequestHost,
+        mut request: Request<Incoming>,
+        progress: &Rc<Progress>,
+        record: &mut Record,
+    ) -> Result<Answer, ProxyError> {
+        if request.method() == Method::CONNECT {
+            return Err(ProxyError::connect_method());
         }
-        Routed::PassThrough => upstream::connect::plain(&worker.sockets, &accepted.netns, origin).await,
+        let origin = self.accepted.origin.socket_addr();
+        let routed = match self.worker.routes.load().route(host.as_str(), origin.port()) {
+            Some(route) => Routed::Originate(route.clone()),
+            None => Routed::PassThrough,
+        };
+        let (to, outcome) = match &routed {
+            Routed::Originate(route) => (To::Route(route.id, route.bound_to(origin.ip())), Outcome::Upgraded),
+            Routed::PassThrough => (To::Origin(origin), Outcome::PassedThrough),
+        };
+        let key = Key { netns: self.accepted.netns.cookie(), to };
+        let client_end = headers::asks_to_switch(request.headers()).then(|| Tunnel::client_end(&mut request));
+        let (mut head, body) = request.into_parts();
+        prepare(&mut head, host);
+        let mut attempt = Attempt::new(head, body, progress);
+
+        let mut pooled = self.worker.pool.take(key, attempt.max_idle());
+        loop {
+            let reused = pooled.is_some();
+            let mut connection = match pooled.take() {
+                Some(connection) => connection,
+                None => match self.connect(&routed).await {
+                    Ok(connection) => connection,
+                    Err(error) => {
+                        attempt.discard().await;
+                        return Err(error.into());
+                    }
+                },
+            };
+            record.upstream(&connection.info, reused);
+            match connection.sender.try_send_request(attempt.request()?).await {
+                Ok(mut response) => {
+                    let switched = Tunnel::agreed(&mut response, client_end);
+                    if switched.is_none() && response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                        return Err(ProxyError::unasked_switch());
+                    }
+                    let pool = self.worker.pool.clone();
+                    let lease = Lease { connection: Some(connection), pool, key, progress: progress.clone() };
+                    return Ok(Answer { response, lease, outcome, switched });
+                }
+                Err(mut failure) => {
+                    let unsent = failure.take_message();
+                    let source = failure.into_error();
+                    // Once, and on a fresh connection: a pooled one may have been closed by the origin just now.
+                    if reused && upstream::connect::is_gone(&source) && attempt.restore(unsent) {
+                        continue;
+                    }
+                    let address = connection.info.address;
+                    return Err(UpstreamError::of_exchange(address, source).into());
+                }
+            }
+        }
+    }
+
+    async fn connect(&self, routed: &Routed) -> Result<Connection, UpstreamError> {
+        let Worker { sockets, metrics, .. } = self.worker;
+        let Accepted { netns, origin, .. } = &self.accepted;
+        let origin = origin.socket_addr();
+        match routed {
+            Routed::Originate(route) => upstream::connect::tls(sockets, metrics, netns, route, origin).await,
+            Routed::PassThrough => upstream::connect::plain(sockets, netns, origin).await,
+        }
     }
 }
 
@@ -164,13 +210,35 @@ impl Attempt {
         Self { request: Some(request), repeatable, progress: progress.clone() }
     }
 
-    fn max_idle(&self) -> std::time::Duration {
+    fn max_idle(&self) -> Duration {
         if self.repeatable.is_some() { pool::MAX_IDLE } else { pool::MAX_IDLE_UNREPEATABLE }
     }
 
     /// The request to send; an error only if it was sent and not restored.
     fn request(&mut self) -> Result<Request<RequestBody>, ProxyError> {
         self.request.take().ok_or_else(ProxyError::internal)
+    }
+
+    /// Reads some of a body that goes nowhere. What is left unread when the connection is closed makes the kernel reset it,
+    /// and a client that is still sending would never see our answer.
+    async fn discard(&mut self) {
+        let Some(request) = self.request.take() else { return };
+        // Such a client waits for our answer first.
+        if request.headers().contains_key(header::EXPECT) {
+            return;
+        }
+        let mut body = request.into_body();
+        let mut left = DISCARD_LIMIT;
+        let reading = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+                if left == 0 {
+                    return;
+                }
+            }
+        };
+        // What could not be read in time stays unread.
+        let _ = timeout(DISCARD_TIME, reading).await;
     }
 
     /// Makes the request ready to be sent again, if that is safe.

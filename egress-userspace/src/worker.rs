@@ -2,6 +2,7 @@
 //! connections that it uses, so that nothing on the request path is shared or locked.
 
 use std::{
+    cell::Cell,
     io,
     pin::pin,
     rc::Rc,
@@ -29,7 +30,7 @@ use crate::{
     kernel::{Flows, KernelError, OwnSockets},
     listener::{self, Listener},
     netns::NetnsCookie,
-    request::{self, Accepted},
+    request::{Accepted, Conversation},
     route::RouteTable,
     socket::SocketFactory,
     telemetry::{access_log::Client, metrics::Metrics},
@@ -272,8 +273,9 @@ impl Worker {
 
     async fn converse(&self, stream: TcpStream, accepted: Accepted, mut draining: watch::Receiver<bool>) {
         let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
+        let conversation = Conversation { worker: self, accepted, client, tunnel: Cell::default() };
         let service = service_fn(|request: Request<Incoming>| async {
-            Ok::<_, std::convert::Infallible>(request::serve(self, &accepted, &client, request).await)
+            Ok::<_, std::convert::Infallible>(conversation.serve(request).await)
         });
         let connection = http1::Builder::new()
             .preserve_header_case(true)
@@ -281,26 +283,32 @@ impl Worker {
             .half_close(true)
             // The origin's Date is the one that counts.
             .auto_date_header(false)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         let mut connection = pin!(connection);
         let drain = async {
             let _ = draining.wait_for(|draining| *draining).await;
             time::sleep(DRAIN_GRACE).await;
         };
-        let result = tokio::select! {
-            biased;
-            result = connection.as_mut() => result,
-            () = accepted.gone.cancelled() => return,
-            () = drain => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    result = connection => result,
-                    () = accepted.gone.cancelled() => return,
+        let gone = conversation.accepted.gone.clone();
+        let talk = async {
+            let result = tokio::select! {
+                biased;
+                result = connection.as_mut() => result,
+                () = drain => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
                 }
+            };
+            match (result, conversation.tunnel.take()) {
+                (Err(error), _) => self.report(&conversation.client, &error),
+                (Ok(()), Some(tunnel)) => tunnel.run().await,
+                (Ok(()), None) => {}
             }
         };
-        if let Err(error) = result {
-            self.report(&client, &error);
+        tokio::select! {
+            () = talk => {}
+            () = gone.cancelled() => {}
         }
     }
 

@@ -2,9 +2,8 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header, response};
 
-/// Hop-by-hop whether or not Connection names them (RFC 9110 section 7.6.1). Upgrade goes with them: Java's client
-/// offers TLS by it (RFC 2817), which is ours to make. Transfer-Encoding stays: hyper ends and renews the coding, and
-/// keeps the field as it was written.
+/// Hop-by-hop whether or not Connection names them (RFC 9110 section 7.6.1). Transfer-Encoding stays: hyper ends and
+/// renews the coding, and keeps the field as it was written.
 const HOP_BY_HOP: [HeaderName; 5] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -13,22 +12,26 @@ const HOP_BY_HOP: [HeaderName; 5] = [
     header::UPGRADE,
 ];
 
-/// Removes hop-by-hop fields and those that Connection names. What stays keeps its order.
+/// Whether a request asks to switch to a protocol that can be passed on, such as WebSocket.
+pub fn asks_to_switch(headers: &HeaderMap) -> bool {
+    protocols(headers).is_some()
+}
+
+/// Removes hop-by-hop fields and those that Connection names, except for what it takes to switch protocols. What stays
+/// keeps its order.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let present = HOP_BY_HOP.iter().any(|name| headers.contains_key(name));
     if !present {
         return;
     }
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+    let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
         // Framing and routing are not the client's to take away.
         .filter(|name| ![header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(name))
         .collect();
     let goes = |name: &HeaderName| HOP_BY_HOP.contains(name) || named.contains(name);
+    let mut protocols = protocols(headers);
+    let mut connection = protocols.as_ref().map(|_| HeaderValue::from_static("Upgrade"));
     // HeaderMap::remove swaps the last field into the gap.
     let kept = std::mem::replace(headers, HeaderMap::with_capacity(headers.len()));
     let mut last = None;
@@ -36,10 +39,36 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         if let Some(name) = name {
             last = Some(name);
         }
-        if let Some(name) = last.as_ref().filter(|name| !goes(name)) {
-            headers.append(name.clone(), value);
+        let Some(name) = last.clone() else { continue };
+        let value = match &name {
+            name if *name == header::CONNECTION => connection.take(),
+            name if *name == header::UPGRADE => protocols.take(),
+            name => (!goes(name)).then_some(value),
+        };
+        if let Some(value) = value {
+            headers.append(name, value);
         }
     }
+}
+
+/// The protocols of an Upgrade field that Connection names, less those that are not the other end's business: TLS, which
+/// Java's client offers (RFC 2817), is ours to make, and HTTP/2 is agreed on by ALPN.
+fn protocols(headers: &HeaderMap) -> Option<HeaderValue> {
+    if !tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade")) {
+        return None;
+    }
+    let ours = |protocol: &str| {
+        let protocol = protocol.to_ascii_lowercase();
+        protocol.starts_with("tls/") || protocol == "h2c" || protocol == "h2" || protocol.starts_with("http/")
+    };
+    let kept: Vec<&str> = tokens(headers, &header::UPGRADE).filter(|protocol| !ours(protocol)).collect();
+    (!kept.is_empty()).then(|| HeaderValue::from_str(&kept.join(", ")).ok())?
+}
+
+/// The members of a list field (RFC 9110 section 5.6.1).
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
 /// Makes the head of a response what the client should see: what the origin sent, less what concerns the connection to it.

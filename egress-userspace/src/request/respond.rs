@@ -40,6 +40,16 @@ impl ProxyError {
         }
     }
 
+    /// The origin switches protocols though nobody asked it to.
+    pub fn unasked_switch() -> Self {
+        Self {
+            status: StatusCode::BAD_GATEWAY,
+            kind: token_ref("http_protocol_error"),
+            details: "the origin switched protocols (101) without being asked to".to_owned(),
+            outcome: Outcome::Failed,
+        }
+    }
+
     /// A defect of ours.
     pub fn internal() -> Self {
         Self {

@@ -120,8 +120,8 @@ impl Record {
     }
 
     /// Counts content sent to the client, in bytes.
-    pub fn add_sent(&mut self, bytes: usize) {
-        self.sent += bytes as u64;
+    pub fn add_sent(&mut self, bytes: u64) {
+        self.sent += bytes;
     }
 
     /// Notes the content received from the client, in bytes.

@@ -114,7 +114,7 @@ fn tls_info(stream: &TlsStream<TcpStream>) -> TlsInfo {
 /// Starts HTTP on a connection. A task of its own drives it until it ends.
 async fn http<I>(io: I, info: ConnectionInfo) -> Result<Connection, UpstreamError>
 where
-    I: rt::Read + rt::Write + Unpin + 'static,
+    I: rt::Read + rt::Write + Send + Unpin + 'static,
 {
     let address = info.address;
     let (sender, connection) = http1::Builder::new()
@@ -124,7 +124,7 @@ where
         .map_err(|source| UpstreamError::of_exchange(address, source))?;
     task::spawn_local(async move {
         // The exchange that it concerns sees the same error.
-        if let Err(error) = connection.await {
+        if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%address, %error, "upstream connection ended");
         }
     });
