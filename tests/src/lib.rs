@@ -23,12 +23,14 @@ pub mod topology;
 pub mod capture;
 pub mod nginx;
 pub mod origin;
+pub mod raw_server;
 pub mod tripwire;
 pub mod udp;
 
 pub mod agent;
 pub mod clients;
 pub mod process;
+pub mod proxy_status;
 
 pub mod link;
 pub mod wait;

@@ -28,8 +28,10 @@ use crate::{
 
 mod http1;
 mod http2;
+mod script;
 mod tls;
 
+pub use script::{Script, Wire, script};
 pub use tls::{ServerTls, TlsSeen};
 
 /// A request as it arrived.
@@ -125,18 +127,20 @@ pub fn news_site(request: &Request) -> Reply {
 }
 
 type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
+type Scripts = dyn Fn(&Request) -> Option<Script> + Send + Sync;
 
 /// An origin to be given addresses.
 pub struct OriginBuilder<'bed> {
     netns: &'bed Netns,
     ports: Vec<(SocketAddr, Option<Arc<ServerConfig>>)>,
     handler: Arc<Handler>,
+    scripts: Arc<Scripts>,
 }
 
 impl<'bed> OriginBuilder<'bed> {
     /// An origin in `netns` that answers as `news_site`.
     pub fn new(netns: &'bed Netns) -> Self {
-        Self { netns, ports: Vec::new(), handler: Arc::new(news_site) }
+        Self { netns, ports: Vec::new(), handler: Arc::new(news_site), scripts: Arc::new(|_| None) }
     }
 
     /// Listens with TLS on these addresses.
@@ -160,11 +164,20 @@ impl<'bed> OriginBuilder<'bed> {
         self
     }
 
+    /// Asked for each HTTP/1 request as soon as its head is there: a script takes the connection over from then on, body
+    /// included.
+    #[must_use]
+    pub fn scripts(mut self, scripts: impl Fn(&Request) -> Option<Script> + Send + Sync + 'static) -> Self {
+        self.scripts = Arc::new(scripts);
+        self
+    }
+
     /// Starts it. It accepts connections when this returns.
     pub fn start(self) -> Result<Origin> {
         let netns = self.netns.try_clone_handle()?;
         let shared = Arc::new(Shared {
             handler: self.handler,
+            scripts: self.scripts,
             requests: Mutex::default(),
             failures: Mutex::default(),
             count: AtomicUsize::new(0),
@@ -244,6 +257,7 @@ impl Drop for Origin {
 
 struct Shared {
     handler: Arc<Handler>,
+    scripts: Arc<Scripts>,
     requests: Mutex<Vec<Request>>,
     failures: Mutex<Vec<String>>,
     count: AtomicUsize,
@@ -260,6 +274,13 @@ impl Shared {
         let reply = (self.handler)(&request);
         lock(&self.requests).push(request);
         reply
+    }
+
+    /// The script for a request of which only the head is there, if there is one.
+    fn script(&self, request: &Request) -> Option<Script> {
+        let script = (self.scripts)(request)?;
+        lock(&self.requests).push(request.clone());
+        Some(script)
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PublicKeyData, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, date_time_ymd,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -69,6 +69,21 @@ impl Pki {
         self.issue(&self.trusted, &params)
     }
 
+    /// A server's certificate that is not valid yet.
+    pub fn not_yet_valid(&self, names: &[&str]) -> Result<Identity> {
+        let mut params = server_params(names)?;
+        params.not_before = date_time_ymd(2124, 1, 1);
+        params.not_after = date_time_ymd(2125, 1, 1);
+        self.issue(&self.trusted, &params)
+    }
+
+    /// A server's certificate that vouches for itself.
+    pub fn self_signed(&self, names: &[&str]) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        let certificate = server_params(names)?.self_signed(&key)?;
+        self.write(&key, &certificate, "")
+    }
+
     /// A server's certificate from the authority that nobody trusts.
     pub fn untrusted(&self, names: &[&str]) -> Result<Identity> {
         self.issue(&self.untrusted, &server_params(names)?)
@@ -85,6 +100,10 @@ impl Pki {
     fn issue(&self, authority: &Authority, params: &CertificateParams) -> Result<Identity> {
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &authority.issuer)?;
+        self.write(&key, &certificate, &fs::read_to_string(&authority.pem)?)
+    }
+
+    fn write(&self, key: &KeyPair, certificate: &Certificate, chain: &str) -> Result<Identity> {
         let stem = format!("{:02}", self.issued.fetch_add(1, Ordering::Relaxed));
         let identity = Identity {
             certificate_file: self.dir.join(format!("{stem}.crt")),
@@ -93,7 +112,7 @@ impl Pki {
             certificate: certificate.der().clone(),
             key: key.serialize_der(),
         };
-        fs::write(&identity.certificate_file, certificate.pem() + &fs::read_to_string(&authority.pem)?)?;
+        fs::write(&identity.certificate_file, certificate.pem() + chain)?;
         fs::write(&identity.key_file, key.serialize_pem())?;
         Ok(identity)
     }

@@ -3,12 +3,17 @@
 use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{Peer, Reply, Request, Shared};
+use super::{Peer, Reply, Request, Shared, Wire};
 
 /// Answers requests until the client or a reply ends the connection.
-pub(super) async fn serve<S: Transport>(mut stream: S, peer: Peer, shared: &Shared) -> Result<()> {
+pub(super) async fn serve<S: Transport + Send + 'static>(mut stream: S, peer: Peer, shared: &Shared) -> Result<()> {
     let mut input = Input { stream: &mut stream, buffer: Vec::new() };
-    while let Some(request) = read_request(&mut input, &peer).await? {
+    while let Some(mut request) = read_head(&mut input, &peer).await? {
+        if let Some(script) = shared.script(&request) {
+            let received = input.buffer;
+            return script(Wire { received, stream: Box::new(stream) }).await;
+        }
+        read_body(&mut input, &mut request).await?;
         let mut close = request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
         close |= request.version == "HTTP/1.0" && request.header("connection").is_none();
         let head_only = request.method == "HEAD";
@@ -65,7 +70,7 @@ pub(super) async fn serve<S: Transport>(mut stream: S, peer: Peer, shared: &Shar
 }
 
 /// A stream whose TCP connection can be reset.
-pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin {
+pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Lets the close of the connection be a reset.
     fn reset_on_close(&self) -> Result<()>;
 }
@@ -131,7 +136,7 @@ impl<S: Transport> Input<'_, S> {
     }
 }
 
-async fn read_request<S: Transport>(input: &mut Input<'_, S>, peer: &Peer) -> Result<Option<Request>> {
+async fn read_head<S: Transport>(input: &mut Input<'_, S>, peer: &Peer) -> Result<Option<Request>> {
     let Some(head) = input.take_until(b"\r\n\r\n").await? else { return Ok(None) };
     let text = String::from_utf8_lossy(&head).into_owned();
     let mut lines = text.split("\r\n");
@@ -153,17 +158,21 @@ async fn read_request<S: Transport>(input: &mut Input<'_, S>, peer: &Peer) -> Re
         trailers: Vec::new(),
     };
     request.host = request.header("host").unwrap_or_default().to_owned();
+    Ok(Some(request))
+}
+
+async fn read_body<S: Transport>(input: &mut Input<'_, S>, request: &mut Request) -> Result<()> {
     if request.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
         input.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         input.stream.flush().await?;
     }
     if request.header("transfer-encoding").is_some_and(|value| value.to_ascii_lowercase().ends_with("chunked")) {
-        read_chunks(input, &mut request).await?;
+        read_chunks(input, request).await?;
     } else if let Some(length) = request.header("content-length") {
         request.body = input.take(length.trim().parse().context("Content-Length")?).await?;
         request.framed_body.clone_from(&request.body);
     }
-    Ok(Some(request))
+    Ok(())
 }
 
 async fn read_chunks<S: Transport>(input: &mut Input<'_, S>, request: &mut Request) -> Result<()> {
