@@ -60,6 +60,8 @@ pub struct Conversation<'a> {
     pub accepted: Accepted,
     /// The same for the log.
     pub client: Rc<Client>,
+    /// Whether there was a request.
+    pub begun: Cell<bool>,
     /// What goes on after the last exchange, if that has switched protocols.
     pub tunnel: Cell<Option<Tunnel>>,
 }
@@ -76,6 +78,7 @@ struct Answer {
 impl Conversation<'_> {
     /// Serves one request.
     pub async fn serve(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        self.begun.set(true);
         let host = RequestHost::of(&request);
         let shown = host.as_ref().map_or("", |host| host.as_str());
         let (metrics, method) = (self.worker.metrics.clone(), request.method().clone());

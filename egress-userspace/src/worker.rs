@@ -40,7 +40,7 @@ use crate::{
 /// How often idle upstream connections are looked through.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// When draining, how long a connection has to send the request that it was made for. hyper would close it at once.
+/// When draining, how long a connection has to send the first request, which it was made for. hyper would close it at once.
 const DRAIN_GRACE: Duration = Duration::from_millis(250);
 
 /// What requests need, on one thread.
@@ -273,7 +273,8 @@ impl Worker {
 
     async fn converse(&self, stream: TcpStream, accepted: Accepted, mut draining: watch::Receiver<bool>) {
         let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
-        let conversation = Conversation { worker: self, accepted, client, tunnel: Cell::default() };
+        let conversation =
+            Conversation { worker: self, accepted, client, begun: Cell::default(), tunnel: Cell::default() };
         let service = service_fn(|request: Request<Incoming>| async {
             Ok::<_, std::convert::Infallible>(conversation.serve(request).await)
         });
@@ -288,7 +289,9 @@ impl Worker {
         let mut connection = pin!(connection);
         let drain = async {
             let _ = draining.wait_for(|draining| *draining).await;
-            time::sleep(DRAIN_GRACE).await;
+            if !conversation.begun.get() {
+                time::sleep(DRAIN_GRACE).await;
+            }
         };
         let gone = conversation.accepted.gone.clone();
         let talk = async {

@@ -290,7 +290,7 @@ fn a_pod_that_comes_later_is_served_and_let_go_when_it_ends() -> Result<()> {
     wait_until("the pod to be let go", 2 * PATIENCE, || {
         agent.metrics().is_ok_and(|metrics| metrics.sum(SERVED, &[]) == 1.0)
     })?;
-    ensure!(pod.listening()?.is_empty(), "a listener is left: {:?}", pod.listening()?);
+    wait_until("its listeners to be closed", PATIENCE, || pod.listening().is_ok_and(|left| left.is_empty()))?;
     ensure!(bed.client().listening()?.len() == 2, "the other pod has lost its listeners");
     // It can come back.
     let command = bed.pod_command(&pod, CLIENT)?.in_cgroup(bed.cgroup())?;

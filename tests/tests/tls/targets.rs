@@ -30,7 +30,7 @@ fn requests_go_where_the_service_entry_says() -> Result<()> {
     let tripwire = bed.tripwire(&[HOST, BACKEND])?;
     let [own, own_v6] = bed.sockets(HOST, 443);
     let [backend, backend_v6] = bed.sockets(BACKEND, 443);
-    let [backend_8443, _] = bed.sockets(BACKEND, 8443);
+    let [backend_8443, backend_8443_v6] = bed.sockets(BACKEND, 8443);
     let [own_8443, _] = bed.sockets(HOST, 8443);
     let at = |address: std::net::SocketAddr| address.ip().to_string();
     let cases = [
@@ -53,8 +53,8 @@ fn requests_go_where_the_service_entry_says() -> Result<()> {
         ),
         (
             format!("resolution: DNS\n  endpoints: [{{address: {BACKEND}, ports: {{http: 8443}}}}]"),
-            // The first address of the name: there is none that the application chose.
-            [backend_8443; 2],
+            // There is none that the application chose: the first of the family that it speaks.
+            [backend_8443, backend_8443_v6],
         ),
         ("resolution: NONE".to_owned(), [own, own_v6]),
         // Istio takes NONE if nothing is said.
