@@ -291,12 +291,17 @@ impl Running {
             .with_context(|| format!("sending {signal} to {}", self.name))
     }
 
-    /// Waits for its end, and kills it when that takes too long. Standard input is closed first.
+    /// Waits for its end and its last words, and kills it when that takes too long. Standard input is closed first.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
+        /// A process that it left behind may hold its output open for longer than this.
+        const LAST_WORDS: Duration = Duration::from_secs(2);
         self.close_stdin();
         let ended = wait_for(&format!("{} to end", self.name), patience, || self.child.try_wait().transpose());
         match ended {
-            Ok(status) => Ok(status?),
+            Ok(status) => {
+                wait_until("its last words", LAST_WORDS, || self.readers.iter().all(JoinHandle::is_finished)).ok();
+                Ok(status?)
+            }
             Err(error) => {
                 self.kill();
                 Err(error.context(format!("it said:\n{}\n{}", self.stdout(), self.stderr().join("\n"))))

@@ -105,7 +105,8 @@ fn at_sigterm_a_response_under_way_is_finished_and_nothing_new_begins() -> Resul
     let mut agent = agent(&bed)?;
     ensure!(bed.cgroup().programs()? == 6, "{} programs are attached", bed.cgroup().programs()?);
     let addresses = bed.sockets(HOST, 80);
-    let mut idle = hold(&bed, addresses[0])?;
+    let mut idle = begin(&bed, addresses[0], &format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
+    idle.wait_for_output("over TLS\n")?;
     let mut slow = begin_slow(&bed, addresses[0])?;
     body.send(b"Content-Length: 11\r\n\r\nfirst\n".to_vec())?;
     slow.wait_for_output("first\n")?;
@@ -114,7 +115,7 @@ fn at_sigterm_a_response_under_way_is_finished_and_nothing_new_begins() -> Resul
     agent.process().signal(Signal::SIGTERM)?;
     agent.process().wait_for_line_after(mark, "the drain", |line| line.contains("draining"))?;
     // A connection that is not in use is closed, and the application is free to make another: which is refused.
-    ensure!(idle.wait(PATIENCE)?.code() != Some(0), "an idle connection was served during the drain");
+    ensure!(idle.wait(PATIENCE)?.success(), "{:?}", idle.stderr());
     ensure!(agent.admin("/readyz")? == (503, "not ready: stopping\n".into()), "{:?}", agent.admin("/readyz")?);
     for address in addresses {
         for arguments in [[].as_slice(), &["--mptcp"], &["--fastopen"]] {
@@ -360,17 +361,12 @@ fn slow_origin(bed: &TestBed) -> Result<(Origin, UnboundedSender<Vec<u8>>)> {
 }
 
 fn begin_slow(bed: &TestBed, address: SocketAddr) -> Result<Running> {
-    let request = format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
-    bed.client_command(CLIENT)?.args(["raw", &address.to_string()]).stdin(request).spawn()
+    begin(bed, address, &format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"))
 }
 
-/// A client that has had one response and keeps its connection.
-fn hold(bed: &TestBed, address: SocketAddr) -> Result<Running> {
-    let client = bed.client_command(CLIENT)?.args(["hold", &address.to_string(), "--count", "2"]).spawn()?;
-    client.wait_for_output("connected\n")?;
-    client.write_stdin(b"\n")?;
-    client.wait_for_output("over TLS\n")?;
-    Ok(client)
+/// A client that sends a request and reads until its connection is closed.
+fn begin(bed: &TestBed, address: SocketAddr, request: &str) -> Result<Running> {
+    bed.client_command(CLIENT)?.args(["raw", &address.to_string()]).stdin(request).spawn()
 }
 
 fn agent(bed: &TestBed) -> Result<Agent<'_>> {
