@@ -8,7 +8,6 @@ pub mod tunnel;
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-
 use egress_common::origin::Origin;
 use http::{Method, Request, Response, StatusCode, Uri, header, request, uri::PathAndQuery};
 use http_body::Body as _;
