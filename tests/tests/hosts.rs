@@ -7,6 +7,7 @@ use harness::{
     clients::Head,
     origin::{Origin, Reply, ServerTls},
     process::Output,
+    wait::{PATIENCE, wait_until},
 };
 
 const HOST: &str = "edition.cnn.com";
@@ -155,7 +156,10 @@ fn what_is_not_http_goes_nowhere() -> Result<()> {
         }
     }
     let count = (addresses.len() * cases.len()) as f64;
-    ensure!(agent.metrics()?.sum("egress_connections_not_http_total", &[]) == count, "{}", agent.log_text());
+    // The answer is sent first.
+    wait_until("all of them to be counted", PATIENCE, || {
+        agent.metrics().is_ok_and(|metrics| metrics.sum("egress_connections_not_http_total", &[]) == count)
+    })?;
     ensure!(origin.connections() == 0, "the origin's port 443 was touched");
     ensure!(agent.records().is_empty(), "{:?}", agent.records());
     tripwire.assert_silent()
