@@ -63,6 +63,8 @@ pub struct Conversation<'a> {
     pub begun: Cell<bool>,
     /// What goes on after the last exchange, if that has switched protocols.
     pub tunnel: Cell<Option<Tunnel>>,
+    /// Whether the end of the connection is all that tells the client that the response is complete.
+    pub ends_by_close: Cell<bool>,
 }
 
 /// What the origin answered.
@@ -81,6 +83,7 @@ impl Conversation<'_> {
         let host = RequestHost::of(&request);
         let shown = host.as_ref().map_or("", |host| host.as_str());
         let (metrics, method) = (self.worker.metrics.clone(), request.method().clone());
+        let knows_chunks = request.version() >= http::Version::HTTP_11;
         let mut record = Record::open(metrics, self.client.clone(), method, shown, request.uri().path());
         let progress = Rc::<Progress>::default();
         let result = match host {
@@ -88,7 +91,11 @@ impl Conversation<'_> {
             Err(error) => Err(error),
         };
         match result {
-            Ok(answer) => self.respond(answer, record),
+            Ok(answer) => {
+                let has_length = answer.response.headers().contains_key(header::CONTENT_LENGTH);
+                self.ends_by_close.set(!knows_chunks && !has_length);
+                self.respond(answer, record)
+            }
             Err(error) => {
                 record.set_received(progress.bytes());
                 error.respond(record)

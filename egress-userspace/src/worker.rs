@@ -4,6 +4,7 @@
 use std::{
     cell::Cell,
     io,
+    os::fd::{AsRawFd as _, BorrowedFd},
     pin::pin,
     rc::Rc,
     sync::{
@@ -17,6 +18,7 @@ use std::{
 use arc_swap::ArcSwap;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     runtime,
@@ -272,9 +274,10 @@ impl Worker {
     }
 
     async fn converse(&self, stream: TcpStream, accepted: Accepted, mut draining: watch::Receiver<bool>) {
+        let descriptor = stream.as_raw_fd();
         let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
-        let conversation =
-            Conversation { worker: self, accepted, client, begun: Cell::default(), tunnel: Cell::default() };
+        let (begun, tunnel, ends_by_close) = Default::default();
+        let conversation = Conversation { worker: self, accepted, client, begun, tunnel, ends_by_close };
         let service = service_fn(|request: Request<Incoming>| async {
             Ok::<_, std::convert::Infallible>(conversation.serve(request).await)
         });
@@ -304,7 +307,15 @@ impl Worker {
                 }
             };
             match (result, conversation.tunnel.take()) {
-                (Err(error), _) => self.report(&conversation.client, &error),
+                (Err(error), _) => {
+                    if conversation.ends_by_close.get() {
+                        // SAFETY: hyper gives the stream away only when it ends without an error, and is dropped later.
+                        let stream = unsafe { BorrowedFd::borrow_raw(descriptor) };
+                        // A reset, so that a response that broke off does not look complete.
+                        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                    }
+                    self.report(&conversation.client, &error);
+                }
                 (Ok(()), Some(tunnel)) => tunnel.run().await,
                 (Ok(()), None) => {}
             }
