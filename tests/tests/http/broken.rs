@@ -1,0 +1,206 @@
+//! Exchanges that break off: neither side is led to believe that they were complete.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    TestBed,
+    agent::Agent,
+    origin::{Reply, script},
+    wait::PATIENCE,
+};
+
+use super::{CLIENT, HOST, URL, configure, curl, origin};
+
+/// Answers that end too early.
+const TRUNCATED: [&[u8]; 4] = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nnot all of it",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nnot all of it",
+    // After a whole chunk, but without the last one.
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nd\r\nnot all of it\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nd\r\nnot all of it\r\n0\r\n",
+];
+
+fn last_record_is(agent: &Agent<'_>, count: usize, outcome: &str) -> Result<()> {
+    let record = agent.wait_for_records(count)?.pop().context("no record")?;
+    ensure!(record.text("outcome") == outcome, "{outcome} was expected: {record:?}");
+    Ok(())
+}
+
+#[test]
+fn an_answer_that_breaks_off_does_not_look_complete() -> Result<()> {
+    for old_client in [false, true] {
+        let bed = TestBed::new("http-truncated")?;
+        let origin = origin(&bed)?
+            .handler(|request| {
+                let number = request.target.trim_start_matches('/').parse().unwrap_or(0_usize);
+                Reply::RawThenClose(TRUNCATED[number].to_vec())
+            })
+            .start()?;
+        let config = configure(&bed)?;
+        let agent = bed.agent(&config)?;
+        for (number, answer) in TRUNCATED.iter().enumerate() {
+            let shown = String::from_utf8_lossy(answer);
+            let curl = bed.curl(&format!("http://{HOST}/{number}"))?;
+            let curl = if old_client { curl.args(["--http1.0"]) } else { curl };
+            let result = curl.run()?;
+            // 18: part of the body is missing. 56: the connection was reset.
+            ensure!([18, 56].contains(&result.exit_code), "{shown:?} to an old client: {old_client}: {result:?}");
+            ensure!(result.statuses() == [200] && b"not all of it".starts_with(&result.body), "{shown:?}: {result:?}");
+            last_record_is(&agent, number + 1, "truncated")?;
+            let record = &agent.records()[number];
+            ensure!(record.text("status") == "200" && !record.text("error").is_empty(), "{record:?}");
+        }
+        let metrics = agent.metrics()?;
+        ensure!(metrics.sum("egress_requests_total", &[("outcome", "truncated")]) == TRUNCATED.len() as f64);
+        // Truncation is not repaired by asking again: the application may have used what it has.
+        origin.wait_for_requests(TRUNCATED.len())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_answer_that_ends_with_the_connection_ends_with_the_goodbye_of_tls() -> Result<()> {
+    let bed = TestBed::new("http-close-delimited")?;
+    let answer = b"HTTP/1.1 200 OK\r\nX-A: 1\r\n\r\nuntil the end";
+    let origin = origin(&bed)?
+        .scripts(move |request| {
+            let goodbye = request.target == "/goodbye";
+            Some(script(move |mut wire| async move {
+                wire.write(answer).await?;
+                // Without it anybody on the way could cut the answer short.
+                if goodbye { wire.shutdown().await } else { Ok(()) }
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let complete = bed.curl(&format!("http://{HOST}/goodbye"))?.response()?;
+    ensure!(complete.body == b"until the end", "{complete:?}");
+    last_record_is(&agent, 1, "upgraded")?;
+    let cut = bed.curl(&format!("http://{HOST}/cut"))?.run()?;
+    ensure!([18, 56].contains(&cut.exit_code), "{cut:?}");
+    last_record_is(&agent, 2, "truncated")?;
+    origin.wait_for_requests(2).map(drop)
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_an_answer_is_noticed() -> Result<()> {
+    let bed = TestBed::new("http-aborted")?;
+    let (left, leaves) = std::sync::mpsc::channel();
+    let origin = origin(&bed)?
+        .scripts(move |_| {
+            let left = left.clone();
+            Some(script(move |mut wire| async move {
+                wire.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+                while wire.write(b"5\r\nhello\r\n").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Ok(left.send(())?)
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let mut client = bed.client_command("curl")?.args(["-q", "-sSN", URL]).spawn()?;
+    client.wait_for_output("hellohello")?;
+    ensure!(agent.records().is_empty());
+    client.kill();
+    // The origin need not work for nobody.
+    leaves.recv_timeout(PATIENCE).context("the origin's connection stays open")?;
+    last_record_is(&agent, 1, "aborted")?;
+    ensure!(agent.metrics()?.sum("egress_requests_total", &[("outcome", "aborted")]) == 1.0);
+    origin.wait_for_requests(1).map(drop)
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_its_body_leaves_no_half_request_to_be_believed() -> Result<()> {
+    let bed = TestBed::new("http-half-request")?;
+    let (ended, ends) = std::sync::mpsc::channel();
+    let origin = origin(&bed)?
+        .scripts(move |_| {
+            let ended = ended.clone();
+            Some(script(move |mut wire| async move {
+                let mut body = Vec::new();
+                while let Ok(bytes) = wire.read().await {
+                    if bytes.is_empty() {
+                        break;
+                    }
+                    body.extend_from_slice(&bytes);
+                }
+                Ok(ended.send(body)?)
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let heads = ["Content-Length: 100", "Transfer-Encoding: chunked"];
+    for (done, head) in heads.iter().enumerate() {
+        let body = if done == 0 { "amount=1" } else { "8\r\namount=1\r\n" };
+        let sent = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{head}\r\n\r\n{body}");
+        let client = bed.client_command(CLIENT)?.args(["raw", &address, "--half-close"]).stdin(sent);
+        let output = client.run()?;
+        ensure!(!output.text().starts_with("HTTP/1.1 200"), "{output:?}");
+        let body = ends.recv_timeout(PATIENCE).context("the origin's connection stays open")?;
+        let body = String::from_utf8_lossy(&body).into_owned();
+        ensure!(!body.contains("0\r\n\r\n") && body.len() < 100, "the origin could believe {body:?}");
+        let record = agent.wait_for_records(done + 1)?.pop().context("no record")?;
+        ensure!(record.text("outcome") != "upgraded", "{record:?}");
+    }
+    origin.wait_for_requests(2).map(drop)
+}
+
+#[test]
+fn an_answer_that_is_not_http_is_a_502() -> Result<()> {
+    let bed = TestBed::new("http-nonsense")?;
+    let answers: [&[u8]; 5] = [
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        b"HTTP/1.1 twohundred OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: five\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nX-A",
+    ];
+    let origin = origin(&bed)?
+        .handler(move |request| {
+            let number = request.target.trim_start_matches('/').parse().unwrap_or(0_usize);
+            Reply::RawThenClose(answers[number].to_vec())
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    for (number, answer) in answers.iter().enumerate() {
+        let result = bed.curl(&format!("http://{HOST}/{number}"))?.run()?;
+        let shown = String::from_utf8_lossy(answer);
+        ensure!(result.statuses() == [502], "{shown:?}: {result:?}");
+        let field = result.responses[0].header("proxy-status").context("no Proxy-Status")?;
+        ensure!(field.contains("error=http_"), "{shown:?}: {field}");
+        last_record_is(&agent, number + 1, "failed")?;
+    }
+    origin.wait_for_requests(answers.len()).map(drop)
+}
+
+#[test]
+fn an_origin_that_dies_is_a_502_and_the_next_request_works() -> Result<()> {
+    let bed = TestBed::new("http-dies")?;
+    let origin = origin(&bed)?
+        .handler(|request| match request.target.as_str() {
+            "/reset" => Reply::Reset,
+            "/close" => Reply::Close,
+            _ => Reply::ok("fine"),
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    for path in ["reset", "close"] {
+        let result = bed.curl(&format!("http://{HOST}/{path}"))?.run()?;
+        ensure!(result.statuses() == [502], "{path}: {result:?}");
+        let next = curl(&bed, &[])?.success()?;
+        ensure!(next.text() == "fine", "{next:?}");
+    }
+    agent.wait_for_records(4)?;
+    // The second `/close` was sent again on a fresh connection, since the pooled one might have been closing.
+    let paths: Vec<_> = origin.wait_for_requests(5)?.into_iter().map(|request| request.target).collect();
+    ensure!(paths == ["/reset", "/politics", "/close", "/close", "/politics"], "{paths:?}");
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! Bodies that are larger than the agent may become.
+
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    TestBed,
+    agent::Agent,
+    origin::script,
+    wait::{PATIENCE, wait_until},
+};
+
+use super::{CLIENT, HOST, URL, configure, curl, origin};
+
+const MIB: u64 = 1024 * 1024;
+const SIZE: u64 = 64 * MIB;
+/// How much larger the agent may become at most: four connections' buffers and room for the allocator's whims.
+const GROWTH: u64 = 16 * MIB;
+
+/// The most memory that the agent ever had.
+fn peak_memory(agent: &mut Agent<'_>) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.process().pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(1024 * line.trim().trim_end_matches(" kB").parse::<u64>()?)
+}
+
+/// Bytes of which each MiB differs from the others.
+fn piece(number: u64) -> Vec<u8> {
+    vec![b'a' + (number % 26) as u8; MIB as usize]
+}
+
+/// A head that announces SIZE bytes, one way or the other.
+fn framing(chunked: bool) -> String {
+    if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {SIZE}") }
+}
+
+fn framed(chunked: bool, piece: &[u8]) -> Vec<u8> {
+    match chunked {
+        true => [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat(),
+        false => piece.to_vec(),
+    }
+}
+
+#[test]
+fn a_large_answer_streams_through_a_small_agent() -> Result<()> {
+    let bed = TestBed::new("http-download")?;
+    let _origin = origin(&bed)?
+        .scripts(|request| {
+            let chunked = request.target == "/chunked";
+            Some(script(move |mut wire| async move {
+                wire.write(format!("HTTP/1.1 200 OK\r\n{}\r\n\r\n", framing(chunked)).as_bytes()).await?;
+                for number in 0..SIZE / MIB {
+                    wire.write(&framed(chunked, &piece(number))).await?;
+                }
+                if chunked {
+                    wire.write(b"0\r\n\r\n").await?;
+                }
+                wire.shutdown().await
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let mut agent = bed.agent(&config)?;
+    let before = peak_memory(&mut agent)?;
+    let expected: Vec<u8> = (0..SIZE / MIB).flat_map(piece).collect();
+    for (done, path) in ["/plain", "/chunked"].iter().enumerate() {
+        let response = bed.curl(&format!("http://{HOST}{path}"))?.response()?;
+        ensure!(response.body == expected, "{path}: {} bytes of another content", response.body.len());
+        let record = agent.wait_for_records(done + 1)?.pop().context("no record")?;
+        ensure!(record.text("sent") == SIZE.to_string(), "{record:?}");
+    }
+    let growth = peak_memory(&mut agent)? - before;
+    ensure!(growth < GROWTH, "the agent grew by {} KiB", growth / 1024);
+    Ok(())
+}
+
+#[test]
+fn a_large_request_streams_through_a_small_agent() -> Result<()> {
+    let bed = TestBed::new("http-upload")?;
+    let origin = origin(&bed)?
+        .scripts(|request| {
+            let chunked = request.header("transfer-encoding").is_some();
+            Some(script(move |mut wire| async move {
+                // Chunks are not taken apart: that they end is enough.
+                let (mut count, mut end) = (0, Vec::new());
+                while (chunked && !end.ends_with(b"0\r\n\r\n")) || (!chunked && count < SIZE) {
+                    let bytes = wire.read().await?;
+                    anyhow::ensure!(!bytes.is_empty(), "the body ends after {count} bytes");
+                    count += bytes.len() as u64;
+                    end = [&end[end.len().saturating_sub(5)..], &bytes].concat();
+                }
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 10\r\nConnection: close\r\n\r\n{count:10}");
+                wire.write(answer.as_bytes()).await?;
+                wire.shutdown().await
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let mut agent = bed.agent(&config)?;
+    let before = peak_memory(&mut agent)?;
+    let file = bed.dir().join("body");
+    fs::write(&file, vec![b'x'; SIZE as usize])?;
+    for (done, coding) in ["X-A: 1", "Transfer-Encoding: chunked"].iter().enumerate() {
+        let output = curl(&bed, &["-H", coding, "-H", "Expect:", "-T", &file.display().to_string()])?.success()?;
+        let received: u64 = output.text().trim().parse()?;
+        let overhead = if done == 0 { 0 } else { MIB };
+        ensure!((SIZE..=SIZE + overhead).contains(&received), "{coding}: {received} bytes");
+        let record = agent.wait_for_records(done + 1)?.pop().context("no record")?;
+        ensure!(record.text("received") == SIZE.to_string(), "{record:?}");
+    }
+    ensure!(origin.failures().is_empty(), "{:?}", origin.failures());
+    let growth = peak_memory(&mut agent)? - before;
+    ensure!(growth < GROWTH, "the agent grew by {} KiB", growth / 1024);
+    Ok(())
+}
+
+#[test]
+fn a_slow_reader_slows_the_origin_down() -> Result<()> {
+    let bed = TestBed::new("http-slow-reader")?;
+    let written = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&written);
+    let _origin = origin(&bed)?
+        .scripts(move |_| {
+            let counter = Arc::clone(&counter);
+            Some(script(move |mut wire| async move {
+                wire.write(format!("HTTP/1.1 200 OK\r\n{}\r\n\r\n", framing(false)).as_bytes()).await?;
+                for number in 0..SIZE / MIB {
+                    wire.write(&piece(number)).await?;
+                    counter.fetch_add(MIB, Ordering::Relaxed);
+                }
+                wire.shutdown().await
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let mut agent = bed.agent(&config)?;
+    let before = peak_memory(&mut agent)?;
+    // A reader that is stopped in the middle reads nothing; what the kernel buffers for it is a few MiB.
+    let arguments = ["-q", "-sS", "--limit-rate", "1M", "-o", "/dev/null", URL];
+    let mut reader = bed.client_command("curl")?.args(arguments).spawn()?;
+    wait_until("the answer to begin", PATIENCE, || written.load(Ordering::Relaxed) > 0)?;
+    reader.signal(nix::sys::signal::Signal::SIGSTOP)?;
+    let mut last = (u64::MAX, std::time::Instant::now());
+    wait_until("the origin to be held up", PATIENCE, || {
+        let now = written.load(Ordering::Relaxed);
+        if now != last.0 {
+            last = (now, std::time::Instant::now());
+        }
+        last.1.elapsed() > Duration::from_millis(500)
+    })?;
+    let held_at = written.load(Ordering::Relaxed);
+    ensure!(held_at < SIZE / 2, "the origin could write {} MiB to a reader that stands still", held_at / MIB);
+    ensure!(agent.records().is_empty());
+    let growth = peak_memory(&mut agent)? - before;
+    ensure!(growth < GROWTH, "the agent grew by {} KiB", growth / 1024);
+    reader.kill();
+    ensure!(agent.wait_for_records(1)?[0].text("outcome") == "aborted");
+    Ok(())
+}
+
+#[test]
+fn a_slow_origin_slows_the_client_down() -> Result<()> {
+    let bed = TestBed::new("http-slow-origin")?;
+    let (go, gone) = tokio::sync::watch::channel(false);
+    let origin = origin(&bed)?
+        .scripts(move |_| {
+            let mut gone = gone.clone();
+            Some(script(move |mut wire| async move {
+                gone.wait_for(|go| *go).await?;
+                let mut count = 0;
+                while count < SIZE {
+                    let bytes = wire.read().await?;
+                    anyhow::ensure!(!bytes.is_empty(), "the body ends after {count} bytes");
+                    count += bytes.len() as u64;
+                }
+                wire.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nfine").await?;
+                wire.shutdown().await
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let mut agent = bed.agent(&config)?;
+    let before = peak_memory(&mut agent)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{}\r\nConnection: close\r\n\r\n", framing(false));
+    let body = [head.into_bytes(), vec![b'x'; SIZE as usize]].concat();
+    let mut client = bed.client_command(CLIENT)?.args(["raw", &address]).stdin(body).spawn()?;
+    origin.wait_for_requests(1)?;
+    let sent = || agent_receive_queue_is_full(&bed);
+    wait_until("the client to be held up", PATIENCE, sent)?;
+    ensure!(client.is_running() && agent.records().is_empty());
+    let growth = peak_memory(&mut agent)? - before;
+    ensure!(growth < GROWTH, "the agent grew by {} KiB", growth / 1024);
+    go.send_replace(true);
+    client.wait_for_output("fine")?;
+    ensure!(client.wait(PATIENCE)?.success(), "{:?}", client.stderr());
+    ensure!(agent.wait_for_records(1)?[0].text("received") == SIZE.to_string());
+    Ok(())
+}
+
+/// Whether bytes wait in the client's loopback connection with the agent because the agent does not read them: the sum
+/// of the queues in /proc/net/tcp stays the same over a while.
+fn agent_receive_queue_is_full(bed: &TestBed) -> bool {
+    let queues = || bed.client().run(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp")?)).unwrap_or_default();
+    let waiting = |table: &str| {
+        let sizes = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(4)?.split_once(':'));
+        sizes.filter_map(|(_, received)| u64::from_str_radix(received, 16).ok()).sum::<u64>()
+    };
+    let first = waiting(&queues());
+    first > 0 && (0..100).all(|_| waiting(&queues()) == first)
+}

@@ -1,0 +1,88 @@
+//! The record of a request: who, what, to where, and what became of it.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    TestBed,
+    agent::{Agent, AgentOptions, LogLine},
+    origin::Reply,
+};
+
+use super::{HOST, configure, curl, origin};
+
+fn number(record: &LogLine, field: &str) -> Result<u64> {
+    record.text(field).parse().with_context(|| format!("{field} is not a number: {record:?}"))
+}
+
+#[test]
+fn a_record_has_everything_that_one_asks_for_first() -> Result<()> {
+    let bed = TestBed::new("http-record")?;
+    let origin = origin(&bed)?.handler(|_| Reply::status(201, &[], "created")).start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let mut client = bed
+        .client_command("curl")?
+        .args(["-q", "-sS", "-6", "--data", "0123456789", "-H", "Host: Edition.CNN.com:80"])
+        .arg(format!("http://{HOST}/a%20b/c?secret=1"))
+        .spawn()?;
+    let pid = client.pid();
+    ensure!(client.wait(harness::wait::PATIENCE)?.success(), "{:?}", client.stderr());
+    let record = agent.wait_for_records(1)?.pop().context("no record")?;
+    let [_, v6]: [SocketAddr; 2] = bed.sockets(HOST, 443);
+    let expected = [
+        ("level", "INFO".to_owned()),
+        ("outcome", "upgraded".to_owned()),
+        ("process", "curl".to_owned()),
+        ("pid", pid.to_string()),
+        ("method", "POST".to_owned()),
+        ("host", HOST.to_owned()),
+        // Without the query, which may hold what is not for logs.
+        ("path", "/a%20b/c".to_owned()),
+        ("status", "201".to_owned()),
+        ("received", "10".to_owned()),
+        ("sent", "7".to_owned()),
+        ("origin", SocketAddr::new(v6.ip(), 80).to_string()),
+        ("upstream", v6.to_string()),
+        ("tls", "TLSv1.3".to_owned()),
+        ("cipher", "TLS13_AES_256_GCM_SHA384".to_owned()),
+        ("group", "X25519MLKEM768".to_owned()),
+        ("reused", "false".to_owned()),
+        ("error", String::new()),
+    ];
+    for (field, expected) in expected {
+        ensure!(record.text(field) == expected, "{field} should be {expected}: {record:?}");
+    }
+    ensure!((1..10_000_000).contains(&number(&record, "duration_us")?), "{record:?}");
+    ensure!(!agent.log_text().contains("secret"), "the query is in the log");
+    origin.only_request().map(drop)
+}
+
+#[test]
+fn a_request_that_never_got_anywhere_has_a_record_too() -> Result<()> {
+    let bed = TestBed::new("http-record-failed")?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    curl(&bed, &["-4"])?;
+    let record = agent.wait_for_records(1)?.pop().context("no record")?;
+    for (field, expected) in [("outcome", "failed"), ("status", "502"), ("upstream", ""), ("tls", ""), ("reused", "")] {
+        ensure!(record.text(field) == expected, "{field} should be {expected:?}: {record:?}");
+    }
+    ensure!(record.text("error").contains("Connection refused"), "{record:?}");
+    // What the client got is the text of our own.
+    ensure!(number(&record, "sent")? > 0 && number(&record, "received")? == 0, "{record:?}");
+    Ok(())
+}
+
+#[test]
+fn records_can_be_turned_off_and_text_can_be_read_by_people() -> Result<()> {
+    let bed = TestBed::new("http-record-off")?;
+    let _origin = origin(&bed)?.start()?;
+    let config = configure(&bed)?;
+    let quiet = AgentOptions::new(config.path()).args(&["--log-level", "info,egress::access=off"]);
+    let agent = Agent::start(&bed, &quiet)?;
+    curl(&bed, &[])?.success()?;
+    ensure!(agent.metrics()?.sum("egress_requests_total", &[("outcome", "upgraded")]) == 1.0);
+    ensure!(agent.records().is_empty() && !agent.log_text().contains("/politics"), "{}", agent.log_text());
+    Ok(())
+}

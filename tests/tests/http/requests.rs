@@ -1,0 +1,197 @@
+//! Kinds of requests: with and without content, of old clients, and such as are refused.
+
+use anyhow::{Context, Result, ensure};
+use harness::{TestBed, origin::Reply, proxy_status::ProxyStatus};
+
+use super::{Answers, EMPTY, HOST, configure, converse, curl, heads, origin};
+
+#[test]
+fn an_old_client_gets_an_answer_that_ends_with_the_connection() -> Result<()> {
+    let bed = TestBed::new("http-1.0")?;
+    let (answers, origin) = Answers::start(&bed, EMPTY)?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    let request = "GET /old HTTP/1.0\r\nHost: edition.cnn.com\r\nX-A: 1\r\n\r\n";
+    for (given, expected) in [
+        (
+            "HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Length: 5\r\n\r\nhello",
+            "HTTP/1.0 200 OK\r\nX-A: 1\r\nContent-Length: 5\r\n\r\nhello",
+        ),
+        // It knows nothing of chunks: the end of the connection is the end of the body.
+        (
+            "HTTP/1.1 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nX-A: 1\r\n\r\nhello",
+        ),
+    ] {
+        answers.set(given.as_bytes());
+        // Not closed by the client, so that it is the agent who closes.
+        let address = bed.sockets(HOST, 80)[0].to_string();
+        let output = bed.client_command(super::CLIENT)?.args(["raw", &address]).stdin(request).run()?.success()?;
+        ensure!(output.text() == expected, "{given:?}: {:?}", output.text());
+        // The origin is spoken to as the agent can.
+        let head = origin.take_requests().pop().context("no request")?.head;
+        let head = String::from_utf8_lossy(&head).into_owned();
+        ensure!(head == "GET /old HTTP/1.1\r\nHost: edition.cnn.com\r\nX-A: 1\r\n\r\n", "{head:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn bodies_of_requests_keep_their_framing() -> Result<()> {
+    let bed = TestBed::new("http-request-bodies")?;
+    let (_answers, origin) = Answers::start(&bed, EMPTY)?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let long = "x".repeat(100_000);
+    for (head, framed, body) in [
+        ("POST / HTTP/1.1\r\nHost: edition.cnn.com\r\nContent-Length: 5\r\n\r\n", "hello".to_owned(), "hello"),
+        ("PUT / HTTP/1.1\r\nHost: edition.cnn.com\r\nContent-Length: 100000\r\n\r\n", long.clone(), &long),
+        // Content is not only for methods that are known to have it.
+        ("GET / HTTP/1.1\r\nHost: edition.cnn.com\r\nContent-Length: 5\r\n\r\n", "hello".to_owned(), "hello"),
+        ("DELETE / HTTP/1.1\r\nHost: edition.cnn.com\r\nContent-Length: 5\r\n\r\n", "hello".to_owned(), "hello"),
+        (
+            "POST / HTTP/1.1\r\nHost: edition.cnn.com\r\nTransfer-Encoding: chunked\r\nX-A: 1\r\n\r\n",
+            "5\r\nhello\r\n0\r\n\r\n".to_owned(),
+            "hello",
+        ),
+        ("POST / HTTP/1.1\r\nHost: edition.cnn.com\r\nTransfer-Encoding: chunked\r\n\r\n", "0\r\n\r\n".to_owned(), ""),
+    ] {
+        let mark = agent.records().len();
+        let output = converse(&bed, format!("{head}{framed}"))?;
+        ensure!(output.stdout == EMPTY, "{head:?}: {output:?}");
+        let request = origin.take_requests().pop().context("no request")?;
+        ensure!(request.head == head.as_bytes(), "{head:?}: {:?}", String::from_utf8_lossy(&request.head));
+        ensure!(request.body == body.as_bytes(), "{head:?}: {} bytes", request.body.len());
+        let chunked = head.contains("chunked");
+        ensure!(chunked || request.framed_body == request.body, "{head:?}: {request:?}");
+        let record = agent.wait_for_records(mark + 1)?.pop().context("no record")?;
+        ensure!(record.text("received") == body.len().to_string(), "{record:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn trailers_arrive_where_they_are_announced() -> Result<()> {
+    let bed = TestBed::new("http-trailers")?;
+    let answer =
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n";
+    let (_answers, origin) = Answers::start(&bed, answer.as_bytes())?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    let request = "POST / HTTP/1.1\r\nHost: edition.cnn.com\r\nTE: trailers\r\nConnection: TE\r\nTrailer: X-Check\r\n\
+                   Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX-Check: 5\r\n\r\n";
+    let output = converse(&bed, request)?;
+    let seen = origin.only_request()?;
+    ensure!(seen.body == b"hi", "{seen:?}");
+    let trailers: Vec<_> =
+        seen.trailers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.as_str())).collect();
+    ensure!(trailers == [("x-check".to_owned(), "5")], "{seen:?}");
+    ensure!(
+        output.text().to_ascii_lowercase().ends_with("\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n"),
+        "{:?}",
+        output.text()
+    );
+    Ok(())
+}
+
+#[test]
+fn a_client_that_asks_before_it_sends_is_told_to_go_on() -> Result<()> {
+    let bed = TestBed::new("http-continue")?;
+    let origin = origin(&bed)?.handler(|request| Reply::ok(request.body.len().to_string())).start()?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    // curl waits up to a second for the 100, and then says so in its trace.
+    let result = bed.curl(super::URL)?.header("Expect: 100-continue").args(["-v"]).body("hello".repeat(1000)).run()?;
+    ensure!(result.statuses() == [100, 200] && result.body == b"5000", "{result:?}");
+    ensure!(!result.stderr.contains("Done waiting for 100-continue"), "{result:?}");
+    ensure!(origin.only_request()?.header("expect") == Some("100-continue"));
+    Ok(())
+}
+
+#[test]
+fn requests_that_cannot_be_meant_are_refused() -> Result<()> {
+    let bed = TestBed::new("http-refused")?;
+    let (_answers, origin) = Answers::start(&bed, EMPTY)?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let cases = [
+        ("CONNECT edition.cnn.com:443 HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n", 405),
+        ("GET / HTTP/1.1\r\nX-A: 1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: edition.cnn.com\r\nHost: other.example\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: edition.cnn.com@other.example\r\n\r\n", 400),
+    ];
+    for (done, (request, status)) in cases.iter().enumerate() {
+        let text = converse(&bed, *request)?.text();
+        ensure!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {text:?}");
+        let field = text.lines().find_map(|line| line.strip_prefix("proxy-status: ")).context("no Proxy-Status")?;
+        let proxy_status = ProxyStatus::parse(field)?;
+        ensure!(
+            proxy_status.get("error") == "http_request_error" && !proxy_status.get("details").is_empty(),
+            "{field}"
+        );
+        let record = agent.wait_for_records(done + 1)?.pop().context("no record")?;
+        ensure!(record.text("outcome") == "refused" && record.text("status") == status.to_string(), "{record:?}");
+    }
+    ensure!(origin.connections() == 0, "{:?}", origin.requests());
+    tripwire.assert_silent()
+}
+
+#[test]
+fn framing_that_two_servers_could_read_in_two_ways_goes_nowhere() -> Result<()> {
+    let bed = TestBed::new("http-smuggling")?;
+    let (_answers, origin) = Answers::start(&bed, EMPTY)?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    for fields in [
+        "Content-Length: 5\r\nContent-Length: 6\r\n",
+        "Content-Length: +5\r\n",
+        "Content-Length: 5, 6\r\n",
+        "Transfer-Encoding: chunked, identity\r\n",
+        "Transfer-Encoding: xchunked\r\n",
+        "Transfer-Encoding : chunked\r\n",
+        "X-A: 1\r\n folded: 2\r\n",
+    ] {
+        let output = converse(&bed, format!("POST / HTTP/1.1\r\nHost: edition.cnn.com\r\n{fields}\r\nhello"))?;
+        let text = output.text();
+        ensure!(heads(text.split_inclusive("\r\n\r\n").next().unwrap_or_default())?.len() == 1, "{fields:?}: {text:?}");
+        ensure!(text.starts_with("HTTP/1.1 400 "), "{fields:?}: {text:?}");
+    }
+    ensure!(origin.connections() == 0, "{:?}", origin.requests());
+    tripwire.assert_silent()
+}
+
+#[test]
+fn an_early_answer_arrives_while_the_body_is_still_being_sent() -> Result<()> {
+    let bed = TestBed::new("http-early")?;
+    // It does not read a body that it does not want, and leaves.
+    let early = b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 8\r\nConnection: close\r\n\r\ntoo much";
+    let origin = origin(&bed)?
+        .scripts(move |request| {
+            (request.method == "POST").then(|| {
+                harness::origin::script(move |mut wire| async move {
+                    wire.write(early).await?;
+                    while !wire.read().await?.is_empty() {}
+                    Ok(())
+                })
+            })
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    // A client that has announced more than it sends until it has its answer.
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let client = bed.client_command(super::CLIENT)?.args(["raw", &address]);
+    let sent = "POST / HTTP/1.1\r\nHost: edition.cnn.com\r\nContent-Length: 1000000\r\n\r\nthe beginning";
+    let output = client.stdin(sent).run()?;
+    ensure!(output.text().starts_with("HTTP/1.1 413 Payload Too Large\r\n"), "{output:?}");
+    ensure!(output.text().ends_with("too much"), "{output:?}");
+    ensure!(agent.wait_for_records(1)?[0].text("status") == "413");
+
+    // The next one is not harmed by what is left of it.
+    let next = curl(&bed, &["-o", "/dev/null", "-w", "%{http_code}"])?;
+    ensure!(next.text() == "200", "{next:?}");
+    ensure!(origin.wait_for_requests(2)?.iter().map(|request| request.connection).eq([0, 1]));
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! Connections that serve more than one request, on both sides.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    TestBed,
+    origin::{Reply, Request},
+    proxy_status::ProxyStatus,
+    wait::{PATIENCE, wait_until},
+};
+
+use super::{Answers, CLIENT, EMPTY, HOST, URL, agent_with_one_worker, configure, curl, heads, origin};
+
+fn connections(requests: &[Request]) -> Vec<usize> {
+    requests.iter().map(|request| request.connection).collect()
+}
+
+#[test]
+fn requests_of_one_connection_share_one_upstream_connection() -> Result<()> {
+    let bed = TestBed::new("http-keep-alive")?;
+    let (_answers, origin) = Answers::start(&bed, EMPTY)?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let output = bed.client_command(CLIENT)?.args(["http", &address, "--count", "20"]).run()?.success()?;
+    ensure!(heads(&output.text())?.len() == 20, "{output:?}");
+    ensure!(connections(&origin.wait_for_requests(20)?) == [0; 20], "{:?}", connections(&origin.requests()));
+    ensure!(origin.connections() == 1);
+    let reused: Vec<_> = agent.wait_for_records(20)?.iter().map(|record| record.text("reused")).collect();
+    ensure!(reused[0] == "false" && reused[1..].iter().all(|reused| reused == "true"), "{reused:?}");
+    let metrics = agent.metrics()?;
+    ensure!(metrics.sum("egress_upstream_handshakes_total", &[]) == 1.0);
+    ensure!(metrics.sum("egress_requests_total", &[("outcome", "upgraded")]) == 20.0);
+    Ok(())
+}
+
+#[test]
+fn connections_are_shared_within_a_pod_and_not_between_pods() -> Result<()> {
+    let mut bed = TestBed::new("http-pods")?;
+    let other = bed.add_pod("other")?;
+    let (_answers, origin) = Answers::start(&bed, EMPTY)?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    for _ in 0..3 {
+        curl(&bed, &["-4"])?.success()?;
+    }
+    ensure!(connections(&origin.take_requests()) == [0; 3]);
+    let in_other = |program: &str| bed.pod_command(&other, program)?.in_cgroup(bed.cgroup());
+    let curl_in_other = || in_other("curl")?.args(["-q", "-sS", "-4", "--max-time", "15", URL]).run();
+    let _sandbox = in_other("sleep")?.arg("infinity").spawn()?;
+    // Until the agent has noticed the pod, its connects are refused.
+    wait_until("the other pod to be served", PATIENCE, || curl_in_other().is_ok_and(|output| output.code() == 0))?;
+    for _ in 0..2 {
+        curl_in_other()?.success()?;
+    }
+    let requests = origin.take_requests();
+    ensure!(connections(&requests) == [1; 3], "{:?}", connections(&requests));
+    let own = bed.client_address(requests[0].server.ip());
+    ensure!(requests.iter().all(|request| request.client.ip() != own), "the other pod's address is not its own");
+    curl(&bed, &["-4"])?.success()?;
+    let requests = origin.take_requests();
+    ensure!(connections(&requests) == [0] && requests[0].client.ip() == own, "{requests:?}");
+    Ok(())
+}
+
+#[test]
+fn requests_at_the_same_time_get_connections_of_their_own() -> Result<()> {
+    let bed = TestBed::new("http-parallel")?;
+    // Answers when all three are there.
+    let (release, waiting) = (tokio::sync::watch::channel(0_usize), 3);
+    let (release, released) = release;
+    let origin = origin(&bed)?
+        .scripts(move |_| {
+            release.send_modify(|count| *count += 1);
+            let mut released = released.clone();
+            Some(harness::origin::script(move |mut wire| async move {
+                released.wait_for(|count| *count >= waiting).await?;
+                wire.write(EMPTY).await
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let output = curl(&bed, &["--parallel", "--parallel-immediate", URL, URL])?.success()?;
+    ensure!(output.stdout.is_empty(), "{output:?}");
+    let mut seen = connections(&origin.wait_for_requests(3)?);
+    seen.sort_unstable();
+    ensure!(seen == [0, 1, 2], "{seen:?}");
+    Ok(())
+}
+
+#[test]
+fn an_origin_that_closes_after_each_answer_without_saying_so_is_no_trouble() -> Result<()> {
+    const ROUNDS: usize = 30;
+    let bed = TestBed::new("http-closes-idle")?;
+    let origin = origin(&bed)?.handler(|_| Reply::RawThenClose(EMPTY.to_vec())).start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    // One after the other without a pause, so that the close comes before, while and after the next one is sent.
+    let arguments = ["http", &address, "--count", &ROUNDS.to_string()];
+    let output = bed.client_command(CLIENT)?.args(arguments).run()?.success()?;
+    let text = output.text();
+    let heads = heads(&text)?;
+    ensure!(heads.len() == ROUNDS && heads.iter().all(|head| head.starts_with("HTTP/1.1 200 OK\r\n")), "{heads:?}");
+    ensure!(origin.wait_for_requests(ROUNDS)?.len() == ROUNDS);
+    ensure!(agent.wait_for_records(ROUNDS)?.iter().all(|record| record.text("outcome") == "upgraded"));
+    Ok(())
+}
+
+/// An origin that answers the first request on each connection, and closes upon the second.
+fn forgetful(bed: &TestBed) -> Result<harness::origin::Origin> {
+    let last = AtomicUsize::new(usize::MAX);
+    origin(bed)?
+        .handler(move |request| match last.swap(request.connection, Ordering::Relaxed) == request.connection {
+            true => Reply::Close,
+            false => Reply::Raw(EMPTY.to_vec()),
+        })
+        .start()
+}
+
+#[test]
+fn a_get_that_meets_a_closing_connection_is_sent_again_on_a_fresh_one() -> Result<()> {
+    for method in ["GET", "HEAD", "OPTIONS", "DELETE"] {
+        let bed = TestBed::new("http-retry")?;
+        let origin = forgetful(&bed)?;
+        let config = configure(&bed)?;
+        let agent = agent_with_one_worker(&bed, &config)?;
+        curl(&bed, &[])?.success()?;
+        let arguments = if method == "HEAD" { vec!["-I"] } else { vec!["-X", method] };
+        let output = curl(&bed, &[&arguments[..], &["-o", "/dev/null", "-w", "%{http_code}"]].concat())?;
+        ensure!(output.text() == "200", "{method}: {output:?}");
+        let requests = origin.wait_for_requests(3)?;
+        ensure!(connections(&requests) == [0, 0, 1], "{method}: {:?}", connections(&requests));
+        ensure!(requests[1].head == requests[2].head && requests[1].method == method, "{requests:?}");
+        let record = agent.wait_for_records(2)?.pop().context("no record")?;
+        ensure!(record.text("outcome") == "upgraded" && record.text("reused") == "false", "{record:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_post_that_may_have_been_heard_is_never_sent_again() -> Result<()> {
+    for arguments in [
+        vec!["-d", "amount=100"],
+        vec!["-X", "POST"],
+        vec!["-X", "PUT", "-d", "amount=100"],
+        vec!["-X", "PATCH", "-d", "amount=100"],
+        vec!["-d", "amount=100", "-H", "Transfer-Encoding: chunked"],
+    ] {
+        let bed = TestBed::new("http-no-retry")?;
+        let origin = forgetful(&bed)?;
+        let config = configure(&bed)?;
+        let agent = agent_with_one_worker(&bed, &config)?;
+        curl(&bed, &[])?.success()?;
+        let output = curl(&bed, &[&arguments[..], &["-D", "/dev/stderr", "-w", "%{http_code}"]].concat())?;
+        ensure!(output.text().ends_with("502"), "{arguments:?}: {output:?}");
+        let field = output.stderr.lines().find_map(|line| line.strip_prefix("proxy-status: ")).context("no field")?;
+        ensure!(ProxyStatus::parse(field.trim())?.get("error") == "http_response_incomplete", "{arguments:?}: {field}");
+        let record = agent.wait_for_records(2)?.pop().context("no record")?;
+        ensure!(record.text("outcome") == "failed" && !record.text("error").is_empty(), "{record:?}");
+        ensure!(connections(&origin.wait_for_requests(2)?) == [0, 0], "{arguments:?}: {:?}", origin.requests());
+        // It is not held against the origin.
+        curl(&bed, &[])?.success()?;
+        ensure!(connections(&origin.wait_for_requests(3)?) == [0, 0, 1], "{arguments:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_get_is_not_sent_again_on_a_connection_that_was_fresh() -> Result<()> {
+    let bed = TestBed::new("http-retry-once")?;
+    let origin = origin(&bed)?.handler(|_| Reply::Close).start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let output = curl(&bed, &["-o", "/dev/null", "-w", "%{http_code}"])?;
+    ensure!(output.text() == "502", "{output:?}");
+    ensure!(origin.requests().len() == 1, "{:?}", origin.requests());
+    Ok(())
+}
