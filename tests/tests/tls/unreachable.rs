@@ -10,7 +10,6 @@ use std::{
 use anyhow::{Result, ensure};
 use harness::{
     TestBed,
-    clients::CurlResult,
     origin::{Reply, ServerTls},
     raw_server::RawServer,
 };
@@ -87,7 +86,7 @@ fn every_way_to_fail_has_a_name() -> Result<()> {
         let ask = |case: &'static Case| {
             let url = format!("http://{}/secret", case.host);
             let bed = &bed;
-            scope.spawn(move || Ok::<CurlResult, anyhow::Error>(bed.curl(&url)?.run()?))
+            scope.spawn(move || bed.curl(&url)?.run())
         };
         let asked: Vec<_> = CASES.iter().map(ask).collect();
         let good = bed.curl(&format!("http://{GOOD}/"))?.response()?;
@@ -154,7 +153,8 @@ fn answer_in_clear(mut stream: TcpStream) -> Result<()> {
 
 /// Takes what has come of the ClientHello.
 fn read_some(mut stream: &TcpStream) -> Result<()> {
-    stream.read(&mut [0; 16 * 1024])?;
+    let count = stream.read(&mut [0; 16 * 1024])?;
+    ensure!(count > 0, "no ClientHello");
     Ok(())
 }
 
