@@ -2,7 +2,6 @@
 //! connections that it uses, so that nothing on the request path is shared or locked.
 
 use std::{
-    cell::Cell,
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
     pin::pin,
