@@ -18,12 +18,14 @@ pub struct Origin {
     pub comm: [u8; COMM_LEN],
     /// Process id (thread group id) in the initial pid namespace.
     pub pid: u32,
+    /// Index of the device that the socket was bound to (SO_BINDTODEVICE); 0 if none.
+    pub device: u32,
     /// The port that the application connected to, in network order.
     pub port: [u8; 2],
     /// Zero; keeps the layout free of padding.
-    pub reserved: [u8; 2],
+    pub reserved: [u8; 6],
 }
-map_type!(Origin, 8 + 16 + 16 + 4 + 2 + 2);
+map_type!(Origin, 8 + 16 + 16 + 4 + 4 + 2 + 6);
 
 #[cfg(feature = "user")]
 mod user {
@@ -61,8 +63,9 @@ mod tests {
             address: IpBytes::from_v4([203, 0, 113, 7]),
             comm,
             pid: 42,
+            device: 0,
             port: 80u16.to_be_bytes(),
-            reserved: [0; 2],
+            reserved: [0; 6],
         };
         assert_eq!(origin.socket_addr(), ([203, 0, 113, 7], 80).into());
         assert_eq!(origin.process_name(), "curl");

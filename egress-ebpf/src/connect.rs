@@ -40,8 +40,14 @@ pub fn connect<F: Family>(ctx: &ConnectContext<'_, F>) -> Outcome {
         Listening::Nobody => return Outcome::NoListener,
         Listening::Somebody => return Outcome::ForeignListener,
     }
-    if maps::record_origin(socket, origin(destination)).is_err() {
+    let device = socket.bound_device();
+    if maps::record_origin(socket, origin(destination, device)).is_err() {
         return Outcome::OriginNotRecorded;
+    }
+    // Bound to a device, the packets to our listener would leave by it. The upstream socket is bound in its place.
+    if device != 0 && ctx.release_device().is_err() {
+        maps::forget_origin(socket);
+        return Outcome::BoundToDevice;
     }
     ctx.set_destination(listener);
     Outcome::Redirected
@@ -59,7 +65,7 @@ fn listener<F: Family>(ctx: &ConnectContext<'_, F>, address: IpBytes) -> Option<
 }
 
 #[inline(always)]
-fn origin(destination: Destination) -> Origin {
+fn origin(destination: Destination, device: u32) -> Origin {
     Origin {
         // SAFETY: the helper takes nothing.
         recorded_ns: unsafe { bpf_ktime_get_boot_ns() },
@@ -67,7 +73,8 @@ fn origin(destination: Destination) -> Origin {
         // The name is for the log; a connect without one is as good.
         comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        device,
         port: destination.port,
-        reserved: [0; 2],
+        reserved: [0; 6],
     }
 }

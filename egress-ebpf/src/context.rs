@@ -3,12 +3,19 @@
 
 use core::{marker::PhantomData, ptr};
 
-use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_netns_cookie, programs::SockAddrContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt},
+    programs::SockAddrContext,
+};
 use egress_common::{address::IpBytes, destination::Destination};
 
 const IPPROTO_TCP: u32 = 6;
 /// The protocol of a multipath TCP socket; its subflows are TCP.
 const IPPROTO_MPTCP: u32 = 262;
+
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTODEVICE: i32 = 25;
 
 /// Where in the context a family keeps its address.
 pub trait Family {
@@ -108,6 +115,17 @@ impl<'a, F: Family> ConnectContext<'a, F> {
                 u32::from(u16::from_ne_bytes(destination.port)),
             );
         }
+    }
+
+    /// Undoes SO_BINDTODEVICE.
+    #[inline(always)]
+    pub fn release_device(&self) -> Result<(), ()> {
+        let mut none = [0u8; 1];
+        // SAFETY: the context is the hook's own, and the length is that of the buffer.
+        let status = unsafe {
+            bpf_setsockopt(self.ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, none.as_mut_ptr().cast(), none.len() as i32)
+        };
+        if status == 0 { Ok(()) } else { Err(()) }
     }
 
     /// Cookie of the socket's network namespace.

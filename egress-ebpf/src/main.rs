@@ -56,7 +56,11 @@ fn verdict(ctx: &SockAddrContext, outcome: Outcome) -> i32 {
     debug!(ctx, "connect: {}", outcome.label());
     match outcome {
         Outcome::Unmatched | Outcome::NotTcp | Outcome::OwnSocket | Outcome::Redirected => PROCEED,
-        Outcome::NoListener | Outcome::ForeignListener | Outcome::OriginNotRecorded | Outcome::FlowNotPublished => {
+        Outcome::NoListener
+        | Outcome::ForeignListener
+        | Outcome::OriginNotRecorded
+        | Outcome::BoundToDevice
+        | Outcome::FlowNotPublished => {
             // SAFETY: the helper only stores the number; the hook type has it since Linux 5.18.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             REJECT

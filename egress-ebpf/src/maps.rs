@@ -72,6 +72,13 @@ impl Socket {
         Self::from_ptr(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk })
     }
 
+    /// Index of the device that it is bound to; 0 if none.
+    #[inline(always)]
+    pub fn bound_device(self) -> u32 {
+        // SAFETY: an aligned four-byte read of a readable field of a valid socket.
+        unsafe { ptr::read_volatile(&raw const (*self.0).bound_dev_if) }
+    }
+
     /// The multipath TCP socket that this is a subflow of. The hooks run connect for the subflow, but getpeername for the
     /// socket that the application has.
     #[inline(always)]

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     netns::Netns,
     request::Accepted,
-    socket::{LOOPBACK, SocketFactory},
+    socket::{self, LOOPBACK, SocketFactory},
     worker::Worker,
 };
 
@@ -155,5 +155,6 @@ fn admit(
         tracing::debug!(%client, %error, "closed a connection");
         return;
     }
-    worker.dispatch(stream, Accepted { netns: here.netns.clone(), gone: here.gone.clone(), origin }, draining);
+    let from = socket::Place { netns: here.netns.clone(), device: origin.device };
+    worker.dispatch(stream, Accepted { from, gone: here.gone.clone(), origin }, draining);
 }

@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 use self::{host::RequestHost, respond::ProxyError, tunnel::Tunnel};
 use crate::{
     body::{Lease, Progress, RequestBody, ResponseBody},
-    netns::Netns,
     route::Route,
+    socket::Place,
     telemetry::access_log::{Client, Outcome, Record},
     upstream::{
         self, Connection, UpstreamError,
@@ -31,8 +31,8 @@ use crate::{
 
 /// A redirected connection, accepted.
 pub struct Accepted {
-    /// The application's network namespace.
-    pub netns: Netns,
+    /// Where the application connects from.
+    pub from: Place,
     /// Cancelled when the namespace's last process is gone.
     pub gone: CancellationToken,
     /// Where it was going, and who it is.
@@ -136,7 +136,8 @@ impl Conversation<'_> {
             Routed::Originate(route) => (To::Route(route.id, route.bound_to(origin.ip())), Outcome::Upgraded),
             Routed::PassThrough => (To::Origin(origin), Outcome::PassedThrough),
         };
-        let key = Key { netns: self.accepted.netns.cookie(), to };
+        let Place { netns, device } = &self.accepted.from;
+        let key = Key { netns: netns.cookie(), device: *device, to };
         let client_end = headers::asks_to_switch(request.headers()).then(|| Tunnel::client_end(&mut request));
         let (mut head, body) = request.into_parts();
         prepare(&mut head, host);
@@ -182,11 +183,11 @@ impl Conversation<'_> {
 
     async fn connect(&self, routed: &Routed) -> Result<Connection, UpstreamError> {
         let Worker { sockets, metrics, .. } = self.worker;
-        let Accepted { netns, origin, .. } = &self.accepted;
+        let Accepted { from, origin, .. } = &self.accepted;
         let origin = origin.socket_addr();
         match routed {
-            Routed::Originate(route) => upstream::connect::tls(sockets, metrics, netns, route, origin).await,
-            Routed::PassThrough => upstream::connect::plain(sockets, netns, origin).await,
+            Routed::Originate(route) => upstream::connect::tls(sockets, metrics, from, route, origin).await,
+            Routed::PassThrough => upstream::connect::plain(sockets, from, origin).await,
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd as _,
     time::Duration,
 };
 
@@ -20,6 +21,15 @@ const BACKLOG: i32 = 4096;
 /// Finds peers that vanished without a word.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// Where an application connects from, and upstream sockets in its place.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its network namespace.
+    pub netns: Netns,
+    /// Index of the device that its socket was bound to; 0 if none.
+    pub device: u32,
+}
+
 /// Makes and marks sockets. One for each thread.
 pub struct SocketFactory {
     own: OwnSockets,
@@ -31,12 +41,15 @@ impl SocketFactory {
         Self { own }
     }
 
-    /// Connects to `remote` from inside `netns`.
+    /// Connects to `remote` from where the application would.
     ///
     /// # Errors
     /// The connect fails, or the socket cannot be made or marked; an unmarked socket is never used.
-    pub async fn connect(&self, netns: &Netns, remote: SocketAddr) -> io::Result<TcpStream> {
-        let socket = netns.run(|| self.stream_socket(Domain::for_address(remote)))?;
+    pub async fn connect(&self, from: &Place, remote: SocketAddr) -> io::Result<TcpStream> {
+        let socket = from.netns.run(|| self.stream_socket(Domain::for_address(remote)))?;
+        if from.device != 0 {
+            bind_to_device(&socket, from.device)?;
+        }
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
         match socket.connect(&remote.into()) {
@@ -79,6 +92,20 @@ impl SocketFactory {
         self.own.mark(&socket).map_err(|error: KernelError| io::Error::other(error))?;
         Ok(socket)
     }
+}
+
+fn bind_to_device(socket: &Socket, index: u32) -> io::Result<()> {
+    // SAFETY: the pointer is to a live integer of the length that is given.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTOIFINDEX,
+            (&raw const index).cast(),
+            size_of_val(&index) as libc::socklen_t,
+        )
+    };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The loopback addresses that listeners are made on.

@@ -14,7 +14,12 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{Connection, ConnectionInfo, TlsInfo, UpstreamError};
-use crate::{body::RequestBody, netns::Netns, route::Route, socket::SocketFactory, telemetry::metrics::Metrics};
+use crate::{
+    body::RequestBody,
+    route::Route,
+    socket::{Place, SocketFactory},
+    telemetry::metrics::Metrics,
+};
 
 /// For all addresses of a host together; Istio's default.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,8 +32,8 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The origin refuses, is unreachable, or does not answer.
-pub async fn plain(sockets: &SocketFactory, netns: &Netns, origin: SocketAddr) -> Result<Connection, UpstreamError> {
-    let stream = tcp(sockets, netns, &[origin]).await?;
+pub async fn plain(sockets: &SocketFactory, from: &Place, origin: SocketAddr) -> Result<Connection, UpstreamError> {
+    let stream = tcp(sockets, from, &[origin]).await?;
     let info = ConnectionInfo { address: origin, tls: None };
     http(TokioIo::new(stream), info).await
 }
@@ -40,11 +45,11 @@ pub async fn plain(sockets: &SocketFactory, netns: &Netns, origin: SocketAddr) -
 pub async fn tls(
     sockets: &SocketFactory,
     metrics: &Metrics,
-    netns: &Netns,
+    from: &Place,
     route: &Route,
     origin: SocketAddr,
 ) -> Result<Connection, UpstreamError> {
-    let stream = tcp(sockets, netns, &route.candidates(origin.ip())).await?;
+    let stream = tcp(sockets, from, &route.candidates(origin.ip())).await?;
     let address = peer(&stream, origin);
     let originator = &route.originator;
     let handshake = TlsConnector::from(originator.config.clone()).connect(originator.server_name.clone(), stream);
@@ -64,7 +69,7 @@ pub async fn tls(
 
 /// Tries the addresses in order, each a moment after the one before or as soon as that fails; the first connection wins
 /// (RFC 8305 section 5). All of them share one time limit.
-async fn tcp(sockets: &SocketFactory, netns: &Netns, candidates: &[SocketAddr]) -> Result<TcpStream, UpstreamError> {
+async fn tcp(sockets: &SocketFactory, from: &Place, candidates: &[SocketAddr]) -> Result<TcpStream, UpstreamError> {
     let Some(&first) = candidates.first() else { return Err(UpstreamError::NoAddress) };
     let attempts = async {
         let mut waiting = candidates.iter();
@@ -73,7 +78,7 @@ async fn tcp(sockets: &SocketFactory, netns: &Netns, candidates: &[SocketAddr]) 
         loop {
             if let Some(&address) = waiting.next() {
                 under_way.push(async move {
-                    sockets.connect(netns, address).await.map_err(|source| UpstreamError::Connect { address, source })
+                    sockets.connect(from, address).await.map_err(|source| UpstreamError::Connect { address, source })
                 });
             }
             let more = waiting.len() > 0;

@@ -24,6 +24,8 @@ const MAX_IDLE_CONNECTIONS: usize = 256;
 pub struct Key {
     /// The application's network namespace.
     pub netns: NetnsCookie,
+    /// The device that the application's socket was bound to; 0 if none.
+    pub device: u32,
     /// Where to.
     pub to: To,
 }

@@ -6,6 +6,7 @@ mod large;
 mod record;
 mod requests;
 mod reuse;
+mod switch;
 
 use std::sync::{Arc, Mutex};
 
