@@ -202,11 +202,12 @@ impl<'bed> Agent<'bed> {
     /// there are now. The agent says so by the message `policy applied` with the field `rules`, and is ready once the hosts
     /// of the new rules have addresses.
     pub fn apply(&mut self, change: impl FnOnce() -> Result<()>) -> Result<u64> {
+        let applied = |line: &str| LogLine::parse(line).is_some_and(|line| line.message() == "policy applied");
+        // The one that it says at start, so that it is not taken for the answer to the change.
+        self.running.wait_for_line("the first policy to be applied", applied)?;
         let mark = self.running.stderr_mark();
         change()?;
-        let line = self.running.wait_for_line_after(mark, "the policy to be applied", |line| {
-            LogLine::parse(line).is_some_and(|line| line.message() == "policy applied")
-        })?;
+        let line = self.running.wait_for_line_after(mark, "the policy to be applied", applied)?;
         self.wait_until_ready()?;
         let line = LogLine::parse(&line).expect("the line was parsed just now");
         line.get("rules").and_then(Value::as_u64).context("`policy applied` without a number of rules")
