@@ -35,7 +35,7 @@ use crate::{
     route::RouteTable,
     socket::SocketFactory,
     telemetry::{access_log::Client, metrics::Metrics},
-    upstream::pool::Pool,
+    upstream::{pool::Pool, tls},
 };
 
 /// How often idle upstream connections are looked through.
@@ -136,6 +136,7 @@ impl Workers {
             let (draining, open) = (draining.clone(), workers.open.clone());
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                tls::warm_up();
                 let worker = Rc::new(Worker {
                     routes,
                     metrics,

@@ -103,6 +103,13 @@ pub fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
     if roots.is_empty() { Err(TlsError::NoSystemRoots) } else { Ok(Arc::new(roots)) }
 }
 
+/// Has the random number generator gather its entropy for the current thread, which takes it some 30 ms: the first
+/// request should not wait for that.
+pub fn warm_up() {
+    // A failure comes back with the first handshake, where somebody can be told.
+    let _ = aws_lc_rs::default_provider().secure_random.fill(&mut [0]);
+}
+
 /// How to originate TLS for one rule.
 #[derive(Clone, Debug)]
 pub struct Originator {
