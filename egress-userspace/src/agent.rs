@@ -17,7 +17,7 @@ use self::namespaces::Namespaces;
 use crate::{
     admin::{Readiness, SharedReadiness},
     config::{self, Document, Source},
-    kernel::{Destinations, Flows, Kernel, KernelError, NamespaceEvents, Redirector},
+    kernel::{Destinations, Flows, Kernel, KernelError, NamespaceEvents, Redirector, pins::Pins},
     netns::Netns,
     policy::Policy,
     resolve::{Names, ResolveError, Resolver},
@@ -45,6 +45,8 @@ pub struct Options {
     pub workers: usize,
     /// Whether the eBPF programs write log lines.
     pub log_ebpf: bool,
+    /// Where programs and maps are pinned; None to fail open.
+    pub pin_dir: Option<PathBuf>,
 }
 
 /// Why the agent does not start.
@@ -95,7 +97,7 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {
     move |source| AgentError::Io { what, source }
 }
 
-/// The running agent. Dropping it detaches the programs.
+/// The running agent. Dropping it detaches the programs, unless they are pinned.
 pub struct Agent {
     sources: Vec<Source>,
     redirector: Redirector,
@@ -112,6 +114,8 @@ pub struct Agent {
     metrics: Arc<Metrics>,
     readiness: SharedReadiness,
     attached: bool,
+    /// Whether interception outlives us.
+    pinned: bool,
 }
 
 impl Agent {
@@ -120,7 +124,7 @@ impl Agent {
     /// # Errors
     /// The configuration is bad (nothing has been touched then), or the machine cannot run the agent.
     pub fn start(options: Options) -> Result<Self, AgentError> {
-        let Options { sources, cgroups, workers, log_ebpf } = options;
+        let Options { sources, cgroups, workers, log_ebpf, pin_dir } = options;
         // Watched before it is read: a change in between is then seen.
         let watcher =
             Watcher::new(watched(&sources, &Policy::default())).map_err(io_error("cannot watch the configuration"))?;
@@ -134,7 +138,9 @@ impl Agent {
         names.set(&RouteTable::names(&policy));
         let table = RouteTable::build(&policy, &RouteTable::default(), &names).map_err(ConfigError::Tls)?;
 
-        let kernel = Redirector::load(log_ebpf)?;
+        let pinned = pin_dir.is_some();
+        let pins = pin_dir.as_deref().map(Pins::open).transpose().map_err(KernelError::Pins)?;
+        let kernel = Redirector::load(log_ebpf, pins)?;
         let Kernel { redirector, destinations, listeners, flows, own_sockets, outcomes, namespaces, log } = kernel;
         if let Some(log) = log {
             tokio::spawn(log.forward());
@@ -158,6 +164,7 @@ impl Agent {
             metrics,
             readiness: Arc::new(ArcSwap::from_pointee(Readiness::NotReady("starting".into()))),
             attached: false,
+            pinned,
         };
         agent.applied();
         Ok(agent)
@@ -188,8 +195,8 @@ impl Agent {
     /// The kernel refuses, or a cgroup has gone.
     pub fn attach(&mut self) -> Result<(), AgentError> {
         self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
+        self.redirector.attach(self.namespaces.cgroups())?;
         for cgroup in self.namespaces.cgroups() {
-            self.redirector.attach(cgroup)?;
             tracing::info!(cgroup = %cgroup.display(), "attached");
         }
         self.attached = true;
@@ -250,8 +257,15 @@ impl Agent {
         if left > 0 {
             tracing::warn!(connections = left, "the drain timeout ran out; the rest is cut off");
         }
+        let pinned = self.pinned;
         drop(self);
-        tracing::info!("detached");
+        if pinned {
+            tracing::info!(
+                "stopped; connects to configured destinations are refused until the next start or `egress detach`"
+            );
+        } else {
+            tracing::info!("detached");
+        }
     }
 
     fn reload(&mut self) {
@@ -308,8 +322,12 @@ impl Agent {
 
     /// Brings the kernel's destinations and the readiness in line with policy and names.
     fn synchronise(&mut self) {
-        let wanted = self.routes.load().intercepted(&self.names);
-        let result = self.destinations.set(&wanted);
+        let routes = self.routes.load_full();
+        let unanswered = routes.unintercepted(&self.names).into_iter().find(|error| !error.authoritative);
+        if self.names.all_tried() && unanswered.is_none() {
+            self.destinations.disown_inherited();
+        }
+        let result = self.destinations.set(&routes.intercepted(&self.names));
         self.metrics.destinations.set(self.destinations.len() as i64);
         let readiness = match result {
             Err(error) => {
@@ -319,12 +337,10 @@ impl Agent {
             Ok(()) if !self.attached => Readiness::NotReady("starting".into()),
             Ok(()) if !self.names.all_tried() => Readiness::NotReady("resolving the configured hosts".into()),
             // Of a host that does not exist nothing can leave in clear; of one that we cannot ask for it can.
-            Ok(()) => {
-                match self.routes.load().unintercepted(&self.names).into_iter().find(|error| !error.authoritative) {
-                    Some(error) => Readiness::NotReady(error.to_string()),
-                    None => Readiness::Ready,
-                }
-            }
+            Ok(()) => match unanswered {
+                Some(error) => Readiness::NotReady(error.to_string()),
+                None => Readiness::Ready,
+            },
         };
         if **self.readiness.load() != readiness {
             tracing::info!(?readiness, "readiness");

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use egress::{agent::AgentError, config::Source, policy::HostName};
+use egress::{agent::AgentError, config::Source, kernel::pins::DEFAULT_DIR, policy::HostName};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Run(RunOptions),
     /// Run one command under interception, and leave nothing behind.
     Exec(ExecOptions),
+    /// Remove what `run` leaves in place when it ends: from then on nothing is intercepted or refused.
+    Detach(DetachOptions),
 }
 
 /// Where rules come from. At least one is needed.
@@ -60,6 +62,13 @@ pub(crate) struct RunOptions {
     /// How long requests under way may take to finish after SIGTERM or SIGINT, such as 30s, 500ms or 2m.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub(crate) drain_timeout: Duration,
+    /// Where programs and maps are pinned, on a bpffs. They stay when the agent ends: connects to configured
+    /// destinations are then refused, until the next start or `egress detach`.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+    pub(crate) pin_dir: PathBuf,
+    /// Pin nothing: when the agent ends, or dies, traffic leaves in clear.
+    #[arg(long)]
+    pub(crate) fail_open: bool,
     /// Worker threads. Without it: one for each core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) workers: Option<u16>,
@@ -72,6 +81,13 @@ pub(crate) struct ExecOptions {
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DetachOptions {
+    /// Where programs and maps are pinned.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+    pub(crate) pin_dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

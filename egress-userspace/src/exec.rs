@@ -90,6 +90,8 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
         cgroups: vec![cgroup.path().to_owned()],
         workers: thread::available_parallelism().map_or(1, NonZero::get),
         log_ebpf,
+        // The guardian does for exec what pins do for an agent.
+        pin_dir: None,
     })?;
     agent.serve_own_namespace()?;
     agent.attach()?;

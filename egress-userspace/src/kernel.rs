@@ -2,13 +2,26 @@
 
 pub mod cgroup;
 mod maps;
+pub mod pins;
 
-use std::{collections::HashMap, io, path::Path};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, RingBuf},
-    programs::{CgroupAttachMode, Program, ProgramError},
+    programs::{
+        CgroupAttachMode, Program, ProgramError,
+        cgroup_sock::CgroupSockLinkId,
+        cgroup_sock_addr::CgroupSockAddrLinkId,
+        links::{FdLink, LinkError},
+        sock_ops::SockOpsLinkId,
+    },
 };
 use aya_log::EbpfLogger;
 use egress_common::{
@@ -18,6 +31,7 @@ use egress_common::{
 use tokio::io::unix::AsyncFd;
 
 pub use self::maps::{Destinations, Flows, Intercepted, Listeners, Outcomes, OwnSockets};
+use self::pins::Pins;
 use crate::netns::NetnsCookie;
 
 /// The eBPF object, compiled by the build script.
@@ -63,6 +77,9 @@ pub enum KernelError {
         /// The kernel's answer.
         source: aya::maps::MapError,
     },
+    /// Something cannot be pinned.
+    #[error(transparent)]
+    Pins(#[from] pins::PinError),
     /// The destinations map is full.
     #[error("more than {capacity} addresses to intercept; none of the new ones was added")]
     TooManyDestinations {
@@ -81,9 +98,10 @@ fn privilege_hint() -> &'static str {
     if nix::unistd::geteuid().is_root() { "" } else { " (egress needs root: CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)" }
 }
 
-/// Owns the programs and their links: interception lasts as long as this value.
+/// Owns the programs and their links. Interception lasts as long as this value, or for good if it is pinned.
 pub struct Redirector {
     ebpf: Ebpf,
+    pins: Option<Pins>,
 }
 
 /// What [`Redirector::load`] gives.
@@ -107,22 +125,33 @@ pub struct Kernel {
 }
 
 impl Redirector {
-    /// Loads all programs and maps; attaches nothing. With `log`, the programs write a line for each decision.
+    /// Loads all programs and maps, or takes maps over that are pinned; attaches nothing. With `log`, the programs write a
+    /// line for each decision. With `pins`, interception outlives the process.
     ///
     /// # Errors
     /// We lack privileges, or the kernel is too old: its own words are in the error.
-    pub fn load(log: bool) -> Result<Kernel, KernelError> {
+    pub fn load(log: bool, pins: Option<Pins>) -> Result<Kernel, KernelError> {
         // Before 5.19, or without multipath TCP, the verifier refuses what asks for a multipath socket.
-        Self::load_with(log, true).or_else(|_| Self::load_with(log, false))
+        let (ebpf, log) = Self::load_programs(log, true, pins.as_ref())
+            .or_else(|_| Self::load_programs(log, false, pins.as_ref()))?;
+        Self { ebpf, pins }.take_maps(log)
     }
 
-    fn load_with(log: bool, multipath: bool) -> Result<Kernel, KernelError> {
+    fn load_programs(
+        log: bool,
+        multipath: bool,
+        pins: Option<&Pins>,
+    ) -> Result<(Ebpf, Option<KernelLog>), KernelError> {
         let level = if log { u8::MAX } else { 0 };
-        let mut ebpf = EbpfLoader::new()
-            .override_global(names::LOG_LEVEL, &level, true)
-            .override_global(names::MULTIPATH, &u8::from(multipath), true)
-            .load(OBJECT)
-            .map_err(|error| KernelError::Load(Box::new(error)))?;
+        let multipath = u8::from(multipath);
+        let mut loader = EbpfLoader::new();
+        loader.override_global(names::LOG_LEVEL, &level, true).override_global(names::MULTIPATH, &multipath, true);
+        for (name, pins) in map::ALL.into_iter().zip(std::iter::repeat(pins)) {
+            if let Some(pins) = pins {
+                loader.map_pin_path(name, pins.map(name));
+            }
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| KernelError::Load(Box::new(error)))?;
         for name in program::ALL {
             let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
             let loaded = match program {
@@ -134,24 +163,37 @@ impl Redirector {
             loaded.map_err(|source| KernelError::Program { name, source: Box::new(source) })?;
         }
         let log = log.then(|| KernelLog::new(&mut ebpf)).transpose()?;
-        let mut take = |name| ebpf.take_map(name).ok_or(KernelError::Missing(name));
+        Ok((ebpf, log))
+    }
+
+    fn take_maps(mut self, log: Option<KernelLog>) -> Result<Kernel, KernelError> {
+        let mut take = |name| self.ebpf.take_map(name).ok_or(KernelError::Missing(name));
         let destinations = Destinations::new(take(map::DESTINATIONS)?)?;
         let listeners = Listeners::new(take(map::LISTENERS)?)?;
         let flows = Flows::new(shared(take(map::FLOWS)?, map::FLOWS)?)?;
         let own_sockets = OwnSockets::new(shared(take(map::OWN_SOCKETS)?, map::OWN_SOCKETS)?)?;
         let outcomes = Outcomes::new(take(map::OUTCOMES)?)?;
         let namespaces = NamespaceEvents::new(take(map::NETNS_SEEN)?)?;
-        Ok(Kernel { redirector: Self { ebpf }, destinations, listeners, flows, own_sockets, outcomes, namespaces, log })
+        Ok(Kernel { redirector: self, destinations, listeners, flows, own_sockets, outcomes, namespaces, log })
     }
 
-    /// Attaches all programs to a cgroup. On failure nothing of this call stays attached once the value is dropped.
+    /// Attaches all programs to all cgroups, then detaches what earlier agents had attached elsewhere.
     ///
     /// # Errors
-    /// The directory is not a cgroup of version 2, or the kernel refuses.
-    pub fn attach(&mut self, cgroup: &Path) -> Result<(), KernelError> {
+    /// A directory is not a cgroup of version 2, or the kernel refuses.
+    pub fn attach(&mut self, cgroups: &[PathBuf]) -> Result<(), KernelError> {
+        for cgroup in cgroups {
+            self.attach_one(cgroup)?;
+        }
+        if let Some(pins) = &self.pins {
+            pins.prune(cgroups)?;
+        }
+        Ok(())
+    }
+
+    fn attach_one(&mut self, cgroup: &Path) -> Result<(), KernelError> {
         let display = || cgroup.display().to_string();
-        let directory =
-            std::fs::File::open(cgroup).map_err(|source| KernelError::Cgroup { cgroup: display(), source })?;
+        let directory = File::open(cgroup).map_err(|source| KernelError::Cgroup { cgroup: display(), source })?;
         // The order matters: no connect may be redirected before its origin can be published and answered.
         for name in [
             program::SOCK_CREATE,
@@ -162,17 +204,50 @@ impl Redirector {
             program::CONNECT6,
         ] {
             let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-            // Links are always "multi"; any other mode is refused with EINVAL.
-            let mode = CgroupAttachMode::Single;
-            let attached = match program {
-                Program::CgroupSockAddr(program) => program.attach(&directory, mode).map(drop),
-                Program::CgroupSock(program) => program.attach(&directory, mode).map(drop),
-                Program::SockOps(program) => program.attach(&directory, mode).map(drop),
-                _ => return Err(KernelError::Missing(name)),
+            let failed = |source| KernelError::Attach { name, cgroup: display(), source: Box::new(source) };
+            let Some(pins) = &self.pins else {
+                attach(program, &directory).map(drop).map_err(failed)?;
+                continue;
             };
-            attached.map_err(|source| KernelError::Attach { name, cgroup: display(), source: Box::new(source) })?;
+            let descriptor = program.fd().and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?)).map_err(failed)?;
+            if !pins.replace(cgroup, name, descriptor.as_fd())? {
+                let link = attach(program, &directory).and_then(|attached| attached.take(program)).map_err(failed)?;
+                pins.pin(cgroup, name, link)?;
+            }
         }
         Ok(())
+    }
+}
+
+/// A link that its program owns.
+enum Attached {
+    SockAddr(CgroupSockAddrLinkId),
+    Sock(CgroupSockLinkId),
+    SockOps(SockOpsLinkId),
+}
+
+fn attach(program: &mut Program, cgroup: &File) -> Result<Attached, ProgramError> {
+    // Links are always "multi"; any other mode is refused with EINVAL.
+    let mode = CgroupAttachMode::Single;
+    match program {
+        Program::CgroupSockAddr(program) => program.attach(cgroup, mode).map(Attached::SockAddr),
+        Program::CgroupSock(program) => program.attach(cgroup, mode).map(Attached::Sock),
+        Program::SockOps(program) => program.attach(cgroup, mode).map(Attached::SockOps),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+impl Attached {
+    /// Takes the link from its program.
+    fn take(self, program: &mut Program) -> Result<FdLink, ProgramError> {
+        let link = match (self, program) {
+            (Self::SockAddr(id), Program::CgroupSockAddr(program)) => program.take_link(id)?.try_into(),
+            (Self::Sock(id), Program::CgroupSock(program)) => program.take_link(id)?.try_into(),
+            (Self::SockOps(id), Program::SockOps(program)) => program.take_link(id)?.try_into(),
+            _ => return Err(ProgramError::UnexpectedProgramType),
+        };
+        // Kernels without cgroup links are older than any that the programs load on.
+        link.map_err(|_: LinkError| ProgramError::UnexpectedProgramType)
     }
 }
 

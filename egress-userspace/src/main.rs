@@ -1,6 +1,7 @@
 //! The command `egress`.
 
 mod cli;
+mod detach;
 mod exec;
 mod run;
 
@@ -26,5 +27,6 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(options) => run::run(options, &cli.log),
         Command::Exec(options) => exec::exec(options, &cli.log),
+        Command::Detach(options) => detach::detach(&options),
     }
 }

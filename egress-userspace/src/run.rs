@@ -70,6 +70,7 @@ async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
         cgroups,
         workers: options.workers.map_or(cores, usize::from),
         log_ebpf,
+        pin_dir: (!options.fail_open).then_some(options.pin_dir),
     })?;
     let address = admin::start(options.admin, agent.readiness(), agent.metrics())
         .await

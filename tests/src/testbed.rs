@@ -112,6 +112,11 @@ impl TestBed {
         &self.bpffs
     }
 
+    /// The names of all hosts.
+    pub fn hosts(&self) -> Vec<&str> {
+        self.hosts.keys().map(String::as_str).collect()
+    }
+
     /// The addresses of a host.
     pub fn addresses(&self, host: &str) -> HostAddresses {
         *self.hosts.get(host).unwrap_or_else(|| panic!("the test bed was not given the host {host}"))

@@ -67,6 +67,16 @@ impl Intercepted {
         Self { address, prefix_len: if address.is_ipv4() { 32 } else { 128 }, port }
     }
 
+    fn from_key(key: &Key<Destination>) -> Self {
+        let Destination { address, port, .. } = key.data();
+        let before = Destination::prefix_bits(&address, 0);
+        Self {
+            address: IpAddr::from(address),
+            prefix_len: u8::try_from(key.prefix_len() - before).unwrap_or(u8::MAX),
+            port: u16::from_be_bytes(port),
+        }
+    }
+
     fn key(&self) -> Key<Destination> {
         let address = IpBytes::from(self.address);
         Key::new(
@@ -80,15 +90,26 @@ impl Intercepted {
 pub struct Destinations {
     map: LpmTrie<MapData, Destination, u8>,
     present: HashSet<Intercepted>,
+    /// Found in a pinned map, and kept until the names that they came from have been looked up again.
+    inherited: HashSet<Intercepted>,
 }
 
 impl Destinations {
     pub(super) fn new(map: Map) -> Result<Self, KernelError> {
-        let map = LpmTrie::try_from(map).map_err(error(map::DESTINATIONS))?;
-        Ok(Self { map, present: HashSet::new() })
+        let map: LpmTrie<_, Destination, u8> = LpmTrie::try_from(map).map_err(error(map::DESTINATIONS))?;
+        let inherited = map
+            .keys()
+            .map(|key| Ok(Intercepted::from_key(&key.map_err(error(map::DESTINATIONS))?)))
+            .collect::<Result<HashSet<_>, KernelError>>()?;
+        Ok(Self { map, present: inherited.clone(), inherited })
     }
 
-    /// Makes the map hold exactly `wanted`. What is new is added before what is gone is removed.
+    /// Lets go of what an earlier agent left, with the next `set`.
+    pub fn disown_inherited(&mut self) {
+        self.inherited.clear();
+    }
+
+    /// Makes the map hold exactly `wanted`, besides what is inherited. What is new is added before what is gone is removed.
     ///
     /// # Errors
     /// There are too many, and the map stays as it was; or the kernel refuses.
@@ -100,7 +121,8 @@ impl Destinations {
             self.map.insert(&entry.key(), 1, 0).map_err(error(map::DESTINATIONS))?;
             self.present.insert(entry);
         }
-        for entry in self.present.difference(wanted).copied().collect::<Vec<_>>() {
+        let gone = self.present.difference(wanted).filter(|entry| !self.inherited.contains(entry));
+        for entry in gone.copied().collect::<Vec<_>>() {
             ignore_absent(self.map.remove(&entry.key())).map_err(error(map::DESTINATIONS))?;
             self.present.remove(&entry);
         }
@@ -125,8 +147,14 @@ const CAPACITY: usize = 65536;
 pub struct Listeners(HashMap<MapData, u64, ListenerPorts>);
 
 impl Listeners {
+    /// What a pinned map holds is forgotten: the listeners of a dead agent are gone, and a namespace that is in the map is
+    /// not reported.
     pub(super) fn new(map: Map) -> Result<Self, KernelError> {
-        HashMap::try_from(map).map(Self).map_err(error(map::LISTENERS))
+        let mut listeners = HashMap::try_from(map).map(Self).map_err(error(map::LISTENERS))?;
+        for netns in listeners.0.keys().filter_map(Result::ok).collect::<Vec<_>>() {
+            listeners.remove(NetnsCookie(netns))?;
+        }
+        Ok(listeners)
     }
 
     /// From now on connections of this namespace are redirected to these ports; 0 where there is no listener.

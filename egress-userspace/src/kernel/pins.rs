@@ -1,0 +1,219 @@
+//! Programs and maps that outlive the agent, pinned in a bpffs.
+//!
+//! With the agent dead the programs go on, find no listener, and refuse connects to configured destinations. The next
+//! agent takes the maps as they are and replaces the programs in their links, so that there is no moment without them.
+//!
+//! `PIN_DIR/layout-N/maps/MAP` and `PIN_DIR/layout-N/links/CGROUP/PROGRAM`, where N is the version of the maps' layout and
+//! CGROUP the id of the cgroup.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use aya::programs::links::FdLink;
+use egress_common::LAYOUT_VERSION;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+/// Where pins are by default.
+pub const DEFAULT_DIR: &str = "/sys/fs/bpf/egress";
+
+const LAYOUT_PREFIX: &str = "layout-";
+
+/// What stands against pinning.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The directory is on another file system.
+    #[error(
+        "{0} is not on a bpffs, so that nothing could refuse connects while egress is not running; mount one \
+         (mount -t bpf bpf /sys/fs/bpf), name one with --pin-dir, or accept clear text then with --fail-open"
+    )]
+    NotBpffs(PathBuf),
+    /// A file or directory could not be made, read or removed.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A link could not be pinned.
+    #[error("cannot pin a link at {path}: {source}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: aya::pin::PinError,
+    },
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PinError {
+    let path = path.to_owned();
+    |source| PinError::Io { path, source }
+}
+
+/// The directory of pins.
+pub struct Pins {
+    root: PathBuf,
+    layout: PathBuf,
+}
+
+impl Pins {
+    /// Opens or makes the directory.
+    ///
+    /// # Errors
+    /// It is not on a bpffs, or cannot be made.
+    pub fn open(root: &Path) -> Result<Self, PinError> {
+        let layout = root.join(format!("{LAYOUT_PREFIX}{LAYOUT_VERSION}"));
+        // Looked at before anything is made, so that nothing is left on another file system.
+        let existing = root.ancestors().find(|path| path.exists()).unwrap_or(root);
+        let kind = statfs(existing).map_err(|errno| PinError::Io { path: existing.into(), source: errno.into() })?;
+        if kind.filesystem_type() != BPF_FS_MAGIC {
+            return Err(PinError::NotBpffs(root.into()));
+        }
+        for directory in ["maps", "links"].map(|name| layout.join(name)) {
+            fs::create_dir_all(&directory).map_err(io_error(&directory))?;
+        }
+        Ok(Self { root: root.into(), layout })
+    }
+
+    /// Where a map is pinned.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.layout.join("maps").join(name)
+    }
+
+    /// Makes the link that is pinned for `cgroup` run `program` from now on. Says whether there is one.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn replace(&self, cgroup: &Path, name: &str, program: BorrowedFd<'_>) -> Result<bool, PinError> {
+        let path = self.link(cgroup, name)?;
+        let Some(link) = open_link(&path).map_err(io_error(&path))? else { return Ok(false) };
+        let attributes = [link.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned(), 0, 0];
+        match bpf(BPF_LINK_UPDATE, attributes) {
+            Ok(_) => Ok(true),
+            Err(error) => Err(PinError::Io { path, source: error }),
+        }
+    }
+
+    /// Pins a link. It then stays attached when our descriptor is closed.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn pin(&self, cgroup: &Path, name: &str, link: FdLink) -> Result<(), PinError> {
+        let path = self.link(cgroup, name)?;
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(io_error(directory))?;
+        }
+        link.pin(&path).map(drop).map_err(|source| PinError::Pin { path, source })
+    }
+
+    /// Detaches what earlier agents left that is not for these cgroups or not of this layout. To be called when all
+    /// cgroups are attached, so that there is no gap.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn prune(&self, cgroups: &[PathBuf]) -> Result<(), PinError> {
+        let keep = cgroups.iter().map(|cgroup| cgroup_id(cgroup)).collect::<Result<Vec<_>, _>>()?;
+        for layout in entries(&self.root)?.into_iter().filter(|path| *path != self.layout) {
+            remove(&layout, &mut Vec::new())?;
+        }
+        for links in entries(&self.layout.join("links"))? {
+            if !keep.iter().any(|id| links.ends_with(id)) {
+                remove(&links, &mut Vec::new())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&self, cgroup: &Path, name: &str) -> Result<PathBuf, PinError> {
+        Ok(self.layout.join("links").join(cgroup_id(cgroup)?).join(name))
+    }
+}
+
+/// Detaches all programs and removes all pins under `root`. Gives what was removed.
+///
+/// # Errors
+/// Something cannot be removed; the rest has been.
+pub fn detach(root: &Path) -> Result<Vec<PathBuf>, PinError> {
+    let mut removed = Vec::new();
+    if root.exists() {
+        remove(root, &mut removed)?;
+    }
+    Ok(removed)
+}
+
+/// The id by which the kernel knows a cgroup, which is its inode number. It is never used again.
+fn cgroup_id(cgroup: &Path) -> Result<String, PinError> {
+    fs::metadata(cgroup).map(|metadata| metadata.ino().to_string()).map_err(io_error(cgroup))
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(io_error(directory))?,
+    };
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(io_error(directory))).collect()
+}
+
+/// Removes a pin, or a directory of pins. Links are detached first, so that it does not matter who else has them open;
+/// the connect hooks before those that they need.
+fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), PinError> {
+    if path.is_dir() {
+        let mut entries = entries(path)?;
+        // Links before maps, connect4 and connect6 before the others.
+        entries.sort_by_key(|entry| (!entry.ends_with("links"), entry.clone()));
+        for entry in entries {
+            remove(&entry, removed)?;
+        }
+        return fs::remove_dir(path).map_err(io_error(path));
+    }
+    if path.ancestors().any(|ancestor| ancestor.ends_with("links"))
+        && let Some(link) = open_link(path).map_err(io_error(path))?
+    {
+        // A link whose cgroup is gone is detached already.
+        let _ = bpf(BPF_LINK_DETACH, [link.as_raw_fd().cast_unsigned()]);
+    }
+    fs::remove_file(path).map_err(io_error(path))?;
+    removed.push(path.to_owned());
+    Ok(())
+}
+
+// Commands of bpf(2) that aya has no function for, with their numbers in `enum bpf_cmd` of linux/bpf.h.
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
+
+/// Opens a pinned object; None if there is none.
+fn open_link(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let pointer = name.as_ptr() as u64;
+    // `pathname` is an u64, which the first two words hold in the machine's order.
+    let [low, high] = if cfg!(target_endian = "little") {
+        [pointer as u32, (pointer >> 32) as u32]
+    } else {
+        [(pointer >> 32) as u32, pointer as u32]
+    };
+    match bpf(BPF_OBJ_GET, [low, high, 0, 0]) {
+        // SAFETY: the kernel has just given us this descriptor.
+        Ok(descriptor) => Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Calls bpf(2) with attributes that are rows of `u32`.
+fn bpf<const N: usize>(command: libc::c_long, attributes: [u32; N]) -> io::Result<libc::c_int> {
+    /// The kernel reads attributes of eight bytes where they are.
+    #[repr(align(8))]
+    struct Aligned<const N: usize>([u32; N]);
+    let mut aligned = Aligned(attributes);
+    // SAFETY: the attributes live as long as the call, and their size is given; what they point to is the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut aligned, size_of_val(&attributes)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+}

@@ -1,0 +1,210 @@
+//! Nothing leaves in clear while no agent runs, unless that was asked for.
+
+use std::{fs, io::ErrorKind, net::TcpListener};
+
+use anyhow::{Result, ensure};
+use harness::{
+    TestBed,
+    agent::{Agent, AgentOptions, binary},
+    origin::{Origin, Reply, ServerTls},
+    process::Output,
+};
+use nix::sys::signal::Signal;
+
+const HOST: &str = "edition.cnn.com";
+const OTHER: &str = "other.example";
+const URL: &str = "http://edition.cnn.com/politics";
+const FAMILIES: [&str; 2] = ["-4", "-6"];
+/// What curl ends with when its connection is refused.
+const REFUSED: i32 = 7;
+
+#[test]
+fn a_stranger_on_a_dead_agents_port_gets_nothing() -> Result<()> {
+    let bed = TestBed::new("stranger")?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let agent = start(&bed, &["--host", HOST])?;
+    let ports = bed.client().listening()?;
+    ensure!(ports.len() == 2, "{ports:?}");
+    agent.kill();
+    let strangers = bed.client().run(|| {
+        let listeners = ports.iter().map(TcpListener::bind).collect::<Result<Vec<_>, _>>()?;
+        for listener in &listeners {
+            listener.set_nonblocking(true)?;
+        }
+        Ok(listeners)
+    })?;
+    check_refused(&bed)?;
+    for stranger in &strangers {
+        ensure!(stranger.accept().is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{stranger:?}");
+    }
+    tripwire.assert_silent()
+}
+
+#[test]
+fn with_fail_open_nothing_is_left() -> Result<()> {
+    let bed = TestBed::new("open")?;
+    let _origin = origin(&bed)?;
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let mut agent = start(&bed, &["--host", HOST, "--fail-open"])?;
+        ensure!(statuses(&bed, URL)? == [200, 200]);
+        agent.process().signal(signal)?;
+        agent.wait()?;
+        check_in_clear(&bed)?;
+        ensure!(!bed.bpffs().join("egress").exists(), "something is pinned");
+    }
+    Ok(())
+}
+
+#[test]
+fn detach_removes_what_a_dead_agent_left_and_says_what() -> Result<()> {
+    let bed = TestBed::new("detach")?;
+    let _origin = origin(&bed)?;
+    let detach = |arguments: &[&str]| -> Result<Output> {
+        bed.node_command(binary()?)?.arg("detach").args(arguments).run()?.success()
+    };
+    ensure!(detach(&[])?.text() == "nothing to detach: /sys/fs/bpf/egress has no pins\n");
+    start(&bed, &["--host", HOST])?.kill();
+    ensure!(statuses(&bed, URL)?.is_empty(), "not refused");
+    let text = detach(&[])?.text();
+    for pin in ["connect4", "connect6", "getpeername6", "publish_origin", "sock_create", "maps/DESTINATIONS"] {
+        ensure!(text.contains("removed /sys/fs/bpf/egress/layout-") && text.contains(pin), "{pin}: {text}");
+    }
+    check_in_clear(&bed)?;
+    ensure!(detach(&[])?.text().starts_with("nothing to detach"));
+
+    // Also under an agent that runs.
+    let _agent = start(&bed, &["--host", HOST, "--pin-dir", "/sys/fs/bpf/mine"])?;
+    ensure!(statuses(&bed, URL)? == [200, 200]);
+    ensure!(detach(&[])?.text().starts_with("nothing to detach"));
+    ensure!(detach(&["--pin-dir", "/sys/fs/bpf/mine"])?.text().contains("removed /sys/fs/bpf/mine/layout-"));
+    ensure!(bed.cgroup().programs()? == 0, "{} programs are attached", bed.cgroup().programs()?);
+    Ok(())
+}
+
+#[test]
+fn the_next_agent_takes_over_and_lets_go_of_what_its_rules_do_not_name() -> Result<()> {
+    let bed = TestBed::builder("heir").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    start(&bed, &["--host", HOST])?.kill();
+    ensure!(statuses(&bed, URL)?.is_empty(), "not refused");
+    let agent = start(&bed, &["--host", OTHER])?;
+    ensure!(bed.cgroup().programs()? == 6, "{} programs are attached", bed.cgroup().programs()?);
+    ensure!(statuses(&bed, URL)? == [301, 301]);
+    ensure!(agent.metrics()?.sum("egress_destinations", &[]) == 2.0, "{:?}", agent.metrics()?);
+    ensure!(statuses(&bed, "http://other.example/")? == [200, 200]);
+    Ok(())
+}
+
+/// What a dead agent had learnt is intercepted until its successor has learnt it again.
+#[test]
+fn addresses_are_inherited_while_names_are_unanswered() -> Result<()> {
+    // Nobody answers there.
+    let bed = TestBed::builder("unanswered").host(HOST).resolv_conf("nameserver 127.0.0.1\n").build()?;
+    let _origin = origin(&bed)?;
+    start(&bed, &["--host", HOST])?.kill();
+    fs::write(bed.dir().join("hosts"), "127.0.0.1 localhost\n")?;
+    let options = AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST]);
+    let mut agent = Agent::spawn(&bed, &options)?;
+    agent.process().wait_for_line("the agent to attach", |line| line.contains("\"attached\""))?;
+    for address in bed.sockets(HOST, 80) {
+        let known = format!("{HOST}:80:[{}]", address.ip()).replace("[198", "198").replace(".1]", ".1");
+        let response = bed.curl(URL)?.args(["--resolve", &known]).response()?;
+        ensure!(response.body == b"over TLS\n", "{response:?}");
+    }
+    ensure!(agent.admin("/readyz")?.0 == 503, "{:?}", agent.admin("/readyz")?);
+    Ok(())
+}
+
+#[test]
+fn cgroups_that_are_no_longer_served_are_let_go() -> Result<()> {
+    let bed = TestBed::new("moved")?;
+    let [before, after] = ["before", "after"].map(|name| bed.cgroup().child(name));
+    let (before, after) = (before?, after?);
+    let config = bed.config_dir()?;
+    let options = AgentOptions::new(config.path()).args(&["--host", HOST]);
+    Agent::start(&bed, &options.clone().cgroup(before.path()))?.kill();
+    ensure!(before.programs()? == 6 && after.programs()? == 0);
+    let _agent = Agent::start(&bed, &options.cgroup(after.path()))?;
+    ensure!(before.programs()? == 0 && after.programs()? == 6);
+    Ok(())
+}
+
+#[test]
+fn pins_of_another_layout_hold_until_they_are_replaced() -> Result<()> {
+    let bed = TestBed::new("layout")?;
+    let _origin = origin(&bed)?;
+    start(&bed, &["--host", HOST])?.kill();
+    let pins = bed.bpffs().join("egress");
+    let layout = fs::read_dir(&pins)?.next().expect("an agent was here")?.path();
+    fs::rename(&layout, pins.join("layout-0"))?;
+    ensure!(statuses(&bed, URL)?.is_empty(), "not refused");
+    let _agent = start(&bed, &["--host", HOST])?;
+    ensure!(statuses(&bed, URL)? == [200, 200]);
+    ensure!(bed.cgroup().programs()? == 6, "{} programs are attached", bed.cgroup().programs()?);
+    let left = fs::read_dir(&pins)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    ensure!(left == [layout], "{left:?}");
+    Ok(())
+}
+
+#[test]
+fn a_pin_directory_elsewhere_is_refused_with_the_ways_out() -> Result<()> {
+    let bed = TestBed::new("elsewhere")?;
+    let directory = bed.dir().join("pins");
+    let config = bed.config_dir()?;
+    let options = AgentOptions::new(config.path()).args(&["--host", HOST, "--pin-dir", &directory.to_string_lossy()]);
+    let mut agent = Agent::spawn(&bed, &options)?;
+    ensure!(agent.wait()?.code() == Some(1), "{}", agent.log_text());
+    let text = agent.log_text();
+    for word in ["is not on a bpffs", "mount -t bpf", "--pin-dir", "--fail-open"] {
+        ensure!(text.contains(word), "{word}: {text}");
+    }
+    ensure!(!directory.exists() && bed.cgroup().programs()? == 0);
+    Ok(())
+}
+
+fn check_refused(bed: &TestBed) -> Result<()> {
+    for family in FAMILIES {
+        let result = bed.curl(URL)?.args([family]).run()?;
+        ensure!(result.exit_code == REFUSED && result.stderr.contains("after 0 ms"), "{family}: {result:?}");
+    }
+    Ok(())
+}
+
+fn check_in_clear(bed: &TestBed) -> Result<()> {
+    ensure!(bed.cgroup().programs()? == 0, "{} programs are attached", bed.cgroup().programs()?);
+    ensure!(statuses(bed, URL)? == [301, 301]);
+    Ok(())
+}
+
+/// The status that each family gets; none where the connection is refused.
+fn statuses(bed: &TestBed, url: &str) -> Result<Vec<u16>> {
+    let mut statuses = Vec::new();
+    for family in FAMILIES {
+        let result = bed.curl(url)?.args([family]).run()?;
+        ensure!([0, REFUSED].contains(&result.exit_code), "{family}: {result:?}");
+        statuses.extend(result.statuses());
+    }
+    Ok(statuses)
+}
+
+/// A redirect in clear, a page over TLS, for each host of the test bed.
+fn origin(bed: &TestBed) -> Result<Origin> {
+    let hosts = bed.hosts();
+    let identity = ServerTls::new(bed.pki().server(&hosts)?);
+    let mut origin = bed.embedded_origin();
+    for host in &hosts {
+        origin = origin.clear(&bed.sockets(host, 80)).tls(&bed.sockets(host, 443), &identity)?;
+    }
+    origin
+        .handler(|request| match &request.tls {
+            Some(_) => Reply::ok("over TLS\n"),
+            None => Reply::status(301, &[("Location", "https://edition.cnn.com/politics")], "in clear\n"),
+        })
+        .start()
+}
+
+fn start<'bed>(bed: &'bed TestBed, arguments: &[&str]) -> Result<Agent<'bed>> {
+    let config = bed.dir().join("config");
+    fs::create_dir_all(&config)?;
+    Agent::start(bed, &AgentOptions::new(config).args(arguments))
+}
