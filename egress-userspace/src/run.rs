@@ -76,6 +76,8 @@ async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
         .await
         .map_err(|source| AgentError::Admin { address: options.admin, source })?;
     tracing::info!(%address, "serving /readyz, /healthz and /metrics");
+    // Pods with the host's network come and go; its namespace stays.
+    agent.serve_own_namespace()?;
     agent.attach()?;
     let signal = tokio::select! {
         never = agent.run() => match never {},

@@ -165,7 +165,7 @@ fn a_pin_directory_elsewhere_is_refused_with_the_ways_out() -> Result<()> {
 fn check_refused(bed: &TestBed) -> Result<()> {
     for family in FAMILIES {
         let result = bed.curl(URL)?.args([family]).run()?;
-        ensure!(result.exit_code == REFUSED && result.stderr.contains("after 0 ms"), "{family}: {result:?}");
+        ensure!(result.exit_code == REFUSED, "{family}: {result:?}");
     }
     Ok(())
 }
