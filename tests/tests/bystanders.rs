@@ -8,6 +8,7 @@ use harness::{
     agent::{Agent, AgentOptions},
     origin::{Origin, Reply, ServerTls},
     udp::UdpEcho,
+    wait::{PATIENCE, wait_until},
 };
 
 const HOST: &str = "edition.cnn.com";
@@ -41,6 +42,29 @@ fn udp_to_a_configured_address_and_port_arrives_as_it_is() -> Result<()> {
     }
     ensure!(agent.metrics()?.sum("egress_connects_total", &[("outcome", "not_tcp")]) == 2.0);
     ensure!(agent.records().is_empty(), "{:?}", agent.records());
+    Ok(())
+}
+
+#[test]
+fn the_programs_say_what_they_decide_when_asked_to() -> Result<()> {
+    let bed = TestBed::builder("log").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed, &bed.sockets(OTHER, 80))?;
+    let config = bed.config_dir()?;
+    let start = |arguments: &[&str]| Agent::start(&bed, &AgentOptions::new(config.path()).args(arguments));
+    for (arguments, expected) in [(["--host", HOST].as_slice(), false), (&["--host", HOST, "--log-ebpf"], true)] {
+        let agent = start(arguments)?;
+        for host in [HOST, OTHER] {
+            bed.curl(&format!("http://{host}/"))?.run()?;
+        }
+        agent.wait_for_records(1)?;
+        for line in ["connect: redirected", "connect: unmatched"] {
+            if expected {
+                wait_until("the programs' words", PATIENCE, || agent.log_text().contains(line))?;
+            }
+            ensure!(agent.log_text().contains(line) == expected, "{line}: {}", agent.log_text());
+        }
+        agent.terminate()?;
+    }
     Ok(())
 }
 

@@ -136,19 +136,20 @@ impl Originator {
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|error| refused(error.to_string()))?;
-        let verifier: Arc<dyn ServerCertVerifier> = match &settings.verify {
-            Verify::Skip => Arc::new(AcceptAny { provider }),
+        let expected = match &settings.verify {
+            Verify::Skip => None,
             Verify::Names(names) => {
                 let roots = match (&settings.roots, &material.roots) {
                     (Roots::File(path), Some(pem)) => Arc::new(parse_roots(path, pem)?),
                     _ => system_roots.clone(),
                 };
-                let chain = WebPkiServerVerifier::builder_with_provider(roots, provider)
+                let chain = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
                     .build()
                     .map_err(|error| refused(error.to_string()))?;
-                Arc::new(VerifyNames { chain, names: names.clone() })
+                Some(Expected { chain, names: names.clone() })
             }
         };
+        let verifier = Arc::new(PeerVerifier { provider, expected });
         let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
         let mut config = match (&settings.client, &material.client) {
             (Some(identity), Some((certificate, key))) => {
@@ -191,14 +192,22 @@ fn parse_roots(file: &Located<PathBuf>, pem: &[u8]) -> Result<RootCertStore, Tls
     Ok(roots)
 }
 
-/// Verifies the chain, and that the certificate is valid for at least one of the names, whatever was sent as SNI.
+/// Verifies origins.
 #[derive(Debug)]
-struct VerifyNames {
+struct PeerVerifier {
+    provider: Arc<CryptoProvider>,
+    /// None by `insecureSkipVerify`: any certificate is taken, though its holder must prove to have the key.
+    expected: Option<Expected>,
+}
+
+/// What a certificate must be: of a trusted chain, and valid for at least one of the names, whatever was sent as SNI.
+#[derive(Debug)]
+struct Expected {
     chain: Arc<WebPkiServerVerifier>,
     names: Vec<ServerName<'static>>,
 }
 
-impl ServerCertVerifier for VerifyNames {
+impl ServerCertVerifier for PeerVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -207,9 +216,10 @@ impl ServerCertVerifier for VerifyNames {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        let Some(Expected { chain, names }) = &self.expected else { return Ok(ServerCertVerified::assertion()) };
         let mut result = Err(Error::InvalidCertificate(CertificateError::NotValidForName));
-        for name in &self.names {
-            result = self.chain.verify_server_cert(end_entity, intermediates, name, ocsp_response, now);
+        for name in names {
+            result = chain.verify_server_cert(end_entity, intermediates, name, ocsp_response, now);
             match &result {
                 Err(Error::InvalidCertificate(
                     CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -218,47 +228,6 @@ impl ServerCertVerifier for VerifyNames {
             }
         }
         result
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-}
-
-/// `insecureSkipVerify`: takes any certificate, though its holder must prove to have the key.
-#[derive(Debug)]
-struct AcceptAny {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for AcceptAny {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _sni: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
