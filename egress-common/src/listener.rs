@@ -1,4 +1,4 @@
-//! The agent's listeners, and the namespaces that lack one.
+//! The agent's listeners, and processes whose namespaces may lack one.
 
 use crate::map_type;
 
@@ -13,15 +13,14 @@ pub struct ListenerPorts {
 }
 map_type!(ListenerPorts, 2 + 2);
 
-/// Reported when a process makes a socket in a network namespace that has no listener.
+/// Reported when a process in scope starts a program, and when one makes a socket in a network namespace that has no
+/// listener.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NetnsSeen {
-    /// Cookie of the namespace.
-    pub netns: u64,
-    /// A process (thread group id, initial pid namespace) whose socket it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ThreadSeen {
+    /// The process (thread group id, initial pid namespace).
     pub pid: u32,
-    /// The thread that made it: threads of one process can be in different namespaces.
+    /// The thread: those of one process can be in different namespaces.
     pub tid: u32,
 }
-map_type!(NetnsSeen, 8 + 4 + 4);
+map_type!(ThreadSeen, 4 + 4);

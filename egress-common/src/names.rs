@@ -14,11 +14,13 @@ pub mod map {
     pub const FLOWS: &str = "FLOWS";
     /// Per-CPU array of counters indexed by [`Outcome`](crate::outcome::Outcome).
     pub const OUTCOMES: &str = "OUTCOMES";
-    /// Ring buffer of [`NetnsSeen`](crate::listener::NetnsSeen).
-    pub const NETNS_SEEN: &str = "NETNS_SEEN";
+    /// Ring buffer of [`ThreadSeen`](crate::listener::ThreadSeen).
+    pub const THREADS_SEEN: &str = "THREADS_SEEN";
+    /// Hash of the ids of the cgroups that are served.
+    pub const SCOPES: &str = "SCOPES";
 
     /// All of them.
-    pub const ALL: [&str; 7] = [DESTINATIONS, LISTENERS, OWN_SOCKETS, ORIGINS, FLOWS, OUTCOMES, NETNS_SEEN];
+    pub const ALL: [&str; 8] = [DESTINATIONS, LISTENERS, OWN_SOCKETS, ORIGINS, FLOWS, OUTCOMES, THREADS_SEEN, SCOPES];
 }
 
 /// Programs.
@@ -33,11 +35,13 @@ pub mod program {
     pub const GETPEERNAME6: &str = "getpeername6";
     /// `sockops`: publishes the origin of a connection that is about to be made.
     pub const PUBLISH_ORIGIN: &str = "publish_origin";
-    /// `cgroup/sock_create`: reports network namespaces that have no listener yet.
+    /// `cgroup/sock_create`: reports sockets in network namespaces that have no listener yet.
     pub const SOCK_CREATE: &str = "sock_create";
+    /// `raw_tp/sched_process_exec`: reports programs that are started in a served cgroup. Not attached to cgroups.
+    pub const PROCESS_EXEC: &str = "process_exec";
 
-    /// All of them.
-    pub const ALL: [&str; 6] = [CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6, PUBLISH_ORIGIN, SOCK_CREATE];
+    /// Those that are attached to cgroups.
+    pub const CGROUP: [&str; 6] = [CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6, PUBLISH_ORIGIN, SOCK_CREATE];
 }
 
 /// The global that aya-log's macros compare their level with; 0 lets the verifier remove them.

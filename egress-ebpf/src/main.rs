@@ -6,7 +6,7 @@
 //! - [`connect`]: redirect connections to configured destinations.
 //! - [`established`]: publish the origin for the listener.
 //! - [`peername`]: answer getpeername with the origin.
-//! - [`sock_create`]: report network namespaces without a listener.
+//! - [`threads`]: report threads whose network namespaces may lack a listener.
 #![no_std]
 #![no_main]
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the entry points hand the context over by value")]
@@ -17,12 +17,12 @@ mod context;
 mod established;
 mod maps;
 mod peername;
-mod sock_create;
+mod threads;
 
 use aya_ebpf::{
     helpers::generated::bpf_set_retval,
-    macros::{cgroup_sock, cgroup_sock_addr, sock_ops},
-    programs::{SockAddrContext, SockContext, SockOpsContext},
+    macros::{cgroup_sock, cgroup_sock_addr, raw_tracepoint, sock_ops},
+    programs::{RawTracePointContext, SockAddrContext, SockContext, SockOpsContext},
 };
 use aya_log_ebpf::debug;
 use egress_common::outcome::Outcome;
@@ -95,8 +95,15 @@ pub fn publish_origin(ctx: SockOpsContext) -> u32 {
 /// Reports network namespaces that have no listener yet.
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
-    sock_create::report(&ctx);
+    threads::on_socket(&ctx);
     PROCEED
+}
+
+/// Reports programs that are started in a served cgroup.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
+    threads::on_exec();
+    0
 }
 
 #[cfg(not(test))]

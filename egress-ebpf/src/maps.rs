@@ -17,7 +17,7 @@ use aya_ebpf::{
 use egress_common::{
     destination::Destination,
     flow::Flow,
-    listener::{ListenerPorts, NetnsSeen},
+    listener::{ListenerPorts, ThreadSeen},
     origin::Origin,
     outcome::Outcome,
 };
@@ -46,9 +46,13 @@ static FLOWS: HashMap<Flow, Origin, 65536, { BPF_F_NO_PREALLOC as usize }> = Has
 #[btf_map]
 static OUTCOMES: PerCpuArray<u64, { Outcome::ALL.len() }> = PerCpuArray::new();
 
-/// Network namespaces without a listener.
+/// Threads whose network namespaces may lack a listener.
 #[btf_map]
-static NETNS_SEEN: RingBuf<NetnsSeen, 65536> = RingBuf::new();
+static THREADS_SEEN: RingBuf<ThreadSeen, 65536> = RingBuf::new();
+
+/// Ids of the cgroups that are served. The value has no meaning of its own.
+#[btf_map]
+static SCOPES: HashMap<u64, u8, 256, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// Whether the kernel can name the multipath socket of a subflow; set by the loader. At 0 the verifier removes the call,
 /// which older kernels do not know.
@@ -214,9 +218,14 @@ pub fn count(outcome: Outcome) {
 }
 
 #[inline(always)]
-pub fn report_netns(seen: NetnsSeen) {
+pub fn is_served(cgroup: u64) -> bool {
+    SCOPES.get_ptr(cgroup).is_some()
+}
+
+#[inline(always)]
+pub fn report_thread(seen: ThreadSeen) {
     // When the ring is full the agent is behind; the next socket of the namespace reports it again.
-    if let Some(mut entry) = NETNS_SEEN.reserve(0) {
+    if let Some(mut entry) = THREADS_SEEN.reserve(0) {
         entry.write(seen);
         entry.submit(0);
     }

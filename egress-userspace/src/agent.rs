@@ -17,7 +17,7 @@ use self::namespaces::Namespaces;
 use crate::{
     admin::{Readiness, SharedReadiness},
     config::{self, Document, Source},
-    kernel::{Destinations, Flows, Kernel, KernelError, NamespaceEvents, Redirector, pins::Pins},
+    kernel::{Destinations, Flows, Kernel, KernelError, Redirector, ThreadEvents, pins::Pins},
     netns::Netns,
     policy::Policy,
     resolve::{Names, ResolveError, Resolver},
@@ -103,7 +103,7 @@ pub struct Agent {
     redirector: Redirector,
     destinations: Destinations,
     flows: Flows,
-    namespace_events: NamespaceEvents,
+    thread_events: ThreadEvents,
     namespaces: Namespaces,
     names: Names,
     documents: Vec<Document>,
@@ -141,7 +141,7 @@ impl Agent {
         let pinned = pin_dir.is_some();
         let pins = pin_dir.as_deref().map(Pins::open).transpose().map_err(KernelError::Pins)?;
         let kernel = Redirector::load(log_ebpf, pins)?;
-        let Kernel { redirector, destinations, listeners, flows, own_sockets, outcomes, namespaces, log } = kernel;
+        let Kernel { redirector, destinations, listeners, flows, own_sockets, outcomes, threads, log } = kernel;
         if let Some(log) = log {
             tokio::spawn(log.forward());
         }
@@ -153,7 +153,7 @@ impl Agent {
             redirector,
             destinations,
             flows,
-            namespace_events: namespaces,
+            thread_events: threads,
             namespaces: Namespaces::new(cgroups, SocketFactory::new(own_sockets), listeners),
             names,
             documents,
@@ -228,7 +228,7 @@ impl Agent {
                     self.reload();
                 }
                 () = self.names.next() => self.synchronise(),
-                seen = self.namespace_events.next() => match seen {
+                seen = self.thread_events.next() => match seen {
                     Ok(seen) => self.namespaces.seen(&seen, &mut self.workers),
                     Err(error) => tracing::error!(%error, "cannot learn of new network namespaces"),
                 },

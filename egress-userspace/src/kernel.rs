@@ -5,7 +5,7 @@ mod maps;
 pub mod pins;
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     fs::File,
     io,
     os::fd::AsFd as _,
@@ -25,14 +25,14 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use egress_common::{
-    listener::NetnsSeen,
+    listener::ThreadSeen,
     names::{self, map, program},
 };
 use tokio::io::unix::AsyncFd;
 
+use self::maps::Scopes;
 pub use self::maps::{Destinations, Flows, Intercepted, Listeners, Outcomes, OwnSockets};
 use self::pins::Pins;
-use crate::netns::NetnsCookie;
 
 /// The eBPF object, compiled by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf"));
@@ -101,6 +101,7 @@ fn privilege_hint() -> &'static str {
 /// Owns the programs and their links. Interception lasts as long as this value, or for good if it is pinned.
 pub struct Redirector {
     ebpf: Ebpf,
+    scopes: Scopes,
     pins: Option<Pins>,
 }
 
@@ -118,8 +119,8 @@ pub struct Kernel {
     pub own_sockets: OwnSockets,
     /// Counters.
     pub outcomes: Outcomes,
-    /// Network namespaces that have no listener yet.
-    pub namespaces: NamespaceEvents,
+    /// Threads whose network namespaces may lack a listener.
+    pub threads: ThreadEvents,
     /// Log lines of the programs, where asked for.
     pub log: Option<KernelLog>,
 }
@@ -134,7 +135,7 @@ impl Redirector {
         // Before 5.19, or without multipath TCP, the verifier refuses what asks for a multipath socket.
         let (ebpf, log) = Self::load_programs(log, true, pins.as_ref())
             .or_else(|_| Self::load_programs(log, false, pins.as_ref()))?;
-        Self { ebpf, pins }.take_maps(log)
+        Self::take_maps(ebpf, pins, log)
     }
 
     fn load_programs(
@@ -152,7 +153,7 @@ impl Redirector {
             }
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| KernelError::Load(Box::new(error)))?;
-        for name in program::ALL {
+        for name in program::CGROUP {
             let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
             let loaded = match program {
                 Program::CgroupSockAddr(program) => program.load(),
@@ -166,15 +167,25 @@ impl Redirector {
         Ok((ebpf, log))
     }
 
-    fn take_maps(mut self, log: Option<KernelLog>) -> Result<Kernel, KernelError> {
-        let mut take = |name| self.ebpf.take_map(name).ok_or(KernelError::Missing(name));
+    fn take_maps(mut ebpf: Ebpf, pins: Option<Pins>, log: Option<KernelLog>) -> Result<Kernel, KernelError> {
+        let mut take = |name| ebpf.take_map(name).ok_or(KernelError::Missing(name));
         let destinations = Destinations::new(take(map::DESTINATIONS)?)?;
         let listeners = Listeners::new(take(map::LISTENERS)?)?;
         let flows = Flows::new(shared(take(map::FLOWS)?, map::FLOWS)?)?;
         let own_sockets = OwnSockets::new(shared(take(map::OWN_SOCKETS)?, map::OWN_SOCKETS)?)?;
         let outcomes = Outcomes::new(take(map::OUTCOMES)?)?;
-        let namespaces = NamespaceEvents::new(take(map::NETNS_SEEN)?)?;
-        Ok(Kernel { redirector: self, destinations, listeners, flows, own_sockets, outcomes, namespaces, log })
+        let threads = ThreadEvents::new(take(map::THREADS_SEEN)?)?;
+        let scopes = Scopes::new(take(map::SCOPES)?)?;
+        Ok(Kernel {
+            redirector: Self { ebpf, scopes, pins },
+            destinations,
+            listeners,
+            flows,
+            own_sockets,
+            outcomes,
+            threads,
+            log,
+        })
     }
 
     /// Attaches all programs to all cgroups, then detaches what earlier agents had attached elsewhere.
@@ -182,6 +193,10 @@ impl Redirector {
     /// # Errors
     /// A directory is not a cgroup of version 2, or the kernel refuses.
     pub fn attach(&mut self, cgroups: &[PathBuf]) -> Result<(), KernelError> {
+        self.scopes.set(cgroups)?;
+        if let Err(error) = self.watch_exec() {
+            tracing::warn!(%error, "new network namespaces are noticed later, by their first socket");
+        }
         for cgroup in cgroups {
             self.attach_one(cgroup)?;
         }
@@ -189,6 +204,17 @@ impl Redirector {
             pins.prune(cgroups)?;
         }
         Ok(())
+    }
+
+    /// Has started programs reported. This is of use only while we live, and not pinned.
+    fn watch_exec(&mut self) -> Result<(), KernelError> {
+        let name = program::PROCESS_EXEC;
+        let failed = |source| KernelError::Program { name, source: Box::new(source) };
+        let Some(Program::RawTracePoint(program)) = self.ebpf.program_mut(name) else {
+            return Err(KernelError::Missing(name));
+        };
+        program.load().map_err(failed)?;
+        program.attach("sched_process_exec").map(drop).map_err(failed)
     }
 
     fn attach_one(&mut self, cgroup: &Path) -> Result<(), KernelError> {
@@ -259,30 +285,29 @@ fn shared(map: Map, name: &'static str) -> Result<maps::SharedMap, KernelError> 
     }
 }
 
-/// Network namespaces in which a process made a socket while we had no listener there.
-pub struct NamespaceEvents(AsyncFd<RingBuf<MapData>>);
+/// Threads whose network namespaces may lack a listener.
+pub struct ThreadEvents(AsyncFd<RingBuf<MapData>>);
 
-impl NamespaceEvents {
+impl ThreadEvents {
     fn new(map: Map) -> Result<Self, KernelError> {
-        let ring = RingBuf::try_from(map).map_err(|source| KernelError::Map { name: map::NETNS_SEEN, source })?;
+        let ring = RingBuf::try_from(map).map_err(|source| KernelError::Map { name: map::THREADS_SEEN, source })?;
         // SAFETY: the ring owns its descriptor, which neither closes nor changes before the ring is dropped.
         unsafe { AsyncFd::register(ring) }.map(Self).map_err(|error| KernelError::Watch(error.into()))
     }
 
-    /// Waits for events and gives one thread (process and thread id) for each namespace that they name.
+    /// Waits for threads to be reported, and gives each once.
     ///
     /// # Errors
     /// The ring buffer cannot be polled.
-    pub async fn next(&mut self) -> io::Result<HashMap<NetnsCookie, (u32, u32)>> {
+    pub async fn next(&mut self) -> io::Result<HashSet<ThreadSeen>> {
         loop {
             let mut guard = self.0.readable_mut().await?;
             let ring = guard.get_inner_mut();
-            let mut seen = HashMap::new();
+            let mut seen = HashSet::new();
             while let Some(entry) = ring.next() {
-                if let Ok(bytes) = <[u8; size_of::<NetnsSeen>()]>::try_from(&*entry) {
-                    // SAFETY: NetnsSeen has no padding, and any bit pattern is a value of it.
-                    let event = unsafe { std::mem::transmute::<[u8; size_of::<NetnsSeen>()], NetnsSeen>(bytes) };
-                    seen.insert(NetnsCookie(event.netns), (event.pid, event.tid));
+                if let Ok(bytes) = <[u8; size_of::<ThreadSeen>()]>::try_from(&*entry) {
+                    // SAFETY: ThreadSeen has no padding, and any bit pattern is a value of it.
+                    seen.insert(unsafe { std::mem::transmute::<[u8; size_of::<ThreadSeen>()], ThreadSeen>(bytes) });
                 }
             }
             guard.clear_ready();
@@ -319,7 +344,7 @@ mod tests {
     #[test]
     fn the_object_has_every_name() {
         let object = aya_obj::Object::parse(OBJECT).expect("the embedded object");
-        for name in program::ALL {
+        for name in program::CGROUP.iter().chain([&program::PROCESS_EXEC]).copied() {
             assert!(object.programs.contains_key(name), "no program {name}");
         }
         for name in map::ALL {

@@ -96,6 +96,14 @@ pub fn inode_of_process(pid: u32) -> io::Result<NetnsInode> {
     std::fs::metadata(format!("/proc/{pid}/ns/net")).map(|metadata| NetnsInode(metadata.ino()))
 }
 
+/// The inode of a thread's network namespace, without entering it.
+///
+/// # Errors
+/// The thread is gone.
+pub fn inode_of_thread(pid: u32, tid: u32) -> io::Result<NetnsInode> {
+    std::fs::metadata(format!("/proc/{pid}/task/{tid}/ns/net")).map(|metadata| NetnsInode(metadata.ino()))
+}
+
 /// Remembers the namespace that the process is in. To be called before any thread enters another one.
 fn home() -> io::Result<&'static File> {
     if let Some(home) = HOME.get() {

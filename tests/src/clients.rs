@@ -17,7 +17,8 @@ pub struct Curl {
 }
 
 impl Curl {
-    pub(crate) fn new(command: Command, url: &str) -> Self {
+    /// A call by a command that runs curl, wherever that is.
+    pub fn new(command: Command, url: &str) -> Self {
         // -q: without the .curlrc of whoever runs the tests.
         Self { command: command.args(["-q", "-sS", "-i", "--max-time", "15"]), url: url.to_owned() }
     }

@@ -1,11 +1,17 @@
 //! The network namespaces that are served, each with its listeners.
 
-use std::{collections::HashMap, io, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::PathBuf,
+};
+
+use egress_common::listener::ThreadSeen;
 
 use crate::{
     kernel::Listeners,
     listener::{self, Handle},
-    netns::{Netns, NetnsCookie, NetnsInode, discover},
+    netns::{Netns, NetnsInode, discover, inode_of_thread},
     socket::SocketFactory,
     worker::Workers,
 };
@@ -39,18 +45,18 @@ impl Namespaces {
         self.serve(netns, workers)
     }
 
-    /// Takes in what the kernel reported: a thread for each namespace.
-    pub(super) fn seen(&mut self, seen: &HashMap<NetnsCookie, (u32, u32)>, workers: &mut Workers) {
-        for (&cookie, &(pid, tid)) in seen {
-            let served = Netns::of_thread(pid, tid).and_then(|netns| {
-                // It may have moved on; the next socket tells again.
-                if netns.cookie() == cookie { self.serve(&netns, workers) } else { Ok(()) }
+    /// Takes in what the kernel reported.
+    pub(super) fn seen(&mut self, seen: &HashSet<ThreadSeen>, workers: &mut Workers) {
+        for &ThreadSeen { pid, tid } in seen {
+            let served = inode_of_thread(pid, tid).and_then(|inode| match self.served.contains_key(&inode) {
+                true => Ok(()),
+                false => Netns::of_thread(pid, tid).and_then(|netns| self.serve(&netns, workers)),
             });
             match served {
                 // The thread ended. If its process has others, the next socket or the next walk tells of them.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    tracing::warn!(?cookie, pid, %error, "cannot serve a network namespace; its connects are refused");
+                    tracing::warn!(pid, %error, "cannot serve a network namespace; its connects are refused");
                 }
                 Ok(()) => {}
             }

@@ -3,9 +3,13 @@
 use std::{
     cell::RefCell,
     collections::HashSet,
-    fmt,
+    fmt, fs,
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd as _, AsRawFd},
+    os::{
+        fd::{AsFd as _, AsRawFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -172,6 +176,29 @@ impl Listeners {
     /// The kernel refuses.
     pub fn remove(&mut self, netns: NetnsCookie) -> Result<(), KernelError> {
         ignore_absent(self.0.remove(&netns.0)).map_err(error(map::LISTENERS))
+    }
+}
+
+/// The cgroups in which started programs are reported.
+pub(super) struct Scopes(HashMap<MapData, u64, u8>);
+
+impl Scopes {
+    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
+        HashMap::try_from(map).map(Self).map_err(error(map::SCOPES))
+    }
+
+    /// Makes these the cgroups.
+    pub(super) fn set(&mut self, cgroups: &[PathBuf]) -> Result<(), KernelError> {
+        for id in self.0.keys().filter_map(Result::ok).collect::<Vec<_>>() {
+            ignore_absent(self.0.remove(&id)).map_err(error(map::SCOPES))?;
+        }
+        for cgroup in cgroups {
+            let metadata = fs::metadata(cgroup)
+                .map_err(|source| KernelError::Cgroup { cgroup: cgroup.display().to_string(), source })?;
+            // The kernel's id of a cgroup is its inode number.
+            self.0.insert(metadata.ino(), 1, 0).map_err(error(map::SCOPES))?;
+        }
+        Ok(())
     }
 }
 
