@@ -18,7 +18,7 @@ use super::{
 /// network namespaces, so they need root and get it by sudo.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only these: lint, unit, or the name of a file in tests/tests; all without a name
+    /// Only these: lint, unit, or the name of a file or directory in tests/tests; all without a name
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
     /// Arguments of the test programs, for example a test's name or --nocapture

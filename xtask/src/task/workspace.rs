@@ -28,13 +28,14 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
     Ok(target.with_context(|| format!("{} is not in a target directory", program.display()))?.to_owned())
 }
 
-/// The integration tests by name: the files of tests/tests.
+/// The integration tests by name: the files of tests/tests, and its directories with a main.rs, as cargo finds them.
 pub(crate) fn integration_tests() -> Result<Vec<String>> {
     let directory = repository().join("tests/tests");
     let mut names = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))? {
-        let file = entry?.path();
-        if let Some(name) = file.file_stem().filter(|_| file.extension().is_some_and(|extension| extension == "rs")) {
+        let path = entry?.path();
+        let is_test = path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file();
+        if let Some(name) = path.file_stem().filter(|_| is_test) {
             names.push(name.to_string_lossy().into_owned());
         }
     }
