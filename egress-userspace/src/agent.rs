@@ -196,6 +196,7 @@ impl Agent {
     pub fn attach(&mut self) -> Result<(), AgentError> {
         self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
         self.redirector.attach(self.namespaces.cgroups())?;
+        self.namespaces.disown()?;
         for cgroup in self.namespaces.cgroups() {
             tracing::info!(cgroup = %cgroup.display(), "attached");
         }

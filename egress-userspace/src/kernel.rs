@@ -147,8 +147,8 @@ impl Redirector {
         let multipath = u8::from(multipath);
         let mut loader = EbpfLoader::new();
         loader.override_global(names::LOG_LEVEL, &level, true).override_global(names::MULTIPATH, &multipath, true);
-        for (name, pins) in map::ALL.into_iter().zip(std::iter::repeat(pins)) {
-            if let Some(pins) = pins {
+        if let Some(pins) = pins {
+            for name in map::ALL {
                 loader.map_pin_path(name, pins.map(name));
             }
         }

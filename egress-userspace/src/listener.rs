@@ -83,7 +83,7 @@ pub fn open(sockets: &SocketFactory, netns: &Netns) -> io::Result<(Handle, Vec<L
 /// Accepts connections until the listener's handle is dropped.
 pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Receiver<bool>) {
     let Listener { netns, socket, mut closed, gone } = listener;
-    let here = Place { netns, gone };
+    let here = Namespace { netns, gone };
     // SAFETY: the listener owns its descriptor, which neither closes nor changes before it is dropped.
     let socket = match unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) } {
         Ok(socket) => socket,
@@ -113,8 +113,8 @@ pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Rec
     }
 }
 
-/// Where a connection was accepted.
-struct Place {
+/// The network namespace that connections are accepted in.
+struct Namespace {
     netns: Netns,
     gone: CancellationToken,
 }
@@ -122,7 +122,7 @@ struct Place {
 /// Accepts what is in the queue.
 fn accept_all(
     worker: &Rc<Worker>,
-    here: &Place,
+    here: &Namespace,
     socket: &TcpListener,
     draining: &watch::Receiver<bool>,
 ) -> io::Result<()> {
@@ -141,7 +141,7 @@ fn accept_all(
 /// could go to.
 fn admit(
     worker: &Rc<Worker>,
-    here: &Place,
+    here: &Namespace,
     stream: std::net::TcpStream,
     client: SocketAddr,
     draining: &watch::Receiver<bool>,

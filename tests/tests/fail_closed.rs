@@ -95,6 +95,33 @@ fn the_next_agent_takes_over_and_lets_go_of_what_its_rules_do_not_name() -> Resu
     Ok(())
 }
 
+#[test]
+fn an_agent_that_cannot_start_disturbs_no_other() -> Result<()> {
+    let bed = TestBed::new("undisturbed")?;
+    let _origin = origin(&bed)?;
+    let first = start(&bed, &["--host", HOST])?;
+    // The admin address is in use.
+    let options = AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST]);
+    ensure!(Agent::spawn(&bed, &options)?.wait()?.code() == Some(1));
+    ensure!(statuses(&bed, URL)? == [200, 200]);
+    first.wait_for_records(2)?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_was_replaced_does_not_take_its_successors_place_down() -> Result<()> {
+    let bed = TestBed::new("replaced")?;
+    let _origin = origin(&bed)?;
+    let first = start(&bed, &["--host", HOST])?;
+    let options = AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST]).admin_port(9902);
+    let second = Agent::start(&bed, &options)?;
+    ensure!(statuses(&bed, URL)? == [200, 200]);
+    first.terminate()?;
+    ensure!(statuses(&bed, URL)? == [200, 200]);
+    second.wait_for_records(4)?;
+    Ok(())
+}
+
 /// What a dead agent had learnt is intercepted until its successor has learnt it again.
 #[test]
 fn addresses_are_inherited_while_names_are_unanswered() -> Result<()> {

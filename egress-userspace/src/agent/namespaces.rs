@@ -9,7 +9,7 @@ use std::{
 use egress_common::listener::ThreadSeen;
 
 use crate::{
-    kernel::Listeners,
+    kernel::{KernelError, Listeners},
     listener::{self, Handle},
     netns::{Netns, NetnsInode, discover, inode_of_thread},
     socket::SocketFactory,
@@ -43,6 +43,11 @@ impl Namespaces {
     pub(super) fn keep(&mut self, netns: &Netns, workers: &mut Workers) -> io::Result<()> {
         self.kept = Some(netns.inode());
         self.serve(netns, workers)
+    }
+
+    /// Forgets what an earlier agent served. To be called when this one is sure to take over.
+    pub(super) fn disown(&mut self) -> Result<(), KernelError> {
+        self.kernel.retain(&self.served.values().map(|handle| handle.netns.cookie()).collect())
     }
 
     /// Takes in what the kernel reported.
@@ -115,7 +120,7 @@ impl Namespaces {
     fn close(&mut self, inode: NetnsInode, workers: &Workers, why: Why) {
         let Some(handle) = self.served.remove(&inode) else { return };
         let netns = handle.netns.cookie();
-        if let Err(error) = self.kernel.remove(netns) {
+        if let Err(error) = self.kernel.remove(netns, handle.v4, handle.v6) {
             tracing::warn!(?netns, %error, "a listener is left in the kernel's map; its connects are refused");
         }
         if why == Why::Gone {

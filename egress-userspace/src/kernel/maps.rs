@@ -151,14 +151,21 @@ const CAPACITY: usize = 65536;
 pub struct Listeners(HashMap<MapData, u64, ListenerPorts>);
 
 impl Listeners {
-    /// What a pinned map holds is forgotten: the listeners of a dead agent are gone, and a namespace that is in the map is
-    /// not reported.
     pub(super) fn new(map: Map) -> Result<Self, KernelError> {
-        let mut listeners = HashMap::try_from(map).map(Self).map_err(error(map::LISTENERS))?;
-        for netns in listeners.0.keys().filter_map(Result::ok).collect::<Vec<_>>() {
-            listeners.remove(NetnsCookie(netns))?;
+        HashMap::try_from(map).map(Self).map_err(error(map::LISTENERS))
+    }
+
+    /// Forgets all namespaces but these, which an earlier agent has left in a pinned map: its listeners are gone, and a
+    /// namespace that is in the map is not reported.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn retain(&mut self, ours: &HashSet<NetnsCookie>) -> Result<(), KernelError> {
+        let left = self.0.keys().filter_map(Result::ok).filter(|&netns| !ours.contains(&NetnsCookie(netns)));
+        for netns in left.collect::<Vec<_>>() {
+            ignore_absent(self.0.remove(&netns)).map_err(error(map::LISTENERS))?;
         }
-        Ok(listeners)
+        Ok(())
     }
 
     /// From now on connections of this namespace are redirected to these ports; 0 where there is no listener.
@@ -166,17 +173,24 @@ impl Listeners {
     /// # Errors
     /// The map is full or the kernel refuses.
     pub fn insert(&mut self, netns: NetnsCookie, v4: u16, v6: u16) -> Result<(), KernelError> {
-        let ports = ListenerPorts { v4: v4.to_be_bytes(), v6: v6.to_be_bytes() };
-        self.0.insert(netns.0, ports, 0).map_err(error(map::LISTENERS))
+        self.0.insert(netns.0, ports(v4, v6), 0).map_err(error(map::LISTENERS))
     }
 
-    /// From now on connections of this namespace to configured destinations are rejected.
+    /// From now on connections of this namespace to configured destinations are rejected, unless they are redirected to
+    /// other ports meanwhile: those of an agent that has taken over.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn remove(&mut self, netns: NetnsCookie) -> Result<(), KernelError> {
+    pub fn remove(&mut self, netns: NetnsCookie, v4: u16, v6: u16) -> Result<(), KernelError> {
+        if self.0.get(&netns.0, 0).is_ok_and(|current| current != ports(v4, v6)) {
+            return Ok(());
+        }
         ignore_absent(self.0.remove(&netns.0)).map_err(error(map::LISTENERS))
     }
+}
+
+fn ports(v4: u16, v6: u16) -> ListenerPorts {
+    ListenerPorts { v4: v4.to_be_bytes(), v6: v6.to_be_bytes() }
 }
 
 /// The cgroups in which started programs are reported.
