@@ -19,6 +19,31 @@ pub struct Destination {
 }
 map_type!(Destination, 2 + 2 + 16);
 
+/// Why a destination is intercepted; the value of the `DESTINATIONS` trie.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Capture {
+    /// It is not: a network that is excluded from a port's interception.
+    Excluded = 0,
+    /// A configured host has this address.
+    Host = 1,
+    /// All connections to this port are.
+    Port = 2,
+}
+
+impl Capture {
+    /// The reason with this number.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Excluded),
+            1 => Some(Self::Host),
+            2 => Some(Self::Port),
+            _ => None,
+        }
+    }
+}
+
 impl Destination {
     /// Length in bits of a key that matches exactly one address.
     pub const BITS: u32 = Self::BITS_BEFORE_ADDRESS + 128;

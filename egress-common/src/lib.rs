@@ -3,10 +3,11 @@
 //! - [`names`]: maps, programs and globals of the eBPF object.
 //! - [`address`]: socket addresses in network byte order, both families in one shape.
 //! - [`destination`]: what the connect hooks look up.
+//! - [`learned`]: what DNS answers add to that.
 //! - [`origin`]: where an application was going when it was redirected, and who it was.
 //! - [`flow`]: how an accepted connection finds its origin.
 //! - [`listener`]: the agent's listening ports in one network namespace.
-//! - [`outcome`]: what the hooks decided, counted.
+//! - [`outcome`]: what the programs decided, counted.
 //!
 //! Every map type is `repr(C)`, free of padding (checked at compile time) and holds ports and addresses as they are on
 //! the wire. [`LAYOUT_VERSION`] changes whenever one of them does.
@@ -19,13 +20,14 @@ extern crate std;
 pub mod address;
 pub mod destination;
 pub mod flow;
+pub mod learned;
 pub mod listener;
 pub mod names;
 pub mod origin;
 pub mod outcome;
 
 /// Version of the map layouts in this crate.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Asserts at compile time that a type has no padding, and lets userspace store it in maps.
 macro_rules! map_type {

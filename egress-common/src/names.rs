@@ -2,7 +2,7 @@
 
 /// Maps.
 pub mod map {
-    /// LPM trie of [`Destination`](crate::destination::Destination): what is intercepted.
+    /// LPM trie from [`Destination`](crate::destination::Destination) to [`Capture`](crate::destination::Capture).
     pub const DESTINATIONS: &str = "DESTINATIONS";
     /// Hash from network namespace cookie to [`ListenerPorts`](crate::listener::ListenerPorts).
     pub const LISTENERS: &str = "LISTENERS";
@@ -18,9 +18,38 @@ pub mod map {
     pub const THREADS_SEEN: &str = "THREADS_SEEN";
     /// Hash of the ids of the cgroups that are served.
     pub const SCOPES: &str = "SCOPES";
+    /// LPM trie from [`ReversedName`](crate::learned::ReversedName) to [`NameRule`](crate::learned::NameRule): whose
+    /// addresses are learned.
+    pub const NAMES: &str = "NAMES";
+    /// Hash from [`LearnedKey`](crate::learned::LearnedKey) to [`Learned`](crate::learned::Learned): what is intercepted
+    /// besides `DESTINATIONS`.
+    pub const LEARNED: &str = "LEARNED";
+    /// Hash from network namespace cookie to the number of its entries in `LEARNED`.
+    pub const LEARNED_COUNTS: &str = "LEARNED_COUNTS";
+    /// Socket storage that holds the network namespace cookie of sockets that asked a name server.
+    pub const ASKERS: &str = "ASKERS";
+    /// Per-CPU array of counters indexed by [`Learning`](crate::outcome::Learning).
+    pub const LEARNINGS: &str = "LEARNINGS";
+    /// Per-CPU room for one DNS message.
+    pub const SCRATCH: &str = "SCRATCH";
 
     /// All of them.
-    pub const ALL: [&str; 8] = [DESTINATIONS, LISTENERS, OWN_SOCKETS, ORIGINS, FLOWS, OUTCOMES, THREADS_SEEN, SCOPES];
+    pub const ALL: [&str; 14] = [
+        DESTINATIONS,
+        LISTENERS,
+        OWN_SOCKETS,
+        ORIGINS,
+        FLOWS,
+        OUTCOMES,
+        THREADS_SEEN,
+        SCOPES,
+        NAMES,
+        LEARNED,
+        LEARNED_COUNTS,
+        ASKERS,
+        LEARNINGS,
+        SCRATCH,
+    ];
 }
 
 /// Programs.
@@ -35,13 +64,21 @@ pub mod program {
     pub const GETPEERNAME6: &str = "getpeername6";
     /// `sockops`: publishes the origin of a connection that is about to be made.
     pub const PUBLISH_ORIGIN: &str = "publish_origin";
+    /// `cgroup/sendmsg4`: notes which sockets ask name servers.
+    pub const SENDMSG4: &str = "sendmsg4";
+    /// `cgroup/sendmsg6`: notes which sockets ask name servers.
+    pub const SENDMSG6: &str = "sendmsg6";
+    /// `cgroup_skb/ingress`: learns addresses from the answers that those sockets get.
+    pub const LEARN_NAMES: &str = "learn_names";
     /// `cgroup/sock_create`: reports sockets in network namespaces that have no listener yet.
     pub const SOCK_CREATE: &str = "sock_create";
     /// `raw_tp/sched_process_exec`: reports programs that are started in a served cgroup. Not attached to cgroups.
     pub const PROCESS_EXEC: &str = "process_exec";
 
-    /// Those that are attached to cgroups.
-    pub const CGROUP: [&str; 6] = [CONNECT4, CONNECT6, GETPEERNAME4, GETPEERNAME6, PUBLISH_ORIGIN, SOCK_CREATE];
+    /// Those that are attached to cgroups, in the order in which that is safe: no connect may be redirected before its
+    /// origin can be published and answered, and no name be asked for before the answer is listened to.
+    pub const CGROUP: [&str; 9] =
+        [SOCK_CREATE, LEARN_NAMES, SENDMSG4, SENDMSG6, PUBLISH_ORIGIN, GETPEERNAME4, GETPEERNAME6, CONNECT4, CONNECT6];
 }
 
 /// The global that aya-log's macros compare their level with; 0 lets the verifier remove them.

@@ -22,10 +22,12 @@ pub struct Origin {
     pub device: u32,
     /// The port that the application connected to, in network order.
     pub port: [u8; 2],
+    /// Why the connection was redirected: a [`Capture`](crate::destination::Capture).
+    pub capture: u8,
     /// Zero; keeps the layout free of padding.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
-map_type!(Origin, 8 + 16 + 16 + 4 + 4 + 2 + 6);
+map_type!(Origin, 8 + 16 + 16 + 4 + 4 + 2 + 1 + 5);
 
 #[cfg(feature = "user")]
 mod user {
@@ -35,11 +37,17 @@ mod user {
     };
 
     use super::Origin;
+    use crate::destination::Capture;
 
     impl Origin {
         /// Address and port that the application connected to.
         pub fn socket_addr(&self) -> SocketAddr {
             SocketAddr::new(IpAddr::from(self.address), u16::from_be_bytes(self.port))
+        }
+
+        /// Whether all that is known of the destination is its port, and not that a configured host has its address.
+        pub fn by_port_alone(&self) -> bool {
+            Capture::from_number(self.capture) == Some(Capture::Port)
         }
 
         /// The process name, with what is not UTF-8 replaced.
@@ -53,6 +61,7 @@ mod user {
 #[cfg(all(test, feature = "user"))]
 mod tests {
     use super::*;
+    use crate::destination::Capture;
 
     #[test]
     fn address_and_name_read_back() {
@@ -65,7 +74,8 @@ mod tests {
             pid: 42,
             device: 0,
             port: 80u16.to_be_bytes(),
-            reserved: [0; 6],
+            capture: Capture::Host as u8,
+            reserved: [0; 5],
         };
         assert_eq!(origin.socket_addr(), ([203, 0, 113, 7], 80).into());
         assert_eq!(origin.process_name(), "curl");

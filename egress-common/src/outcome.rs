@@ -1,20 +1,20 @@
-//! What the hooks decided.
+//! What the programs decided.
 
-/// Declares [`Outcome`] with its metric labels.
-macro_rules! outcomes {
-    ($($(#[$doc:meta])* $name:ident = $label:literal,)*) => {
-        /// What a hook decided about one connection; the index of its counter.
+/// Declares an enumeration of counted outcomes with their metric labels.
+macro_rules! counted {
+    ($(#[$about:meta])* $type:ident { $($(#[$doc:meta])* $name:ident = $label:literal,)* }) => {
+        $(#[$about])*
         #[repr(u32)]
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        pub enum Outcome {
+        pub enum $type {
             $($(#[$doc])* $name,)*
         }
 
-        impl Outcome {
-            /// All outcomes, in the order of their counters.
+        impl $type {
+            /// All of them, in the order of their counters.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
-            /// The value of the metric label `outcome`.
+            /// The value of the metric label.
             pub const fn label(self) -> &'static str {
                 match self {
                     $(Self::$name => $label,)*
@@ -24,23 +24,38 @@ macro_rules! outcomes {
     };
 }
 
-outcomes! {
-    /// Not a configured destination: left alone.
-    Unmatched = "unmatched",
-    /// Not TCP: left alone.
-    NotTcp = "not_tcp",
-    /// The agent's own socket: left alone.
-    OwnSocket = "own_socket",
-    /// Redirected to the agent's listener.
-    Redirected = "redirected",
-    /// Rejected: the agent has no listener in the socket's network namespace.
-    NoListener = "no_listener",
-    /// Rejected: somebody else listens where the agent should.
-    ForeignListener = "foreign_listener",
-    /// Rejected: the origin could not be recorded.
-    OriginNotRecorded = "origin_not_recorded",
-    /// Rejected: the socket is bound to a device, and could not be released to reach the listener.
-    BoundToDevice = "bound_to_device",
-    /// Redirected, but the flow could not be published: the listener will close the connection.
-    FlowNotPublished = "flow_not_published",
+counted! {
+    /// What a hook decided about one connection; the index of its counter.
+    Outcome {
+        /// Not a configured destination: left alone.
+        Unmatched = "unmatched",
+        /// Not TCP: left alone.
+        NotTcp = "not_tcp",
+        /// The agent's own socket: left alone.
+        OwnSocket = "own_socket",
+        /// Redirected to the agent's listener.
+        Redirected = "redirected",
+        /// Rejected: the agent has no listener in the socket's network namespace.
+        NoListener = "no_listener",
+        /// Rejected: somebody else listens where the agent should.
+        ForeignListener = "foreign_listener",
+        /// Rejected: the origin could not be recorded.
+        OriginNotRecorded = "origin_not_recorded",
+        /// Rejected: the socket is bound to a device, and could not be released to reach the listener.
+        BoundToDevice = "bound_to_device",
+        /// Redirected, but the flow could not be published: the listener will close the connection.
+        FlowNotPublished = "flow_not_published",
+        /// Rejected: a datagram socket that asks a name server, and whose answers could not be told from others'.
+        AskerNotRecorded = "asker_not_recorded",
+    }
+}
+
+counted! {
+    /// What became of a DNS answer that has addresses of a configured name; the index of its counter.
+    Learning {
+        /// All of its addresses are intercepted from now on.
+        Learned = "learned",
+        /// It was kept from the application, as not all of its addresses could be learned.
+        Refused = "refused",
+    }
 }

@@ -3,13 +3,14 @@
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_ktime_get_boot_ns};
 use egress_common::{
     address::IpBytes,
-    destination::Destination,
+    destination::{Capture, Destination},
     origin::{COMM_LEN, Origin},
     outcome::Outcome,
 };
 
 use crate::{
     context::{ConnectContext, Family},
+    dns,
     maps::{self, Listening, Socket},
 };
 
@@ -17,7 +18,7 @@ use crate::{
 #[inline(always)]
 pub fn connect<F: Family>(ctx: &ConnectContext<'_, F>) -> Outcome {
     if !ctx.is_tcp() {
-        return Outcome::NotTcp;
+        return if dns::on_destination(ctx).is_ok() { Outcome::NotTcp } else { Outcome::AskerNotRecorded };
     }
     let Some(socket) = Socket::of(ctx.raw()) else {
         return Outcome::OriginNotRecorded;
@@ -26,13 +27,17 @@ pub fn connect<F: Family>(ctx: &ConnectContext<'_, F>) -> Outcome {
     maps::forget_origin(socket);
     let destination = ctx.destination();
     // Whatever the rules say of networks: loopback does not leave the machine, and our listeners are there.
-    if destination.address.is_loopback() || !maps::is_configured(destination) {
+    if destination.address.is_loopback() {
         return Outcome::Unmatched;
     }
+    let netns = ctx.netns();
+    let Some(capture) = maps::capture(netns, destination) else {
+        return Outcome::Unmatched;
+    };
     if maps::is_own(socket) {
         return Outcome::OwnSocket;
     }
-    let Some(listener) = listener(ctx, destination.address) else {
+    let Some(listener) = listener(netns, destination.address) else {
         return Outcome::NoListener;
     };
     match maps::who_listens(ctx.raw(), listener) {
@@ -41,7 +46,7 @@ pub fn connect<F: Family>(ctx: &ConnectContext<'_, F>) -> Outcome {
         Listening::Somebody => return Outcome::ForeignListener,
     }
     let device = socket.bound_device();
-    if maps::record_origin(socket, origin(destination, device)).is_err() {
+    if maps::record_origin(socket, origin(destination, device, capture)).is_err() {
         return Outcome::OriginNotRecorded;
     }
     // Bound to a device, the packets to our listener would leave by it. The upstream socket is bound in its place.
@@ -55,8 +60,8 @@ pub fn connect<F: Family>(ctx: &ConnectContext<'_, F>) -> Outcome {
 
 /// The agent's listener in the socket's network namespace, of the family that the connection speaks.
 #[inline(always)]
-fn listener<F: Family>(ctx: &ConnectContext<'_, F>, address: IpBytes) -> Option<Destination> {
-    let ports = maps::listener_ports(ctx.netns())?;
+fn listener(netns: u64, address: IpBytes) -> Option<Destination> {
+    let ports = maps::listener_ports(netns)?;
     let (address, port) = match address.as_v4() {
         Some(_) => (IpBytes::LOOPBACK4, ports.v4),
         None => (IpBytes::LOOPBACK6, ports.v6),
@@ -65,7 +70,7 @@ fn listener<F: Family>(ctx: &ConnectContext<'_, F>, address: IpBytes) -> Option<
 }
 
 #[inline(always)]
-fn origin(destination: Destination, device: u32) -> Origin {
+fn origin(destination: Destination, device: u32, capture: Capture) -> Origin {
     Origin {
         // SAFETY: the helper takes nothing.
         recorded_ns: unsafe { bpf_ktime_get_boot_ns() },
@@ -75,6 +80,7 @@ fn origin(destination: Destination, device: u32) -> Origin {
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         device,
         port: destination.port,
-        reserved: [0; 6],
+        capture: capture as u8,
+        reserved: [0; 5],
     }
 }

@@ -11,6 +11,7 @@ use aya_ebpf::{
 use egress_common::{address::IpBytes, destination::Destination};
 
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
 /// The protocol of a multipath TCP socket; its subflows are TCP.
 const IPPROTO_MPTCP: u32 = 262;
 
@@ -91,9 +92,19 @@ impl<'a, F: Family> ConnectContext<'a, F> {
     /// The hooks run for UDP as well; MPTCP connects through the same hook as TCP.
     #[inline(always)]
     pub fn is_tcp(&self) -> bool {
+        matches!(self.protocol(), IPPROTO_TCP | IPPROTO_MPTCP)
+    }
+
+    /// Whether it is for datagrams.
+    #[inline(always)]
+    pub fn is_udp(&self) -> bool {
+        self.protocol() == IPPROTO_UDP
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u32 {
         // SAFETY: an aligned four-byte read of a readable field.
-        let protocol = unsafe { ptr::read_volatile(&raw const (*self.ctx.sock_addr).protocol) };
-        protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP
+        unsafe { ptr::read_volatile(&raw const (*self.ctx.sock_addr).protocol) }
     }
 
     /// Where the application connects to.

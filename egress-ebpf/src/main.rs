@@ -6,6 +6,7 @@
 //! - [`connect`]: redirect connections to configured destinations.
 //! - [`established`]: publish the origin for the listener.
 //! - [`peername`]: answer getpeername with the origin.
+//! - [`dns`]: learn the addresses of configured names from DNS answers.
 //! - [`threads`]: report threads whose network namespaces may lack a listener.
 #![no_std]
 #![no_main]
@@ -14,6 +15,7 @@
 
 mod connect;
 mod context;
+mod dns;
 mod established;
 mod maps;
 mod peername;
@@ -21,13 +23,13 @@ mod threads;
 
 use aya_ebpf::{
     helpers::generated::bpf_set_retval,
-    macros::{cgroup_sock, cgroup_sock_addr, raw_tracepoint, sock_ops},
-    programs::{RawTracePointContext, SockAddrContext, SockContext, SockOpsContext},
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, raw_tracepoint, sock_ops},
+    programs::{RawTracePointContext, SkBuffContext, SockAddrContext, SockContext, SockOpsContext},
 };
 use aya_log_ebpf::debug;
-use egress_common::outcome::Outcome;
+use egress_common::outcome::{Learning, Outcome};
 
-use crate::context::{ConnectContext, V4, V6};
+use crate::context::{ConnectContext, Family, V4, V6};
 
 /// Lets the system call go on.
 const PROCEED: i32 = 1;
@@ -60,7 +62,8 @@ fn verdict(ctx: &SockAddrContext, outcome: Outcome) -> i32 {
         | Outcome::ForeignListener
         | Outcome::OriginNotRecorded
         | Outcome::BoundToDevice
-        | Outcome::FlowNotPublished => {
+        | Outcome::FlowNotPublished
+        | Outcome::AskerNotRecorded => {
             // SAFETY: the helper only stores the number; the hook type has it since Linux 5.18.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             REJECT
@@ -90,6 +93,42 @@ pub fn publish_origin(ctx: SockOpsContext) -> u32 {
         debug!(&ctx, "connect: {}", Outcome::FlowNotPublished.label());
     }
     PROCEED as u32
+}
+
+/// IPv4 datagrams of sockets that are not connected: notes who asks name servers.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    note_asker(&ConnectContext::<V4>::new(&ctx))
+}
+
+/// IPv6 datagrams of sockets that are not connected: notes who asks name servers.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    note_asker(&ConnectContext::<V6>::new(&ctx))
+}
+
+/// What is asked without our listening to the answer could lead out in clear.
+#[inline(always)]
+fn note_asker<F: Family>(ctx: &ConnectContext<'_, F>) -> i32 {
+    if dns::on_destination(ctx).is_ok() { PROCEED } else { REJECT }
+}
+
+/// Learns addresses from DNS answers before the application sees them. Answers that cannot be learned are dropped.
+#[cgroup_skb(ingress)]
+pub fn learn_names(ctx: SkBuffContext) -> i32 {
+    match dns::on_packet(&ctx) {
+        Ok(false) => PROCEED,
+        Ok(true) => {
+            maps::count_learning(Learning::Learned);
+            debug!(&ctx, "dns answer: {}", Learning::Learned.label());
+            PROCEED
+        }
+        Err(dns::NotLearned) => {
+            maps::count_learning(Learning::Refused);
+            debug!(&ctx, "dns answer: {}", Learning::Refused.label());
+            REJECT
+        }
+    }
 }
 
 /// Reports network namespaces that have no listener yet.

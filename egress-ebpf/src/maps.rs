@@ -1,7 +1,10 @@
 //! The maps. They are private here; the rest sees typed getters.
 
+mod names;
+
 use core::{ffi::c_void, mem, ptr};
 
+pub use self::names::{Scratch, asker, count_learning, learn, name_rule, note_asker, scratch};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
@@ -15,14 +18,14 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use egress_common::{
-    destination::Destination,
+    destination::{Capture, Destination},
     flow::Flow,
     listener::{ListenerPorts, ThreadSeen},
     origin::Origin,
     outcome::Outcome,
 };
 
-/// What is intercepted. The value has no meaning of its own.
+/// What is intercepted in every network namespace, and why.
 #[btf_map]
 static DESTINATIONS: LpmTrie<Destination, u8, 65536> = LpmTrie::new();
 
@@ -96,9 +99,17 @@ impl Socket {
     }
 }
 
+/// Why a destination is intercepted; None if it is not.
 #[inline(always)]
-pub fn is_configured(destination: Destination) -> bool {
-    DESTINATIONS.get(&Key::new(Destination::BITS, destination)).is_some()
+pub fn capture(netns: u64, destination: Destination) -> Option<Capture> {
+    let found =
+        DESTINATIONS.get(&Key::new(Destination::BITS, destination)).and_then(|&number| Capture::from_number(number));
+    match found {
+        Some(Capture::Host) => found,
+        _ if names::is_learned(netns, destination) => Some(Capture::Host),
+        Some(Capture::Port) => found,
+        Some(Capture::Excluded) | None => None,
+    }
 }
 
 #[inline(always)]

@@ -17,7 +17,7 @@ use self::namespaces::Namespaces;
 use crate::{
     admin::{Readiness, SharedReadiness},
     config::{self, Document, Source},
-    kernel::{Destinations, Flows, Kernel, KernelError, Redirector, ThreadEvents, pins::Pins},
+    kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, Redirector, ThreadEvents, pins::Pins},
     netns::Netns,
     policy::Policy,
     resolve::{Names, ResolveError, Resolver},
@@ -31,6 +31,8 @@ use crate::{
 
 /// How often namespaces, left-over flows and the resolver's files are looked through.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How often what was learned is looked through.
+const FORGETTING: Duration = Duration::from_secs(60);
 /// Older flows are of connections that will never be accepted.
 const FLOW_AGE: Duration = Duration::from_secs(60);
 
@@ -102,6 +104,7 @@ pub struct Agent {
     sources: Vec<Source>,
     redirector: Redirector,
     destinations: Destinations,
+    learned: LearnedNames,
     flows: Flows,
     thread_events: ThreadEvents,
     namespaces: Namespaces,
@@ -141,17 +144,29 @@ impl Agent {
         let pinned = pin_dir.is_some();
         let pins = pin_dir.as_deref().map(Pins::open).transpose().map_err(KernelError::Pins)?;
         let kernel = Redirector::load(log_ebpf, pins)?;
-        let Kernel { redirector, destinations, listeners, flows, own_sockets, outcomes, threads, log } = kernel;
+        let Kernel {
+            redirector,
+            destinations,
+            learned,
+            listeners,
+            flows,
+            own_sockets,
+            outcomes,
+            learnings,
+            threads,
+            log,
+        } = kernel;
         if let Some(log) = log {
             tokio::spawn(log.forward());
         }
-        let metrics = Metrics::new(outcomes);
+        let metrics = Metrics::new(outcomes, learnings);
         let routes = Arc::new(ArcSwap::from_pointee(table));
         let workers = Workers::start(workers, &routes, &metrics, &flows, &own_sockets)?;
         let mut agent = Self {
             sources,
             redirector,
             destinations,
+            learned,
             flows,
             thread_events: threads,
             namespaces: Namespaces::new(cgroups, SocketFactory::new(own_sockets), listeners),
@@ -220,6 +235,8 @@ impl Agent {
     pub async fn run(&mut self) -> ! {
         let mut housekeeping = time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut forgetting = time::interval(FORGETTING);
+        forgetting.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 changed = self.watcher.changed() => {
@@ -243,6 +260,12 @@ impl Agent {
                         Ok(removed) => tracing::debug!(removed, "removed flows that nobody accepted"),
                         Err(error) => tracing::warn!(%error, "cannot sweep flows"),
                     }
+                }
+                _ = forgetting.tick() => {
+                    if let Err(error) = self.learned.sweep(&self.namespaces.cookies()) {
+                        tracing::warn!(%error, "cannot sweep learned addresses");
+                    }
+                    self.metrics.learned.set(self.learned.len() as i64);
                 }
             }
             self.metrics.namespaces.set(self.namespaces.len() as i64);
@@ -328,7 +351,7 @@ impl Agent {
         if self.names.all_tried() && unanswered.is_none() {
             self.destinations.disown_inherited();
         }
-        let result = self.destinations.set(&routes.intercepted(&self.names));
+        let result = self.learned.set(&routes.watched()).and(self.destinations.set(&routes.intercepted(&self.names)));
         self.metrics.destinations.set(self.destinations.len() as i64);
         let readiness = match result {
             Err(error) => {

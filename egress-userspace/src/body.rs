@@ -120,7 +120,7 @@ impl Lease {
         if let Some(connection) = self.connection.take()
             && self.progress.is_complete()
         {
-            self.pool.put(self.key, connection);
+            self.pool.put(&self.key, connection);
         }
     }
 }

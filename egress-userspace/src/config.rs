@@ -14,7 +14,7 @@ use std::{
 pub use self::{
     cidr::{Cidr, InvalidCidr},
     error::{Error, Errors, Warning},
-    host::{HostName, HostPattern, InvalidHostName},
+    host::{HostName, HostPattern, InvalidHostName, parents},
     location::{Located, Location},
     resource::Metadata,
 };

@@ -1,11 +1,14 @@
 //! The kernel side: programs, links and maps. Nothing outside this module names a BPF map.
 
 pub mod cgroup;
+mod destinations;
+mod events;
+mod learned;
+mod links;
 mod maps;
 pub mod pins;
 
 use std::{
-    collections::HashSet,
     fs::File,
     io,
     os::fd::AsFd as _,
@@ -14,25 +17,17 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, RingBuf},
-    programs::{
-        CgroupAttachMode, Program, ProgramError,
-        cgroup_sock::CgroupSockLinkId,
-        cgroup_sock_addr::CgroupSockAddrLinkId,
-        links::{FdLink, LinkError},
-        sock_ops::SockOpsLinkId,
-    },
+    maps::Map,
+    programs::{Program, ProgramError},
 };
-use aya_log::EbpfLogger;
-use egress_common::{
-    listener::ThreadSeen,
-    names::{self, map, program},
-};
-use tokio::io::unix::AsyncFd;
+use egress_common::names::{self, map, program};
 
-use self::maps::Scopes;
-pub use self::maps::{Destinations, Flows, Intercepted, Listeners, Outcomes, OwnSockets};
+pub use self::destinations::{Destinations, Intercepted};
+pub use self::events::{KernelLog, ThreadEvents};
+pub use self::learned::{LearnedNames, Learnings, Watched};
+pub use self::maps::{Flows, Listeners, Outcomes, OwnSockets};
 use self::pins::Pins;
+use self::{links::attach, maps::Scopes};
 
 /// The eBPF object, compiled by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf"));
@@ -111,14 +106,18 @@ pub struct Kernel {
     pub redirector: Redirector,
     /// What is intercepted.
     pub destinations: Destinations,
+    /// What is intercepted because applications were told of it.
+    pub learned: LearnedNames,
     /// Where to.
     pub listeners: Listeners,
     /// Origins of redirected connections.
     pub flows: Flows,
     /// Marks of our own sockets.
     pub own_sockets: OwnSockets,
-    /// Counters.
+    /// Counters of connects.
     pub outcomes: Outcomes,
+    /// Counters of DNS answers.
+    pub learnings: Learnings,
     /// Threads whose network namespaces may lack a listener.
     pub threads: ThreadEvents,
     /// Log lines of the programs, where asked for.
@@ -159,6 +158,7 @@ impl Redirector {
                 Program::CgroupSockAddr(program) => program.load(),
                 Program::CgroupSock(program) => program.load(),
                 Program::SockOps(program) => program.load(),
+                Program::CgroupSkb(program) => program.load(),
                 _ => return Err(KernelError::Missing(name)),
             };
             loaded.map_err(|source| KernelError::Program { name, source: Box::new(source) })?;
@@ -170,6 +170,8 @@ impl Redirector {
     fn take_maps(mut ebpf: Ebpf, pins: Option<Pins>, log: Option<KernelLog>) -> Result<Kernel, KernelError> {
         let mut take = |name| ebpf.take_map(name).ok_or(KernelError::Missing(name));
         let destinations = Destinations::new(take(map::DESTINATIONS)?)?;
+        let learned = LearnedNames::new(take(map::NAMES)?, take(map::LEARNED)?, take(map::LEARNED_COUNTS)?)?;
+        let learnings = Learnings::new(take(map::LEARNINGS)?)?;
         let listeners = Listeners::new(take(map::LISTENERS)?)?;
         let flows = Flows::new(shared(take(map::FLOWS)?, map::FLOWS)?)?;
         let own_sockets = OwnSockets::new(shared(take(map::OWN_SOCKETS)?, map::OWN_SOCKETS)?)?;
@@ -179,10 +181,12 @@ impl Redirector {
         Ok(Kernel {
             redirector: Self { ebpf, scopes, pins },
             destinations,
+            learned,
             listeners,
             flows,
             own_sockets,
             outcomes,
+            learnings,
             threads,
             log,
         })
@@ -220,15 +224,7 @@ impl Redirector {
     fn attach_one(&mut self, cgroup: &Path) -> Result<(), KernelError> {
         let display = || cgroup.display().to_string();
         let directory = File::open(cgroup).map_err(|source| KernelError::Cgroup { cgroup: display(), source })?;
-        // The order matters: no connect may be redirected before its origin can be published and answered.
-        for name in [
-            program::SOCK_CREATE,
-            program::PUBLISH_ORIGIN,
-            program::GETPEERNAME4,
-            program::GETPEERNAME6,
-            program::CONNECT4,
-            program::CONNECT6,
-        ] {
+        for name in program::CGROUP {
             let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
             let failed = |source| KernelError::Attach { name, cgroup: display(), source: Box::new(source) };
             let Some(pins) = &self.pins else {
@@ -245,95 +241,11 @@ impl Redirector {
     }
 }
 
-/// A link that its program owns.
-enum Attached {
-    SockAddr(CgroupSockAddrLinkId),
-    Sock(CgroupSockLinkId),
-    SockOps(SockOpsLinkId),
-}
-
-fn attach(program: &mut Program, cgroup: &File) -> Result<Attached, ProgramError> {
-    // Links are always "multi"; any other mode is refused with EINVAL.
-    let mode = CgroupAttachMode::Single;
-    match program {
-        Program::CgroupSockAddr(program) => program.attach(cgroup, mode).map(Attached::SockAddr),
-        Program::CgroupSock(program) => program.attach(cgroup, mode).map(Attached::Sock),
-        Program::SockOps(program) => program.attach(cgroup, mode).map(Attached::SockOps),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
-}
-
-impl Attached {
-    /// Takes the link from its program.
-    fn take(self, program: &mut Program) -> Result<FdLink, ProgramError> {
-        let link = match (self, program) {
-            (Self::SockAddr(id), Program::CgroupSockAddr(program)) => program.take_link(id)?.try_into(),
-            (Self::Sock(id), Program::CgroupSock(program)) => program.take_link(id)?.try_into(),
-            (Self::SockOps(id), Program::SockOps(program)) => program.take_link(id)?.try_into(),
-            _ => return Err(ProgramError::UnexpectedProgramType),
-        };
-        // Kernels without cgroup links are older than any that the programs load on.
-        link.map_err(|_: LinkError| ProgramError::UnexpectedProgramType)
-    }
-}
-
 /// The data of a map that is opened once for each thread.
 fn shared(map: Map, name: &'static str) -> Result<maps::SharedMap, KernelError> {
     match map {
         Map::HashMap(data) | Map::SkStorage(data) => Ok(maps::SharedMap::new(data)),
         _ => Err(KernelError::Missing(name)),
-    }
-}
-
-/// Threads whose network namespaces may lack a listener.
-pub struct ThreadEvents(AsyncFd<RingBuf<MapData>>);
-
-impl ThreadEvents {
-    fn new(map: Map) -> Result<Self, KernelError> {
-        let ring = RingBuf::try_from(map).map_err(|source| KernelError::Map { name: map::THREADS_SEEN, source })?;
-        // SAFETY: the ring owns its descriptor, which neither closes nor changes before the ring is dropped.
-        unsafe { AsyncFd::register(ring) }.map(Self).map_err(|error| KernelError::Watch(error.into()))
-    }
-
-    /// Waits for threads to be reported, and gives each once.
-    ///
-    /// # Errors
-    /// The ring buffer cannot be polled.
-    pub async fn next(&mut self) -> io::Result<HashSet<ThreadSeen>> {
-        loop {
-            let mut guard = self.0.readable_mut().await?;
-            let ring = guard.get_inner_mut();
-            let mut seen = HashSet::new();
-            while let Some(entry) = ring.next() {
-                if let Ok(bytes) = <[u8; size_of::<ThreadSeen>()]>::try_from(&*entry) {
-                    // SAFETY: ThreadSeen has no padding, and any bit pattern is a value of it.
-                    seen.insert(unsafe { std::mem::transmute::<[u8; size_of::<ThreadSeen>()], ThreadSeen>(bytes) });
-                }
-            }
-            guard.clear_ready();
-            if !seen.is_empty() {
-                return Ok(seen);
-            }
-        }
-    }
-}
-
-/// The programs' own log lines.
-pub struct KernelLog(AsyncFd<EbpfLogger<&'static dyn log::Log>>);
-
-impl KernelLog {
-    fn new(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        let logger = EbpfLogger::init(ebpf).map_err(|error| KernelError::Watch(io::Error::other(error)))?;
-        // SAFETY: the logger owns the ring's descriptor, which neither closes nor changes before it is dropped.
-        unsafe { AsyncFd::register(logger) }.map(Self).map_err(|error| KernelError::Watch(error.into()))
-    }
-
-    /// Passes lines on to the log until the descriptor fails.
-    pub async fn forward(mut self) {
-        while let Ok(mut guard) = self.0.readable_mut().await {
-            guard.get_inner_mut().flush();
-            guard.clear_ready();
-        }
     }
 }
 

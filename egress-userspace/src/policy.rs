@@ -4,7 +4,6 @@
 //! swapped as a whole.
 
 use std::{
-    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,7 +11,8 @@ use std::{
 use rustls_pki_types::ServerName;
 
 pub use crate::config::{
-    Cidr, HostName, Located, Location, Warning, destination_rule::ClientIdentity, service_entry::EndpointAddress,
+    Cidr, HostName, HostPattern, Located, Location, Warning, destination_rule::ClientIdentity, parents,
+    service_entry::EndpointAddress,
 };
 use crate::config::{Document, Errors};
 
@@ -25,15 +25,13 @@ mod tests;
 pub struct Policy {
     /// In the order of host and port.
     rules: Vec<Arc<Rule>>,
-    /// The same by host; a host has a few ports at most.
-    by_host: HashMap<HostName, Vec<Arc<Rule>>>,
 }
 
 /// TLS for one port of one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// The host that the request is for.
-    pub host: HostName,
+    /// The host, or hosts, that the request is for.
+    pub host: HostPattern,
     /// The port that the application connects to.
     pub port: u16,
     /// The port to connect to in its stead.
@@ -52,7 +50,7 @@ pub struct Rule {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upstream {
     /// To the target port of the rule's host, resolved.
-    Resolve,
+    Resolve(HostName),
     /// To one of these; there is at least one.
     Endpoints(Vec<Endpoint>),
     /// To the target port of the address that the application connected to.
@@ -71,7 +69,7 @@ pub struct Endpoint {
 /// How TLS is spoken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsSettings {
-    /// The name to ask for; if absent, the host.
+    /// The name to ask for; if absent, the request's host.
     pub sni: Option<HostName>,
     /// What to verify.
     pub verify: Verify,
@@ -86,6 +84,8 @@ pub struct TlsSettings {
 pub enum Verify {
     /// That it is trusted and valid for one of these names; there is at least one.
     Names(Vec<ServerName<'static>>),
+    /// That it is trusted and valid for the request's host.
+    Host,
     /// Nothing, as the user has asked for in so many words.
     Skip,
 }
@@ -118,11 +118,6 @@ impl Policy {
         Ok((Self::from_iter(rules), warnings))
     }
 
-    /// The rule for a host (lower case, no trailing dot) and the port that the application connects to.
-    pub fn rule(&self, host: &str, port: u16) -> Option<&Arc<Rule>> {
-        self.by_host.get(host)?.iter().find(|rule| rule.port == port)
-    }
-
     /// All rules in the order of host and port.
     pub fn rules(&self) -> impl ExactSizeIterator<Item = &Arc<Rule>> {
         self.rules.iter()
@@ -133,10 +128,6 @@ impl FromIterator<Rule> for Policy {
     fn from_iter<I: IntoIterator<Item = Rule>>(rules: I) -> Self {
         let mut rules: Vec<_> = rules.into_iter().map(Arc::new).collect();
         rules.sort_by(|a, b| (&a.host, a.port).cmp(&(&b.host, b.port)));
-        let mut by_host: HashMap<_, Vec<_>> = HashMap::new();
-        for rule in &rules {
-            by_host.entry(rule.host.clone()).or_default().push(Arc::clone(rule));
-        }
-        Self { rules, by_host }
+        Self { rules }
     }
 }

@@ -13,6 +13,7 @@ use http::{Method, Request, Response, StatusCode, Uri, header, request, uri::Pat
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
+use rustls_pki_types::ServerName;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -46,7 +47,7 @@ const DISCARD_TIME: Duration = Duration::from_secs(1);
 /// Where a request goes.
 enum Routed {
     /// A rule names its host.
-    Originate(Arc<Route>),
+    Originate(Arc<Route>, ServerName<'static>),
     /// No rule does.
     PassThrough,
 }
@@ -129,11 +130,14 @@ impl Conversation<'_> {
         }
         let origin = self.accepted.origin.socket_addr();
         let routed = match self.worker.routes.load().route(host.as_str(), origin.port()) {
-            Some(route) => Routed::Originate(route.clone()),
+            Some(route) => {
+                let name = route.originator.server_name(host.as_str()).ok_or_else(ProxyError::unverifiable_host)?;
+                Routed::Originate(route.clone(), name)
+            }
             None => Routed::PassThrough,
         };
         let (to, outcome) = match &routed {
-            Routed::Originate(route) => (To::Route(route.id, route.bound_to(origin.ip())), Outcome::Upgraded),
+            Routed::Originate(route, _) => (route.pooled(host.as_str(), origin.ip()), Outcome::Upgraded),
             Routed::PassThrough => (To::Origin(origin), Outcome::PassedThrough),
         };
         let Place { netns, device } = &self.accepted.from;
@@ -143,7 +147,7 @@ impl Conversation<'_> {
         prepare(&mut head, host);
         let mut attempt = Attempt::new(head, body, progress);
 
-        let mut pooled = self.worker.pool.take(key, attempt.max_idle());
+        let mut pooled = self.worker.pool.take(&key, attempt.max_idle());
         loop {
             let reused = pooled.is_some();
             let mut connection = match pooled.take() {
@@ -186,7 +190,9 @@ impl Conversation<'_> {
         let Accepted { from, origin, .. } = &self.accepted;
         let origin = origin.socket_addr();
         match routed {
-            Routed::Originate(route) => upstream::connect::tls(sockets, metrics, from, route, origin).await,
+            Routed::Originate(route, name) => {
+                upstream::connect::tls(sockets, metrics, from, route, name.clone(), origin).await
+            }
             Routed::PassThrough => upstream::connect::plain(sockets, from, origin).await,
         }
     }

@@ -9,12 +9,14 @@ use std::{
     },
 };
 
+use egress_common::destination::Capture;
 use rustls::RootCertStore;
 
 use crate::{
-    kernel::Intercepted,
-    policy::{EndpointAddress, HostName, Policy, Rule, Upstream},
+    kernel::{Intercepted, Watched},
+    policy::{EndpointAddress, HostName, HostPattern, Policy, Rule, Upstream, parents},
     resolve::{Addresses, Names, ResolveError},
+    upstream::pool::To,
     upstream::tls::{Material, Originator, TlsError, system_roots},
 };
 
@@ -68,7 +70,7 @@ impl Route {
                 Target::Origin(port) => found.push(SocketAddr::new(origin, *port)),
             }
         }
-        if found.is_empty() && matches!(self.rule.upstream, Upstream::Resolve) {
+        if found.is_empty() && matches!(self.rule.upstream, Upstream::Resolve(_)) {
             found.push(SocketAddr::new(origin, self.rule.target_port));
         }
         // The application's choice first, then the families in turn (RFC 8305 section 4).
@@ -85,27 +87,55 @@ impl Route {
         }
     }
 
-    /// The address that pooled connections are bound to, where the route leads to wherever the application was going.
-    pub fn bound_to(&self, origin: IpAddr) -> Option<IpAddr> {
-        matches!(self.rule.upstream, Upstream::Original).then_some(origin)
+    /// The one host that it is for; None if that is a wildcard.
+    fn host(&self) -> Option<&HostName> {
+        match &self.rule.host {
+            HostPattern::Exact(host) => Some(host),
+            HostPattern::Wildcard(_) => None,
+        }
+    }
+
+    /// What a pooled connection must lead to, to serve a request for `host` whose application was going to `origin`.
+    pub fn pooled(&self, host: &str, origin: IpAddr) -> To {
+        To::Route {
+            id: self.id,
+            address: matches!(self.rule.upstream, Upstream::Original).then_some(origin),
+            name: (!self.rule.host.is_exact()).then(|| host.into()),
+        }
     }
 }
 
 /// All routes of one policy.
 #[derive(Debug, Default)]
 pub struct RouteTable {
-    by_host: HashMap<HostName, Vec<Arc<Route>>>,
+    /// By host; a host has a few ports at most.
+    exact: HashMap<HostName, Vec<Arc<Route>>>,
+    /// By what comes after the `*.`.
+    wildcards: HashMap<HostName, Vec<Arc<Route>>>,
 }
 
 impl RouteTable {
     /// The route for requests to `host` (lower case, no port, no trailing dot) that were going to `port`.
     ///
-    /// An IP address stands for the host of the rule that lists it among its addresses, as in Istio; of several, the first
-    /// by name.
+    /// The most specific rule for that port counts, as in Istio. An IP address stands for the host of the rule that lists it
+    /// among its addresses; of several, the first by name.
     pub fn route(&self, host: &str, port: u16) -> Option<&Arc<Route>> {
-        match self.by_host.get(host) {
-            Some(routes) => routes.iter().find(|route| route.rule.port == port),
-            None => self.route_by_address(host.trim_matches(['[', ']']).parse().ok()?, port),
+        let wildcards = parents(host).filter_map(|parent| self.wildcards.get(parent));
+        let mut covering = self.exact.get(host).into_iter().chain(wildcards).flatten();
+        covering
+            .find(|route| route.rule.port == port)
+            .or_else(|| self.route_by_address(host.trim_matches(['[', ']']).parse().ok()?, port))
+    }
+
+    /// The route that was made for a rule like this one.
+    fn route_of(&self, rule: &Rule) -> Option<&Arc<Route>> {
+        self.of(&rule.host).get(rule.host.name())?.iter().find(|route| *route.rule == *rule)
+    }
+
+    fn of(&self, host: &HostPattern) -> &HashMap<HostName, Vec<Arc<Route>>> {
+        match host {
+            HostPattern::Exact(_) => &self.exact,
+            HostPattern::Wildcard(_) => &self.wildcards,
         }
     }
 
@@ -118,7 +148,7 @@ impl RouteTable {
 
     /// All routes.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.by_host.values().flatten()
+        self.exact.values().chain(self.wildcards.values()).flatten()
     }
 
     /// Whether both tables consist of the very same routes.
@@ -128,11 +158,13 @@ impl RouteTable {
     }
 
     /// Every name that must be resolved: the rules' hosts, since applications connect to their addresses, and the names
-    /// of endpoints.
+    /// of endpoints. Addresses of wildcards are learned from what applications are answered.
     pub fn names(policy: &Policy) -> HashSet<HostName> {
         let mut names = HashSet::new();
         for rule in policy.rules() {
-            names.insert(rule.host.clone());
+            if let HostPattern::Exact(host) = &rule.host {
+                names.insert(host.clone());
+            }
             if let Upstream::Endpoints(endpoints) = &rule.upstream {
                 names.extend(endpoints.iter().filter_map(|endpoint| match &endpoint.address {
                     EndpointAddress::Name(name) => Some(name.clone()),
@@ -159,9 +191,7 @@ impl RouteTable {
         };
         for rule in policy.rules() {
             let built = Material::read(&rule.tls).and_then(|material| {
-                let kept = previous
-                    .route(rule.host.as_ref(), rule.port)
-                    .filter(|old| old.rule == *rule && old.material == material);
+                let kept = previous.route_of(rule).filter(|old| old.material == material);
                 if let Some(kept) = kept {
                     return Ok(kept.clone());
                 }
@@ -170,40 +200,54 @@ impl RouteTable {
                 Ok(Arc::new(Route { id: RouteId::next(), rule: rule.clone(), originator, material, targets }))
             });
             match built {
-                Ok(route) => table.by_host.entry(rule.host.clone()).or_default().push(route),
+                Ok(route) => {
+                    let routes = match &rule.host {
+                        HostPattern::Exact(_) => &mut table.exact,
+                        HostPattern::Wildcard(_) => &mut table.wildcards,
+                    };
+                    routes.entry(rule.host.name().clone()).or_default().push(route);
+                }
                 Err(error) => errors.push(error),
             }
         }
         if errors.is_empty() { Ok(table) } else { Err(errors) }
     }
 
-    /// Everything that the kernel must redirect for these routes.
-    pub fn intercepted(&self, names: &Names) -> HashSet<Intercepted> {
+    /// The networks that the kernel must redirect for these routes.
+    pub fn intercepted(&self, names: &Names) -> HashMap<Intercepted, Capture> {
         let mut wanted = HashSet::new();
         for route in self.routes() {
             let port = route.rule.port;
-            wanted.extend(names.intercepted(&route.rule.host).map(|address| Intercepted::host(address, port)));
+            let resolved = route.host().into_iter().flat_map(|host| names.intercepted(host));
+            wanted.extend(resolved.map(|address| Intercepted::host(address, port)));
             wanted.extend(route.rule.addresses.iter().map(|cidr| Intercepted {
                 address: cidr.address,
                 prefix_len: cidr.prefix_len,
                 port,
             }));
         }
-        wanted
+        wanted.into_iter().map(|network| (network, Capture::Host)).collect()
+    }
+
+    /// Hosts and ports whose addresses the kernel must learn.
+    pub fn watched(&self) -> Watched {
+        self.routes().map(|route| (route.rule.host.clone(), route.rule.port)).collect()
     }
 
     /// Hosts of which no address is known, so that nothing of theirs is intercepted.
     pub fn unintercepted(&self, names: &Names) -> Vec<ResolveError> {
         self.routes()
-            .filter(|route| route.rule.addresses.is_empty() && names.intercepted(&route.rule.host).next().is_none())
-            .filter_map(|route| names.failure(&route.rule.host).cloned())
+            .filter(|route| route.rule.addresses.is_empty())
+            .filter_map(|route| route.host())
+            .filter(|host| names.intercepted(host).next().is_none())
+            .filter_map(|host| names.failure(host).cloned())
             .collect()
     }
 }
 
 fn targets(rule: &Rule, names: &Names) -> Vec<Target> {
     match &rule.upstream {
-        Upstream::Resolve => vec![Target::Resolved(names.addresses(&rule.host), rule.target_port)],
+        Upstream::Resolve(host) => vec![Target::Resolved(names.addresses(host), rule.target_port)],
         Upstream::Original => vec![Target::Origin(rule.target_port)],
         Upstream::Endpoints(endpoints) => endpoints
             .iter()

@@ -8,7 +8,7 @@ use std::{error::Error, io, iter, net::SocketAddr, rc::Rc, time::Duration};
 
 use hyper::client::conn::http1;
 
-use crate::{body::RequestBody, policy::HostName};
+use crate::body::RequestBody;
 
 /// What is known of an upstream connection from its making.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub enum UpstreamError {
     #[error("TLS with {host} at {address} failed: {source}")]
     Tls {
         /// Whom we wanted to talk to.
-        host: HostName,
+        host: String,
         /// The address.
         address: SocketAddr,
         /// rustls's words.
@@ -76,7 +76,7 @@ pub enum UpstreamError {
     #[error("the connection to {host} at {address} broke during the TLS handshake: {source}")]
     TlsBroken {
         /// Whom we wanted to talk to.
-        host: HostName,
+        host: String,
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -86,7 +86,7 @@ pub enum UpstreamError {
     #[error("{host} at {address} did not finish the TLS handshake within {} s", .limit.as_secs())]
     TlsTimeout {
         /// Whom we wanted to talk to.
-        host: HostName,
+        host: String,
         /// The address.
         address: SocketAddr,
         /// The limit.

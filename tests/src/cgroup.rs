@@ -10,6 +10,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::wait::{PATIENCE, wait_until};
 
+/// How many programs an agent attaches to each cgroup.
+pub const PROGRAMS: u32 = 9;
+
 /// A cgroup (version 2) below the root, emptied and removed on drop.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -51,9 +54,9 @@ impl Cgroup {
 
     /// How many of the programs that an agent attaches are attached here.
     pub fn programs(&self) -> Result<u32> {
-        /// `BPF_CGROUP_INET_SOCK_CREATE`, `_SOCK_OPS`, `_INET4_CONNECT`, `_INET6_CONNECT`, `_INET4_GETPEERNAME`,
-        /// `_INET6_GETPEERNAME` of linux/bpf.h.
-        const ATTACH_TYPES: [u32; 6] = [2, 3, 10, 11, 29, 30];
+        /// `BPF_CGROUP_INET_INGRESS`, `_INET_SOCK_CREATE`, `_SOCK_OPS`, `_INET4_CONNECT`, `_INET6_CONNECT`, `_UDP4_SENDMSG`,
+        /// `_UDP6_SENDMSG`, `_INET4_GETPEERNAME`, `_INET6_GETPEERNAME` of linux/bpf.h.
+        const ATTACH_TYPES: [u32; PROGRAMS as usize] = [0, 2, 3, 10, 11, 14, 15, 29, 30];
         let directory = fs::File::open(&self.path)?;
         ATTACH_TYPES.iter().map(|attach_type| programs_attached(&directory, *attach_type)).sum()
     }

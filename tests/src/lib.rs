@@ -21,6 +21,7 @@ pub mod pki;
 pub mod topology;
 
 pub mod capture;
+pub mod dns;
 pub mod nginx;
 pub mod origin;
 pub mod raw_server;

@@ -62,6 +62,8 @@ pub enum Families {
     V4,
     /// IPv6 alone.
     V6,
+    /// None: the host is found by other means.
+    Neither,
     /// Both.
     Both,
 }
@@ -224,6 +226,12 @@ impl TestBedBuilder {
         self
     }
 
+    /// Gives a host addresses of its own that are not in the hosts file.
+    #[must_use]
+    pub fn unlisted_host(self, name: &str) -> Self {
+        self.host_with(name, Families::Neither)
+    }
+
     /// Gives a host the addresses of an earlier one.
     #[must_use]
     pub fn alias(mut self, name: &str, of: &str) -> Self {
@@ -274,6 +282,7 @@ impl TestBedBuilder {
                     Families::Both => true,
                     Families::V4 => address.is_ipv4(),
                     Families::V6 => address.is_ipv6(),
+                    Families::Neither => false,
                 };
                 if listed {
                     hosts_file += &format!("{address} {name}\n");

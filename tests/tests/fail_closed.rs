@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, binary},
+    cgroup::PROGRAMS,
     origin::{Origin, Reply, ServerTls},
     process::Output,
 };
@@ -88,7 +89,7 @@ fn the_next_agent_takes_over_and_lets_go_of_what_its_rules_do_not_name() -> Resu
     start(&bed, &["--host", HOST])?.kill();
     ensure!(statuses(&bed, URL)?.is_empty(), "not refused");
     let agent = start(&bed, &["--host", OTHER])?;
-    ensure!(bed.cgroup().programs()? == 6, "{} programs are attached", bed.cgroup().programs()?);
+    ensure!(bed.cgroup().programs()? == PROGRAMS, "{} programs are attached", bed.cgroup().programs()?);
     ensure!(statuses(&bed, URL)? == [301, 301]);
     ensure!(agent.metrics()?.sum("egress_destinations", &[]) == 2.0, "{:?}", agent.metrics()?);
     ensure!(statuses(&bed, "http://other.example/")? == [200, 200]);
@@ -150,9 +151,9 @@ fn cgroups_that_are_no_longer_served_are_let_go() -> Result<()> {
     let config = bed.config_dir()?;
     let options = AgentOptions::new(config.path()).args(&["--host", HOST]);
     Agent::start(&bed, &options.clone().cgroup(before.path()))?.kill();
-    ensure!(before.programs()? == 6 && after.programs()? == 0);
+    ensure!(before.programs()? == PROGRAMS && after.programs()? == 0);
     let _agent = Agent::start(&bed, &options.cgroup(after.path()))?;
-    ensure!(before.programs()? == 0 && after.programs()? == 6);
+    ensure!(before.programs()? == 0 && after.programs()? == PROGRAMS);
     Ok(())
 }
 
@@ -167,7 +168,7 @@ fn pins_of_another_layout_hold_until_they_are_replaced() -> Result<()> {
     ensure!(statuses(&bed, URL)?.is_empty(), "not refused");
     let _agent = start(&bed, &["--host", HOST])?;
     ensure!(statuses(&bed, URL)? == [200, 200]);
-    ensure!(bed.cgroup().programs()? == 6, "{} programs are attached", bed.cgroup().programs()?);
+    ensure!(bed.cgroup().programs()? == PROGRAMS, "{} programs are attached", bed.cgroup().programs()?);
     let left = fs::read_dir(&pins)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     ensure!(left == [layout], "{left:?}");
     Ok(())

@@ -2,8 +2,11 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
-    sync::Mutex,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -11,6 +14,8 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, binary},
+    cgroup::PROGRAMS,
+    dns::{Answer, DnsServer},
     origin::{Origin, Reply, ServerTls},
     process::Running,
     wait::{PATIENCE, wait_until},
@@ -68,32 +73,23 @@ fn the_agent_is_ready_once_its_hosts_have_addresses() -> Result<()> {
     let address = bed.addresses("dns.example").v4;
     let tls = ServerTls::new(bed.pki().server(&[LATE])?);
     let _origin = bed.embedded_origin().tls(&bed.sockets("dns.example", 443), &tls)?.start()?;
-    let dns = bed.origin().run(|| Ok(UdpSocket::bind((address, 53))?))?;
-    dns.set_nonblocking(true)?;
-    let mut queries = Vec::new();
-    let receive = |queries: &mut Vec<(Vec<u8>, SocketAddr)>| {
-        let mut buffer = [0; 512];
-        while let Ok((count, client)) = dns.recv_from(&mut buffer) {
-            queries.push((buffer[..count].to_vec(), client));
-        }
-    };
+    let (asked, answering) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (told, may) = (asked.clone(), answering.clone());
+    let _dns = DnsServer::start(bed.origin(), address.into(), move |_| {
+        told.store(true, Ordering::Relaxed);
+        may.load(Ordering::Relaxed).then(|| Answer::addresses([address.into()]))
+    })?;
 
     let config = bed.config_dir()?;
     let agent = Agent::spawn(&bed, &AgentOptions::new(config.path()).args(&["--host", LATE]))?;
     let not_ready = (503, "not ready: resolving the configured hosts\n".to_owned());
     wait_until("the agent to wait for an answer", PATIENCE, || {
-        receive(&mut queries);
-        !queries.is_empty() && agent.admin("/readyz").is_ok_and(|answer| answer == not_ready)
+        asked.load(Ordering::Relaxed) && agent.admin("/readyz").is_ok_and(|answer| answer == not_ready)
     })?;
     ensure!(agent.admin("/healthz")?.0 == 200);
-    wait_until("the agent to be ready", PATIENCE, || {
-        receive(&mut queries);
-        for (query, client) in queries.drain(..) {
-            dns.send_to(&dns_answer(&query, address), client).ok();
-        }
-        agent.admin("/readyz").is_ok_and(|(status, _)| status == 200)
-    })
-    .with_context(|| agent.log_text())?;
+    answering.store(true, Ordering::Relaxed);
+    wait_until("the agent to be ready", PATIENCE, || agent.admin("/readyz").is_ok_and(|(status, _)| status == 200))
+        .with_context(|| agent.log_text())?;
     let resolve = format!("{LATE}:80:{address}");
     let response = bed.curl(&format!("http://{LATE}/"))?.args(["--resolve", &resolve]).response()?;
     ensure!(response.head.status == 200, "{response:?}");
@@ -105,7 +101,7 @@ fn at_sigterm_a_response_under_way_is_finished_and_nothing_new_begins() -> Resul
     let bed = TestBed::new("sigterm")?;
     let (origin, body) = slow_origin(&bed)?;
     let mut agent = agent(&bed)?;
-    ensure!(bed.cgroup().programs()? == 6, "{} programs are attached", bed.cgroup().programs()?);
+    ensure!(bed.cgroup().programs()? == PROGRAMS, "{} programs are attached", bed.cgroup().programs()?);
     let addresses = bed.sockets(HOST, 80);
     let mut idle = begin(&bed, addresses[0], &format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
     idle.wait_for_output("over TLS\n")?;
@@ -301,30 +297,9 @@ fn a_pod_that_comes_later_is_served_and_let_go_when_it_ends() -> Result<()> {
     client.wait_for_output("200\n")
 }
 
-/// An answer with this address, or with none if another type was asked for (RFC 1035, section 4).
-fn dns_answer(query: &[u8], address: Ipv4Addr) -> Vec<u8> {
-    const HEADER: usize = 12;
-    const TYPE_A: [u8; 2] = [0, 1];
-    // A name is a row of labels, each with its length before it, up to an empty one; then come type and class.
-    let mut end = HEADER;
-    while query[end] != 0 {
-        end += 1 + usize::from(query[end]);
-    }
-    let mut answer = query[..end + 5].to_vec();
-    let count = u8::from(answer[end + 1..end + 3] == TYPE_A);
-    // A response without error; one question, and nothing after the answers.
-    answer[2..HEADER].copy_from_slice(&[0x81, 0x80, 0, 1, 0, count, 0, 0, 0, 0]);
-    if count == 1 {
-        // The name of the question, A, IN, an hour, four bytes.
-        answer.extend([0xc0, HEADER as u8, 0, 1, 0, 1, 0, 0, 0x0e, 0x10, 0, 4]);
-        answer.extend(address.octets());
-    }
-    answer
-}
-
 /// The agent is gone, its programs are not: what it served is refused.
 fn check_refused(bed: &TestBed) -> Result<()> {
-    ensure!(bed.cgroup().programs()? == 6, "{} programs stay attached", bed.cgroup().programs()?);
+    ensure!(bed.cgroup().programs()? == PROGRAMS, "{} programs stay attached", bed.cgroup().programs()?);
     ensure!(bed.client().listening()?.is_empty(), "listeners stay: {:?}", bed.client().listening()?);
     for family in ["-4", "-6"] {
         let result = bed.curl(URL)?.args([family]).run()?;

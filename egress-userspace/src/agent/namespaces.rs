@@ -11,7 +11,7 @@ use egress_common::listener::ThreadSeen;
 use crate::{
     kernel::{KernelError, Listeners},
     listener::{self, Handle},
-    netns::{Netns, NetnsInode, discover, inode_of_thread},
+    netns::{Netns, NetnsCookie, NetnsInode, discover, inode_of_thread},
     socket::SocketFactory,
     worker::Workers,
 };
@@ -39,6 +39,11 @@ impl Namespaces {
         self.served.len()
     }
 
+    /// The names of the namespaces in the kernel's maps.
+    pub(super) fn cookies(&self) -> HashSet<NetnsCookie> {
+        self.served.values().map(|handle| handle.netns.cookie()).collect()
+    }
+
     /// Serves a namespace for good.
     pub(super) fn keep(&mut self, netns: &Netns, workers: &mut Workers) -> io::Result<()> {
         self.kept = Some(netns.inode());
@@ -47,7 +52,7 @@ impl Namespaces {
 
     /// Forgets what an earlier agent served. To be called when this one is sure to take over.
     pub(super) fn disown(&mut self) -> Result<(), KernelError> {
-        self.kernel.retain(&self.served.values().map(|handle| handle.netns.cookie()).collect())
+        self.kernel.retain(&self.cookies())
     }
 
     /// Takes in what the kernel reported.

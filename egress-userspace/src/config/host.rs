@@ -1,6 +1,6 @@
 //! DNS names: of hosts, and patterns of them.
 
-use std::{borrow::Borrow, fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{borrow::Borrow, fmt, iter, net::IpAddr, str::FromStr, sync::Arc};
 
 use rustls_pki_types::{DnsName, ServerName};
 
@@ -116,6 +116,11 @@ impl Borrow<str> for HostName {
     }
 }
 
+/// The names that a name is below of, longest first: `b.c` and `c` for `a.b.c`.
+pub fn parents(name: &str) -> impl Iterator<Item = &str> {
+    iter::successors(Some(name), |name| Some(name.split_once('.')?.1)).skip(1)
+}
+
 /// A host of a `ServiceEntry` or `DestinationRule`: a name, or `*.` and the name that all of them end in.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostPattern {
@@ -123,6 +128,30 @@ pub enum HostPattern {
     Exact(HostName),
     /// `*.cnn.com`, without the `*.`.
     Wildcard(HostName),
+}
+
+impl HostPattern {
+    /// The name, or what comes after the `*.`.
+    pub fn name(&self) -> &HostName {
+        match self {
+            Self::Exact(name) | Self::Wildcard(name) => name,
+        }
+    }
+
+    /// Whether it is the name of one host.
+    pub fn is_exact(&self) -> bool {
+        matches!(self, Self::Exact(_))
+    }
+
+    /// Whether all names that `other` stands for are among those that this one stands for.
+    pub fn covers(&self, other: &Self) -> bool {
+        match self {
+            Self::Exact(_) => self == other,
+            Self::Wildcard(suffix) => {
+                self == other || parents(other.name().as_str()).any(|parent| parent == suffix.as_str())
+            }
+        }
+    }
 }
 
 impl FromStr for HostPattern {
@@ -172,6 +201,21 @@ mod tests {
             assert_eq!(host.as_str(), name);
             assert_eq!(host.to_server_name().to_str(), name);
         }
+    }
+
+    #[test]
+    fn a_wildcard_covers_what_is_below_its_name() {
+        let covers = |pattern: &str, other: &str| {
+            let [pattern, other] = [pattern, other].map(|text| text.parse::<HostPattern>().expect(text));
+            pattern.covers(&other)
+        };
+        for below in ["www.a.com", "x.www.a.com", "*.www.a.com", "*.a.com"] {
+            assert!(covers("*.a.com", below), "{below}");
+        }
+        for other in ["a.com", "ba.com", "www.b.com", "*.com"] {
+            assert!(!covers("*.a.com", other), "{other}");
+        }
+        assert!(covers("a.com", "A.com.") && !covers("a.com", "*.a.com"));
     }
 
     #[test]

@@ -191,6 +191,12 @@ fn check_ports(entry: &ServiceEntry, errors: &mut Errors) {
 
 fn check_endpoints(entry: &ServiceEntry, errors: &mut Errors) {
     let resolution = entry.resolution();
+    if resolution == Resolution::Dns && entry.endpoints.is_empty() {
+        for host in entry.hosts.iter().filter(|host| !host.value.is_exact()) {
+            errors
+                .at(host, "a wildcard cannot be resolved; use resolution NONE, which goes where the application goes");
+        }
+    }
     if let (Resolution::Static, [], Some(place)) = (resolution, entry.endpoints.as_slice(), &entry.resolution) {
         errors.at(place, "STATIC needs `endpoints` with IP addresses; list them, or use DNS");
     }

@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     collections::HashSet,
     fmt, fs,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::{
         fd::{AsFd as _, AsRawFd},
         unix::fs::MetadataExt as _,
@@ -14,30 +14,31 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{
-    HashMap, Map, MapData, MapError, PerCpuArray, SkStorage,
-    lpm_trie::{Key, LpmTrie},
-};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
 use egress_common::{
-    address::IpBytes, destination::Destination, flow::Flow, listener::ListenerPorts, names::map, origin::Origin,
-    outcome::Outcome,
+    address::IpBytes, flow::Flow, listener::ListenerPorts, names::map, origin::Origin, outcome::Outcome,
 };
 use nix::{errno::Errno, time::ClockId};
 
 use super::KernelError;
 use crate::netns::NetnsCookie;
 
-fn error(name: &'static str) -> impl Fn(MapError) -> KernelError {
+pub(super) fn error(name: &'static str) -> impl Fn(MapError) -> KernelError {
     move |source| KernelError::Map { name, source }
 }
 
 /// Absence is what a removal wants.
-fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
         Err(MapError::KeyNotFound) => Ok(()),
         other => other,
     }
+}
+
+/// The time by the clock that the programs use.
+pub(super) fn since_boot() -> Duration {
+    ClockId::CLOCK_BOOTTIME.now().map_or(Duration::ZERO, Duration::from)
 }
 
 /// A loaded map that several threads open, each for itself: aya's maps are not to be shared.
@@ -53,99 +54,6 @@ impl SharedMap {
         MapData::from_fd(self.0.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?)
     }
 }
-
-/// A network on one port: what an entry of the destinations map intercepts.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Intercepted {
-    /// The address, or the network's address.
-    pub address: IpAddr,
-    /// Length of the prefix in the address's own family: 32 or 128 for one address.
-    pub prefix_len: u8,
-    /// The port.
-    pub port: u16,
-}
-
-impl Intercepted {
-    /// Exactly one address.
-    pub fn host(address: IpAddr, port: u16) -> Self {
-        Self { address, prefix_len: if address.is_ipv4() { 32 } else { 128 }, port }
-    }
-
-    fn from_key(key: &Key<Destination>) -> Self {
-        let Destination { address, port, .. } = key.data();
-        let before = Destination::prefix_bits(&address, 0);
-        Self {
-            address: IpAddr::from(address),
-            prefix_len: u8::try_from(key.prefix_len() - before).unwrap_or(u8::MAX),
-            port: u16::from_be_bytes(port),
-        }
-    }
-
-    fn key(&self) -> Key<Destination> {
-        let address = IpBytes::from(self.address);
-        Key::new(
-            Destination::prefix_bits(&address, self.prefix_len),
-            Destination::new(address, self.port.to_be_bytes()),
-        )
-    }
-}
-
-/// What is intercepted.
-pub struct Destinations {
-    map: LpmTrie<MapData, Destination, u8>,
-    present: HashSet<Intercepted>,
-    /// Found in a pinned map, and kept until the names that they came from have been looked up again.
-    inherited: HashSet<Intercepted>,
-}
-
-impl Destinations {
-    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
-        let map: LpmTrie<_, Destination, u8> = LpmTrie::try_from(map).map_err(error(map::DESTINATIONS))?;
-        let inherited = map
-            .keys()
-            .map(|key| Ok(Intercepted::from_key(&key.map_err(error(map::DESTINATIONS))?)))
-            .collect::<Result<HashSet<_>, KernelError>>()?;
-        Ok(Self { map, present: inherited.clone(), inherited })
-    }
-
-    /// Lets go of what an earlier agent left, with the next `set`.
-    pub fn disown_inherited(&mut self) {
-        self.inherited.clear();
-    }
-
-    /// Makes the map hold exactly `wanted`, besides what is inherited. What is new is added before what is gone is removed.
-    ///
-    /// # Errors
-    /// There are too many, and the map stays as it was; or the kernel refuses.
-    pub fn set(&mut self, wanted: &HashSet<Intercepted>) -> Result<(), KernelError> {
-        if self.present.union(wanted).count() > CAPACITY {
-            return Err(KernelError::TooManyDestinations { capacity: CAPACITY });
-        }
-        for entry in wanted.difference(&self.present).copied().collect::<Vec<_>>() {
-            self.map.insert(&entry.key(), 1, 0).map_err(error(map::DESTINATIONS))?;
-            self.present.insert(entry);
-        }
-        let gone = self.present.difference(wanted).filter(|entry| !self.inherited.contains(entry));
-        for entry in gone.copied().collect::<Vec<_>>() {
-            ignore_absent(self.map.remove(&entry.key())).map_err(error(map::DESTINATIONS))?;
-            self.present.remove(&entry);
-        }
-        Ok(())
-    }
-
-    /// How many entries there are.
-    pub fn len(&self) -> usize {
-        self.present.len()
-    }
-
-    /// Whether nothing is intercepted.
-    pub fn is_empty(&self) -> bool {
-        self.present.is_empty()
-    }
-}
-
-/// Entries that the destinations map holds at most, as declared in the eBPF object.
-const CAPACITY: usize = 65536;
 
 /// The agent's ports by network namespace.
 pub struct Listeners(HashMap<MapData, u64, ListenerPorts>);
@@ -252,7 +160,7 @@ impl Flows {
     /// # Errors
     /// The map cannot be read.
     pub fn sweep(&self, age: Duration) -> Result<usize, KernelError> {
-        let now = ClockId::CLOCK_BOOTTIME.now().map_or(Duration::ZERO, Duration::from);
+        let now = since_boot();
         let mut map = self.map.borrow_mut();
         let old = map
             .iter()

@@ -1,12 +1,14 @@
 //! What several documents mean together: each port of each host against the `DestinationRule` for it.
 
 use std::{
-    collections::{BTreeMap, btree_map},
+    collections::{BTreeMap, BTreeSet, btree_map},
     num::NonZeroU16,
     path::PathBuf,
 };
 
-use super::{ClientIdentity, Endpoint, HostName, Located, Roots, Rule, TlsSettings, Upstream, Verify, Warning};
+use egress_common::learned::NAME_PORTS;
+
+use super::{ClientIdentity, Endpoint, Located, Roots, Rule, TlsSettings, Upstream, Verify, Warning};
 use crate::config::{
     Document, Errors, HostPattern, Resource,
     destination_rule::{DestinationRule, Origination, Tls},
@@ -94,6 +96,7 @@ impl<'d> Compiler<'d> {
         for service in services {
             self.compile_port(service);
         }
+        self.check_number_of_ports();
         self.warnings.sort();
         self.warnings.dedup();
         self.errors.or((self.rules, self.warnings))
@@ -106,20 +109,17 @@ impl<'d> Compiler<'d> {
         if !blocks.into_iter().any(|tls| matches!(tls.value, Tls::Originate(_))) {
             return;
         }
-        if let HostPattern::Wildcard(_) = rule.host.value {
-            self.errors.at(&rule.host, "wildcard hosts cannot be intercepted yet; list each host");
-            return;
-        }
-        let Some(services) = self.services.get(&rule.host.value) else {
+        let services: Vec<_> = self.services.iter().filter(|(host, _)| rule.host.value.covers(host)).collect();
+        if services.is_empty() {
             let text = format!("no ServiceEntry has the host {}, so this does nothing; add one", rule.host.value);
             self.warn(&rule.host, text);
             return;
-        };
+        }
         let unknown: Vec<_> = policy
             .port_level_settings
             .iter()
             .map(|settings| &settings.port.number)
-            .filter(|number| !services.contains_key(&number.value))
+            .filter(|number| !services.iter().any(|(_, ports)| ports.contains_key(&number.value)))
             .collect();
         for number in unknown {
             let text =
@@ -134,8 +134,6 @@ impl<'d> Compiler<'d> {
             self.check_clear_text(service);
             return;
         };
-        // The DestinationRule has been refused for its wildcard.
-        let HostPattern::Exact(host) = host else { return };
         let number = port.number.value;
         match &port.protocol {
             Some(Located { value: Protocol::Http, .. }) => {
@@ -176,7 +174,13 @@ impl<'d> Compiler<'d> {
 
     /// The `tls` block that asks for TLS on a port, if one does.
     fn asked(&self, Service { host, port, .. }: Service<'d>) -> Option<Asked<'d>> {
-        let destination = *self.destinations.get(host)?;
+        // Else the most specific wildcard; they come last in the map.
+        let wildcards = self.destinations.iter().rev().take_while(|(pattern, _)| !pattern.is_exact());
+        let covering = wildcards.filter(|(pattern, _)| pattern.covers(host));
+        let destination = match self.destinations.get(host) {
+            Some(destination) => *destination,
+            None => *covering.max_by_key(|(pattern, _)| pattern.name().as_str().len())?.1,
+        };
         let tls = destination.tls(port.number.value)?;
         let Tls::Originate(origination) = &tls.value else { return None };
         let top_level = destination.traffic_policy.as_ref().and_then(|policy| policy.tls.as_ref());
@@ -198,13 +202,13 @@ impl<'d> Compiler<'d> {
         }
     }
 
-    fn rule(&mut self, service: Service<'d>, host: &HostName, asked: Asked<'d>) -> Rule {
+    fn rule(&mut self, service: Service<'d>, host: &HostPattern, asked: Asked<'d>) -> Rule {
         let Service { entry, port, .. } = service;
         let target_port = port.target_port.as_ref().unwrap_or(&port.number);
-        let upstream = upstream(entry, port, target_port.value);
+        let upstream = upstream(entry, port, host, target_port.value);
         let is_same_port = match &upstream {
             Upstream::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.port == port.number.value.get()),
-            Upstream::Resolve | Upstream::Original => target_port.value == port.number.value,
+            Upstream::Resolve(_) | Upstream::Original => target_port.value == port.number.value,
         };
         if is_same_port {
             let text = format!(
@@ -224,7 +228,7 @@ impl<'d> Compiler<'d> {
         }
     }
 
-    fn tls_settings(&mut self, host: &HostName, asked: &Origination) -> TlsSettings {
+    fn tls_settings(&mut self, host: &HostPattern, asked: &Origination) -> TlsSettings {
         if let Some(skip) = &asked.insecure_skip_verify {
             self.warn(
                 skip,
@@ -232,7 +236,7 @@ impl<'d> Compiler<'d> {
             );
         }
         let names = match &asked.sni {
-            _ if !asked.subject_alt_names.is_empty() => asked.subject_alt_names.clone(),
+            _ if !asked.subject_alt_names.is_empty() => Verify::Names(asked.subject_alt_names.clone()),
             Some(sni) => {
                 if asked.insecure_skip_verify.is_none() {
                     let text = format!(
@@ -242,13 +246,16 @@ impl<'d> Compiler<'d> {
                     );
                     self.warn(sni, text);
                 }
-                vec![sni.to_server_name()]
+                Verify::Names(vec![sni.to_server_name()])
             }
-            None => vec![host.to_server_name()],
+            None => match host {
+                HostPattern::Exact(host) => Verify::Names(vec![host.to_server_name()]),
+                HostPattern::Wildcard(_) => Verify::Host,
+            },
         };
         TlsSettings {
             sni: asked.sni.as_ref().map(|sni| sni.value.clone()),
-            verify: if asked.insecure_skip_verify.is_some() { Verify::Skip } else { Verify::Names(names) },
+            verify: if asked.insecure_skip_verify.is_some() { Verify::Skip } else { names },
             roots: asked.ca_certificates.as_ref().map_or(Roots::System, |file| Roots::File(resolve(file))),
             client: asked
                 .client
@@ -257,16 +264,37 @@ impl<'d> Compiler<'d> {
         }
     }
 
+    /// The kernel has room for a few ports of each name.
+    fn check_number_of_ports(&mut self) {
+        if self.rules.iter().map(|rule| rule.port).collect::<BTreeSet<_>>().len() <= NAME_PORTS {
+            return;
+        }
+        // They come in the order of hosts.
+        for rule in self.rules.chunk_by(|one, other| one.host == other.host).filter_map(<[_]>::first) {
+            let covering = self.rules.iter().filter(|other| other.host.covers(&rule.host));
+            let ports: BTreeSet<_> = covering.map(|rule| rule.port).collect();
+            if ports.len() > NAME_PORTS {
+                let text = format!(
+                    "{} gets TLS on {} ports, rules for wildcards included; at most {NAME_PORTS} are possible",
+                    rule.host,
+                    ports.len(),
+                );
+                self.errors.at(&Located::new((), rule.location.clone()), text);
+            }
+        }
+    }
+
     fn warn<T>(&mut self, place: &Located<T>, text: String) {
         self.warnings.push(Warning { location: place.location.clone(), text });
     }
 }
 
-fn upstream(entry: &ServiceEntry, port: &ServicePort, target_port: NonZeroU16) -> Upstream {
-    match (entry.resolution(), entry.endpoints.as_slice()) {
-        (Resolution::None, _) => Upstream::Original,
-        (Resolution::Static | Resolution::Dns, []) => Upstream::Resolve,
-        (Resolution::Static | Resolution::Dns, endpoints) => Upstream::Endpoints(
+fn upstream(entry: &ServiceEntry, port: &ServicePort, host: &HostPattern, target_port: NonZeroU16) -> Upstream {
+    match (entry.resolution(), entry.endpoints.as_slice(), host) {
+        // The entry has been refused if it wants a wildcard to be resolved.
+        (Resolution::None, ..) | (_, [], HostPattern::Wildcard(_)) => Upstream::Original,
+        (Resolution::Static | Resolution::Dns, [], HostPattern::Exact(host)) => Upstream::Resolve(host.clone()),
+        (Resolution::Static | Resolution::Dns, endpoints, _) => Upstream::Endpoints(
             endpoints
                 .iter()
                 .map(|endpoint| Endpoint {

@@ -32,6 +32,11 @@ impl ProxyError {
         }
     }
 
+    /// The host falls under a wildcard's rule, but no certificate can be for it.
+    pub fn unverifiable_host() -> Self {
+        Self::bad_request("the request's Host is not a name that a certificate can be verified for")
+    }
+
     /// CONNECT asks for a tunnel, which a transparent proxy does not make.
     pub fn connect_method() -> Self {
         Self {

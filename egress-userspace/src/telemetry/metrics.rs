@@ -15,7 +15,10 @@ use prometheus_client::{
 };
 
 use super::access_log::Outcome;
-use crate::{kernel::Outcomes, upstream::TlsInfo};
+use crate::{
+    kernel::{Learnings, Outcomes},
+    upstream::TlsInfo,
+};
 
 /// All counters. Shared by all threads; those on the request path are looked up once.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub struct Metrics {
     pub rules: Gauge,
     /// Addresses and networks that are intercepted.
     pub destinations: Gauge,
+    /// Addresses that are intercepted in single namespaces, as applications there were told of them; counted once a minute.
+    pub learned: Gauge,
     /// Network namespaces that are served.
     pub namespaces: Gauge,
     /// Changes of the configuration that were taken.
@@ -53,9 +58,9 @@ struct ResultLabel {
 
 impl Metrics {
     /// All counters at zero, and the kernel's as they are.
-    pub fn new(outcomes: Outcomes) -> Arc<Self> {
+    pub fn new(outcomes: Outcomes, learnings: Learnings) -> Arc<Self> {
         let mut registry = Registry::with_prefix("egress");
-        registry.register_collector(Box::new(ConnectCollector(outcomes)));
+        registry.register_collector(Box::new(KernelCollector { outcomes, learnings }));
         let requests = Family::<OutcomeLabel, Counter>::default();
         registry.register("requests", "Requests by what became of them", requests.clone());
         let handshakes = Family::<ResultLabel, Counter>::default();
@@ -77,6 +82,12 @@ impl Metrics {
         registry.register("rules", "Rules in force", rules.clone());
         let destinations = Gauge::default();
         registry.register("destinations", "Addresses and networks that are intercepted", destinations.clone());
+        let learned = Gauge::default();
+        registry.register(
+            "learned_destinations",
+            "Addresses that are intercepted in one network namespace, learned from DNS answers",
+            learned.clone(),
+        );
         let namespaces = Gauge::default();
         registry.register("network_namespaces", "Network namespaces that are served", namespaces.clone());
         let policy_applied = Counter::default();
@@ -93,6 +104,7 @@ impl Metrics {
             not_http,
             rules,
             destinations,
+            learned,
             namespaces,
             policy_applied,
             policy_refused,
@@ -126,17 +138,26 @@ impl Metrics {
     }
 }
 
-/// Reads the hooks' counters when asked.
+/// Reads the programs' counters when asked.
 #[derive(Debug)]
-struct ConnectCollector(Outcomes);
+struct KernelCollector {
+    outcomes: Outcomes,
+    learnings: Learnings,
+}
 
-impl Collector for ConnectCollector {
+impl Collector for KernelCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut metric =
+        let mut connects =
             encoder.encode_descriptor("connects", "Connects by what the hooks decided", None, MetricType::Counter)?;
-        for (outcome, count) in self.0.read() {
+        for (outcome, count) in self.outcomes.read() {
             let label = OutcomeLabel { outcome: outcome.label() };
-            ConstCounter::new(count).encode(metric.encode_family(&label)?)?;
+            ConstCounter::new(count).encode(connects.encode_family(&label)?)?;
+        }
+        let about = "DNS answers with addresses of configured hosts";
+        let mut answers = encoder.encode_descriptor("dns_answers", about, None, MetricType::Counter)?;
+        for (learning, count) in self.learnings.read() {
+            let label = ResultLabel { result: learning.label() };
+            ConstCounter::new(count).encode(answers.encode_family(&label)?)?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper::{client::conn::http1, rt};
 use hyper_util::rt::TokioIo;
 use rustls::{HandshakeKind, ProtocolVersion};
+use rustls_pki_types::ServerName;
 use tokio::{
     net::TcpStream,
     task,
@@ -47,13 +48,13 @@ pub async fn tls(
     metrics: &Metrics,
     from: &Place,
     route: &Route,
+    server_name: ServerName<'static>,
     origin: SocketAddr,
 ) -> Result<Connection, UpstreamError> {
     let stream = tcp(sockets, from, &route.candidates(origin.ip())).await?;
     let address = peer(&stream, origin);
-    let originator = &route.originator;
-    let handshake = TlsConnector::from(originator.config.clone()).connect(originator.server_name.clone(), stream);
-    let host = || route.rule.host.clone();
+    let host = || server_name.to_str().into_owned();
+    let handshake = TlsConnector::from(route.originator.config.clone()).connect(server_name.clone(), stream);
     let result = match timeout(TLS_TIMEOUT, handshake).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {

@@ -20,7 +20,7 @@ const MAX_IDLE_CONNECTIONS: usize = 256;
 
 /// Connections of one key serve each other's requests. The network namespace is part of it: a connection has the address,
 /// the routes and the network policy of the pod that it was made for.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Key {
     /// The application's network namespace.
     pub netns: NetnsCookie,
@@ -31,10 +31,17 @@ pub struct Key {
 }
 
 /// Where a connection leads.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum To {
-    /// To a configured host over TLS; to one address of it alone where the rule leads to wherever the application was going.
-    Route(RouteId, Option<IpAddr>),
+    /// To a configured host over TLS.
+    Route {
+        /// By this route.
+        id: RouteId,
+        /// To this address alone, where the rule leads to wherever the application was going.
+        address: Option<IpAddr>,
+        /// For this name alone, where the rule is for many.
+        name: Option<Box<str>>,
+    },
     /// To where the application was going, as it is.
     Origin(SocketAddr),
 }
@@ -50,9 +57,9 @@ struct Idle {
 
 impl Pool {
     /// The connection of this key that was used last, if it was idle for at most `max_idle`.
-    pub fn take(&self, key: Key, max_idle: Duration) -> Option<Connection> {
+    pub fn take(&self, key: &Key, max_idle: Duration) -> Option<Connection> {
         let mut pool = self.0.borrow_mut();
-        let idle = pool.get_mut(&key)?;
+        let idle = pool.get_mut(key)?;
         idle.retain(|entry| !entry.connection.sender.is_closed());
         // One that is not ready is still finishing its last exchange.
         let found = idle.iter().rposition(|entry| entry.connection.sender.is_ready())?;
@@ -63,14 +70,16 @@ impl Pool {
     }
 
     /// Takes a connection back whose exchange has ended.
-    pub fn put(&self, key: Key, connection: Connection) {
+    pub fn put(&self, key: &Key, connection: Connection) {
         if connection.sender.is_closed() {
             return;
         }
         let mut pool = self.0.borrow_mut();
-        let idle = pool.entry(key).or_default();
-        if idle.len() < MAX_IDLE_CONNECTIONS {
-            idle.push(Idle { connection, since: Instant::now() });
+        let entry = Idle { connection, since: Instant::now() };
+        match pool.get_mut(key) {
+            None => _ = pool.insert(key.clone(), vec![entry]),
+            Some(idle) if idle.len() < MAX_IDLE_CONNECTIONS => idle.push(entry),
+            Some(_) => {}
         }
     }
 

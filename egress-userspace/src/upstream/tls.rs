@@ -17,7 +17,7 @@ use rustls_pki_types::{
 
 use crate::{
     config::{Located, Location},
-    policy::{HostName, Roots, TlsSettings, Verify},
+    policy::{HostPattern, Roots, TlsSettings, Verify},
 };
 
 /// Settings that cannot be carried out. The whole policy is refused.
@@ -115,8 +115,8 @@ pub fn warm_up() {
 pub struct Originator {
     /// Shared by all connections of the rule, for the sake of session resumption.
     pub config: Arc<ClientConfig>,
-    /// Sent as SNI.
-    pub server_name: ServerName<'static>,
+    /// Whom to ask for (SNI); None for whomever the request is for.
+    server_name: Option<ServerName<'static>>,
 }
 
 impl Originator {
@@ -125,7 +125,7 @@ impl Originator {
     /// # Errors
     /// A file is not what it should be: no certificate in it, or a key that does not match.
     pub fn build(
-        host: &HostName,
+        host: &HostPattern,
         settings: &TlsSettings,
         material: &Material,
         location: &Location,
@@ -138,7 +138,7 @@ impl Originator {
             .map_err(|error| refused(error.to_string()))?;
         let expected = match &settings.verify {
             Verify::Skip => None,
-            Verify::Names(names) => {
+            Verify::Names(_) | Verify::Host => {
                 let roots = match (&settings.roots, &material.roots) {
                     (Roots::File(path), Some(pem)) => Arc::new(parse_roots(path, pem)?),
                     _ => system_roots.clone(),
@@ -146,7 +146,11 @@ impl Originator {
                 let chain = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
                     .build()
                     .map_err(|error| refused(error.to_string()))?;
-                Some(Expected { chain, names: names.clone() })
+                let names = match &settings.verify {
+                    Verify::Names(names) => Some(names.clone()),
+                    Verify::Host | Verify::Skip => None,
+                };
+                Some(Expected { chain, names })
             }
         };
         let verifier = Arc::new(PeerVerifier { provider, expected });
@@ -166,8 +170,19 @@ impl Originator {
             _ => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let server_name = settings.sni.as_ref().unwrap_or(host).to_server_name();
+        let server_name = match (&settings.sni, host) {
+            (Some(name), _) | (None, HostPattern::Exact(name)) => Some(name.to_server_name()),
+            (None, HostPattern::Wildcard(_)) => None,
+        };
         Ok(Self { config: Arc::new(config), server_name })
+    }
+
+    /// Whom to ask for, for a request to `host` (lower case, no port, no trailing dot). None if TLS has no such name.
+    pub fn server_name(&self, host: &str) -> Option<ServerName<'static>> {
+        match &self.server_name {
+            Some(name) => Some(name.clone()),
+            None => ServerName::try_from(host.trim_matches(['[', ']'])).ok().map(|name| name.to_owned()),
+        }
     }
 }
 
@@ -200,11 +215,12 @@ struct PeerVerifier {
     expected: Option<Expected>,
 }
 
-/// What a certificate must be: of a trusted chain, and valid for at least one of the names, whatever was sent as SNI.
+/// What a certificate must be: of a trusted chain, and valid for at least one of the names, whatever was sent as SNI; for
+/// the name that was, if there are none.
 #[derive(Debug)]
 struct Expected {
     chain: Arc<WebPkiServerVerifier>,
-    names: Vec<ServerName<'static>>,
+    names: Option<Vec<ServerName<'static>>>,
 }
 
 impl ServerCertVerifier for PeerVerifier {
@@ -212,13 +228,13 @@ impl ServerCertVerifier for PeerVerifier {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _sni: &ServerName<'_>,
+        asked: &ServerName<'_>,
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let Some(Expected { chain, names }) = &self.expected else { return Ok(ServerCertVerified::assertion()) };
         let mut result = Err(Error::InvalidCertificate(CertificateError::NotValidForName));
-        for name in names {
+        for name in names.as_deref().unwrap_or(&[asked.to_owned()]) {
             result = chain.verify_server_cert(end_entity, intermediates, name, ocsp_response, now);
             match &result {
                 Err(Error::InvalidCertificate(

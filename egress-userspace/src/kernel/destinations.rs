@@ -1,0 +1,120 @@
+//! The networks whose connections are redirected in every network namespace.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
+
+use aya::maps::{
+    Map, MapData,
+    lpm_trie::{Key, LpmTrie},
+};
+use egress_common::{
+    address::IpBytes,
+    destination::{Capture, Destination},
+    names::map,
+};
+
+use super::{
+    KernelError,
+    maps::{error, ignore_absent},
+};
+
+/// Entries that the map holds at most, as declared in the eBPF object.
+const CAPACITY: usize = 65536;
+
+/// A network on one port: the key of an entry. The most specific one that contains an address counts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Intercepted {
+    /// The address, or the network's address.
+    pub address: IpAddr,
+    /// Length of the prefix in the address's own family: 32 or 128 for one address.
+    pub prefix_len: u8,
+    /// The port.
+    pub port: u16,
+}
+
+impl Intercepted {
+    /// Exactly one address.
+    pub fn host(address: IpAddr, port: u16) -> Self {
+        Self { address, prefix_len: if address.is_ipv4() { 32 } else { 128 }, port }
+    }
+
+    fn from_key(key: &Key<Destination>) -> Self {
+        let Destination { address, port, .. } = key.data();
+        let before = Destination::prefix_bits(&address, 0);
+        Self {
+            address: IpAddr::from(address),
+            prefix_len: u8::try_from(key.prefix_len() - before).unwrap_or(u8::MAX),
+            port: u16::from_be_bytes(port),
+        }
+    }
+
+    fn key(&self) -> Key<Destination> {
+        let address = IpBytes::from(self.address);
+        Key::new(
+            Destination::prefix_bits(&address, self.prefix_len),
+            Destination::new(address, self.port.to_be_bytes()),
+        )
+    }
+}
+
+/// What is intercepted, and why; or is not.
+pub struct Destinations {
+    map: LpmTrie<MapData, Destination, u8>,
+    /// By the numbers of [`Capture`].
+    present: HashMap<Intercepted, u8>,
+    /// Found in a pinned map, and kept until the names that they came from have been looked up again.
+    inherited: HashSet<Intercepted>,
+}
+
+impl Destinations {
+    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
+        let map: LpmTrie<_, Destination, u8> = LpmTrie::try_from(map).map_err(error(map::DESTINATIONS))?;
+        let present = map
+            .iter()
+            .map(|entry| entry.map(|(key, capture)| (Intercepted::from_key(&key), capture)))
+            .collect::<Result<HashMap<_, _>, _>>()
+            .map_err(error(map::DESTINATIONS))?;
+        let inherited = present.keys().copied().collect();
+        Ok(Self { map, present, inherited })
+    }
+
+    /// Lets go of what an earlier agent left, with the next `set`.
+    pub fn disown_inherited(&mut self) {
+        self.inherited.clear();
+    }
+
+    /// Makes the map hold exactly `wanted`, besides what is inherited. What is new is added before what is gone is removed.
+    ///
+    /// # Errors
+    /// There are too many, and the map stays as it was; or the kernel refuses.
+    pub fn set(&mut self, wanted: &HashMap<Intercepted, Capture>) -> Result<(), KernelError> {
+        let added = wanted.keys().filter(|entry| !self.present.contains_key(entry)).count();
+        if self.present.len() + added > CAPACITY {
+            return Err(KernelError::TooManyDestinations { capacity: CAPACITY });
+        }
+        for (entry, capture) in wanted.iter().map(|(entry, capture)| (*entry, *capture as u8)) {
+            if self.present.get(&entry) != Some(&capture) {
+                self.map.insert(&entry.key(), capture, 0).map_err(error(map::DESTINATIONS))?;
+                self.present.insert(entry, capture);
+            }
+        }
+        let kept = |entry: &Intercepted| wanted.contains_key(entry) || self.inherited.contains(entry);
+        for entry in self.present.keys().filter(|entry| !kept(entry)).copied().collect::<Vec<_>>() {
+            ignore_absent(self.map.remove(&entry.key())).map_err(error(map::DESTINATIONS))?;
+            self.present.remove(&entry);
+        }
+        Ok(())
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.present.len()
+    }
+
+    /// Whether nothing is intercepted.
+    pub fn is_empty(&self) -> bool {
+        self.present.is_empty()
+    }
+}

@@ -1,0 +1,240 @@
+//! The names whose addresses the kernel learns from DNS answers, and what it has learned.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fmt,
+    time::Duration,
+};
+
+use aya::maps::{
+    HashMap as BpfHashMap, Map, MapData, PerCpuArray,
+    lpm_trie::{Key, LpmTrie},
+};
+use egress_common::{
+    learned::{Learned, LearnedKey, NAME_PORTS, NameRule, ReversedName},
+    names::map,
+    outcome::Learning,
+};
+
+use super::{
+    KernelError,
+    maps::{error, ignore_absent, since_boot},
+};
+use crate::{
+    netns::NetnsCookie,
+    policy::{HostPattern, parents},
+};
+
+/// What is learned is forgotten when for this long no answer had it and no connection used it. Applications hold answers
+/// for longer than DNS allows.
+const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// What namespaces have learned that are not served is forgotten sooner: most are gone. Some are not found yet.
+const LIFETIME_UNSERVED: Duration = Duration::from_secs(60);
+
+/// Hosts and ports that are intercepted.
+pub type Watched = BTreeSet<(HostPattern, u16)>;
+
+/// A key of the trie: the name, and how many bits of it count.
+type NameKey = (u32, ReversedName);
+
+/// The names, and what was learned of them.
+pub struct LearnedNames {
+    names: LpmTrie<MapData, ReversedName, NameRule>,
+    present: HashMap<NameKey, NameRule>,
+    learned: BpfHashMap<MapData, LearnedKey, Learned>,
+    counts: BpfHashMap<MapData, u64, u32>,
+}
+
+impl LearnedNames {
+    pub(super) fn new(names: Map, learned: Map, counts: Map) -> Result<Self, KernelError> {
+        let names: LpmTrie<_, ReversedName, NameRule> = LpmTrie::try_from(names).map_err(error(map::NAMES))?;
+        // What an earlier agent has left in a pinned map.
+        let present = names
+            .iter()
+            .map(|entry| entry.map(|(key, rule)| ((key.prefix_len(), key.data()), rule)))
+            .collect::<Result<_, _>>()
+            .map_err(error(map::NAMES))?;
+        let learned = BpfHashMap::try_from(learned).map_err(error(map::LEARNED))?;
+        let counts = BpfHashMap::try_from(counts).map_err(error(map::LEARNED_COUNTS))?;
+        Ok(Self { names, present, learned, counts })
+    }
+
+    /// Makes these the names whose addresses are learned, and forgets what was learned for others.
+    ///
+    /// # Errors
+    /// There are too many names, or the kernel refuses.
+    pub fn set(&mut self, watched: &Watched) -> Result<(), KernelError> {
+        let wanted = rules(watched);
+        if wanted == self.present {
+            return Ok(());
+        }
+        for ((bits, name), rule) in &wanted {
+            if self.present.get(&(*bits, *name)) != Some(rule) {
+                self.names.insert(&Key::new(*bits, *name), rule, 0).map_err(error(map::NAMES))?;
+                self.present.insert((*bits, *name), *rule);
+            }
+        }
+        for key in self.present.keys().filter(|key| !wanted.contains_key(*key)).copied().collect::<Vec<_>>() {
+            ignore_absent(self.names.remove(&Key::new(key.0, key.1))).map_err(error(map::NAMES))?;
+            self.present.remove(&key);
+        }
+        let mut in_force = HashMap::<[u8; 2], u64>::new();
+        for rule in self.present.values() {
+            for port in rule.ports.iter().filter(|port| **port != [0, 0]) {
+                *in_force.entry(*port).or_default() |= rule.rules;
+            }
+        }
+        self.forget(|key, learned| {
+            let rules = in_force.get(&key.destination.port).copied().unwrap_or_default();
+            learned.rules & rules == 0
+        })
+    }
+
+    /// Forgets what is of no use any more.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn sweep(&mut self, served: &HashSet<NetnsCookie>) -> Result<(), KernelError> {
+        let now = since_boot();
+        self.forget(|key, learned| {
+            let age = now.saturating_sub(Duration::from_nanos(learned.seen_ns));
+            age > if served.contains(&NetnsCookie(key.netns)) { LIFETIME } else { LIFETIME_UNSERVED }
+        })
+    }
+
+    /// How many addresses are intercepted because an application was told of them.
+    pub fn len(&self) -> usize {
+        self.learned.keys().count()
+    }
+
+    /// Whether nothing was learned.
+    pub fn is_empty(&self) -> bool {
+        self.learned.keys().next().is_none()
+    }
+
+    fn forget(&mut self, obsolete: impl Fn(&LearnedKey, &Learned) -> bool) -> Result<(), KernelError> {
+        let mut counts = BTreeMap::<u64, u32>::new();
+        let mut gone = Vec::new();
+        // One that vanishes meanwhile is none that we miss.
+        for (key, learned) in self.learned.iter().filter_map(Result::ok) {
+            if obsolete(&key, &learned) {
+                gone.push(key);
+                counts.entry(key.netns).or_default();
+            } else {
+                *counts.entry(key.netns).or_default() += 1;
+            }
+        }
+        for key in gone {
+            ignore_absent(self.learned.remove(&key)).map_err(error(map::LEARNED))?;
+        }
+        for (netns, count) in counts {
+            match count {
+                0 => ignore_absent(self.counts.remove(&netns)),
+                _ => self.counts.insert(netns, count, 0),
+            }
+            .map_err(error(map::LEARNED_COUNTS))?;
+        }
+        Ok(())
+    }
+}
+
+/// The trie for these names. As a look-up gives the longest match alone, an entry has the ports of all that cover it.
+fn rules(watched: &Watched) -> HashMap<NameKey, NameRule> {
+    let mut ports = BTreeMap::<&HostPattern, BTreeSet<u16>>::new();
+    for (pattern, port) in watched {
+        ports.entry(pattern).or_default().insert(*port);
+    }
+    let (exact, wildcards): (Vec<_>, Vec<_>) = ports.into_iter().partition(|(pattern, _)| pattern.is_exact());
+    let wildcards: HashMap<_, _> =
+        wildcards.into_iter().map(|(pattern, ports)| (pattern.name().as_str(), (pattern, ports))).collect();
+    let below = |name| parents(name).filter_map(|parent| wildcards.get(parent));
+    let exact = exact.iter().filter_map(|(pattern, ports)| {
+        let name = pattern.name().as_str();
+        let covering = below(name).map(|(pattern, ports)| (*pattern, ports));
+        Some((ReversedName::exact(name)?, rule(covering.chain([(*pattern, ports)]))))
+    });
+    let covered = wildcards.iter().filter_map(|(name, (pattern, ports))| {
+        let covering = below(name).map(|(pattern, ports)| (*pattern, ports));
+        Some((ReversedName::below(name)?, rule(covering.chain([(*pattern, ports)]))))
+    });
+    exact.chain(covered).map(|((name, bits), rule)| ((bits, name), rule)).collect()
+}
+
+fn rule<'p>(covering: impl Iterator<Item = (&'p HostPattern, &'p BTreeSet<u16>)>) -> NameRule {
+    let (mut all, mut rules) = (BTreeSet::<u16>::new(), 0);
+    for (pattern, ports) in covering {
+        all.extend(ports);
+        rules |= bit(pattern);
+    }
+    let mut slots = [[0; 2]; NAME_PORTS];
+    // The policy has no more ports for a name than there is room for.
+    for (slot, port) in slots.iter_mut().zip(all) {
+        *slot = port.to_be_bytes();
+    }
+    NameRule { ports: slots, rules }
+}
+
+/// The bit of a rule, by its name, so that it is the same for each agent. Rules that share a bit keep what was learned
+/// for the other longer than need be, which is harmless: the Host decides.
+fn bit(pattern: &HostPattern) -> u64 {
+    // FNV-1a, of which the upper bits are the better ones.
+    let hash = pattern
+        .to_string()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    1 << (hash >> 58)
+}
+
+/// What became of DNS answers.
+pub struct Learnings(PerCpuArray<MapData, u64>);
+
+impl fmt::Debug for Learnings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.read()).finish()
+    }
+}
+
+impl Learnings {
+    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
+        PerCpuArray::try_from(map).map(Self).map_err(error(map::LEARNINGS))
+    }
+
+    /// How often each occurred since the programs were loaded, over all CPUs.
+    pub fn read(&self) -> impl Iterator<Item = (Learning, u64)> {
+        Learning::ALL.iter().map(|&learning| {
+            // A counter that cannot be read counts nothing; the map exists as long as we do.
+            let sum = self.0.get(&(learning as u32), 0).map_or(0, |values| values.iter().sum());
+            (learning, sum)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ports_of(watched: &[(&str, u16)], name: &str) -> Vec<u16> {
+        let watched = watched.iter().map(|(text, port)| (text.parse().expect(text), *port)).collect();
+        let rules = rules(&watched);
+        let (key, _) = ReversedName::exact(name).expect("short");
+        let matches = rules.iter().filter(|((bits, prefix), _)| {
+            let bytes = (bits / 8) as usize;
+            prefix.0[..bytes] == key.0[..bytes]
+        });
+        let longest = matches.max_by_key(|((bits, _), _)| *bits);
+        let ports = longest.into_iter().flat_map(|(_, rule)| rule.ports).map(u16::from_be_bytes);
+        ports.filter(|port| *port != 0).collect()
+    }
+
+    #[test]
+    fn the_longest_match_has_the_ports_of_all_that_cover_it() {
+        let watched = [("*.example.com", 80), ("*.b.example.com", 81), ("a.b.example.com", 82), ("example.com", 83)];
+        let check = |name, expected: &[u16]| assert_eq!(ports_of(&watched, name), expected, "{name}");
+        check("a.b.example.com", &[80, 81, 82]);
+        check("x.b.example.com", &[80, 81]);
+        check("b.example.com", &[80]);
+        check("example.com", &[83]);
+        check("myexample.com", &[]);
+        check("com", &[]);
+    }
+}
