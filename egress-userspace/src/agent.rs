@@ -16,6 +16,7 @@ use tokio::time;
 use self::namespaces::Namespaces;
 use crate::{
     admin::{Readiness, SharedReadiness},
+    capture::{CaptureError, Captured},
     config::{self, Document, Source},
     kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, Redirector, ThreadEvents, pins::Pins},
     netns::Netns,
@@ -49,6 +50,8 @@ pub struct Options {
     pub log_ebpf: bool,
     /// Where programs and maps are pinned; None to fail open.
     pub pin_dir: Option<PathBuf>,
+    /// Which connections are redirected.
+    pub captured: Captured,
 }
 
 /// Why the agent does not start.
@@ -63,6 +66,9 @@ pub enum AgentError {
     /// A worker cannot be started.
     #[error(transparent)]
     Worker(#[from] StartError),
+    /// What to redirect cannot be determined.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// The resolver cannot be set up.
     #[error("cannot set up the resolver: {0}")]
     Resolver(String),
@@ -108,6 +114,7 @@ pub struct Agent {
     flows: Flows,
     thread_events: ThreadEvents,
     namespaces: Namespaces,
+    captured: Captured,
     names: Names,
     documents: Vec<Document>,
     policy: Policy,
@@ -127,7 +134,7 @@ impl Agent {
     /// # Errors
     /// The configuration is bad (nothing has been touched then), or the machine cannot run the agent.
     pub fn start(options: Options) -> Result<Self, AgentError> {
-        let Options { sources, cgroups, workers, log_ebpf, pin_dir } = options;
+        let Options { sources, cgroups, workers, log_ebpf, pin_dir, captured } = options;
         // Watched before it is read: a change in between is then seen.
         let watcher =
             Watcher::new(watched(&sources, &Policy::default())).map_err(io_error("cannot watch the configuration"))?;
@@ -170,6 +177,7 @@ impl Agent {
             flows,
             thread_events: threads,
             namespaces: Namespaces::new(cgroups, SocketFactory::new(own_sockets), listeners),
+            captured,
             names,
             documents,
             policy,
@@ -266,6 +274,11 @@ impl Agent {
                         tracing::warn!(%error, "cannot sweep learned addresses");
                     }
                     self.metrics.learned.set(self.learned.len() as i64);
+                    match self.captured.refresh().await {
+                        Ok(false) => {}
+                        Ok(true) => self.synchronise(),
+                        Err(error) => tracing::warn!(%error, "the excluded networks stay as they were"),
+                    }
                 }
             }
             self.metrics.namespaces.set(self.namespaces.len() as i64);
@@ -351,7 +364,10 @@ impl Agent {
         if self.names.all_tried() && unanswered.is_none() {
             self.destinations.disown_inherited();
         }
-        let result = self.learned.set(&routes.watched()).and(self.destinations.set(&routes.intercepted(&self.names)));
+        let result = self
+            .learned
+            .set(&routes.watched())
+            .and(self.destinations.set(&self.captured.destinations(&routes, &self.names)));
         self.metrics.destinations.set(self.destinations.len() as i64);
         let readiness = match result {
             Err(error) => {

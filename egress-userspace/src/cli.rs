@@ -2,8 +2,14 @@
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use egress::{agent::AgentError, config::Source, kernel::pins::DEFAULT_DIR, policy::HostName};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use egress::{
+    agent::AgentError,
+    capture::CaptureMode,
+    config::Source,
+    kernel::pins::DEFAULT_DIR,
+    policy::{Cidr, HostName},
+};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
@@ -15,6 +21,23 @@ pub(crate) struct Cli {
     pub(crate) log: LogOptions,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads the command line.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let cli = Self::try_parse()?;
+        let capture = match &cli.command {
+            Command::Run(options) => Some(&options.capture),
+            Command::Exec(options) => Some(&options.capture),
+            Command::Detach(_) => None,
+        };
+        if capture.is_some_and(|capture| capture.capture == CaptureBy::Hosts && !capture.exclude_cidr.is_empty()) {
+            let message = "--exclude-cidr is of use only with --capture ports";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
+        }
+        Ok(cli)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -48,10 +71,41 @@ impl RuleOptions {
     }
 }
 
+/// What is redirected.
+#[derive(Debug, Args)]
+pub(crate) struct CaptureOptions {
+    /// Which connections are redirected. `hosts`: those to addresses of configured hosts, which the node's resolver gives, a
+    /// ServiceEntry lists, or a DNS answer has told an application. `ports`: all those to configured ports; what turns out
+    /// not to be for a configured host is passed on byte for byte.
+    #[arg(long, value_enum, default_value_t = CaptureBy::Hosts)]
+    capture: CaptureBy,
+    /// With `--capture ports`: connections to this network are left alone. Can be repeated. Without it: link-local networks,
+    /// and those that the node has a route to other than its default route: the cluster's. Loopback always is.
+    #[arg(long, value_name = "CIDR")]
+    exclude_cidr: Vec<Cidr>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CaptureBy {
+    Hosts,
+    Ports,
+}
+
+impl CaptureOptions {
+    pub(crate) fn mode(self) -> CaptureMode {
+        match self.capture {
+            CaptureBy::Hosts => CaptureMode::Hosts,
+            CaptureBy::Ports => CaptureMode::Ports(self.exclude_cidr),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct RunOptions {
     #[command(flatten)]
     pub(crate) rules: RuleOptions,
+    #[command(flatten)]
+    pub(crate) capture: CaptureOptions,
     /// Serve the processes under this cgroup2 directory. Can be repeated. Without it: the pods' cgroup (kubepods) if the
     /// node has one, else all processes.
     #[arg(long, value_name = "DIR")]
@@ -78,6 +132,8 @@ pub(crate) struct RunOptions {
 pub(crate) struct ExecOptions {
     #[command(flatten)]
     pub(crate) rules: RuleOptions,
+    #[command(flatten)]
+    pub(crate) capture: CaptureOptions,
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -162,8 +218,6 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -7,6 +7,7 @@ use std::{num::NonZero, os::unix::process::ExitStatusExt as _, process::ExitCode
 
 use egress::{
     agent::{Agent, AgentError, Options},
+    capture::Captured,
     kernel::cgroup::{CgroupError, ChildCgroup},
 };
 use nix::sys::signal::{SigSet, Signal};
@@ -92,6 +93,7 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
         log_ebpf,
         // The guardian does for exec what pins do for an agent.
         pin_dir: None,
+        captured: Captured::new(options.capture.mode()).await.map_err(AgentError::from)?,
     })?;
     agent.serve_own_namespace()?;
     agent.attach()?;

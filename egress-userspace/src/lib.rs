@@ -8,10 +8,12 @@
 //! - [`netns`]: network namespaces and how to work inside them.
 //! - [`socket`]: the one factory of sockets.
 //! - [`route`]: the policy in the form that requests need.
+//! - [`capture`]: which connections are redirected.
 //! - [`listener`]: accepted connections and where they were going.
 //! - [`request`]: which rule a request falls under, and its exchange with the origin.
 //! - [`body`]: bodies on their way through.
 //! - [`upstream`]: connections to origins, TLS, and the pool.
+//! - [`passthrough`]: connections of which only the port is known.
 //! - [`worker`]: the threads that the above run on.
 //! - [`telemetry`]: the access log and the counters.
 //! - [`watch`]: notices changed files.
@@ -21,10 +23,12 @@
 pub mod admin;
 pub mod agent;
 pub mod body;
+pub mod capture;
 pub mod config;
 pub mod kernel;
 pub mod listener;
 pub mod netns;
+pub mod passthrough;
 pub mod policy;
 pub mod request;
 pub mod resolve;

@@ -9,7 +9,6 @@ use std::{
     },
 };
 
-use egress_common::destination::Capture;
 use rustls::RootCertStore;
 
 use crate::{
@@ -213,8 +212,8 @@ impl RouteTable {
         if errors.is_empty() { Ok(table) } else { Err(errors) }
     }
 
-    /// The networks that the kernel must redirect for these routes.
-    pub fn intercepted(&self, names: &Names) -> HashMap<Intercepted, Capture> {
+    /// The networks that these routes' hosts are known to be in.
+    pub fn intercepted(&self, names: &Names) -> HashSet<Intercepted> {
         let mut wanted = HashSet::new();
         for route in self.routes() {
             let port = route.rule.port;
@@ -226,7 +225,7 @@ impl RouteTable {
                 port,
             }));
         }
-        wanted.into_iter().map(|network| (network, Capture::Host)).collect()
+        wanted
     }
 
     /// Hosts and ports whose addresses the kernel must learn.

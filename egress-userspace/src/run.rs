@@ -5,6 +5,7 @@ use std::{num::NonZero, path::PathBuf, process::ExitCode, thread};
 use egress::{
     admin,
     agent::{Agent, AgentError, Options},
+    capture::Captured,
     kernel::cgroup,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -71,6 +72,7 @@ async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
         workers: options.workers.map_or(cores, usize::from),
         log_ebpf,
         pin_dir: (!options.fail_open).then_some(options.pin_dir),
+        captured: Captured::new(options.capture.mode()).await?,
     })?;
     let address = admin::start(options.admin, agent.readiness(), agent.metrics())
         .await

@@ -2,8 +2,8 @@
 //! connections that it uses, so that nothing on the request path is shared or locked.
 
 use std::{
-    io,
-    os::fd::{AsRawFd as _, BorrowedFd},
+    io::{self, Cursor},
+    os::fd::{AsRawFd as _, BorrowedFd, RawFd},
     pin::pin,
     rc::Rc,
     sync::{
@@ -19,6 +19,7 @@ use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
     net::TcpStream,
     runtime,
     sync::{mpsc, watch},
@@ -31,6 +32,7 @@ use crate::{
     kernel::{Flows, KernelError, OwnSockets},
     listener::{self, Listener},
     netns::NetnsCookie,
+    passthrough::{self, Passed},
     request::{Accepted, Conversation},
     route::RouteTable,
     socket::SocketFactory,
@@ -267,14 +269,43 @@ impl Worker {
         tokio::task::spawn_local(async move {
             let _load = load;
             match TcpStream::from_std(stream) {
-                Ok(stream) => self.converse(stream, accepted, draining).await,
+                Ok(stream) => self.receive(stream, accepted, draining).await,
                 Err(error) => tracing::warn!(%error, "an accepted connection cannot be served"),
             }
         });
     }
 
-    async fn converse(&self, stream: TcpStream, accepted: Accepted, mut draining: watch::Receiver<bool>) {
+    async fn receive(&self, stream: TcpStream, accepted: Accepted, draining: watch::Receiver<bool>) {
         let descriptor = stream.as_raw_fd();
+        if !accepted.origin.by_port_alone() {
+            return self.converse(stream, descriptor, accepted, draining).await;
+        }
+        let (origin, gone) = (accepted.origin.socket_addr(), accepted.gone.clone());
+        let is_configured = |host: &str| self.routes.load().route(host, origin.port()).is_some();
+        let passed = tokio::select! {
+            passed = passthrough::pass(&self.sockets, &accepted, stream, is_configured) => passed,
+            () = gone.cancelled() => return,
+        };
+        match passed {
+            Ok(Passed::On) => self.metrics.passed_on(true),
+            Ok(Passed::Configured(stream, begun)) => {
+                let (reader, writer) = stream.into_split();
+                let stream = tokio::io::join(Cursor::new(begun).chain(reader), writer);
+                self.converse(stream, descriptor, accepted, draining).await;
+            }
+            Err(error) => {
+                self.metrics.passed_on(false);
+                let process = accepted.origin.process_name();
+                tracing::warn!(%origin, pid = accepted.origin.pid, process, %error, "a connection was not passed on to its end");
+            }
+        }
+    }
+
+    /// Serves requests on a connection whose socket is `descriptor`.
+    async fn converse<S>(&self, stream: S, descriptor: RawFd, accepted: Accepted, mut draining: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
         let (begun, tunnel, ends_by_close) = Default::default();
         let conversation = Conversation { worker: self, accepted, client, begun, tunnel, ends_by_close };

@@ -34,7 +34,8 @@ impl RequestHost {
         Self::parse(&value).ok_or_else(|| ProxyError::bad_request("the request's Host is not a host name"))
     }
 
-    fn parse(value: &HeaderValue) -> Option<Self> {
+    /// The host that a field names.
+    pub fn parse(value: &HeaderValue) -> Option<Self> {
         let authority: Authority = value.to_str().ok()?.trim().parse().ok()?;
         let host = authority.host();
         let name = host.trim_end_matches('.').to_ascii_lowercase();

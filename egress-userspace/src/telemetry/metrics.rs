@@ -32,6 +32,7 @@ pub struct Metrics {
     pub unknown_origin: Counter,
     /// Connections whose first bytes were not HTTP.
     pub not_http: Counter,
+    passed_on: [Counter; 2],
     /// Rules in force.
     pub rules: Gauge,
     /// Addresses and networks that are intercepted.
@@ -78,6 +79,14 @@ impl Metrics {
             "Connections that were refused because they did not begin with an HTTP/1 request",
             not_http.clone(),
         );
+        let passed_on = Family::<OutcomeLabel, Counter>::default();
+        registry.register(
+            "connections_passed_on",
+            "Connections to captured ports that were passed on as they are, by how they ended",
+            passed_on.clone(),
+        );
+        let passed_on =
+            ["complete", "broken"].map(|outcome| passed_on.get_or_create(&OutcomeLabel { outcome }).clone());
         let rules = Gauge::default();
         registry.register("rules", "Rules in force", rules.clone());
         let destinations = Gauge::default();
@@ -102,6 +111,7 @@ impl Metrics {
             handshakes_failed: handshake("failed"),
             unknown_origin,
             not_http,
+            passed_on,
             rules,
             destinations,
             learned,
@@ -115,6 +125,11 @@ impl Metrics {
     /// Counts a request.
     pub fn request(&self, outcome: Outcome) {
         self.requests[outcome as usize].inc();
+    }
+
+    /// Counts a connection that was passed on as it is, to its end or until it broke off.
+    pub fn passed_on(&self, complete: bool) {
+        self.passed_on[usize::from(!complete)].inc();
     }
 
     /// Counts a TLS handshake; None for one that failed.

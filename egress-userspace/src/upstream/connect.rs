@@ -70,7 +70,10 @@ pub async fn tls(
 
 /// Tries the addresses in order, each a moment after the one before or as soon as that fails; the first connection wins
 /// (RFC 8305 section 5). All of them share one time limit.
-async fn tcp(sockets: &SocketFactory, from: &Place, candidates: &[SocketAddr]) -> Result<TcpStream, UpstreamError> {
+///
+/// # Errors
+/// None can be reached; the error is the last one's.
+pub async fn tcp(sockets: &SocketFactory, from: &Place, candidates: &[SocketAddr]) -> Result<TcpStream, UpstreamError> {
     let Some(&first) = candidates.first() else { return Err(UpstreamError::NoAddress) };
     let attempts = async {
         let mut waiting = candidates.iter();

@@ -78,6 +78,11 @@ enum Command {
         #[arg(long)]
         half_close: bool,
     },
+    /// Sends standard input as it comes, and prints what comes back until the other end closes.
+    Talk {
+        #[command(flatten)]
+        target: Target,
+    },
     /// Connects and says what it is connected to.
     Connect {
         #[command(flatten)]
@@ -146,6 +151,7 @@ fn main() -> Result<()> {
         Command::Forget { target } => forget(&target),
         Command::Crowd { target, host, clients, count } => crowd(&target, &host, clients, count),
         Command::Raw { target, half_close } => raw(&target, half_close),
+        Command::Talk { target } => talk(&target),
         Command::Connect { target } => target.connect(&[]).map(drop),
         Command::Repeat { target, request } => repeat(&target, &request),
         Command::Listen { address } => listen(address),
@@ -216,6 +222,25 @@ fn raw(target: &Target, half_close: bool) -> Result<()> {
     }
     io::copy(&mut stream, &mut io::stdout())?;
     Ok(())
+}
+
+fn talk(target: &Target) -> Result<()> {
+    let mut stream = target.connect(&[])?;
+    let mut writer = stream.try_clone()?;
+    let sending = thread::spawn(move || {
+        io::copy(&mut io::stdin(), &mut writer)?;
+        writer.shutdown(std::net::Shutdown::Write)
+    });
+    let mut stdout = io::stdout();
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => break,
+            count => stdout.write_all(&buffer[..count])?,
+        }
+        stdout.flush()?;
+    }
+    Ok(sending.join().expect("no panic")?)
 }
 
 fn repeat(target: &Target, request: &Request) -> Result<()> {

@@ -1,0 +1,191 @@
+//! Connections of which only the port is known: those for configured hosts are served like all others, the rest is passed
+//! on byte for byte, whatever protocol it speaks and whoever speaks first.
+//!
+//! What a client sends is looked at before it goes on, for as long as the connection lasts.
+
+mod requests;
+
+use std::{io, time::Duration};
+
+use bytes::{Buf as _, BytesMut};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, copy_buf},
+    net::{TcpStream, tcp::ReadHalf},
+    time::{sleep, timeout},
+};
+
+use self::requests::{Next, Requests};
+use crate::{
+    request::Accepted,
+    socket::SocketFactory,
+    upstream::{UpstreamError, connect},
+};
+
+/// A client that is silent for so long waits for the server to speak first. It still may not say anything unseen.
+const SPEAKS_FIRST: Duration = Duration::from_millis(100);
+/// How long the rest of something that has begun like a request may take.
+const UNDECIDED: Duration = Duration::from_secs(10);
+/// How long responses may take to come that are under way when a request for a configured host follows on their connection.
+const LAST_RESPONSES: Duration = Duration::from_secs(5);
+/// Bytes that are read at once.
+const BUFFER: usize = 16 * 1024;
+
+/// What became of a connection.
+pub enum Passed {
+    /// Its first request is for a configured host. These are the bytes that have come.
+    Configured(TcpStream, BytesMut),
+    /// It has been passed on to its end.
+    On,
+}
+
+/// Why a connection was cut off.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// The origin cannot be reached.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// One of the ends broke off.
+    #[error("the connection broke off: {0}")]
+    Broken(#[from] io::Error),
+    /// What the client sends could be for a configured host.
+    #[error("{0}")]
+    Doubtful(&'static str),
+    /// A request for a configured host follows others. On a connection of its own it will be served.
+    #[error("a request for a configured host came after others")]
+    Configured,
+}
+
+/// Passes a connection on, unless its first request is for a configured host.
+///
+/// # Errors
+/// It cannot be passed on to its end. The client's connection has been reset.
+pub async fn pass(
+    sockets: &SocketFactory,
+    accepted: &Accepted,
+    mut client: TcpStream,
+    is_configured: impl Fn(&str) -> bool,
+) -> Result<Passed, PassError> {
+    let mut outbound = Outbound { requests: Requests::new(is_configured), pending: BytesMut::new() };
+    let passed = async {
+        let origin = [accepted.origin.socket_addr()];
+        let mut upstream = None;
+        if timeout(SPEAKS_FIRST, client.readable()).await.is_err() {
+            let stream = connect::tcp(sockets, &accepted.from, &origin).await?;
+            tokio::select! {
+                ready = client.readable() => ready?,
+                ready = stream.readable() => {
+                    ready?;
+                    return relay(&mut client, stream, outbound, None).await.map(|()| None);
+                }
+            }
+            upstream = Some(stream);
+        }
+        let first = outbound.next(&mut client.split().0).await?;
+        if first == Outgoing::Configured {
+            return Ok(Some(outbound.pending));
+        }
+        let upstream = match upstream {
+            Some(upstream) => upstream,
+            None => connect::tcp(sockets, &accepted.from, &origin).await?,
+        };
+        relay(&mut client, upstream, outbound, Some(first)).await.map(|()| None)
+    };
+    match passed.await {
+        Ok(None) => Ok(Passed::On),
+        Ok(Some(pending)) => Ok(Passed::Configured(client, pending)),
+        Err(error) => {
+            reset(&client);
+            Err(error)
+        }
+    }
+}
+
+/// Passes bytes both ways until both ends are closed.
+async fn relay<F: Fn(&str) -> bool>(
+    client: &mut TcpStream,
+    mut upstream: TcpStream,
+    mut outbound: Outbound<F>,
+    first: Option<Outgoing>,
+) -> Result<(), PassError> {
+    let (mut client_reader, mut client_writer) = client.split();
+    let (upstream_reader, mut upstream_writer) = upstream.split();
+    let out = async {
+        let mut outgoing = match first {
+            Some(first) => first,
+            None => outbound.next(&mut client_reader).await?,
+        };
+        while let Outgoing::Bytes(count) = outgoing {
+            upstream_writer.write_all(&outbound.pending[..count]).await?;
+            outbound.pending.advance(count);
+            outgoing = outbound.next(&mut client_reader).await?;
+        }
+        upstream_writer.shutdown().await?;
+        if outgoing == Outgoing::Configured {
+            sleep(LAST_RESPONSES).await;
+            return Err(PassError::Configured);
+        }
+        Ok(())
+    };
+    let back = async {
+        copy_buf(&mut BufReader::with_capacity(BUFFER, upstream_reader), &mut client_writer).await?;
+        Ok(client_writer.shutdown().await?)
+    };
+    let relayed = tokio::try_join!(out, back).map(|_| ());
+    if relayed.is_err() {
+        reset(&upstream);
+    }
+    relayed
+}
+
+/// Has the other end see that the connection broke off, once it is closed.
+fn reset(stream: &TcpStream) {
+    // Where it cannot be set the connection is gone already.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// What a client sends.
+struct Outbound<F> {
+    requests: Requests<F>,
+    /// What has come and has not gone on.
+    pending: BytesMut,
+}
+
+/// What is next of it.
+#[derive(Debug, PartialEq, Eq)]
+enum Outgoing {
+    /// Bytes to be passed on: so many of those that are pending.
+    Bytes(usize),
+    /// A request for a configured host.
+    Configured,
+    /// Nothing more.
+    End,
+}
+
+impl<F: Fn(&str) -> bool> Outbound<F> {
+    async fn next(&mut self, client: &mut ReadHalf<'_>) -> Result<Outgoing, PassError> {
+        loop {
+            match self.requests.next(&self.pending) {
+                Next::Forward(count) => return Ok(Outgoing::Bytes(count)),
+                Next::Configured => return Ok(Outgoing::Configured),
+                Next::Doubtful(reason) => return Err(PassError::Doubtful(reason)),
+                Next::Undecided => {}
+            }
+            let begun = !self.pending.is_empty();
+            self.pending.reserve(BUFFER);
+            let read = client.read_buf(&mut self.pending);
+            let count = if begun {
+                let late = PassError::Doubtful("something that has begun like a request does not go on");
+                timeout(UNDECIDED, read).await.map_err(|_| late)??
+            } else {
+                read.await?
+            };
+            match (count, self.pending.len()) {
+                (0, 0) => return Ok(Outgoing::End),
+                // Half a request is none.
+                (0, rest) => return Ok(Outgoing::Bytes(rest)),
+                _ => {}
+            }
+        }
+    }
+}
