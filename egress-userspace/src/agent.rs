@@ -176,7 +176,8 @@ impl Agent {
             learned,
             flows,
             thread_events: threads,
-            namespaces: Namespaces::new(cgroups, SocketFactory::new(own_sockets), listeners),
+            namespaces: Namespaces::new(cgroups, SocketFactory::new(own_sockets), listeners)
+                .map_err(io_error("cannot watch the cgroups"))?,
             captured,
             names,
             documents,
@@ -258,10 +259,9 @@ impl Agent {
                     Ok(seen) => self.namespaces.seen(&seen, &mut self.workers),
                     Err(error) => tracing::error!(%error, "cannot learn of new network namespaces"),
                 },
+                () = self.namespaces.changed() => self.reconcile(),
                 _ = housekeeping.tick() => {
-                    if let Err(error) = self.namespaces.reconcile(&mut self.workers) {
-                        tracing::warn!(%error, "cannot read the cgroups");
-                    }
+                    self.reconcile();
                     self.names.refresh();
                     match self.flows.sweep(FLOW_AGE) {
                         Ok(0) => {}
@@ -302,6 +302,12 @@ impl Agent {
             );
         } else {
             tracing::info!("detached");
+        }
+    }
+
+    fn reconcile(&mut self) {
+        if let Err(error) = self.namespaces.reconcile(&mut self.workers) {
+            tracing::warn!(%error, "cannot read the cgroups");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Network namespaces: what they are called in the kernel's maps, and how a thread works in one for a moment.
 
 pub mod discover;
+pub mod population;
 
 use std::{
     fmt,

@@ -11,7 +11,7 @@ use egress_common::listener::ThreadSeen;
 use crate::{
     kernel::{KernelError, Listeners},
     listener::{self, Handle},
-    netns::{Netns, NetnsCookie, NetnsInode, discover, inode_of_thread},
+    netns::{Netns, NetnsCookie, NetnsInode, discover, inode_of_thread, population::Population},
     socket::SocketFactory,
     worker::Workers,
 };
@@ -21,14 +21,21 @@ pub(super) struct Namespaces {
     cgroups: Vec<PathBuf>,
     sockets: SocketFactory,
     kernel: Listeners,
-    served: HashMap<NetnsInode, Handle>,
+    served: HashMap<NetnsInode, Served>,
+    population: Population,
     /// Served even if no process in scope lives in it.
     kept: Option<NetnsInode>,
 }
 
+struct Served {
+    handle: Handle,
+    /// By which it was found. A walk sees only the namespaces of processes; a thread can be in one of its own.
+    witness: ThreadSeen,
+}
+
 impl Namespaces {
-    pub(super) fn new(cgroups: Vec<PathBuf>, sockets: SocketFactory, kernel: Listeners) -> Self {
-        Self { cgroups, sockets, kernel, served: HashMap::new(), kept: None }
+    pub(super) fn new(cgroups: Vec<PathBuf>, sockets: SocketFactory, kernel: Listeners) -> io::Result<Self> {
+        Ok(Self { cgroups, sockets, kernel, served: HashMap::new(), population: Population::new()?, kept: None })
     }
 
     pub(super) fn cgroups(&self) -> &[PathBuf] {
@@ -41,13 +48,14 @@ impl Namespaces {
 
     /// The names of the namespaces in the kernel's maps.
     pub(super) fn cookies(&self) -> HashSet<NetnsCookie> {
-        self.served.values().map(|handle| handle.netns.cookie()).collect()
+        self.served.values().map(|served| served.handle.netns.cookie()).collect()
     }
 
     /// Serves a namespace for good.
     pub(super) fn keep(&mut self, netns: &Netns, workers: &mut Workers) -> io::Result<()> {
         self.kept = Some(netns.inode());
-        self.serve(netns, workers)
+        let pid = std::process::id();
+        self.serve(netns, ThreadSeen { pid, tid: pid }, workers)
     }
 
     /// Forgets what an earlier agent served. To be called when this one is sure to take over.
@@ -57,10 +65,15 @@ impl Namespaces {
 
     /// Takes in what the kernel reported.
     pub(super) fn seen(&mut self, seen: &HashSet<ThreadSeen>, workers: &mut Workers) {
-        for &ThreadSeen { pid, tid } in seen {
+        for &thread in seen {
+            let ThreadSeen { pid, tid } = thread;
             let served = inode_of_thread(pid, tid).and_then(|inode| match self.served.contains_key(&inode) {
                 true => Ok(()),
-                false => Netns::of_thread(pid, tid).and_then(|netns| self.serve(&netns, workers)),
+                false => Netns::of_thread(pid, tid).and_then(|netns| {
+                    // Its cgroup is to be watched.
+                    self.population.expect();
+                    self.serve(&netns, thread, workers)
+                }),
             });
             match served {
                 // The thread ended. If its process has others, the next socket or the next walk tells of them.
@@ -73,14 +86,20 @@ impl Namespaces {
         }
     }
 
+    /// Waits until the processes in scope are to be looked through.
+    pub(super) async fn changed(&mut self) {
+        self.population.changed().await;
+    }
+
     /// Brings what is served in line with the processes in scope.
     pub(super) fn reconcile(&mut self, workers: &mut Workers) -> io::Result<()> {
-        let found = discover::namespaces(&self.cgroups)?;
+        let found = discover::namespaces(&self.cgroups, &mut self.population)?;
         for (inode, &pid) in &found {
             if self.served.contains_key(inode) {
                 continue;
             }
-            let served = Netns::of_process(pid).and_then(|netns| self.serve(&netns, workers));
+            let served =
+                Netns::of_process(pid).and_then(|netns| self.serve(&netns, ThreadSeen { pid, tid: pid }, workers));
             match served {
                 // The process ended meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -90,9 +109,9 @@ impl Namespaces {
         }
         let gone: Vec<_> = self
             .served
-            .keys()
-            .filter(|inode| !found.contains_key(inode) && self.kept != Some(**inode))
-            .copied()
+            .iter()
+            .filter(|(inode, served)| !found.contains_key(inode) && self.kept != Some(**inode) && !served.is_used())
+            .map(|(inode, _)| *inode)
             .collect();
         for inode in gone {
             self.close(inode, workers, Why::Gone);
@@ -107,7 +126,7 @@ impl Namespaces {
         }
     }
 
-    fn serve(&mut self, netns: &Netns, workers: &mut Workers) -> io::Result<()> {
+    fn serve(&mut self, netns: &Netns, witness: ThreadSeen, workers: &mut Workers) -> io::Result<()> {
         if self.served.contains_key(&netns.inode()) {
             return Ok(());
         }
@@ -118,12 +137,12 @@ impl Namespaces {
         // Listening first: the hooks refuse what nobody listens to.
         self.kernel.insert(netns.cookie(), handle.v4, handle.v6).map_err(io::Error::other)?;
         tracing::debug!(netns = ?netns.cookie(), v4 = handle.v4, v6 = handle.v6, "serving a network namespace");
-        self.served.insert(netns.inode(), handle);
+        self.served.insert(netns.inode(), Served { handle, witness });
         Ok(())
     }
 
     fn close(&mut self, inode: NetnsInode, workers: &Workers, why: Why) {
-        let Some(handle) = self.served.remove(&inode) else { return };
+        let Some(Served { handle, .. }) = self.served.remove(&inode) else { return };
         let netns = handle.netns.cookie();
         if let Err(error) = self.kernel.remove(netns, handle.v4, handle.v6) {
             tracing::warn!(?netns, %error, "a listener is left in the kernel's map; its connects are refused");
@@ -135,6 +154,14 @@ impl Namespaces {
         }
         drop(handle);
         tracing::debug!(?netns, "let a network namespace go");
+    }
+}
+
+impl Served {
+    /// Whether the witness still is in this namespace, so that somebody is left to be served.
+    fn is_used(&self) -> bool {
+        let ThreadSeen { pid, tid } = self.witness;
+        inode_of_thread(pid, tid).is_ok_and(|inode| inode == self.handle.netns.inode())
     }
 }
 

@@ -6,24 +6,30 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{NetnsInode, inode_of_process};
+use super::{NetnsInode, inode_of_process, population::Population};
 
 /// Walks the cgroups and gives one process for each network namespace found. Cgroups and processes that vanish meanwhile
-/// are passed over.
+/// are passed over. From then on `population` tells when one of the cgroups loses its last process.
 ///
 /// # Errors
 /// One of the given cgroups is gone, or something cannot be read: what was found is then not all.
-pub fn namespaces(cgroups: &[PathBuf]) -> io::Result<HashMap<NetnsInode, u32>> {
+pub fn namespaces(cgroups: &[PathBuf], population: &mut Population) -> io::Result<HashMap<NetnsInode, u32>> {
     let mut found = HashMap::new();
     for cgroup in cgroups {
         fs::read_dir(cgroup)?;
-        walk(cgroup, &mut found)?;
+        walk(cgroup, population, &mut found)?;
     }
+    population.sweep();
     Ok(found)
 }
 
-fn walk(cgroup: &Path, found: &mut HashMap<NetnsInode, u32>) -> io::Result<()> {
-    let Some(processes) = unless_gone(fs::read_to_string(cgroup.join("cgroup.procs")))? else { return Ok(()) };
+fn walk(cgroup: &Path, population: &mut Population, found: &mut HashMap<NetnsInode, u32>) -> io::Result<()> {
+    let read = || unless_gone(fs::read_to_string(cgroup.join("cgroup.procs")));
+    let Some(mut processes) = read()? else { return Ok(()) };
+    if !processes.is_empty() && population.watch(cgroup) {
+        // Some may have ended before they were watched.
+        processes = read()?.unwrap_or_default();
+    }
     // A process of another pid namespace reads as 0.
     for pid in processes.lines().filter_map(|line| line.parse().ok()).filter(|&pid: &u32| pid != 0) {
         if let Some(inode) = unless_gone(inode_of_process(pid))? {
@@ -33,7 +39,7 @@ fn walk(cgroup: &Path, found: &mut HashMap<NetnsInode, u32>) -> io::Result<()> {
     let Some(children) = unless_gone(fs::read_dir(cgroup))? else { return Ok(()) };
     for child in children.flatten() {
         if child.file_type().is_ok_and(|kind| kind.is_dir()) {
-            walk(&child.path(), found)?;
+            walk(&child.path(), population, found)?;
         }
     }
     Ok(())

@@ -4,9 +4,11 @@
 //! What the socket is goes to standard error, one `key value` a line: `peername`, `sockname`, `protocol`.
 
 use std::{
+    fs::File,
     io::{self, BufRead, Read, Write},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd,
+    path::PathBuf,
     sync::Barrier,
     thread,
     time::Duration,
@@ -14,6 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Protocol, Socket, Type};
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -139,6 +142,9 @@ struct Target {
     /// The network device.
     #[arg(long)]
     device: Option<String>,
+    /// Enters this network namespace right before it makes the socket.
+    #[arg(long)]
+    netns: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
@@ -312,6 +318,9 @@ impl Target {
     }
 
     fn open(&self) -> Result<Socket> {
+        if let Some(netns) = &self.netns {
+            setns(File::open(netns).context("opening the namespace")?, CloneFlags::CLONE_NEWNET).context("setns")?;
+        }
         let address = self.address();
         let protocol = if self.mptcp { Protocol::MPTCP } else { Protocol::TCP };
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol)).context("socket")?;
