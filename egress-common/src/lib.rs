@@ -8,6 +8,7 @@
 //! - [`flow`]: how an accepted connection finds its origin.
 //! - [`listener`]: the agent's listening ports in one network namespace.
 //! - [`outcome`]: what the programs decided, counted.
+//! - [`self_test`]: where the agent connects to see whether it is intercepted.
 //!
 //! Every map type is `repr(C)`, free of padding (checked at compile time) and holds ports and addresses as they are on
 //! the wire. [`LAYOUT_VERSION`] changes whenever one of them does.
@@ -25,9 +26,10 @@ pub mod listener;
 pub mod names;
 pub mod origin;
 pub mod outcome;
+pub mod self_test;
 
 /// Version of the map layouts in this crate.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Asserts at compile time that a type has no padding, and lets userspace store it in maps.
 macro_rules! map_type {

@@ -47,6 +47,8 @@ counted! {
         FlowNotPublished = "flow_not_published",
         /// Rejected: a datagram socket that asks a name server, and whose answers could not be told from others'.
         AskerNotRecorded = "asker_not_recorded",
+        /// Redirected, as the agent's test of itself.
+        SelfTest = "self_test",
     }
 }
 

@@ -6,6 +6,7 @@ use egress_common::{
     destination::{Capture, Destination},
     origin::{COMM_LEN, Origin},
     outcome::Outcome,
+    self_test,
 };
 
 use crate::{
@@ -26,12 +27,17 @@ pub fn connect<F: Family>(ctx: &ConnectContext<'_, F>) -> Outcome {
     // A socket can connect again after a failure or an AF_UNSPEC connect, to somewhere else.
     maps::forget_origin(socket);
     let destination = ctx.destination();
-    // Whatever the rules say of networks: loopback does not leave the machine, and our listeners are there.
-    if destination.address.is_loopback() {
-        return Outcome::Unmatched;
-    }
     let netns = ctx.netns();
-    let Some(capture) = maps::capture(netns, destination) else {
+    let self_test = destination == self_test::DESTINATION;
+    let capture = if self_test {
+        Some(Capture::Host)
+    } else if destination.address.is_loopback() {
+        // Whatever the rules say of networks: loopback does not leave the machine, and our listeners are there.
+        None
+    } else {
+        maps::capture(netns, destination)
+    };
+    let Some(capture) = capture else {
         return Outcome::Unmatched;
     };
     if maps::is_own(socket) {
@@ -55,7 +61,7 @@ pub fn connect<F: Family>(ctx: &ConnectContext<'_, F>) -> Outcome {
         return Outcome::BoundToDevice;
     }
     ctx.set_destination(listener);
-    Outcome::Redirected
+    if self_test { Outcome::SelfTest } else { Outcome::Redirected }
 }
 
 /// The agent's listener in the socket's network namespace, of the family that the connection speaks.

@@ -57,7 +57,7 @@ fn verdict(ctx: &SockAddrContext, outcome: Outcome) -> i32 {
     maps::count(outcome);
     debug!(ctx, "connect: {}", outcome.label());
     match outcome {
-        Outcome::Unmatched | Outcome::NotTcp | Outcome::OwnSocket | Outcome::Redirected => PROCEED,
+        Outcome::Unmatched | Outcome::NotTcp | Outcome::OwnSocket | Outcome::Redirected | Outcome::SelfTest => PROCEED,
         Outcome::NoListener
         | Outcome::ForeignListener
         | Outcome::OriginNotRecorded

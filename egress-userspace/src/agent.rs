@@ -23,6 +23,7 @@ use crate::{
     policy::Policy,
     resolve::{Names, ResolveError, Resolver},
     route::RouteTable,
+    self_test::SelfTest,
     socket::SocketFactory,
     telemetry::metrics::Metrics,
     upstream::tls::TlsError,
@@ -124,6 +125,7 @@ pub struct Agent {
     metrics: Arc<Metrics>,
     readiness: SharedReadiness,
     attached: bool,
+    self_test: SelfTest,
     /// Whether interception outlives us.
     pinned: bool,
 }
@@ -188,6 +190,7 @@ impl Agent {
             metrics,
             readiness: Arc::new(ArcSwap::from_pointee(Readiness::NotReady("starting".into()))),
             attached: false,
+            self_test: SelfTest::default(),
             pinned,
         };
         agent.applied();
@@ -231,6 +234,12 @@ impl Agent {
         Ok(())
     }
 
+    /// Sees whether connects from the scope are intercepted. Until that is known for the first time, and whenever it is
+    /// not so, the agent is not ready. To be called when it is attached and serves its own network namespace.
+    pub fn test_self(&mut self) {
+        self.self_test.start(self.namespaces.cgroups());
+    }
+
     /// Works until every name has been looked up once; gives the hosts of which nothing is intercepted.
     pub async fn resolve_all(&mut self) -> Vec<ResolveError> {
         while !self.names.all_tried() {
@@ -260,6 +269,10 @@ impl Agent {
                     Err(error) => tracing::error!(%error, "cannot learn of new network namespaces"),
                 },
                 () = self.namespaces.changed() => self.reconcile(),
+                passed = self.self_test.finished() => {
+                    self.metrics.self_test(passed);
+                    self.synchronise();
+                }
                 _ = housekeeping.tick() => {
                     self.reconcile();
                     self.names.refresh();
@@ -290,6 +303,7 @@ impl Agent {
     pub async fn stop(mut self, limit: Duration) {
         self.readiness.store(Arc::new(Readiness::NotReady("stopping".into())));
         self.namespaces.close_all(&self.workers);
+        self.self_test.end().await;
         let left = self.workers.drain(limit).await;
         if left > 0 {
             tracing::warn!(connections = left, "the drain timeout ran out; the rest is cut off");
@@ -382,6 +396,7 @@ impl Agent {
             }
             Ok(()) if !self.attached => Readiness::NotReady("starting".into()),
             Ok(()) if !self.names.all_tried() => Readiness::NotReady("resolving the configured hosts".into()),
+            Ok(()) if let Some(objection) = self.self_test.objection() => Readiness::NotReady(objection.to_owned()),
             // Of a host that does not exist nothing can leave in clear; of one that we cannot ask for it can.
             Ok(()) => match unanswered {
                 Some(error) => Readiness::NotReady(error.to_string()),

@@ -30,7 +30,7 @@ impl Cli {
         let capture = match &cli.command {
             Command::Run(options) => Some(&options.capture),
             Command::Exec(options) => Some(&options.capture),
-            Command::Detach(_) => None,
+            Command::Detach(_) | Command::SelfTest => None,
         };
         if capture.is_some_and(|capture| capture.capture == CaptureBy::Hosts && !capture.exclude_cidr.is_empty()) {
             let message = "--exclude-cidr is of use only with --capture ports";
@@ -43,11 +43,16 @@ impl Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve all processes under one or more cgroups until SIGTERM or SIGINT.
+    ///
+    /// At start, and on SIGUSR2, it connects from each of these cgroups itself, and is ready only if that is intercepted.
     Run(RunOptions),
     /// Run one command under interception, and leave nothing behind.
     Exec(ExecOptions),
     /// Remove what `run` leaves in place when it ends: from then on nothing is intercepted or refused.
     Detach(DetachOptions),
+    /// What `run` starts in each cgroup, to see whether it is intercepted there.
+    #[command(name = egress::self_test::COMMAND, hide = true)]
+    SelfTest,
 }
 
 /// Where rules come from. At least one is needed.

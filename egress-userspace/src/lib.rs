@@ -18,6 +18,7 @@
 //! - [`telemetry`]: the access log and the counters.
 //! - [`watch`]: notices changed files.
 //! - [`admin`]: readiness and metrics over HTTP.
+//! - [`self_test`]: sees whether connects are intercepted.
 //! - [`agent`]: wires all of it together on the control thread.
 
 pub mod admin;
@@ -33,6 +34,7 @@ pub mod policy;
 pub mod request;
 pub mod resolve;
 pub mod route;
+pub mod self_test;
 pub mod socket;
 pub mod telemetry;
 pub mod upstream;

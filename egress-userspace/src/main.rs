@@ -7,6 +7,8 @@ mod run;
 
 use std::process::ExitCode;
 
+use egress::self_test;
+
 use crate::cli::{Cli, Command};
 
 #[global_allocator]
@@ -26,5 +28,12 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(options, &cli.log),
         Command::Exec(options) => exec::exec(options, &cli.log),
         Command::Detach(options) => detach::detach(&options),
+        Command::SelfTest => match self_test::connect() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                eprintln!("{failure}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }

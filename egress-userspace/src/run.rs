@@ -65,6 +65,7 @@ async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
     let io_error = |what| move |source| AgentError::Io { what, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("cannot handle SIGINT"))?;
+    let mut test = signal(SignalKind::user_defined2()).map_err(io_error("cannot handle SIGUSR2"))?;
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let mut agent = Agent::start(Options {
         sources: options.rules.sources(),
@@ -81,10 +82,14 @@ async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
     // Pods with the host's network come and go; its namespace stays.
     agent.serve_own_namespace()?;
     agent.attach()?;
-    let signal = tokio::select! {
-        never = agent.run() => match never {},
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+    agent.test_self();
+    let signal = loop {
+        tokio::select! {
+            never = agent.run() => match never {},
+            _ = test.recv() => agent.test_self(),
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+        }
     };
     tracing::info!(signal, timeout = ?options.drain_timeout, "draining");
     tokio::select! {

@@ -1,7 +1,8 @@
 //! Cgroups of version 2: where they are mounted, which to attach to, and child cgroups of our own.
 
 use std::{
-    fs, io,
+    fs::{self, File, OpenOptions},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -105,7 +106,15 @@ impl ChildCgroup {
         let own = fs::read_to_string("/proc/self/cgroup").map_err(io_error("/proc/self/cgroup"))?;
         // The line of the version 2 hierarchy starts with "0::" (cgroups(7)).
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-        let path = mount_point()?.join(own).join(name);
+        Self::create_in(&mount_point()?.join(own), name)
+    }
+
+    /// Makes a cgroup called `name` in another.
+    ///
+    /// # Errors
+    /// The other is gone, or we may not write there.
+    pub fn create_in(parent: &Path, name: &str) -> Result<Self, CgroupError> {
+        let path = parent.join(name);
         fs::create_dir(&path).map_err(io_error(&path))?;
         Ok(Self { path })
     }
@@ -113,6 +122,15 @@ impl ChildCgroup {
     /// The cgroup's directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file that moves a process here which writes "0" to it.
+    ///
+    /// # Errors
+    /// The cgroup was removed.
+    pub fn procs(&self) -> Result<File, CgroupError> {
+        let path = self.path.join("cgroup.procs");
+        OpenOptions::new().write(true).open(&path).map_err(io_error(path))
     }
 }
 

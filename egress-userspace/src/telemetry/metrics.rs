@@ -28,6 +28,8 @@ pub struct Metrics {
     handshakes_full: Counter,
     handshakes_resumed: Counter,
     handshakes_failed: Counter,
+    self_tests_passed: Counter,
+    self_tests_failed: Counter,
     /// Accepted connections whose origin the kernel did not know.
     pub unknown_origin: Counter,
     /// Connections whose first bytes were not HTTP.
@@ -67,6 +69,9 @@ impl Metrics {
         let handshakes = Family::<ResultLabel, Counter>::default();
         registry.register("upstream_handshakes", "TLS handshakes with origins", handshakes.clone());
         let handshake = |result| handshakes.get_or_create(&ResultLabel { result }).clone();
+        let self_tests = Family::<ResultLabel, Counter>::default();
+        registry.register("self_tests", "Connects of the agent's own that were to be intercepted", self_tests.clone());
+        let self_test = |result| self_tests.get_or_create(&ResultLabel { result }).clone();
         let unknown_origin = Counter::default();
         registry.register(
             "connections_without_origin",
@@ -109,6 +114,8 @@ impl Metrics {
             handshakes_full: handshake("full"),
             handshakes_resumed: handshake("resumed"),
             handshakes_failed: handshake("failed"),
+            self_tests_passed: self_test("passed"),
+            self_tests_failed: self_test("failed"),
             unknown_origin,
             not_http,
             passed_on,
@@ -140,6 +147,11 @@ impl Metrics {
             None => &self.handshakes_failed,
         }
         .inc();
+    }
+
+    /// Counts a test of the agent by itself.
+    pub fn self_test(&self, passed: bool) {
+        if passed { &self.self_tests_passed } else { &self.self_tests_failed }.inc();
     }
 
     /// All values in the OpenMetrics text format.

@@ -1,0 +1,230 @@
+//! Sees whether connects from the scope are intercepted, by real ones. Links can be pinned to a cgroup that was removed
+//! since, or have been detached by somebody else; either looks healthy from here.
+
+use std::{
+    fmt, future,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{self, Stdio},
+    time::Duration,
+};
+
+use egress_common::self_test::{ANSWER, DESTINATION};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{io::AsyncReadExt as _, process::Command, time};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::kernel::cgroup::{CgroupError, ChildCgroup};
+
+/// The subcommand of `egress` that connects: see [`connect`].
+pub const COMMAND: &str = "self-test";
+
+/// How long a connect may take, and how long its answer. Both stay on the machine.
+const STEP: Duration = Duration::from_secs(1);
+/// How long the process may take that connects.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a cgroup's connects are not known to be intercepted.
+#[derive(Debug, thiserror::Error)]
+pub enum SelfTestError {
+    /// There is no cgroup to connect from.
+    #[error("cannot make a cgroup to connect from: {0}")]
+    Cgroup(#[from] CgroupError),
+    /// There is no process to connect.
+    #[error("cannot run a process in {cgroup}: {source}")]
+    Process {
+        /// The served cgroup.
+        cgroup: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A connect went elsewhere, or failed.
+    #[error(
+        "a connect from {cgroup} to {address} is not intercepted ({failure}); either the programs were detached \
+         (bpftool cgroup show {cgroup} lists them), or they are attached to an earlier cgroup of that name: start egress anew",
+        address = address()
+    )]
+    NotIntercepted {
+        /// The served cgroup.
+        cgroup: String,
+        /// What happened instead.
+        failure: String,
+    },
+}
+
+/// The agent's test of itself: one at a time.
+#[derive(Default)]
+pub struct SelfTest {
+    running: Option<AbortOnDropHandle<Result<(), SelfTestError>>>,
+    /// What to test once more when the one that is running has ended.
+    again: Option<Vec<PathBuf>>,
+    verdict: Verdict,
+}
+
+/// What the last test found.
+#[derive(Default)]
+enum Verdict {
+    /// Nobody asked for one.
+    #[default]
+    None,
+    /// The first one is running.
+    Pending,
+    Passed,
+    Failed(String),
+}
+
+impl SelfTest {
+    /// Begins a test, unless one is running; then it is repeated.
+    pub fn start(&mut self, cgroups: &[PathBuf]) {
+        if self.running.is_some() {
+            self.again = Some(cgroups.to_owned());
+            return;
+        }
+        if matches!(self.verdict, Verdict::None) {
+            self.verdict = Verdict::Pending;
+        }
+        self.running = Some(AbortOnDropHandle::new(tokio::spawn(test(cgroups.to_owned()))));
+    }
+
+    /// Waits until a test has ended, and says whether it passed. Nothing is lost if the future is dropped.
+    pub async fn finished(&mut self) -> bool {
+        let Some(running) = &mut self.running else { return future::pending().await };
+        // A task that panicked failed, too.
+        let result = running.await.map_err(|error| error.to_string());
+        self.running = None;
+        self.verdict = match result.and_then(|result| result.map_err(|error| error.to_string())) {
+            Ok(()) => {
+                tracing::info!("the self-test passed: connects from the scope are intercepted");
+                Verdict::Passed
+            }
+            Err(error) => {
+                tracing::error!("self-test: {error}");
+                Verdict::Failed(format!("self-test: {error}"))
+            }
+        };
+        if let Some(cgroups) = self.again.take() {
+            self.start(&cgroups);
+        }
+        matches!(self.verdict, Verdict::Passed)
+    }
+
+    /// Waits for the test that is running, if one is, so that it leaves nothing behind.
+    pub async fn end(&mut self) {
+        if let Some(running) = self.running.take() {
+            let _ = running.await;
+        }
+    }
+
+    /// Why connects are not known to be intercepted; None if they are, or if nobody asked for a test.
+    pub fn objection(&self) -> Option<&str> {
+        match &self.verdict {
+            Verdict::None | Verdict::Passed => None,
+            Verdict::Pending => Some("the self-test has not ended"),
+            Verdict::Failed(reason) => Some(reason),
+        }
+    }
+}
+
+async fn test(cgroups: Vec<PathBuf>) -> Result<(), SelfTestError> {
+    for cgroup in &cgroups {
+        test_one(cgroup).await?;
+    }
+    Ok(())
+}
+
+/// Has a process connect in a cgroup of its own below `cgroup`, in our own network namespace.
+async fn test_one(cgroup: &Path) -> Result<(), SelfTestError> {
+    let display = || cgroup.display().to_string();
+    let process = |source| SelfTestError::Process { cgroup: display(), source };
+    let place = ChildCgroup::create_in(cgroup, &format!("egress-self-test-{}", process::id()))?;
+    let mut procs = place.procs()?;
+    // The file itself, whatever is at its path by now.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(COMMAND).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    // SAFETY: between fork and exec only a system call is made. 0 stands for the writing process.
+    unsafe { command.pre_exec(move || procs.write_all(b"0")) };
+    let mut child = command.spawn().map_err(process)?;
+    let Ok(status) = time::timeout(LIMIT, child.wait()).await else {
+        // Waits as well: the cgroup cannot be removed before.
+        child.kill().await.map_err(process)?;
+        let failure = format!("the process did not end within {LIMIT:?}");
+        return Err(SelfTestError::NotIntercepted { cgroup: display(), failure });
+    };
+    let status = status.map_err(process)?;
+    if status.success() {
+        return Ok(());
+    }
+    let mut failure = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr.read_to_string(&mut failure).await.map_err(process)?;
+    }
+    if failure.is_empty() {
+        failure = status.to_string();
+    }
+    failure.truncate(failure.trim_end().len());
+    Err(SelfTestError::NotIntercepted { cgroup: display(), failure })
+}
+
+/// What a connect of the self-test met.
+#[derive(Debug)]
+pub struct Failure {
+    socket: &'static str,
+    what: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} socket: {}", self.socket, self.what)
+    }
+}
+
+/// Connects from where this process is, as an application would, by a socket of either family.
+///
+/// # Errors
+/// A connect was not intercepted.
+pub fn connect() -> Result<(), Failure> {
+    let v4 = address();
+    let v6 = match v4.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), v4.port()),
+        IpAddr::V6(_) => v4,
+    };
+    for (socket, address) in [("IPv4", v4), ("IPv6", v6)] {
+        match exchange(address) {
+            Ok(answer) if answer == ANSWER => {}
+            // Nobody can connect by such a socket.
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+            Ok(answer) => {
+                let what = format!("somebody else answered: {:?}", String::from_utf8_lossy(&answer));
+                return Err(Failure { socket, what });
+            }
+            Err(error) => return Err(Failure { socket, what: error.to_string() }),
+        }
+    }
+    Ok(())
+}
+
+/// Gives what is answered to a connect. The socket is not marked as ours, or it would not be intercepted.
+fn exchange(address: SocketAddr) -> io::Result<Vec<u8>> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.connect_timeout(&address.into(), STEP)?;
+    socket.set_read_timeout(Some(STEP))?;
+    let mut answer = vec![0; ANSWER.len()];
+    let mut stream = TcpStream::from(socket);
+    let mut length = 0;
+    while length < answer.len() {
+        match stream.read(&mut answer[length..])? {
+            0 => break,
+            count => length += count,
+        }
+    }
+    answer.truncate(length);
+    Ok(answer)
+}
+
+fn address() -> SocketAddr {
+    SocketAddr::new(DESTINATION.address.into(), u16::from_be_bytes(DESTINATION.port))
+}

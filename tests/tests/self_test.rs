@@ -1,0 +1,113 @@
+//! The agent connects from its scope itself, and is ready only if that is intercepted.
+
+use std::{
+    fs,
+    io::Write,
+    net::{Ipv4Addr, TcpListener},
+    thread,
+};
+
+use anyhow::{Result, ensure};
+use harness::{
+    TestBed,
+    agent::{Agent, AgentOptions, binary},
+    cgroup::Cgroup,
+    wait::{PATIENCE, wait_until},
+};
+use nix::sys::signal::Signal;
+
+const HOST: &str = "edition.cnn.com";
+const FAILED: &str = "not ready: self-test: a connect from";
+
+#[test]
+fn an_agent_that_intercepts_passes_whenever_it_is_asked() -> Result<()> {
+    let bed = TestBed::new("passes")?;
+    let mut agent = start(&bed, bed.cgroup())?;
+    check(&agent, [1.0, 0.0])?;
+    test_again(&mut agent)?;
+    check(&agent, [2.0, 0.0])?;
+    // By a socket of either family each time.
+    let metrics = agent.metrics()?;
+    ensure!(metrics.sum("egress_connects_total", &[("outcome", "self_test")]) == 4.0, "{metrics:?}");
+    ensure!(agent.admin("/readyz")?.0 == 200, "{:?}", agent.admin("/readyz")?);
+    let mut left = fs::read_dir(bed.cgroup().path())?.flatten().filter(|entry| entry.path().is_dir());
+    ensure!(left.next().is_none(), "a cgroup is left behind");
+    ensure!(agent.terminate()?.code() == Some(0));
+    Ok(())
+}
+
+#[test]
+fn programs_on_a_cgroup_that_was_removed_are_noticed() -> Result<()> {
+    let bed = TestBed::new("dying")?;
+    let scope = bed.cgroup().child("scope")?;
+    let mut agent = start(&bed, &scope)?;
+    check(&agent, [1.0, 0.0])?;
+    drop(scope);
+    test_again(&mut agent)?;
+    check(&agent, [1.0, 1.0])?;
+    let (status, reason) = agent.admin("/readyz")?;
+    ensure!(status == 503 && reason.contains("cannot make a cgroup to connect from"), "{reason}");
+
+    // All looks as it did, and is not.
+    let scope = bed.cgroup().child("scope")?;
+    test_again(&mut agent)?;
+    check(&agent, [1.0, 2.0])?;
+    let (status, reason) = agent.admin("/readyz")?;
+    let path = scope.path().display();
+    ensure!(status == 503 && reason.starts_with(&format!("{FAILED} {path} to 127.101.103.114:80")), "{reason}");
+    for word in ["Connection refused", "an earlier cgroup of that name", "start egress anew"] {
+        ensure!(reason.contains(word), "{word}: {reason}");
+    }
+    let logged = reason.trim_start_matches("not ready: ").trim_end();
+    ensure!(agent.log().iter().any(|line| line.text("level") == "ERROR" && line.message() == logged), "{logged}");
+
+    ensure!(agent.terminate()?.code() == Some(0));
+    check(&start(&bed, &scope)?, [1.0, 0.0])
+}
+
+#[test]
+fn an_answer_by_somebody_else_does_not_pass() -> Result<()> {
+    let bed = TestBed::new("impostor")?;
+    // Takes every connection to port 80 of the node itself.
+    let impostor = bed.node().run(|| Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80))?))?;
+    let visits = impostor.try_clone()?;
+    let answering = thread::spawn(move || {
+        let (mut stream, _) = visits.accept()?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    });
+    let mut agent = start(&bed, bed.cgroup())?;
+    check(&agent, [1.0, 0.0])?;
+    ensure!(!answering.is_finished(), "the connect of the agent that intercepts came out");
+
+    bed.node_command(binary()?)?.arg("detach").run()?.success()?;
+    test_again(&mut agent)?;
+    check(&agent, [1.0, 1.0])?;
+    let (status, reason) = agent.admin("/readyz")?;
+    ensure!(status == 503 && reason.starts_with(FAILED), "{reason}");
+    ensure!(reason.contains("somebody else answered: \"HTTP/1.1 200 OK"), "{reason}");
+    answering.join().expect("answering does not panic")?;
+
+    // One who accepts and says nothing.
+    test_again(&mut agent)?;
+    check(&agent, [1.0, 2.0])
+}
+
+fn start<'bed>(bed: &'bed TestBed, scope: &Cgroup) -> Result<Agent<'bed>> {
+    let config = bed.dir().join("config");
+    fs::create_dir_all(&config)?;
+    Agent::start(bed, &AgentOptions::new(config).cgroup(scope.path()).args(&["--host", HOST]))
+}
+
+fn test_again(agent: &mut Agent<'_>) -> Result<()> {
+    agent.process().signal(Signal::SIGUSR2)
+}
+
+/// Waits until this many tests have passed and failed.
+fn check(agent: &Agent<'_>, expected: [f64; 2]) -> Result<()> {
+    let counts = || -> Result<[f64; 2]> {
+        let metrics = agent.metrics()?;
+        Ok(["passed", "failed"].map(|result| metrics.sum("egress_self_tests_total", &[("result", result)])))
+    };
+    wait_until("the self-test", PATIENCE, || counts().is_ok_and(|counts| counts == expected))
+        .map_err(|error| error.context(format!("{:?} instead of {expected:?}:\n{}", counts(), agent.log_text())))
+}
