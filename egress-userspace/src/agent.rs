@@ -18,6 +18,7 @@ use crate::{
     admin::{Readiness, SharedReadiness},
     capture::{CaptureError, Captured},
     config::{self, Document, Source},
+    existing::Existing,
     kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, Redirector, ThreadEvents, pins::Pins},
     netns::Netns,
     policy::Policy,
@@ -49,6 +50,8 @@ pub struct Options {
     pub workers: usize,
     /// Whether the eBPF programs write log lines.
     pub log_ebpf: bool,
+    /// Whether connections to configured destinations that were made before are reset.
+    pub reset_existing: bool,
     /// Where programs and maps are pinned; None to fail open.
     pub pin_dir: Option<PathBuf>,
     /// Which connections are redirected.
@@ -125,6 +128,7 @@ pub struct Agent {
     metrics: Arc<Metrics>,
     readiness: SharedReadiness,
     attached: bool,
+    existing: Existing,
     self_test: SelfTest,
     /// Whether interception outlives us.
     pinned: bool,
@@ -136,7 +140,7 @@ impl Agent {
     /// # Errors
     /// The configuration is bad (nothing has been touched then), or the machine cannot run the agent.
     pub fn start(options: Options) -> Result<Self, AgentError> {
-        let Options { sources, cgroups, workers, log_ebpf, pin_dir, captured } = options;
+        let Options { sources, cgroups, workers, log_ebpf, reset_existing, pin_dir, captured } = options;
         // Watched before it is read: a change in between is then seen.
         let watcher =
             Watcher::new(watched(&sources, &Policy::default())).map_err(io_error("cannot watch the configuration"))?;
@@ -171,6 +175,7 @@ impl Agent {
         let metrics = Metrics::new(outcomes, learnings);
         let routes = Arc::new(ArcSwap::from_pointee(table));
         let workers = Workers::start(workers, &routes, &metrics, &flows, &own_sockets)?;
+        let existing = Existing::new(reset_existing, own_sockets.marks());
         let mut agent = Self {
             sources,
             redirector,
@@ -190,6 +195,7 @@ impl Agent {
             metrics,
             readiness: Arc::new(ArcSwap::from_pointee(Readiness::NotReady("starting".into()))),
             attached: false,
+            existing,
             self_test: SelfTest::default(),
             pinned,
         };
@@ -269,6 +275,10 @@ impl Agent {
                     Err(error) => tracing::error!(%error, "cannot learn of new network namespaces"),
                 },
                 () = self.namespaces.changed() => self.reconcile(),
+                listings = self.existing.listed() => {
+                    self.existing.report(&listings, &self.destinations, &self.metrics);
+                    self.synchronise();
+                }
                 passed = self.self_test.finished() => {
                     self.metrics.self_test(passed);
                     self.synchronise();
@@ -360,6 +370,7 @@ impl Agent {
         // First the routes, then the kernel: a connection is never redirected before there is a route for it.
         self.routes.store(Arc::new(table));
         self.policy = policy;
+        self.existing.expect();
         self.synchronise();
         Ok(true)
     }
@@ -389,6 +400,9 @@ impl Agent {
             .set(&routes.watched())
             .and(self.destinations.set(&self.captured.destinations(&routes, &self.names)));
         self.metrics.destinations.set(self.destinations.len() as i64);
+        if self.attached && self.names.all_tried() && self.existing.is_due() {
+            self.existing.look(self.namespaces.served(), self.namespaces.cgroups().to_owned());
+        }
         let readiness = match result {
             Err(error) => {
                 tracing::error!(%error, "not all of the policy is intercepted");

@@ -128,6 +128,10 @@ pub(crate) struct RunOptions {
     /// Pin nothing: when the agent ends, or dies, traffic leaves in clear.
     #[arg(long)]
     pub(crate) fail_open: bool,
+    /// Reset connections to configured destinations that were made before they could be intercepted, in clear. Without this
+    /// they are reported.
+    #[arg(long)]
+    pub(crate) reset_existing: bool,
     /// Worker threads. Without it: one for each core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) workers: Option<u16>,

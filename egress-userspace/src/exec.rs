@@ -91,6 +91,8 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
         cgroups: vec![cgroup.path().to_owned()],
         workers: thread::available_parallelism().map_or(1, NonZero::get),
         log_ebpf,
+        // Its cgroup is new.
+        reset_existing: false,
         // The guardian does for exec what pins do for an agent.
         pin_dir: None,
         captured: Captured::new(options.capture.mode()).await.map_err(AgentError::from)?,

@@ -25,7 +25,7 @@ use egress_common::names::{self, map, program};
 pub use self::destinations::{Destinations, Intercepted};
 pub use self::events::{KernelLog, ThreadEvents};
 pub use self::learned::{LearnedNames, Learnings, Watched};
-pub use self::maps::{Flows, Listeners, Outcomes, OwnSockets};
+pub use self::maps::{Flows, Listeners, Marks, Outcomes, OwnSockets};
 use self::pins::Pins;
 use self::{links::attach, maps::Scopes};
 

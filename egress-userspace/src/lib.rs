@@ -18,6 +18,7 @@
 //! - [`telemetry`]: the access log and the counters.
 //! - [`watch`]: notices changed files.
 //! - [`admin`]: readiness and metrics over HTTP.
+//! - [`existing`]: connections that were made too early.
 //! - [`self_test`]: sees whether connects are intercepted.
 //! - [`agent`]: wires all of it together on the control thread.
 
@@ -26,6 +27,7 @@ pub mod agent;
 pub mod body;
 pub mod capture;
 pub mod config;
+pub mod existing;
 pub mod kernel;
 pub mod listener;
 pub mod netns;

@@ -2,6 +2,7 @@
 
 pub mod discover;
 pub mod population;
+pub mod sock_diag;
 
 use std::{
     fmt,

@@ -72,6 +72,7 @@ async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
         cgroups,
         workers: options.workers.map_or(cores, usize::from),
         log_ebpf,
+        reset_existing: options.reset_existing,
         pin_dir: (!options.fail_open).then_some(options.pin_dir),
         captured: Captured::new(options.capture.mode()).await?,
     })?;

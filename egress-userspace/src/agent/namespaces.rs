@@ -42,6 +42,10 @@ impl Namespaces {
         &self.cgroups
     }
 
+    pub(super) fn served(&self) -> Vec<Netns> {
+        self.served.values().map(|served| served.handle.netns.clone()).collect()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.served.len()
     }

@@ -1,8 +1,10 @@
 //! Cgroups of version 2: where they are mounted, which to attach to, and child cgroups of our own.
 
 use std::{
+    collections::HashMap,
     fs::{self, File, OpenOptions},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -76,6 +78,22 @@ pub fn default_scope() -> Result<PathBuf, CgroupError> {
 pub fn check(path: &Path) -> Result<PathBuf, CgroupError> {
     let path = fs::canonicalize(path).map_err(io_error(path))?;
     if is_cgroup(&path) { Ok(path) } else { Err(CgroupError::NotACgroup(path)) }
+}
+
+/// The cgroups at and below these, by the ids that the kernel knows them by: their inode numbers. Those that vanish
+/// meanwhile are left out.
+pub fn ids(cgroups: &[PathBuf]) -> HashMap<u64, PathBuf> {
+    let mut found = HashMap::new();
+    let mut left = cgroups.to_owned();
+    while let Some(path) = left.pop() {
+        let Ok(id) = fs::metadata(&path).map(|metadata| metadata.ino()) else { continue };
+        let children = fs::read_dir(&path).into_iter().flatten().flatten();
+        left.extend(
+            children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())).map(|child| child.path()),
+        );
+        found.insert(id, path);
+    }
+    found
 }
 
 /// Leaves out cgroups that are within others: where two of our programs run for one connect, the second would take what

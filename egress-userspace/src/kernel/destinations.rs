@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use aya::maps::{
@@ -106,6 +106,13 @@ impl Destinations {
             self.present.remove(&entry);
         }
         Ok(())
+    }
+
+    /// Whether connects to this address are intercepted because a configured host has it.
+    pub fn has_host(&self, address: SocketAddr) -> bool {
+        let (ip, port) = (IpBytes::from(address.ip()), address.port().to_be_bytes());
+        let capture = self.map.get(&Key::new(Destination::BITS, Destination::new(ip, port)), 0);
+        !ip.is_loopback() && capture.is_ok_and(|number| Capture::from_number(number) == Some(Capture::Host))
     }
 
     /// How many entries there are.

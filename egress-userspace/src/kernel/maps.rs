@@ -6,7 +6,7 @@ use std::{
     fmt, fs,
     net::SocketAddr,
     os::{
-        fd::{AsFd as _, AsRawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::MetadataExt as _,
     },
     path::PathBuf,
@@ -208,12 +208,27 @@ impl OwnSockets {
         Self::new(self.shared.clone())
     }
 
+    /// The storage that holds the marks, by which the kernel can list sockets.
+    pub fn marks(&self) -> Marks {
+        Marks(self.shared.clone())
+    }
+
     /// Marks a socket for its lifetime.
     ///
     /// # Errors
     /// The kernel is out of memory.
     pub fn mark(&self, socket: &impl AsRawFd) -> Result<(), KernelError> {
         self.map.borrow_mut().insert(socket, 1, 0).map_err(error(map::OWN_SOCKETS))
+    }
+}
+
+/// The storage of the marks of our own sockets, also those of an agent before us.
+#[derive(Clone)]
+pub struct Marks(SharedMap);
+
+impl AsFd for Marks {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.fd().as_fd()
     }
 }
 

@@ -43,6 +43,10 @@ pub struct Metrics {
     pub learned: Gauge,
     /// Network namespaces that are served.
     pub namespaces: Gauge,
+    /// Connections made before they could be intercepted, when last looked for.
+    pub connections_in_clear: Gauge,
+    /// Those that were reset.
+    pub connections_reset: Counter,
     /// Changes of the configuration that were taken.
     pub policy_applied: Counter,
     /// Changes of the configuration that were refused.
@@ -104,6 +108,14 @@ impl Metrics {
         );
         let namespaces = Gauge::default();
         registry.register("network_namespaces", "Network namespaces that are served", namespaces.clone());
+        let connections_in_clear = Gauge::default();
+        registry.register(
+            "connections_in_clear",
+            "Connections to configured destinations that were made before they could be intercepted, when last looked for",
+            connections_in_clear.clone(),
+        );
+        let connections_reset = Counter::default();
+        registry.register("connections_reset", "Connections in clear that were reset", connections_reset.clone());
         let policy_applied = Counter::default();
         registry.register("policy_applied", "Configurations that were taken", policy_applied.clone());
         let policy_refused = Counter::default();
@@ -123,6 +135,8 @@ impl Metrics {
             destinations,
             learned,
             namespaces,
+            connections_in_clear,
+            connections_reset,
             policy_applied,
             policy_refused,
             registry,

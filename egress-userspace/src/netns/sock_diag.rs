@@ -1,0 +1,173 @@
+//! The TCP connections in a network namespace, as the kernel lists them (sock_diag(7)).
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
+
+use netlink_packet_core::{
+    DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable, Nla as _,
+};
+use netlink_packet_sock_diag::{
+    AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DIAG_BY_FAMILY, SockDiagDestroy, SockDiagMessage,
+    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
+};
+use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
+
+use super::Netns;
+
+// Attributes of linux/inet_diag.h and linux/sock_diag.h that the crate has no names for.
+const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
+const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
+const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
+const INET_DIAG_CGROUP_ID: u16 = 21;
+
+/// Those in which an application can still send or receive.
+const STATES: StateFlags = StateFlags::ESTABLISHED
+    .union(StateFlags::SYN_SENT)
+    .union(StateFlags::FIN_WAIT1)
+    .union(StateFlags::FIN_WAIT2)
+    .union(StateFlags::CLOSE_WAIT);
+
+/// A connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its own end. A v4-mapped address is an IPv4 one here.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// Id of the cgroup that its socket was made in, by which the hooks go.
+    pub cgroup: Option<u64>,
+    /// Whether its socket has an entry in the storage that was asked for.
+    pub stored: bool,
+    family: u8,
+    id: SocketId,
+}
+
+/// Asks the kernel about one network namespace.
+pub struct SockDiag(Socket);
+
+impl SockDiag {
+    /// Opens a netlink socket in the namespace.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or we are out of descriptors.
+    pub fn open(netns: &Netns) -> io::Result<Self> {
+        netns.run(|| Socket::new(NETLINK_SOCK_DIAG)).map(Self)
+    }
+
+    /// Lists the connections of both families. `storage` is a map of socket storage.
+    ///
+    /// # Errors
+    /// The kernel has no sock_diag for TCP.
+    pub fn connections(&self, storage: BorrowedFd<'_>) -> io::Result<Vec<Connection>> {
+        let mut connections = Vec::new();
+        for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+            let dump = Dump { request: request(family, socket_id), storage };
+            self.ask(NLM_F_DUMP, dump, |response| connections.push(response.into()))?;
+        }
+        Ok(connections)
+    }
+
+    /// Aborts a connection: both ends see it break off. Says whether it was still there.
+    ///
+    /// # Errors
+    /// The kernel cannot do it (CONFIG_INET_DIAG_DESTROY).
+    pub fn destroy(&self, connection: &Connection) -> io::Result<bool> {
+        let request = request(connection.family, connection.id.clone());
+        match self.ask(NLM_F_ACK, SockDiagDestroy::new(SockDiagMessage::InetRequest(request)), |_| {}) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn ask<M>(&self, flags: u16, message: M, mut each: impl FnMut(InetResponse)) -> io::Result<()>
+    where
+        M: NetlinkSerializable,
+    {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.0.send(&bytes, 0)?;
+        loop {
+            let (received, _) = self.0.recv_from_full()?;
+            let mut rest = received.as_slice();
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
+                // Messages begin at multiples of four bytes (netlink(7)).
+                rest = rest.get((message.header.length as usize).next_multiple_of(4)..).unwrap_or_default();
+                match message.payload {
+                    NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => each(*response),
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                    NetlinkPayload::Error(_) => return Ok(()),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn request(family: u8, socket_id: SocketId) -> InetRequest {
+    InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states: STATES, socket_id }
+}
+
+impl From<InetResponse> for Connection {
+    fn from(response: InetResponse) -> Self {
+        let (family, id) = (response.header.family, response.header.socket_id);
+        let end = |address: IpAddr, port| SocketAddr::new(address.to_canonical(), port);
+        let (mut cgroup, mut stored) = (None, false);
+        for attribute in &response.nlas {
+            let Nla::Other(attribute) = attribute else { continue };
+            match attribute.kind() & !NLA_F_NESTED {
+                INET_DIAG_CGROUP_ID if attribute.value_len() == size_of::<u64>() => {
+                    let mut id = [0; size_of::<u64>()];
+                    attribute.emit_value(&mut id);
+                    cgroup = Some(u64::from_ne_bytes(id));
+                }
+                // Left out where there is no entry.
+                INET_DIAG_SK_BPF_STORAGES => stored = true,
+                _ => {}
+            }
+        }
+        let local = end(id.source_address, id.source_port);
+        Self { local, remote: end(id.destination_address, id.destination_port), cgroup, stored, family, id }
+    }
+}
+
+/// A request that also asks for an entry of socket storage.
+struct Dump<'a> {
+    request: InetRequest,
+    storage: BorrowedFd<'a>,
+}
+
+impl Dump<'_> {
+    fn storages(&self) -> DefaultNla {
+        let map = DefaultNla::new(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, self.storage.as_raw_fd().to_ne_bytes().to_vec());
+        let mut nested = vec![0; map.buffer_len()];
+        map.emit(&mut nested);
+        DefaultNla::new(INET_DIAG_REQ_SK_BPF_STORAGES | NLA_F_NESTED, nested)
+    }
+}
+
+impl NetlinkSerializable for Dump<'_> {
+    fn message_type(&self) -> u16 {
+        SOCK_DIAG_BY_FAMILY
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.request.buffer_len() + self.storages().buffer_len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        let (request, storages) = buffer.split_at_mut(self.request.buffer_len());
+        self.request.emit(request);
+        self.storages().emit(storages);
+    }
+}

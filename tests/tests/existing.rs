@@ -1,0 +1,148 @@
+//! Connections that were made before they could be intercepted.
+
+use std::{fs, net::SocketAddr};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    TestBed,
+    agent::{Agent, AgentOptions},
+    origin::{Origin, Reply, ServerTls},
+    process::{Command, Running},
+    wait::{PATIENCE, wait_until},
+};
+
+const HOST: &str = "edition.cnn.com";
+const OTHER: &str = "other.example";
+const CLIENT: &str = env!("CARGO_BIN_EXE_client");
+const IN_CLEAR: &str = "egress_connections_in_clear";
+const RESET: &str = "egress_connections_reset_total";
+/// What the application's call returns when its connection was reset.
+const ABORTED: &str = "Software caused connection abort";
+
+#[test]
+fn connections_made_before_the_start_are_reported() -> Result<()> {
+    let bed = TestBed::builder("reported").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let clients = Clients::connect(&bed)?;
+    let agent = start(&bed, &["--host", HOST])?;
+    wait_for_metric(&agent, IN_CLEAR, 3.0)?;
+    let warnings = agent.log().into_iter().filter(|line| !line.text("remote").is_empty()).collect::<Vec<_>>();
+    for (remote, count) in bed.sockets(HOST, 80).into_iter().zip([2, 1]) {
+        let of_remote = warnings.iter().filter(|line| line.text("remote") == remote.to_string()).collect::<Vec<_>>();
+        ensure!(of_remote.len() == count, "{remote}: {warnings:?}");
+        for line in of_remote {
+            let cgroup = bed.cgroup().path().display().to_string();
+            ensure!(line.text("level") == "WARN" && line.text("cgroup") == cgroup, "{line:?}");
+            ensure!(line.message().contains("--reset-existing"), "{line:?}");
+            let local: SocketAddr = line.text("local").parse().context("no local address")?;
+            ensure!(local.ip() == bed.client_address(remote.ip()), "{line:?}");
+        }
+    }
+    ensure!(warnings.len() == 3, "{warnings:?}");
+    for client in clients.of_host.iter().chain(&clients.of_others) {
+        check_in_clear(client)?;
+    }
+    ensure!(agent.metrics()?.sum(RESET, &[]) == 0.0);
+    Ok(())
+}
+
+#[test]
+fn connections_made_before_the_start_are_reset_if_that_is_asked_for() -> Result<()> {
+    let bed = TestBed::builder("reset").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let mut clients = Clients::connect(&bed)?;
+    let agent = start(&bed, &["--host", HOST, "--reset-existing"])?;
+    wait_for_metric(&agent, RESET, 3.0)?;
+    for client in &mut clients.of_host {
+        client.write_stdin(b"\n")?;
+        ensure!(!client.wait(PATIENCE)?.success());
+        ensure!(client.stderr().concat().contains(ABORTED), "{:?}", client.stderr());
+        ensure!(!client.stdout().contains("in clear"), "{}", client.stdout());
+    }
+    for client in &clients.of_others {
+        check_in_clear(client)?;
+    }
+    let resets = agent.log().into_iter().filter(|line| line.message().contains("reset a connection")).count();
+    ensure!(resets == 3 && agent.metrics()?.sum(IN_CLEAR, &[]) == 0.0, "{}", agent.log_text());
+    Ok(())
+}
+
+#[test]
+fn connections_to_hosts_that_become_configured_are_found_and_our_own_are_not() -> Result<()> {
+    let bed = TestBed::builder("become").host(HOST).host(OTHER).alias("shared.example", HOST).build()?;
+    let _origin = origin(&bed)?;
+    // Where the hooks' scope includes the agent itself.
+    let config = bed.config_dir()?;
+    let options = AgentOptions::new(config.path()).args(&["--host", HOST, "--reset-existing"]).inside_cgroup();
+    let agent = Agent::start(&bed, &options)?;
+    // No rule names this host, so the agent's own connection to it is in clear, at an intercepted address.
+    let command = hold(bed.client_command(CLIENT)?, bed.sockets("shared.example", 80)[0]);
+    let passed_through = connected(command.args(["--host", "shared.example"]))?;
+    check_in_clear(&passed_through)?;
+    let mut early = connected(hold(bed.client_command(CLIENT)?, bed.sockets(OTHER, 80)[0]))?;
+    ensure!(agent.metrics()?.sum(RESET, &[]) == 0.0);
+
+    config.write("other.yaml", &include_str!("../seed/tls-origination.yaml").replace(HOST, OTHER))?;
+    wait_for_metric(&agent, RESET, 1.0)?;
+    early.write_stdin(b"\n")?;
+    early.wait(PATIENCE)?;
+    ensure!(early.stderr().concat().contains(ABORTED), "{:?}", early.stderr());
+    passed_through.write_stdin(b"\n")?;
+    wait_until("the second answer", PATIENCE, || passed_through.stdout().matches("in clear").count() == 2)?;
+    ensure!(agent.metrics()?.sum(RESET, &[]) == 1.0 && agent.metrics()?.sum(IN_CLEAR, &[]) == 0.0);
+    Ok(())
+}
+
+/// Connections in clear, with a request to come.
+struct Clients {
+    /// To the host, from the scope: one of each family, and one of a socket of the one that speaks the other.
+    of_host: Vec<Running>,
+    /// One to another host, and one from outside the scope.
+    of_others: Vec<Running>,
+}
+
+impl Clients {
+    fn connect(bed: &TestBed) -> Result<Self> {
+        let [v4, v6] = bed.sockets(HOST, 80);
+        let inside = || bed.client_command(CLIENT);
+        let of_host = [hold(inside()?, v4), hold(inside()?, v6), hold(inside()?, v4).arg("--mapped")];
+        let of_others = [hold(inside()?, bed.sockets(OTHER, 80)[0]), hold(bed.outside_command(CLIENT)?, v4)];
+        let connect = |commands: Vec<Command>| commands.into_iter().map(connected).collect::<Result<Vec<_>>>();
+        Ok(Self { of_host: connect(of_host.into())?, of_others: connect(of_others.into())? })
+    }
+}
+
+fn hold(command: Command, address: SocketAddr) -> Command {
+    command.args(["hold", "--count", "2", &address.to_string()])
+}
+
+fn connected(command: Command) -> Result<Running> {
+    let client = command.spawn()?;
+    client.wait_for_output("connected\n")?;
+    Ok(client)
+}
+
+fn check_in_clear(client: &Running) -> Result<()> {
+    client.write_stdin(b"\n")?;
+    client.wait_for_output("in clear\n").with_context(|| format!("{:?}", client.stderr()))
+}
+
+fn wait_for_metric(agent: &Agent<'_>, name: &str, value: f64) -> Result<()> {
+    wait_until(name, PATIENCE, || agent.metrics().is_ok_and(|metrics| metrics.sum(name, &[]) == value))
+        .with_context(|| agent.log_text())
+}
+
+fn origin(bed: &TestBed) -> Result<Origin> {
+    let tls = ServerTls::new(bed.pki().server(&bed.hosts())?);
+    let mut origin = bed.embedded_origin();
+    for host in [HOST, OTHER] {
+        origin = origin.clear(&bed.sockets(host, 80)).tls(&bed.sockets(host, 443), &tls)?;
+    }
+    origin.handler(|request| Reply::ok(if request.tls.is_some() { "over TLS\n" } else { "in clear\n" })).start()
+}
+
+fn start<'bed>(bed: &'bed TestBed, arguments: &[&str]) -> Result<Agent<'bed>> {
+    let config = bed.dir().join("config");
+    fs::create_dir_all(&config)?;
+    Agent::start(bed, &AgentOptions::new(config).args(arguments))
+}
