@@ -1,6 +1,7 @@
 //! The tasks: one module and one options struct each.
 
 mod apt;
+mod bench;
 mod ebpf;
 mod lint;
 mod run;
@@ -26,6 +27,7 @@ enum Task {
     Ebpf(ebpf::Options),
     Run(run::Options),
     Test(test::Options),
+    Bench(bench::Options),
     Lint(lint::Options),
 }
 
@@ -37,6 +39,7 @@ impl Options {
             Task::Ebpf(options) => options.run(),
             Task::Run(options) => options.run(),
             Task::Test(options) => options.run(),
+            Task::Bench(options) => options.run(),
             Task::Lint(options) => options.run(),
         }
     }

@@ -39,9 +39,10 @@ impl Options {
 }
 
 /// What the tests call, and the package that has it.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("curl", "curl"),
     ("ip", "iproute2"),
+    ("iptables", "iptables"),
     ("nginx", NGINX),
     ("nsenter", "util-linux"),
     ("openssl", "openssl"),
