@@ -59,14 +59,15 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Runs in the child, where nothing may allocate: raw system calls only.
     pub(super) fn enter(&self) -> io::Result<()> {
+        // The namespace first: an agent serves those that processes of its cgroup are in, and must never see the machine's.
+        if let Some(netns) = &self.netns {
+            // SAFETY: the descriptor is open. /sys is not remounted, so that cgroup paths stay visible.
+            check(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) })?;
+        }
         if let Some(procs) = &self.cgroup_procs {
             // SAFETY: writes one byte of a static string. "0" stands for the writing process.
             let written = unsafe { libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) };
             check(written as libc::c_int)?;
-        }
-        if let Some(netns) = &self.netns {
-            // SAFETY: the descriptor is open. /sys is not remounted, so that cgroup paths stay visible.
-            check(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) })?;
         }
         if let Some(binds) = &self.binds {
             // SAFETY: no memory is involved.
