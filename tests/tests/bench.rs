@@ -6,6 +6,29 @@ use anyhow::{Context, Result, ensure};
 use harness::process::Command;
 use serde_json::Value;
 
+/// What a pod may take, in bytes.
+const MEMORY_TARGET: f64 = 100e3;
+
+#[test]
+fn a_pod_costs_three_descriptors_and_little_memory() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let json = dir.path().join("figures.json");
+    let bench = Command::new(env!("CARGO_BIN_EXE_bench"));
+    bench.args(["namespaces", "--count", "30", "--json"]).arg(&json).run()?.success()?;
+
+    let figures = serde_json::from_str::<Value>(&fs::read_to_string(json)?)?;
+    let number = |name: &str| figures[name].as_f64().with_context(|| format!("{name}: {figures:#}"));
+    // A connection to the admin port may still be closing.
+    ensure!(number("descriptors_each")?.round() == 3.0, "{figures:#}");
+    // Where no cgroup accounts for memory, nobody can say what the kernel's is.
+    let kernel = figures["kernel_bytes_each"].as_f64().unwrap_or(0.0);
+    ensure!(number("agent_bytes_each")? + kernel < MEMORY_TARGET, "{figures:#}");
+    for time in ["serving_seconds", "start_seconds", "release_seconds"] {
+        ensure!(number(time)? > 0.0, "{figures:#}");
+    }
+    Ok(())
+}
+
 #[test]
 fn interception_costs_nothing_once_connected() -> Result<()> {
     let dir = tempfile::tempdir()?;

@@ -4,6 +4,7 @@
 //! table, and end by themselves. `cargo xtask bench NAME` builds everything with optimisations and runs one.
 
 mod intercept;
+mod namespaces;
 mod statistics;
 
 use anyhow::Result;
@@ -20,6 +21,7 @@ struct Options {
 #[derive(Subcommand)]
 enum Benchmark {
     Intercept(intercept::Options),
+    Namespaces(namespaces::Options),
     /// The part of `intercept` that is a process of its own.
     #[command(hide = true)]
     InterceptProbe(intercept::probe::Options),
@@ -28,6 +30,7 @@ enum Benchmark {
 fn main() -> Result<()> {
     match Options::parse().benchmark {
         Benchmark::Intercept(options) => options.run(),
+        Benchmark::Namespaces(options) => options.run(),
         Benchmark::InterceptProbe(options) => options.run(),
     }
 }
