@@ -1,10 +1,9 @@
 //! The agent: wires the stages together on the control thread, and takes them down in order.
 
+mod error;
 mod namespaces;
 
 use std::{
-    io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -13,10 +12,11 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::time;
 
-use self::namespaces::Namespaces;
+pub use self::error::{AgentError, ConfigError};
+use self::{error::io_error, namespaces::Namespaces};
 use crate::{
     admin::{Readiness, SharedReadiness},
-    capture::{CaptureError, Captured},
+    capture::Captured,
     config::{self, Document, Source},
     existing::Existing,
     kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, Redirector, ThreadEvents, pins::Pins},
@@ -27,9 +27,8 @@ use crate::{
     self_test::SelfTest,
     socket::SocketFactory,
     telemetry::metrics::Metrics,
-    upstream::tls::TlsError,
     watch::Watcher,
-    worker::{StartError, Workers},
+    worker::Workers,
 };
 
 /// How often namespaces, left-over flows and the resolver's files are looked through.
@@ -56,57 +55,6 @@ pub struct Options {
     pub pin_dir: Option<PathBuf>,
     /// Which connections are redirected.
     pub captured: Captured,
-}
-
-/// Why the agent does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// The configuration is bad.
-    #[error("{0}")]
-    Config(#[from] ConfigError),
-    /// The kernel refuses.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// A worker cannot be started.
-    #[error(transparent)]
-    Worker(#[from] StartError),
-    /// What to redirect cannot be determined.
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
-    /// The resolver cannot be set up.
-    #[error("cannot set up the resolver: {0}")]
-    Resolver(String),
-    /// The admin address cannot be bound.
-    #[error("cannot serve the admin address {address}: {source}")]
-    Admin {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// Something of the operating system failed.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-}
-
-/// A configuration that is refused as a whole.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The documents are at fault.
-    #[error("{0}")]
-    Documents(#[from] config::Errors),
-    /// The TLS settings cannot be carried out.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Tls(Vec<TlsError>),
-}
-
-fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {
-    move |source| AgentError::Io { what, source }
 }
 
 /// The running agent. Dropping it detaches the programs, unless they are pinned.

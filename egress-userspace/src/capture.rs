@@ -136,7 +136,7 @@ fn network(route: &RouteMessage) -> Option<Cidr> {
             _ => None,
         })
         .unwrap_or(table.into());
-    if kind != RouteType::Unicast || table != RouteHeader::RT_TABLE_MAIN.into() {
+    if kind != RouteType::Unicast || table != u32::from(RouteHeader::RT_TABLE_MAIN) {
         return None;
     }
     let address = route.attributes.iter().find_map(|attribute| match attribute {

@@ -1,0 +1,57 @@
+//! Why the agent does not start, or does not take a configuration.
+
+use std::{io, net::SocketAddr};
+
+use crate::{capture::CaptureError, config, kernel::KernelError, upstream::tls::TlsError, worker::StartError};
+
+/// Why the agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The configuration is bad.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A worker cannot be started.
+    #[error(transparent)]
+    Worker(#[from] StartError),
+    /// What to redirect cannot be determined.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The resolver cannot be set up.
+    #[error("cannot set up the resolver: {0}")]
+    Resolver(String),
+    /// The admin address cannot be bound.
+    #[error("cannot serve the admin address {address}: {source}")]
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something of the operating system failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// A configuration that is refused as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The documents are at fault.
+    #[error("{0}")]
+    Documents(#[from] config::Errors),
+    /// The TLS settings cannot be carried out.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Tls(Vec<TlsError>),
+}
+
+/// Says what was tried.
+pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {
+    move |source| AgentError::Io { what, source }
+}
