@@ -4,6 +4,7 @@
 //! What a client sends is looked at before it goes on, for as long as the connection lasts.
 
 mod requests;
+mod rewound;
 
 use std::{io, time::Duration};
 
@@ -16,9 +17,10 @@ use tokio::{
 };
 
 use self::requests::{Next, Requests};
+pub use self::rewound::Rewound;
 use crate::{
     request::Accepted,
-    socket::SocketFactory,
+    socket::{self, SocketFactory},
     upstream::{UpstreamError, connect},
 };
 
@@ -33,8 +35,8 @@ const BUFFER: usize = 16 * 1024;
 
 /// What became of a connection.
 pub enum Passed {
-    /// Its first request is for a configured host. These are the bytes that have come.
-    Configured(TcpStream, BytesMut),
+    /// Its first request is for a configured host.
+    Configured(Rewound),
     /// It has been passed on to its end.
     On,
 }
@@ -59,7 +61,7 @@ pub enum PassError {
 /// Passes a connection on, unless its first request is for a configured host.
 ///
 /// # Errors
-/// It cannot be passed on to its end. The client's connection has been reset.
+/// It cannot be passed on to its end. The client's connection is reset.
 pub async fn pass(
     sockets: &SocketFactory,
     accepted: &Accepted,
@@ -91,14 +93,13 @@ pub async fn pass(
         };
         relay(&mut client, upstream, outbound, Some(first)).await.map(|()| None)
     };
-    match passed.await {
-        Ok(None) => Ok(Passed::On),
-        Ok(Some(pending)) => Ok(Passed::Configured(client, pending)),
-        Err(error) => {
-            reset(&client);
-            Err(error)
+    Ok(match passed.await? {
+        Some(begun) => Passed::Configured(Rewound::new(client, begun)),
+        None => {
+            socket::close_in_order(&client);
+            Passed::On
         }
-    }
+    })
 }
 
 /// Passes bytes both ways until both ends are closed.
@@ -133,15 +134,10 @@ async fn relay<F: Fn(&str) -> bool>(
     };
     let relayed = tokio::try_join!(out, back).map(|_| ());
     if relayed.is_err() {
-        reset(&upstream);
+        // As the client's end, so that neither takes for complete what is not.
+        let _ = SockRef::from(&upstream).set_linger(Some(Duration::ZERO));
     }
     relayed
-}
-
-/// Has the other end see that the connection broke off, once it is closed.
-fn reset(stream: &TcpStream) {
-    // Where it cannot be set the connection is gone already.
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// What a client sends.

@@ -9,7 +9,7 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use egress_common::origin::Origin;
-use http::{Method, Request, Response, StatusCode, Uri, header, request, uri::PathAndQuery};
+use http::{Method, Request, Response, Uri, header, request, uri::PathAndQuery};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
@@ -73,8 +73,8 @@ struct Answer {
     response: Response<Incoming>,
     lease: Lease,
     outcome: Outcome,
-    /// Both ends, if it switches protocols.
-    switched: Option<(OnUpgrade, OnUpgrade)>,
+    /// The upstream end, if it switches protocols.
+    switched: Option<OnUpgrade>,
 }
 
 impl Conversation<'_> {
@@ -109,8 +109,8 @@ impl Conversation<'_> {
         headers::prepare_response(&mut head);
         record.respond(head.status, answer.outcome);
         let body = match answer.switched {
-            Some(ends) => {
-                self.tunnel.set(Some(Tunnel::new(ends, record)));
+            Some(upstream) => {
+                self.tunnel.set(Some(Tunnel::new(upstream, record)));
                 ResponseBody::switching()
             }
             None => ResponseBody::upstream(body, answer.lease, record),
@@ -121,7 +121,7 @@ impl Conversation<'_> {
     async fn exchange(
         &self,
         host: &RequestHost,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         progress: &Rc<Progress>,
         record: &mut Record,
     ) -> Result<Answer, ProxyError> {
@@ -142,7 +142,7 @@ impl Conversation<'_> {
         };
         let Place { netns, device } = &self.accepted.from;
         let key = Key { netns: netns.cookie(), device: *device, to };
-        let client_end = headers::asks_to_switch(request.headers()).then(|| Tunnel::client_end(&mut request));
+        let asks_to_switch = headers::asks_to_switch(request.headers());
         let (mut head, body) = request.into_parts();
         prepare(&mut head, host);
         let mut attempt = Attempt::new(head, body, progress);
@@ -163,8 +163,8 @@ impl Conversation<'_> {
             record.upstream(&connection.info, reused);
             match connection.sender.try_send_request(attempt.request()?).await {
                 Ok(mut response) => {
-                    let switched = Tunnel::agreed(&mut response, client_end);
-                    if switched.is_none() && response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    let switched = Tunnel::agreed(&mut response);
+                    if switched.is_some() && !asks_to_switch {
                         return Err(ProxyError::unasked_switch());
                     }
                     let pool = self.worker.pool.clone();

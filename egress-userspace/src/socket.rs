@@ -4,11 +4,11 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd, AsRawFd as _},
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
 use crate::{
@@ -81,6 +81,9 @@ impl SocketFactory {
                 IpAddr::V4(_) => socket.set_freebind_v4(true)?,
                 IpAddr::V6(_) => socket.set_freebind_v6(true)?,
             }
+            // Accepted sockets have this from the listener: what is cut off by our end, be it by SIGKILL, is reset, and cannot
+            // be taken for a response that its close completes. See `close_in_order`.
+            socket.set_linger(Some(Duration::ZERO))?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
             Ok(socket.into())
@@ -92,6 +95,13 @@ impl SocketFactory {
         self.own.mark(&socket).map_err(|error: KernelError| io::Error::other(error))?;
         Ok(socket)
     }
+}
+
+/// Has an accepted socket, which otherwise is reset by its close, end in order: what was written is delivered, and then its
+/// end.
+pub fn close_in_order(socket: &impl AsFd) {
+    // This cannot fail on a socket.
+    let _ = SockRef::from(socket).set_linger(None);
 }
 
 fn bind_to_device(socket: &Socket, index: u32) -> io::Result<()> {

@@ -2,9 +2,7 @@
 //! connections that it uses, so that nothing on the request path is shared or locked.
 
 use std::{
-    io::{self, Cursor},
-    os::fd::{AsRawFd as _, BorrowedFd, RawFd},
-    pin::pin,
+    io,
     rc::Rc,
     sync::{
         Arc,
@@ -15,11 +13,15 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use bytes::BytesMut;
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::http1::{self, Parts},
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
-use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
     net::TcpStream,
     runtime,
     sync::{mpsc, watch},
@@ -32,10 +34,10 @@ use crate::{
     kernel::{Flows, KernelError, OwnSockets},
     listener::{self, Listener},
     netns::NetnsCookie,
-    passthrough::{self, Passed},
+    passthrough::{self, Passed, Rewound},
     request::{Accepted, Conversation},
     route::RouteTable,
-    socket::SocketFactory,
+    socket::{self, SocketFactory},
     telemetry::{access_log::Client, metrics::Metrics},
     upstream::{pool::Pool, tls},
 };
@@ -276,9 +278,8 @@ impl Worker {
     }
 
     async fn receive(&self, stream: TcpStream, accepted: Accepted, draining: watch::Receiver<bool>) {
-        let descriptor = stream.as_raw_fd();
         if !accepted.origin.by_port_alone() {
-            return self.converse(stream, descriptor, accepted, draining).await;
+            return self.converse(Rewound::new(stream, BytesMut::new()), accepted, draining).await;
         }
         let (origin, gone) = (accepted.origin.socket_addr(), accepted.gone.clone());
         let is_configured = |host: &str| self.routes.load().route(host, origin.port()).is_some();
@@ -288,11 +289,7 @@ impl Worker {
         };
         match passed {
             Ok(Passed::On) => self.metrics.passed_on(true),
-            Ok(Passed::Configured(stream, begun)) => {
-                let (reader, writer) = stream.into_split();
-                let stream = tokio::io::join(Cursor::new(begun).chain(reader), writer);
-                self.converse(stream, descriptor, accepted, draining).await;
-            }
+            Ok(Passed::Configured(stream)) => self.converse(stream, accepted, draining).await,
             Err(error) => {
                 self.metrics.passed_on(false);
                 let process = accepted.origin.process_name();
@@ -301,26 +298,20 @@ impl Worker {
         }
     }
 
-    /// Serves requests on a connection whose socket is `descriptor`.
-    async fn converse<S>(&self, stream: S, descriptor: RawFd, accepted: Accepted, mut draining: watch::Receiver<bool>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn converse(&self, stream: Rewound, accepted: Accepted, mut draining: watch::Receiver<bool>) {
         let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
         let (begun, tunnel, ends_by_close) = Default::default();
         let conversation = Conversation { worker: self, accepted, client, begun, tunnel, ends_by_close };
         let service = service_fn(|request: Request<Incoming>| async {
             Ok::<_, std::convert::Infallible>(conversation.serve(request).await)
         });
-        let connection = http1::Builder::new()
+        let mut connection = http1::Builder::new()
             .preserve_header_case(true)
             // Clients may shut down their sending side after the request.
             .half_close(true)
             // The origin's Date is the one that counts.
             .auto_date_header(false)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        let mut connection = pin!(connection);
+            .serve_connection(TokioIo::new(stream), service);
         let drain = async {
             let _ = draining.wait_for(|draining| *draining).await;
             if !conversation.begun.get() {
@@ -331,24 +322,22 @@ impl Worker {
         let talk = async {
             let result = tokio::select! {
                 biased;
-                result = connection.as_mut() => result,
+                result = &mut connection => result,
                 () = drain => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+                    Pin::new(&mut connection).graceful_shutdown();
+                    (&mut connection).await
                 }
             };
-            match (result, conversation.tunnel.take()) {
-                (Err(error), _) => {
-                    if conversation.ends_by_close.get() {
-                        // SAFETY: hyper gives the stream away only when it ends without an error, and is dropped later.
-                        let stream = unsafe { BorrowedFd::borrow_raw(descriptor) };
-                        // A reset, so that a response that broke off does not look complete.
-                        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-                    }
-                    self.report(&conversation.client, &error);
-                }
-                (Ok(()), Some(tunnel)) => tunnel.run().await,
-                (Ok(()), None) => {}
+            let Parts { io, read_buf, .. } = connection.into_parts();
+            let stream = io.into_inner().into_stream();
+            if let Err(error) = &result {
+                self.report(&conversation.client, error);
+            }
+            match conversation.tunnel.take() {
+                Some(tunnel) if result.is_ok() => tunnel.run(stream, &read_buf).await,
+                // A response that broke off must not look complete.
+                _ if result.is_err() && conversation.ends_by_close.get() => {}
+                _ => socket::close_in_order(&stream),
             }
         };
         tokio::select! {

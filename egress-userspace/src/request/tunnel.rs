@@ -2,42 +2,43 @@
 
 use std::io;
 
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use hyper::upgrade::{self, OnUpgrade};
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional;
+use tokio::{
+    io::{AsyncWriteExt as _, copy_bidirectional},
+    net::TcpStream,
+};
 
-use crate::telemetry::access_log::Record;
+use crate::{socket, telemetry::access_log::Record};
 
-/// Both ends of a connection whose origin has switched protocols, to be run once hyper has let go of them.
+/// The upstream end of a connection whose origin has switched protocols, to be run once hyper has let go of the client's.
 pub struct Tunnel {
-    client: OnUpgrade,
     upstream: OnUpgrade,
     record: Record,
 }
 
 impl Tunnel {
-    /// The client's end, of a request that asks for another protocol.
-    pub fn client_end<B>(request: &mut Request<B>) -> OnUpgrade {
-        upgrade::on(request)
+    /// The upstream end, if the origin agrees to switch.
+    pub fn agreed<B>(response: &mut Response<B>) -> Option<OnUpgrade> {
+        (response.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| upgrade::on(response))
     }
 
-    /// The tunnel, if the origin agrees to switch.
-    pub fn agreed<B>(response: &mut Response<B>, client: Option<OnUpgrade>) -> Option<(OnUpgrade, OnUpgrade)> {
-        let client = client.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS)?;
-        Some((client, upgrade::on(response)))
+    /// The tunnel to an upstream end; the request's record stays open until it ends.
+    pub fn new(upstream: OnUpgrade, record: Record) -> Self {
+        Self { upstream, record }
     }
 
-    /// The tunnel between two ends; the request's record stays open until it ends.
-    pub fn new((client, upstream): (OnUpgrade, OnUpgrade), record: Record) -> Self {
-        Self { client, upstream, record }
-    }
-
-    /// Passes bytes both ways until both ends are closed.
-    pub async fn run(mut self) {
+    /// Passes bytes both ways until both ends are closed. The client's is reset if that does not go in order.
+    ///
+    /// `early` is what has been read from the client since it asked.
+    pub async fn run(mut self, mut client: TcpStream, early: &[u8]) {
         let copied = async {
-            let (client, upstream) = tokio::try_join!(self.client, self.upstream).map_err(io::Error::other)?;
-            copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(upstream)).await
+            let mut upstream = TokioIo::new(self.upstream.await.map_err(io::Error::other)?);
+            upstream.write_all(early).await?;
+            let (received, sent) = copy_bidirectional(&mut client, &mut upstream).await?;
+            socket::close_in_order(&client);
+            Ok::<_, io::Error>((early.len() as u64 + received, sent))
         };
         match copied.await {
             Ok((received, sent)) => {
