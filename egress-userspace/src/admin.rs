@@ -1,6 +1,11 @@
 //! The administrative endpoint: `/readyz`, `/healthz`, `/metrics`.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+use std::{
+    convert::Infallible,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -8,7 +13,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::AbortHandle};
 
 use crate::telemetry::metrics::Metrics;
 
@@ -26,16 +31,40 @@ pub enum Readiness {
 /// The readiness of the agent, shared with the endpoint.
 pub type SharedReadiness = Arc<ArcSwap<Readiness>>;
 
-/// Binds the endpoint and serves it for as long as the runtime runs.
+/// The endpoint. It is served until this is dropped.
+pub struct Endpoint {
+    listener: Arc<TcpListener>,
+    task: AbortHandle,
+}
+
+impl Endpoint {
+    /// The listening socket.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Serves the endpoint.
 ///
 /// # Errors
-/// The address cannot be bound.
-pub async fn start(address: SocketAddr, readiness: SharedReadiness, metrics: Arc<Metrics>) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await?;
-    let address = listener.local_addr()?;
-    tokio::spawn(async move {
+/// The listener is of no use.
+pub fn serve(
+    listener: std::net::TcpListener,
+    readiness: SharedReadiness,
+    metrics: Arc<Metrics>,
+) -> io::Result<Endpoint> {
+    listener.set_nonblocking(true)?;
+    let listener = Arc::new(TcpListener::from_std(listener)?);
+    let accepting = listener.clone();
+    let task = tokio::spawn(async move {
         loop {
-            let Ok((stream, _)) = listener.accept().await else {
+            let Ok((stream, _)) = accepting.accept().await else {
                 // Out of descriptors: those who hold them need time.
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 continue;
@@ -54,7 +83,7 @@ pub async fn start(address: SocketAddr, readiness: SharedReadiness, metrics: Arc
             });
         }
     });
-    Ok(address)
+    Ok(Endpoint { listener, task: task.abort_handle() })
 }
 
 fn answer(request: &Request<Incoming>, readiness: &Readiness, metrics: &Metrics) -> Response<Full<Bytes>> {

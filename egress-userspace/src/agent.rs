@@ -2,23 +2,26 @@
 
 mod error;
 mod namespaces;
+mod succession;
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use tokio::time;
+use tokio::{sync::Notify, time};
+use tokio_util::sync::CancellationToken;
 
 pub use self::error::{AgentError, ConfigError};
-use self::{error::io_error, namespaces::Namespaces};
+use self::{error::io_error, namespaces::Namespaces, succession::Succession};
 use crate::{
-    admin::{Readiness, SharedReadiness},
+    admin::{self, Readiness, SharedReadiness},
     capture::Captured,
     config::{self, Document, Source},
     existing::Existing,
+    handover::Successors,
     kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, Redirector, ThreadEvents, pins::Pins},
     netns::Netns,
     policy::Policy,
@@ -80,6 +83,12 @@ pub struct Agent {
     self_test: SelfTest,
     /// Whether interception outlives us.
     pinned: bool,
+    /// Before anything was looked at.
+    started: Instant,
+    admin: Option<admin::Endpoint>,
+    /// None for an agent that gives its place to nobody.
+    successors: Option<Successors>,
+    succession: Succession,
 }
 
 impl Agent {
@@ -88,6 +97,7 @@ impl Agent {
     /// # Errors
     /// The configuration is bad (nothing has been touched then), or the machine cannot run the agent.
     pub fn start(options: Options) -> Result<Self, AgentError> {
+        let started = Instant::now();
         let Options { sources, cgroups, workers, log_ebpf, reset_existing, pin_dir, captured } = options;
         // Watched before it is read: a change in between is then seen.
         let watcher =
@@ -146,19 +156,13 @@ impl Agent {
             existing,
             self_test: SelfTest::default(),
             pinned,
+            started,
+            admin: None,
+            successors: None,
+            succession: Succession::default(),
         };
         agent.applied();
         Ok(agent)
-    }
-
-    /// The counters.
-    pub fn metrics(&self) -> Arc<Metrics> {
-        self.metrics.clone()
-    }
-
-    /// The readiness, kept up to date.
-    pub fn readiness(&self) -> SharedReadiness {
-        self.readiness.clone()
     }
 
     /// Serves the network namespace that the agent itself is in, whether or not a process in scope is in it.
@@ -176,6 +180,8 @@ impl Agent {
     /// The kernel refuses, or a cgroup has gone.
     pub fn attach(&mut self) -> Result<(), AgentError> {
         self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
+        self.destinations.inherit()?;
+        self.learned.inherit()?;
         self.redirector.attach(self.namespaces.cgroups())?;
         self.namespaces.disown()?;
         for cgroup in self.namespaces.cgroups() {
@@ -203,14 +209,18 @@ impl Agent {
         self.routes.load().unintercepted(&self.names)
     }
 
-    /// Keeps kernel, names, namespaces and policy in step. Does not return.
-    pub async fn run(&mut self) -> ! {
+    /// Keeps kernel, names, namespaces and policy in step until another agent has taken over (true) or this one is told to
+    /// end (false). Told to end, it still waits for another one that has announced itself. Tests itself when notified to.
+    pub async fn run(&mut self, end: CancellationToken, test: &Notify) -> bool {
+        let mut ending = false;
         let mut housekeeping = time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut forgetting = time::interval(FORGETTING);
         forgetting.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        loop {
+        while !ending || self.expects_successor() {
             tokio::select! {
+                () = end.cancelled(), if !ending => ending = true,
+                () = test.notified() => self.test_self(),
                 changed = self.watcher.changed() => {
                     if let Err(error) = changed {
                         tracing::warn!(%error, "cannot watch all of the configuration");
@@ -218,6 +228,13 @@ impl Agent {
                     self.reload();
                 }
                 () = self.names.next() => self.synchronise(),
+                successor = succession::next(self.successors.as_mut()) => {
+                    if let Some(successor) = successor
+                        && self.hand_over(successor).await
+                    {
+                        return true;
+                    }
+                }
                 seen = self.thread_events.next() => match seen {
                     Ok(seen) => self.namespaces.seen(&seen, &mut self.workers),
                     Err(error) => tracing::error!(%error, "cannot learn of new network namespaces"),
@@ -254,21 +271,25 @@ impl Agent {
             }
             self.metrics.namespaces.set(self.namespaces.len() as i64);
         }
+        false
     }
 
     /// Stops accepting, lets what is under way finish for at most `limit`, and detaches. Until then connects to
-    /// configured destinations are refused: a connection that can no longer be served must not leave in clear.
+    /// configured destinations are refused: a connection that can no longer be served must not leave in clear. If another
+    /// agent has taken over they are its own.
     pub async fn stop(mut self, limit: Duration) {
         self.readiness.store(Arc::new(Readiness::NotReady("stopping".into())));
-        self.namespaces.close_all(&self.workers);
         self.self_test.end().await;
-        let left = self.workers.drain(limit).await;
+        let left = self.close(limit).await;
         if left > 0 {
             tracing::warn!(connections = left, "the drain timeout ran out; the rest is cut off");
         }
         let pinned = self.pinned;
+        let replaced = matches!(self.succession, Succession::Complete { .. });
         drop(self);
-        if pinned {
+        if replaced {
+            tracing::info!("ended; another agent serves");
+        } else if pinned {
             tracing::info!(
                 "stopped; connects to configured destinations are refused until the next start or `egress detach`"
             );

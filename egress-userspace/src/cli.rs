@@ -7,6 +7,7 @@ use egress::{
     agent::AgentError,
     capture::CaptureMode,
     config::Source,
+    handover,
     kernel::pins::DEFAULT_DIR,
     policy::{Cidr, HostName},
 };
@@ -42,7 +43,7 @@ impl Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve all processes under one or more cgroups until SIGTERM or SIGINT.
+    /// Serve all processes under one or more cgroups until SIGTERM or SIGINT, or until another `run` takes over.
     ///
     /// At start, and on SIGUSR2, it connects from each of these cgroups itself, and is ready only if that is intercepted.
     Run(RunOptions),
@@ -118,13 +119,18 @@ pub(crate) struct RunOptions {
     /// Where /readyz, /healthz and /metrics are served.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15020")]
     pub(crate) admin: SocketAddr,
-    /// How long requests under way may take to finish after SIGTERM or SIGINT, such as 30s, 500ms or 2m.
+    /// How long requests under way may take to finish after SIGTERM or SIGINT, or when another agent has taken over, such
+    /// as 30s, 500ms or 2m.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub(crate) drain_timeout: Duration,
     /// Where programs and maps are pinned, on a bpffs. They stay when the agent ends: connects to configured
     /// destinations are then refused, until the next start or `egress detach`.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
     pub(crate) pin_dir: PathBuf,
+    /// Where this agent and the next one meet, which takes its place without a lost request: a directory that is closed to
+    /// all other users. Agents that are to run side by side need one each.
+    #[arg(long, value_name = "DIR", default_value = handover::DEFAULT_DIR)]
+    pub(crate) state_dir: PathBuf,
     /// Pin nothing: when the agent ends, or dies, traffic leaves in clear.
     #[arg(long)]
     pub(crate) fail_open: bool,

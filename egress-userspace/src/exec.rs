@@ -11,7 +11,8 @@ use egress::{
     kernel::cgroup::{CgroupError, ChildCgroup},
 };
 use nix::sys::signal::{SigSet, Signal};
-use tokio::runtime;
+use tokio::{runtime, sync::Notify};
+use tokio_util::sync::CancellationToken;
 
 use self::{child::BlockedSignals, guardian::Guardian};
 use crate::cli::{ExecOptions, LogOptions, report};
@@ -113,9 +114,12 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
     let guardian = Guardian::start(cgroup.path()).map_err(io_error("cannot start the guardian"))?;
     let mut child = child::spawn(&options.command, cgroup.path(), blocked_before)
         .map_err(|source| ExecError::Spawn { command: options.command[0].display().to_string(), source })?;
+    // What nobody tells it.
+    let (end, test) = (CancellationToken::new(), Notify::new());
     let status = loop {
         tokio::select! {
-            never = agent.run() => match never {},
+            // Nobody takes over without a state directory.
+            _ = agent.run(end.clone(), &test) => {}
             status = child.wait() => break status.map_err(io_error("cannot wait for the command"))?,
             signal = signals.next() => child::forward(&child, signal.map_err(io_error("cannot read signals"))?),
         }

@@ -89,7 +89,7 @@ pub enum KernelError {
     Watch(#[source] io::Error),
 }
 
-fn privilege_hint() -> &'static str {
+pub(crate) fn privilege_hint() -> &'static str {
     if nix::unistd::geteuid().is_root() { "" } else { " (egress needs root: CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)" }
 }
 
@@ -210,6 +210,23 @@ impl Redirector {
         Ok(())
     }
 
+    /// Redirects nothing any more, for another agent that does so by maps of its own; `flows` is the id of our map of
+    /// flows. Connections that were redirected a moment ago still find what they need.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn withdraw(&mut self, flows: u32) -> Result<(), KernelError> {
+        if let Some(pins) = &self.pins {
+            return Ok(pins.withdraw(map::FLOWS, flows)?);
+        }
+        for name in [program::CONNECT4, program::CONNECT6] {
+            if let Some(Program::CgroupSockAddr(program)) = self.ebpf.program_mut(name) {
+                program.unload().map_err(|source| KernelError::Program { name, source: Box::new(source) })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Has started programs reported. This is of use only while we live, and not pinned.
     fn watch_exec(&mut self) -> Result<(), KernelError> {
         let name = program::PROCESS_EXEC;
@@ -217,6 +234,10 @@ impl Redirector {
         let Some(Program::RawTracePoint(program)) = self.ebpf.program_mut(name) else {
             return Err(KernelError::Missing(name));
         };
+        if program.fd().is_ok() {
+            // They are, since an earlier `attach`.
+            return Ok(());
+        }
         program.load().map_err(failed)?;
         program.attach("sched_process_exec").map(drop).map_err(failed)
     }

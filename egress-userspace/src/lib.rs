@@ -14,12 +14,14 @@
 //! - [`body`]: bodies on their way through.
 //! - [`upstream`]: connections to origins, TLS, and the pool.
 //! - [`passthrough`]: connections of which only the port is known.
+//! - [`drain`]: how their connections are brought to an end.
 //! - [`worker`]: the threads that the above run on.
 //! - [`telemetry`]: the access log and the counters.
 //! - [`watch`]: notices changed files.
 //! - [`admin`]: readiness and metrics over HTTP.
 //! - [`existing`]: connections that were made too early.
 //! - [`self_test`]: sees whether connects are intercepted.
+//! - [`handover`]: listening sockets go from one agent to the next.
 //! - [`agent`]: wires all of it together on the control thread.
 
 pub mod admin;
@@ -27,7 +29,9 @@ pub mod agent;
 pub mod body;
 pub mod capture;
 pub mod config;
+pub mod drain;
 pub mod existing;
+pub mod handover;
 pub mod kernel;
 pub mod listener;
 pub mod netns;

@@ -1,9 +1,11 @@
 //! Listeners inside the applications' network namespaces: accept, and take the origin that the kernel recorded.
 
 use std::{
+    collections::HashMap,
     io::{self, Write as _},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,6 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    drain::Drain,
     netns::Netns,
     request::Accepted,
     socket::{self, LOOPBACK, SocketFactory},
@@ -28,7 +31,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// A listening socket in a network namespace, for a worker.
 pub struct Listener {
     netns: Netns,
-    socket: TcpListener,
+    socket: Arc<TcpListener>,
     /// Resolves when the handle is dropped.
     closed: oneshot::Receiver<()>,
     gone: CancellationToken,
@@ -45,21 +48,30 @@ pub struct Handle {
     pub v4: u16,
     /// Port on ::1; 0 where the family is disabled.
     pub v6: u16,
+    /// The sockets.
+    pub sockets: Vec<Arc<TcpListener>>,
     _open: Vec<oneshot::Sender<()>>,
 }
 
-/// Listens on both loopback addresses of a network namespace.
+/// Listens on both loopback addresses of a network namespace, where another agent has not left a socket that does.
 ///
 /// # Errors
 /// Neither family can be listened on.
-pub fn open(sockets: &SocketFactory, netns: &Netns) -> io::Result<(Handle, Vec<Listener>)> {
+pub fn open(
+    sockets: &SocketFactory,
+    netns: &Netns,
+    inherited: Vec<TcpListener>,
+) -> io::Result<(Handle, Vec<Listener>)> {
     let gone = CancellationToken::new();
-    let mut handle = Handle { netns: netns.clone(), gone: gone.clone(), v4: 0, v6: 0, _open: Vec::new() };
+    let mut inherited: HashMap<IpAddr, TcpListener> =
+        inherited.into_iter().map(|socket| Ok((socket.local_addr()?.ip(), socket))).collect::<io::Result<_>>()?;
+    let mut handle =
+        Handle { netns: netns.clone(), gone: gone.clone(), v4: 0, v6: 0, sockets: Vec::new(), _open: Vec::new() };
     let mut listeners = Vec::new();
     let mut failure = None;
     for address in LOOPBACK {
-        let socket = match sockets.listen(netns, address) {
-            Ok(socket) => socket,
+        let socket = match inherited.remove(&address).map_or_else(|| sockets.listen(netns, address), Ok) {
+            Ok(socket) => Arc::new(socket),
             Err(error) => {
                 tracing::debug!(netns = ?netns.cookie(), %address, %error, "cannot listen");
                 failure = Some(error);
@@ -68,9 +80,10 @@ pub fn open(sockets: &SocketFactory, netns: &Netns) -> io::Result<(Handle, Vec<L
         };
         let port = socket.local_addr()?.port();
         match address {
-            std::net::IpAddr::V4(_) => handle.v4 = port,
-            std::net::IpAddr::V6(_) => handle.v6 = port,
+            IpAddr::V4(_) => handle.v4 = port,
+            IpAddr::V6(_) => handle.v6 = port,
         }
+        handle.sockets.push(socket.clone());
         let (open, closed) = oneshot::channel();
         handle._open.push(open);
         listeners.push(Listener { netns: netns.clone(), socket, closed, gone: gone.clone() });
@@ -82,7 +95,7 @@ pub fn open(sockets: &SocketFactory, netns: &Netns) -> io::Result<(Handle, Vec<L
 }
 
 /// Accepts connections until the listener's handle is dropped.
-pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Receiver<bool>) {
+pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Receiver<Drain>) {
     let Listener { netns, socket, mut closed, gone } = listener;
     let here = Namespace { netns, gone };
     // SAFETY: the listener owns its descriptor, which neither closes nor changes before it is dropped.
@@ -125,7 +138,7 @@ fn accept_all(
     worker: &Rc<Worker>,
     here: &Namespace,
     socket: &TcpListener,
-    draining: &watch::Receiver<bool>,
+    draining: &watch::Receiver<Drain>,
 ) -> io::Result<()> {
     loop {
         match socket.accept() {
@@ -145,7 +158,7 @@ fn admit(
     here: &Namespace,
     mut stream: std::net::TcpStream,
     client: SocketAddr,
-    draining: &watch::Receiver<bool>,
+    draining: &watch::Receiver<Drain>,
 ) {
     let Some(origin) = worker.flows.take(here.netns.cookie(), client) else {
         worker.metrics.unknown_origin.inc();
@@ -155,6 +168,7 @@ fn admit(
     if Destination::new(origin.address, origin.port) == self_test::DESTINATION {
         // It fits into the socket's buffer. Without it the self-test says what is wrong.
         let _ = stream.write_all(self_test::ANSWER);
+        socket::close_in_order(&stream);
         return;
     }
     if let Err(error) = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)) {

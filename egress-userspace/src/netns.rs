@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io,
     net::{Ipv4Addr, UdpSocket},
-    os::fd::AsRawFd as _,
+    os::fd::AsRawFd,
     os::unix::fs::MetadataExt as _,
     sync::{Arc, OnceLock},
 };
@@ -67,7 +67,7 @@ impl Netns {
         let inode = NetnsInode(file.metadata()?.ino());
         let home = home()?;
         let file = (home.metadata()?.ino() != inode.0).then_some(file);
-        let cookie = within(file.as_ref(), || cookie_here().map(NetnsCookie))?;
+        let cookie = within(file.as_ref(), cookie_here)?;
         Ok(Self(Arc::new(Inner { cookie, inode, file })))
     }
 
@@ -137,9 +137,16 @@ impl Drop for Return {
 }
 
 /// The cookie of the namespace that this thread is in.
-fn cookie_here() -> io::Result<u64> {
+fn cookie_here() -> io::Result<NetnsCookie> {
     // Any socket tells; this one is never used.
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    cookie_of(&UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?)
+}
+
+/// The cookie of the namespace that a socket is in.
+///
+/// # Errors
+/// It is no socket.
+pub fn cookie_of(socket: &impl AsRawFd) -> io::Result<NetnsCookie> {
     let mut cookie = 0u64;
     let mut length = size_of_val(&cookie) as libc::socklen_t;
     // SAFETY: the pointers are to live variables, and the length is that of the first.
@@ -152,7 +159,7 @@ fn cookie_here() -> io::Result<u64> {
             &raw mut length,
         )
     };
-    if status == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if status == 0 { Ok(NetnsCookie(cookie)) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -3,16 +3,18 @@
 use std::{num::NonZero, path::PathBuf, process::ExitCode, thread};
 
 use egress::{
-    admin,
     agent::{Agent, AgentError, Options},
     capture::Captured,
+    handover::StateDir,
     kernel::cgroup,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     runtime,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Notify,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::{LogOptions, RunOptions, USAGE, report};
 
@@ -63,9 +65,58 @@ fn scope(named: &[PathBuf]) -> Result<Vec<PathBuf>, cgroup::CgroupError> {
 
 async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Result<(), AgentError> {
     let io_error = |what| move |source| AgentError::Io { what, source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("cannot handle SIGINT"))?;
-    let mut test = signal(SignalKind::user_defined2()).map_err(io_error("cannot handle SIGUSR2"))?;
+    let mut signals = Signals {
+        terminate: signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?,
+        interrupt: signal(SignalKind::interrupt()).map_err(io_error("cannot handle SIGINT"))?,
+    };
+    let mut usr2 = signal(SignalKind::user_defined2()).map_err(io_error("cannot handle SIGUSR2"))?;
+    let timeout = options.drain_timeout;
+    let mut agent = tokio::select! {
+        agent = start(options, cgroups, log_ebpf) => agent?,
+        signal = signals.next() => {
+            tracing::info!(signal, "ended before the start was complete");
+            return Ok(());
+        }
+    };
+    let (end, test) = (CancellationToken::new(), Notify::new());
+    let tests = async {
+        loop {
+            usr2.recv().await;
+            test.notify_one();
+        }
+    };
+    let relieved = tokio::select! {
+        relieved = agent.run(end.clone(), &test) => relieved,
+        never = tests => never,
+        () = async {
+            let signal = signals.next().await;
+            tracing::info!(signal, "ending");
+            end.cancel();
+            signals.next().await;
+        } => false,
+    };
+    if relieved {
+        tracing::info!(?timeout, "another agent has taken over; draining");
+    } else {
+        tracing::info!(?timeout, "draining");
+    }
+    let now = async {
+        if relieved && !end.is_cancelled() {
+            // Who has started another agent may well tell this one to end, as it is about to.
+            let signal = signals.next().await;
+            tracing::info!(signal, "draining already; a second signal means now");
+        }
+        signals.next().await;
+    };
+    tokio::select! {
+        () = agent.stop(timeout) => {}
+        () = now => {}
+    }
+    Ok(())
+}
+
+async fn start(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Result<Agent, AgentError> {
+    let state = StateDir::lock(&options.state_dir).await?;
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let mut agent = Agent::start(Options {
         sources: options.rules.sources(),
@@ -76,28 +127,24 @@ async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
         pin_dir: (!options.fail_open).then_some(options.pin_dir),
         captured: Captured::new(options.capture.mode()).await?,
     })?;
-    let address = admin::start(options.admin, agent.readiness(), agent.metrics())
-        .await
-        .map_err(|source| AgentError::Admin { address: options.admin, source })?;
+    let address = agent.succeed(&state, options.admin).await?;
     tracing::info!(%address, "serving /readyz, /healthz and /metrics");
-    // Pods with the host's network come and go; its namespace stays.
-    agent.serve_own_namespace()?;
-    agent.attach()?;
     agent.test_self();
-    let signal = loop {
+    Ok(agent)
+}
+
+/// The signals that end the agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Waits for one, and names it.
+    async fn next(&mut self) -> &'static str {
         tokio::select! {
-            never = agent.run() => match never {},
-            _ = test.recv() => agent.test_self(),
-            _ = terminate.recv() => break "SIGTERM",
-            _ = interrupt.recv() => break "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
         }
-    };
-    tracing::info!(signal, timeout = ?options.drain_timeout, "draining");
-    tokio::select! {
-        () = agent.stop(options.drain_timeout) => {}
-        // A second signal means now.
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
     }
-    Ok(())
 }

@@ -31,11 +31,12 @@ use tokio::{
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
+    drain::Drain,
     kernel::{Flows, KernelError, OwnSockets},
     listener::{self, Listener},
     netns::NetnsCookie,
     passthrough::{self, Passed, Rewound},
-    request::{Accepted, Conversation},
+    request::{Accepted, Conversation, headers},
     route::RouteTable,
     socket::{self, SocketFactory},
     telemetry::{access_log::Client, metrics::Metrics},
@@ -94,7 +95,7 @@ struct Member {
 pub struct Workers {
     crew: Arc<Crew>,
     open: TaskTracker,
-    drain: watch::Sender<bool>,
+    drain: watch::Sender<Drain>,
     next: usize,
     threads: Vec<JoinHandle<()>>,
 }
@@ -132,7 +133,7 @@ impl Workers {
             .unzip();
         let crew = Arc::new(Crew { members });
         let open = TaskTracker::new();
-        let (drain, draining) = watch::channel(false);
+        let (drain, draining) = watch::channel(Drain::Off);
         let mut workers = Self { crew, open, drain, next: 0, threads: Vec::new() };
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let (flows, own_sockets) = (flows.try_clone()?, own_sockets.try_clone()?);
@@ -173,10 +174,13 @@ impl Workers {
         }
     }
 
-    /// Lets exchanges finish, closes idle connections, and waits until no connection and no listener is left. Says how
-    /// many were left when `limit` ran out.
-    pub async fn drain(&self, limit: Duration) -> usize {
-        self.drain.send_replace(true);
+    /// Tells all connections how to end, those that are still to be accepted included.
+    pub fn drain(&self, how: Drain) {
+        self.drain.send_replace(how);
+    }
+
+    /// Waits until no connection and no listener is left. Says how many were left when `limit` ran out.
+    pub async fn ended(&self, limit: Duration) -> usize {
         self.open.close();
         let _ = time::timeout(limit, self.open.wait()).await;
         self.open.len()
@@ -223,7 +227,7 @@ impl Drop for Load {
 }
 
 impl Worker {
-    async fn run(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Command>, draining: watch::Receiver<bool>) {
+    async fn run(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Command>, draining: watch::Receiver<Drain>) {
         let mut expire = time::interval(EXPIRE_INTERVAL);
         expire.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
@@ -249,7 +253,7 @@ impl Worker {
         self: &Rc<Self>,
         stream: std::net::TcpStream,
         accepted: Accepted,
-        draining: &watch::Receiver<bool>,
+        draining: &watch::Receiver<Drain>,
     ) {
         let index = self.crew.least_loaded(self.index);
         let load = Load::add(self.crew.clone(), index, &self.open);
@@ -266,7 +270,7 @@ impl Worker {
         stream: std::net::TcpStream,
         accepted: Accepted,
         load: Load,
-        draining: watch::Receiver<bool>,
+        draining: watch::Receiver<Drain>,
     ) {
         tokio::task::spawn_local(async move {
             let _load = load;
@@ -277,7 +281,7 @@ impl Worker {
         });
     }
 
-    async fn receive(&self, stream: TcpStream, accepted: Accepted, draining: watch::Receiver<bool>) {
+    async fn receive(&self, stream: TcpStream, accepted: Accepted, draining: watch::Receiver<Drain>) {
         if !accepted.origin.by_port_alone() {
             return self.converse(Rewound::new(stream, BytesMut::new()), accepted, draining).await;
         }
@@ -298,12 +302,17 @@ impl Worker {
         }
     }
 
-    async fn converse(&self, stream: Rewound, accepted: Accepted, mut draining: watch::Receiver<bool>) {
+    async fn converse(&self, stream: Rewound, accepted: Accepted, mut draining: watch::Receiver<Drain>) {
         let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
         let (begun, tunnel, ends_by_close) = Default::default();
         let conversation = Conversation { worker: self, accepted, client, begun, tunnel, ends_by_close };
+        let phase = draining.clone();
         let service = service_fn(|request: Request<Incoming>| async {
-            Ok::<_, std::convert::Infallible>(conversation.serve(request).await)
+            let mut response = conversation.serve(request).await;
+            if *phase.borrow() == Drain::WithNextResponse {
+                headers::announce_close(&mut response);
+            }
+            Ok::<_, std::convert::Infallible>(response)
         });
         let mut connection = http1::Builder::new()
             .preserve_header_case(true)
@@ -313,7 +322,7 @@ impl Worker {
             .auto_date_header(false)
             .serve_connection(TokioIo::new(stream), service);
         let drain = async {
-            let _ = draining.wait_for(|draining| *draining).await;
+            let _ = draining.wait_for(|drain| *drain == Drain::Now).await;
             if !conversation.begun.get() {
                 time::sleep(DRAIN_GRACE).await;
             }

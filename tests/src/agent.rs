@@ -19,7 +19,7 @@ use crate::{
 };
 
 mod config;
-mod flows;
+mod maps;
 mod metrics;
 
 pub use config::{ConfigDir, ConfigMap};
@@ -34,6 +34,7 @@ pub struct AgentOptions {
     config: PathBuf,
     admin: SocketAddr,
     cgroup: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
     inside: bool,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -47,10 +48,18 @@ impl AgentOptions {
             config: config.into(),
             admin,
             cgroup: None,
+            state_dir: None,
             inside: false,
             arguments: Vec::new(),
             environment: Vec::new(),
         }
+    }
+
+    /// With another state directory than the test's: for an agent that others know nothing of.
+    #[must_use]
+    pub fn state_dir(mut self, path: &Path) -> Self {
+        self.state_dir = Some(path.to_owned());
+        self
     }
 
     /// With another admin port: for a second agent on the same node.
@@ -114,6 +123,8 @@ impl<'bed> Agent<'bed> {
             .arg("--cgroup")
             .arg(options.cgroup.as_deref().unwrap_or(bed.cgroup().path()))
             .args(["--admin", &options.admin.to_string()])
+            .arg("--state-dir")
+            .arg(options.state_dir.as_ref().unwrap_or(&bed.dir().join("state")))
             .args(&options.arguments);
         for (name, value) in &options.environment {
             command = command.env(name, value);
@@ -137,6 +148,15 @@ impl<'bed> Agent<'bed> {
             Ok(false) => bail!("the agent ended:\n{}", self.log_text()),
             Err(error) => Err(error.context(format!("the agent said:\n{}", self.log_text()))),
         }
+    }
+
+    /// Starts an agent and waits until it has taken over from the one that runs.
+    pub fn take_over(bed: &'bed TestBed, options: &AgentOptions) -> Result<Self> {
+        let mut agent = Self::spawn(bed, options)?;
+        // Until then it is the other agent that answers at the admin port.
+        agent.running.wait_for_line("the agent to take over", |line| line.contains("took over from the agent"))?;
+        agent.wait_until_ready()?;
+        Ok(agent)
     }
 
     /// The process.

@@ -56,7 +56,8 @@ fn interception_costs_nothing_once_connected() -> Result<()> {
         ensure!(connects == number(&hooks["connects"])?, "{hooks:#}");
     }
     for used in list(&figures["established"])? {
-        for program in list(&used["programs"])? {
+        // One looks at each packet that arrives, for DNS answers; in data of TCP it finds none at once.
+        for program in list(&used["programs"])?.iter().filter(|program| program["program"] != "learn_names") {
             ensure!(program["runs"] == 0, "a program runs for each packet or request: {used:#}");
         }
     }

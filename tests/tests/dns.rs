@@ -36,7 +36,7 @@ const ANSWERS: &str = "egress_dns_answers_total";
 #[test]
 fn what_the_application_is_told_is_intercepted() -> Result<()> {
     let bed = bed("told")?;
-    let _dns = name_server(&bed, |place| Answer::addresses(place))?;
+    let _dns = name_server(&bed, Answer::addresses)?;
     let origin = origin(&bed, &[HOST])?;
     let tripwire = bed.tripwire(&[PLACE])?;
     let agent = agent(&bed)?;
@@ -119,7 +119,7 @@ fn answers_are_read_in_every_form_and_on_every_socket() -> Result<()> {
 fn an_answer_of_one_pod_touches_no_other() -> Result<()> {
     let mut bed = bed("scope")?;
     let other = bed.add_pod("other")?;
-    let _dns = name_server(&bed, |place| Answer::addresses(place))?;
+    let _dns = name_server(&bed, Answer::addresses)?;
     let origin = bed.embedded_origin().clear(&bed.sockets(PLACE, 80)).handler(|_| Reply::ok("in clear\n")).start()?;
     let agent = agent(&bed)?;
     let asked = |pod: &Netns| -> Result<Output> {
@@ -197,7 +197,7 @@ fn what_cannot_be_learned_is_not_answered() -> Result<()> {
 #[test]
 fn what_was_learned_lasts_as_long_as_its_rule() -> Result<()> {
     let bed = bed("rule")?;
-    let _dns = name_server(&bed, |place| Answer::addresses(place))?;
+    let _dns = name_server(&bed, Answer::addresses)?;
     let both = bed.embedded_origin().clear(&bed.sockets(PLACE, 80));
     let tls = ServerTls::new(bed.pki().server(&[HOST])?);
     let _origin = both.tls(&bed.sockets(PLACE, 443), &tls)?.handler(way).start()?;
@@ -219,7 +219,7 @@ fn what_was_learned_lasts_as_long_as_its_rule() -> Result<()> {
 #[test]
 fn a_dead_agent_s_names_are_still_learned_and_refused() -> Result<()> {
     let bed = bed("dead")?;
-    let _dns = name_server(&bed, |place| Answer::addresses(place))?;
+    let _dns = name_server(&bed, Answer::addresses)?;
     let _origin = origin(&bed, &[HOST])?;
     let tripwire = bed.tripwire(&[PLACE])?;
     agent(&bed)?.kill();

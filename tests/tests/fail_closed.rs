@@ -101,8 +101,8 @@ fn an_agent_that_cannot_start_disturbs_no_other() -> Result<()> {
     let bed = TestBed::new("undisturbed")?;
     let _origin = origin(&bed)?;
     let first = start(&bed, &["--host", HOST])?;
-    // The admin address is in use.
-    let options = AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST]);
+    let _taken = bed.node().run(|| Ok(TcpListener::bind("127.0.0.1:9902")?))?;
+    let options = AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST]).admin_port(9902);
     ensure!(Agent::spawn(&bed, &options)?.wait()?.code() == Some(1));
     ensure!(statuses(&bed, URL)? == [200, 200]);
     first.wait_for_records(2)?;
@@ -114,7 +114,9 @@ fn an_agent_that_was_replaced_does_not_take_its_successors_place_down() -> Resul
     let bed = TestBed::new("replaced")?;
     let _origin = origin(&bed)?;
     let first = start(&bed, &["--host", HOST])?;
-    let options = AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST]).admin_port(9902);
+    let apart = bed.dir().join("apart");
+    let options =
+        AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST]).admin_port(9902).state_dir(&apart);
     let second = Agent::start(&bed, &options)?;
     ensure!(statuses(&bed, URL)? == [200, 200]);
     first.terminate()?;

@@ -2,7 +2,10 @@
 
 use std::{io, net::SocketAddr};
 
-use crate::{capture::CaptureError, config, kernel::KernelError, upstream::tls::TlsError, worker::StartError};
+use crate::{
+    capture::CaptureError, config, handover::StateError, kernel::KernelError, upstream::tls::TlsError,
+    worker::StartError,
+};
 
 /// Why the agent does not start.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +33,9 @@ pub enum AgentError {
         /// Why.
         source: io::Error,
     },
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// Something of the operating system failed.
     #[error("{what}: {source}")]
     Io {

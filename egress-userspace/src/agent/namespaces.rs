@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
+    net::TcpListener,
     path::PathBuf,
 };
 
@@ -11,7 +12,7 @@ use egress_common::listener::ThreadSeen;
 use crate::{
     kernel::{KernelError, Listeners},
     listener::{self, Handle},
-    netns::{Netns, NetnsCookie, NetnsInode, discover, inode_of_thread, population::Population},
+    netns::{self, Netns, NetnsCookie, NetnsInode, discover, inode_of_thread, population::Population},
     socket::SocketFactory,
     worker::Workers,
 };
@@ -23,6 +24,8 @@ pub(super) struct Namespaces {
     kernel: Listeners,
     served: HashMap<NetnsInode, Served>,
     population: Population,
+    /// Listening sockets of the agent before us, in namespaces that are not served yet.
+    inherited: HashMap<NetnsCookie, Vec<TcpListener>>,
     /// Served even if no process in scope lives in it.
     kept: Option<NetnsInode>,
 }
@@ -35,7 +38,8 @@ struct Served {
 
 impl Namespaces {
     pub(super) fn new(cgroups: Vec<PathBuf>, sockets: SocketFactory, kernel: Listeners) -> io::Result<Self> {
-        Ok(Self { cgroups, sockets, kernel, served: HashMap::new(), population: Population::new()?, kept: None })
+        let (served, inherited) = (HashMap::new(), HashMap::new());
+        Ok(Self { cgroups, sockets, kernel, served, population: Population::new()?, inherited, kept: None })
     }
 
     pub(super) fn cgroups(&self) -> &[PathBuf] {
@@ -62,8 +66,29 @@ impl Namespaces {
         self.serve(netns, ThreadSeen { pid, tid: pid }, workers)
     }
 
+    /// Takes the listening sockets of the agent before us, to be used as their namespaces are served.
+    pub(super) fn inherit(&mut self, sockets: Vec<TcpListener>) -> io::Result<()> {
+        for socket in sockets {
+            self.inherited.entry(netns::cookie_of(&socket)?).or_default().push(socket);
+        }
+        Ok(())
+    }
+
+    /// Our listening sockets.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &TcpListener> {
+        self.served.values().flat_map(|served| &served.handle.sockets).map(AsRef::as_ref)
+    }
+
+    /// Says again where the listeners are, in case another agent has said otherwise.
+    pub(super) fn announce(&mut self) -> Result<(), KernelError> {
+        self.served
+            .values()
+            .try_for_each(|Served { handle, .. }| self.kernel.insert(handle.netns.cookie(), handle.v4, handle.v6))
+    }
+
     /// Forgets what an earlier agent served. To be called when this one is sure to take over.
     pub(super) fn disown(&mut self) -> Result<(), KernelError> {
+        self.inherited.clear();
         self.kernel.retain(&self.cookies())
     }
 
@@ -123,10 +148,10 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Closes all listeners; from now on connects to configured destinations are refused.
-    pub(super) fn close_all(&mut self, workers: &Workers) {
+    /// Closes all listeners. With `Why::Stopping`, connects to configured destinations are refused from now on.
+    pub(super) fn close_all(&mut self, workers: &Workers, why: Why) {
         for inode in self.served.keys().copied().collect::<Vec<_>>() {
-            self.close(inode, workers, Why::Stopping);
+            self.close(inode, workers, why);
         }
     }
 
@@ -134,7 +159,8 @@ impl Namespaces {
         if self.served.contains_key(&netns.inode()) {
             return Ok(());
         }
-        let (handle, listeners) = listener::open(&self.sockets, netns)?;
+        let inherited = self.inherited.remove(&netns.cookie()).unwrap_or_default();
+        let (handle, listeners) = listener::open(&self.sockets, netns, inherited)?;
         for listener in listeners {
             workers.listen(listener);
         }
@@ -148,7 +174,9 @@ impl Namespaces {
     fn close(&mut self, inode: NetnsInode, workers: &Workers, why: Why) {
         let Some(Served { handle, .. }) = self.served.remove(&inode) else { return };
         let netns = handle.netns.cookie();
-        if let Err(error) = self.kernel.remove(netns, handle.v4, handle.v6) {
+        if why != Why::HandedOver
+            && let Err(error) = self.kernel.remove(netns, handle.v4, handle.v6)
+        {
             tracing::warn!(?netns, %error, "a listener is left in the kernel's map; its connects are refused");
         }
         if why == Why::Gone {
@@ -171,9 +199,11 @@ impl Served {
 
 /// Why listeners are closed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Why {
+pub(super) enum Why {
     /// The namespace's last process is gone.
     Gone,
     /// The agent stops; connections may finish.
     Stopping,
+    /// The same, and what the kernel knows of the listeners is another agent's.
+    HandedOver,
 }

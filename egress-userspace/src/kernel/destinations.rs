@@ -71,13 +71,18 @@ pub struct Destinations {
 impl Destinations {
     pub(super) fn new(map: Map) -> Result<Self, KernelError> {
         let map: LpmTrie<_, Destination, u8> = LpmTrie::try_from(map).map_err(error(map::DESTINATIONS))?;
-        let present = map
-            .iter()
-            .map(|entry| entry.map(|(key, capture)| (Intercepted::from_key(&key), capture)))
-            .collect::<Result<HashMap<_, _>, _>>()
-            .map_err(error(map::DESTINATIONS))?;
-        let inherited = present.keys().copied().collect();
-        Ok(Self { map, present, inherited })
+        Ok(Self { map, present: HashMap::new(), inherited: HashSet::new() })
+    }
+
+    /// Takes over what is in the map. To be called when no other agent changes it any more, and before `set`.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn inherit(&mut self) -> Result<(), KernelError> {
+        let present = self.map.iter().map(|entry| entry.map(|(key, capture)| (Intercepted::from_key(&key), capture)));
+        self.present = present.collect::<Result<_, _>>().map_err(error(map::DESTINATIONS))?;
+        self.inherited = self.present.keys().copied().collect();
+        Ok(())
     }
 
     /// Lets go of what an earlier agent left, with the next `set`.

@@ -47,16 +47,20 @@ pub struct LearnedNames {
 
 impl LearnedNames {
     pub(super) fn new(names: Map, learned: Map, counts: Map) -> Result<Self, KernelError> {
-        let names: LpmTrie<_, ReversedName, NameRule> = LpmTrie::try_from(names).map_err(error(map::NAMES))?;
-        // What an earlier agent has left in a pinned map.
-        let present = names
-            .iter()
-            .map(|entry| entry.map(|(key, rule)| ((key.prefix_len(), key.data()), rule)))
-            .collect::<Result<_, _>>()
-            .map_err(error(map::NAMES))?;
+        let names = LpmTrie::try_from(names).map_err(error(map::NAMES))?;
         let learned = BpfHashMap::try_from(learned).map_err(error(map::LEARNED))?;
         let counts = BpfHashMap::try_from(counts).map_err(error(map::LEARNED_COUNTS))?;
-        Ok(Self { names, present, learned, counts })
+        Ok(Self { names, present: HashMap::new(), learned, counts })
+    }
+
+    /// Takes over what is in the map of names. To be called when no other agent changes it any more, and before `set`.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn inherit(&mut self) -> Result<(), KernelError> {
+        let present = self.names.iter().map(|entry| entry.map(|(key, rule)| ((key.prefix_len(), key.data()), rule)));
+        self.present = present.collect::<Result<_, _>>().map_err(error(map::NAMES))?;
+        Ok(())
     }
 
     /// Makes these the names whose addresses are learned, and forgets what was learned for others.

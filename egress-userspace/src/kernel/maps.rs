@@ -144,6 +144,14 @@ impl Flows {
         Self::new(self.shared.clone())
     }
 
+    /// The kernel's name of the map. Maps are pinned and taken over together: who has this one has all of them.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn id(&self) -> Result<u32, KernelError> {
+        self.shared.0.info().map(|info| info.id()).map_err(error(map::FLOWS))
+    }
+
     /// Takes the origin of the connection that the client at `client` made in `netns`: looks it up and deletes it.
     pub fn take(&self, netns: NetnsCookie, client: SocketAddr) -> Option<Origin> {
         let flow = Flow::new(netns.0, IpBytes::from(client.ip().to_canonical()), client.port());

@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::programs::links::FdLink;
+use aya::{maps::MapInfo, programs::links::FdLink};
 use egress_common::LAYOUT_VERSION;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -129,6 +129,18 @@ impl Pins {
             }
         }
         Ok(())
+    }
+
+    /// Detaches and removes what is pinned for our layout, if it is ours: if `map`, of this id, is what is pinned there.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn withdraw(&self, map: &str, id: u32) -> Result<(), PinError> {
+        // Another agent can have put its own in their place, after `egress detach`.
+        match MapInfo::from_pin(self.map(map)) {
+            Ok(pinned) if pinned.id() == id => remove(&self.layout, &mut Vec::new()),
+            _ => Ok(()),
+        }
     }
 
     fn link(&self, cgroup: &Path, name: &str) -> Result<PathBuf, PinError> {

@@ -1,6 +1,6 @@
 //! Header fields that concern one connection alone.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Version, header, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header, response};
 
 /// Hop-by-hop whether or not Connection names them (RFC 9110 section 7.6.1). Transfer-Encoding stays: hyper ends and
 /// renews the coding, and keeps the field as it was written.
@@ -80,6 +80,14 @@ pub fn prepare_response(head: &mut response::Parts) {
         head.headers.remove(header::CONTENT_LENGTH);
     }
     remove_hop_by_hop(&mut head.headers);
+}
+
+/// Tells the client that its connection ends with this response, unless the response makes it a connection of another
+/// protocol.
+pub fn announce_close<B>(response: &mut Response<B>) {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
 }
 
 /// Makes `host` the one Host field, where the fields' order has it.

@@ -1,0 +1,39 @@
+//! What the agent's eBPF maps hold, read from the kernel.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use aya::maps::{HashMap, Map, MapData, MapInfo};
+use egress_common::{flow::Flow, listener::ListenerPorts, names::map, origin::Origin};
+
+use super::Agent;
+
+impl Agent<'_> {
+    /// How many redirected connections wait to be accepted: entries of the map `FLOWS`.
+    pub fn flows(&self) -> Result<usize> {
+        let flows = HashMap::<_, Flow, Origin>::try_from(Map::HashMap(self.map(map::FLOWS)?))?;
+        Ok(flows.keys().count())
+    }
+
+    /// How many network namespaces connections are redirected in: entries of the map `LISTENERS`.
+    pub fn namespaces(&self) -> Result<usize> {
+        let listeners = HashMap::<_, u64, ListenerPorts>::try_from(Map::HashMap(self.map(map::LISTENERS)?))?;
+        Ok(listeners.keys().count())
+    }
+
+    /// The kernel's id of one of its maps.
+    pub fn map_id(&self, name: &str) -> Result<u32> {
+        // Other agents have maps of this name: only this one's descriptors tell which is meant.
+        let descriptors = fs::read_dir(format!("/proc/{}/fdinfo", self.running.pid()))?;
+        descriptors
+            .flatten()
+            .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+            .filter_map(|info| info.lines().find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok()))
+            .find(|&id| MapInfo::from_id(id).is_ok_and(|info| info.name_as_str() == Some(name)))
+            .with_context(|| format!("the agent holds no map {name}"))
+    }
+
+    fn map(&self, name: &str) -> Result<MapData> {
+        Ok(MapData::from_id(self.map_id(name)?)?)
+    }
+}
