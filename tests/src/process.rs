@@ -291,6 +291,19 @@ impl Running {
             .with_context(|| format!("sending {signal} to {}", self.name))
     }
 
+    /// Waits until none of its threads runs, after SIGSTOP.
+    pub fn wait_until_stopped(&self) -> Result<()> {
+        let tasks = format!("/proc/{}/task", self.pid());
+        wait_until(&format!("{} to stop", self.name), PATIENCE, || {
+            let stopped = |task: std::fs::DirEntry| {
+                // `pid (name) state ...`; the name can hold anything.
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+            };
+            std::fs::read_dir(&tasks).is_ok_and(|mut tasks| tasks.all(|task| task.is_ok_and(stopped)))
+        })
+    }
+
     /// Waits for its end and its last words, and kills it when that takes too long. Standard input is closed first.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         /// A process that it left behind may hold its output open for longer than this.

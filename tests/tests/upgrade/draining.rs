@@ -1,0 +1,100 @@
+//! How an agent that has handed over comes to its end.
+
+use std::sync::Mutex;
+
+use anyhow::{Result, ensure};
+use harness::{
+    TestBed,
+    agent::Agent,
+    origin::Reply,
+    wait::{PATIENCE, wait_until},
+};
+use nix::sys::signal::Signal;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use super::{CLIENT, HOST, URL, address, begin, options, origin, origin_with};
+
+#[test]
+fn what_is_under_way_is_finished_by_the_old_agent() -> Result<()> {
+    let bed = TestBed::new("under-way")?;
+    let (response, socket) = (unbounded_channel(), unbounded_channel());
+    let (parts, pieces) =
+        ([response.0, socket.0], Mutex::new([("/slow", Some(response.1)), ("/socket", Some(socket.1))]));
+    let _origin = origin_with(&bed, move |target| {
+        let mut pieces = pieces.lock().expect("no test panics with it");
+        let found = pieces.iter_mut().find(|(path, _)| *path == target).and_then(|(_, pieces)| pieces.take());
+        found.map_or_else(|| Reply::ok("over TLS\n"), Reply::Stream)
+    })?;
+    let options = options(&bed)?;
+    let mut old = Agent::start(&bed, &options)?;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    let mut slow = begin(&bed, &format!("GET /slow HTTP/1.0\r\nHost: {HOST}\r\n\r\n"))?;
+    let mut tunnel = begin(&bed, &format!("GET /socket HTTP/1.1\r\nHost: {HOST}\r\n{upgrade}\r\n"))?;
+    let idle = bed.client_command(CLIENT)?.args(["hold", &address(&bed), "--count", "3"]).spawn()?;
+    let say = |sender: &UnboundedSender<Vec<u8>>, text: &str| sender.send(text.as_bytes().to_vec());
+    say(&parts[0], "HTTP/1.1 200 OK\r\n\r\nfirst\n")?;
+    say(&parts[1], &format!("HTTP/1.1 101 Switching Protocols\r\n{upgrade}\r\none\n"))?;
+    slow.wait_for_output("first\n")?;
+    tunnel.wait_for_output("one\n")?;
+    idle.write_stdin(b"\n")?;
+    idle.wait_for_output("over TLS\n")?;
+
+    let new = Agent::take_over(&bed, &options)?;
+    // Who starts another agent may tell the old one to end.
+    old.process().wait_for_line("the old agent to drain", |line| line.contains("draining"))?;
+    old.process().signal(Signal::SIGTERM)?;
+    old.process().wait_for_line("it to say so", |line| line.contains("draining already"))?;
+    // For a moment both accept.
+    wait_until("the new agent to serve", PATIENCE, || {
+        bed.curl(URL).and_then(harness::clients::Curl::response).is_ok() && !new.records().is_empty()
+    })?;
+    // The connection is the old agent's, and good for one more request.
+    ensure!(!idle.stdout().contains("connection: close"), "{}", idle.stdout());
+    idle.write_stdin(b"\n")?;
+    wait_until("its last response", PATIENCE, || idle.stdout().matches("over TLS\n").count() == 2)?;
+    ensure!(idle.stdout().to_ascii_lowercase().matches("connection: close").count() == 1, "{}", idle.stdout());
+
+    say(&parts[0], "last\n")?;
+    say(&parts[1], "two\n")?;
+    slow.wait_for_output("first\nlast\n")?;
+    tunnel.wait_for_output("one\ntwo\n")?;
+    ensure!(old.process().is_running(), "{}", old.log_text());
+    drop(parts);
+    ensure!(slow.wait(PATIENCE)?.success() && tunnel.wait(PATIENCE)?.success(), "{slow:?} {tunnel:?}");
+    ensure!(old.wait()?.code() == Some(0), "{}", old.log_text());
+    let outcomes = old.records().iter().map(|record| record.text("outcome")).collect::<Vec<_>>();
+    ensure!(outcomes.len() >= 4 && outcomes.iter().all(|outcome| outcome == "upgraded"), "{:?}", old.records());
+    Ok(())
+}
+
+#[test]
+fn an_old_agent_leaves_its_idle_clients_in_the_end() -> Result<()> {
+    let bed = TestBed::new("idle")?;
+    let _origin = origin(&bed)?;
+    let options = options(&bed)?;
+    let mut old = Agent::start(&bed, &options.clone().args(&["--drain-timeout", "1s"]))?;
+    let mut idle = begin(&bed, &format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
+    idle.wait_for_output("over TLS\n")?;
+    let _new = Agent::take_over(&bed, &options)?;
+    ensure!(old.wait()?.code() == Some(0), "{}", old.log_text());
+    ensure!(idle.wait(PATIENCE)?.success(), "reset: {idle:?}");
+    ensure!(!old.log_text().contains("the drain timeout ran out"), "{}", old.log_text());
+    Ok(())
+}
+
+#[test]
+fn a_second_signal_ends_an_agent_that_drains_at_once() -> Result<()> {
+    let bed = TestBed::new("urged")?;
+    let _origin = origin(&bed)?;
+    let options = options(&bed)?;
+    let mut old = Agent::start(&bed, &options.clone().args(&["--drain-timeout", "10m"]))?;
+    let mut idle = begin(&bed, &format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
+    idle.wait_for_output("over TLS\n")?;
+    let _new = Agent::take_over(&bed, &options)?;
+    old.process().signal(Signal::SIGTERM)?;
+    old.process().wait_for_line("the first signal", |line| line.contains("draining already"))?;
+    old.process().signal(Signal::SIGTERM)?;
+    ensure!(old.wait()?.code() == Some(0), "{}", old.log_text());
+    ensure!(!idle.wait(PATIENCE)?.success(), "what is cut off is reset");
+    Ok(())
+}
