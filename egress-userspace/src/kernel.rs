@@ -3,6 +3,7 @@
 pub mod cgroup;
 mod destinations;
 mod events;
+mod features;
 mod learned;
 mod links;
 mod maps;
@@ -22,12 +23,14 @@ use aya::{
 };
 use egress_common::names::{self, map, program};
 
-pub use self::destinations::{Destinations, Intercepted};
-pub use self::events::{KernelLog, ThreadEvents};
-pub use self::learned::{LearnedNames, Learnings, Watched};
-pub use self::maps::{Flows, Listeners, Marks, Outcomes, OwnSockets};
-use self::pins::Pins;
-use self::{links::attach, maps::Scopes};
+pub use self::{
+    destinations::{Destinations, Intercepted},
+    events::{KernelLog, ThreadEvents},
+    features::FeatureError,
+    learned::{LearnedNames, Learnings, Watched},
+    maps::{Flows, Listeners, Marks, Outcomes, OwnSockets},
+};
+use self::{features::Features, links::attach, maps::Scopes, pins::Pins};
 
 /// The eBPF object, compiled by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf"));
@@ -35,6 +38,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eg
 /// What the kernel refused, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
+    /// The kernel lacks what the programs need.
+    #[error(transparent)]
+    Features(#[from] FeatureError),
     /// The object or one of its maps could not be loaded.
     #[error("cannot load the eBPF programs: {0}{hint}", hint = privilege_hint())]
     Load(#[source] Box<aya::EbpfError>),
@@ -129,21 +135,20 @@ impl Redirector {
     /// line for each decision. With `pins`, interception outlives the process.
     ///
     /// # Errors
-    /// We lack privileges, or the kernel is too old: its own words are in the error.
+    /// We lack privileges, or the kernel lacks what the programs need, which the error names.
     pub fn load(log: bool, pins: Option<Pins>) -> Result<Kernel, KernelError> {
-        // Before 5.19, or without multipath TCP, the verifier refuses what asks for a multipath socket.
-        let (ebpf, log) = Self::load_programs(log, true, pins.as_ref())
-            .or_else(|_| Self::load_programs(log, false, pins.as_ref()))?;
+        let features = Features::detect()?;
+        let (ebpf, log) = Self::load_programs(log, features, pins.as_ref())?;
         Self::take_maps(ebpf, pins, log)
     }
 
     fn load_programs(
         log: bool,
-        multipath: bool,
+        features: Features,
         pins: Option<&Pins>,
     ) -> Result<(Ebpf, Option<KernelLog>), KernelError> {
         let level = if log { u8::MAX } else { 0 };
-        let multipath = u8::from(multipath);
+        let multipath = u8::from(features.multipath);
         let mut loader = EbpfLoader::new();
         loader.override_global(names::LOG_LEVEL, &level, true).override_global(names::MULTIPATH, &multipath, true);
         if let Some(pins) = pins {
