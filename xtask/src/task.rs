@@ -3,6 +3,7 @@
 mod apt;
 mod bench;
 mod ebpf;
+mod kernel;
 mod lint;
 mod run;
 mod setup;

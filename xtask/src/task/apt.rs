@@ -1,8 +1,8 @@
 //! Installing Debian packages.
 
-use std::{path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use xtask::{
     exec::{ask, exec, which},
     recipe,
@@ -45,6 +45,22 @@ impl Apt {
         self.update()?;
         let show = |package: &S| ask(Command::new("apt-cache").args(["show", package.as_ref()])).is_some();
         Ok(packages.iter().all(show))
+    }
+
+    /// Where this machine gets Debian from.
+    pub(crate) fn mirror(&mut self) -> Result<String> {
+        let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
+        let mut question = Command::new("apt-get");
+        question.args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Component: main"]);
+        question.arg(format!("Release: {codename}"));
+        let mut mirror = || ask(&mut question).and_then(|answer| answer.lines().next().map(String::from));
+        if let Some(mirror) = mirror() {
+            return Ok(mirror);
+        }
+        // Without lists apt does not tell.
+        self.update()?;
+        mirror().context("the configuration of apt has no mirror of Debian's main component")
     }
 
     fn update(&mut self) -> Result<()> {

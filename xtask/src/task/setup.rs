@@ -39,13 +39,16 @@ impl Options {
 }
 
 /// What the tests call, and the package that has it.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 10] = [
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
     ("curl", "curl"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
     ("nginx", NGINX),
     ("nsenter", "util-linux"),
     ("openssl", "openssl"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
     ("tc", "iproute2"),
 ];
 

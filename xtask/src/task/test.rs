@@ -1,11 +1,12 @@
 //! `cargo xtask test`
 
-use std::{ffi::OsString, process::Command};
+use std::{env::consts::ARCH, ffi::OsString, process::Command};
 
 use anyhow::{Result, bail};
 use clap::Args;
 
 use super::{
+    kernel::{self, KERNELS, Kernel},
     lint::lint,
     setup,
     steps::Steps,
@@ -15,12 +16,16 @@ use super::{
 /// Run the static checks, the unit tests and the integration tests
 ///
 /// Installs first what is missing: see setup. The integration tests attach eBPF programs to cgroups of their own and make
-/// network namespaces, so they need root and get it by sudo.
+/// network namespaces, so they need root and get it by sudo. Some are run once more on other kernels than this machine's,
+/// which are Debian's, in an emulated machine.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Only these: lint, unit, or the name of a file or directory in tests/tests; all without a name
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
+    /// Only integration tests, on this kernel; can be given more than once
+    #[arg(long = "kernel", value_name = "KERNEL", value_parser = Kernel::parser())]
+    kernels: Vec<&'static Kernel>,
     /// Arguments of the test programs, for example a test's name or --nocapture
     #[arg(last = true, value_name = "ARGS")]
     arguments: Vec<OsString>,
@@ -34,13 +39,17 @@ enum Group<'a> {
     /// All of them, by cargo's pattern.
     EveryIntegration,
     Integration(&'a str),
+    /// Those that rest on the kernel, on the kernels that are tested without being asked for.
+    UsualKernels,
+    /// Integration tests on the kernels asked for.
+    Kernels,
 }
 
 impl Options {
     pub(crate) fn run(&self) -> Result<()> {
         // Before anything is installed: a slip of the keyboard should cost nothing.
         let known = integration_tests()?;
-        let groups = select(&self.groups, &known)?;
+        let groups = select(&self.groups, !self.kernels.is_empty(), &known)?;
         setup::for_tests()?;
         let mut steps = Steps::default();
         for group in groups {
@@ -49,10 +58,21 @@ impl Options {
                 Group::Unit => self.unit(&mut steps)?,
                 Group::EveryIntegration => self.integration(&mut steps, "*")?,
                 Group::Integration(name) => self.integration(&mut steps, name)?,
+                Group::UsualKernels if ARCH == kernel::ARCHITECTURE => {
+                    let usual: Vec<_> = KERNELS.iter().filter(|kernel| kernel.is_usual).collect();
+                    self.on_kernels(&mut steps, &usual)?;
+                }
+                Group::UsualKernels => println!("other kernels skipped: they are for {}", kernel::ARCHITECTURE),
+                Group::Kernels => self.on_kernels(&mut steps, &self.kernels)?,
             }
         }
         steps.summary();
         Ok(())
+    }
+
+    fn on_kernels(&self, steps: &mut Steps, kernels: &[&Kernel]) -> Result<()> {
+        build_agent(steps)?;
+        kernel::run(steps, kernels, &self.groups, &self.arguments)
     }
 
     fn unit(&self, steps: &mut Steps) -> Result<()> {
@@ -63,7 +83,7 @@ impl Options {
     }
 
     fn integration(&self, steps: &mut Steps, pattern: &str) -> Result<()> {
-        steps.command("agent", &mut cargo(&["build", "--locked", "--bin", "egress"]))?;
+        build_agent(steps)?;
         let mut tests = cargo(&["test", "--locked", "--no-fail-fast", "--test", pattern, "--"]);
         tests.args(&self.arguments).env("EGRESS_BIN", target_dir()?.join("debug/egress"));
         if !is_root() {
@@ -75,9 +95,19 @@ impl Options {
     }
 }
 
-fn select<'a>(asked: &'a [String], integration: &[String]) -> Result<Vec<Group<'a>>> {
+fn build_agent(steps: &mut Steps) -> Result<()> {
+    steps.command("agent", &mut cargo(&["build", "--locked", "--bin", "egress"]))
+}
+
+fn select<'a>(asked: &'a [String], on_kernels: bool, integration: &[String]) -> Result<Vec<Group<'a>>> {
+    if on_kernels {
+        return match asked.iter().find(|name| !integration.contains(name)) {
+            Some(unknown) => bail!("there is no integration test {unknown}; there are {}", integration.join(", ")),
+            None => Ok(vec![Group::Kernels]),
+        };
+    }
     if asked.is_empty() {
-        return Ok(vec![Group::Lint, Group::Unit, Group::EveryIntegration]);
+        return Ok(vec![Group::Lint, Group::Unit, Group::EveryIntegration, Group::UsualKernels]);
     }
     let group = |name: &'a String| match name.as_str() {
         "lint" => Ok(Group::Lint),
@@ -100,15 +130,19 @@ mod tests {
     #[test]
     fn groups_are_checked_by_name() {
         let integration = ["seed", "tls"].map(String::from);
-        let check = |asked: &[&str], expected: Result<Vec<Group<'_>>, &str>| {
+        let check = |asked: &[&str], on_kernels, expected: Result<Vec<Group<'_>>, &str>| {
             let asked: Vec<String> = asked.iter().copied().map(String::from).collect();
-            let selected = select(&asked, &integration).map_err(|error| error.to_string());
+            let selected = select(&asked, on_kernels, &integration).map_err(|error| error.to_string());
             assert_eq!(selected, expected.map_err(String::from));
         };
-        check(&[], Ok(vec![Group::Lint, Group::Unit, Group::EveryIntegration]));
-        check(&["tls", "unit"], Ok(vec![Group::Integration("tls"), Group::Unit]));
-        check(&["lint"], Ok(vec![Group::Lint]));
-        check(&["sed"], Err("there is no test group sed; the groups are lint, unit, seed, tls"));
+        let everything = vec![Group::Lint, Group::Unit, Group::EveryIntegration, Group::UsualKernels];
+        check(&[], false, Ok(everything));
+        check(&["tls", "unit"], false, Ok(vec![Group::Integration("tls"), Group::Unit]));
+        check(&["lint"], false, Ok(vec![Group::Lint]));
+        check(&["sed"], false, Err("there is no test group sed; the groups are lint, unit, seed, tls"));
+        check(&[], true, Ok(vec![Group::Kernels]));
+        check(&["tls"], true, Ok(vec![Group::Kernels]));
+        check(&["unit"], true, Err("there is no integration test unit; there are seed, tls"));
     }
 
     #[test]
