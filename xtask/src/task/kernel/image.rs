@@ -18,6 +18,9 @@ use crate::task::workspace::{cargo, find_program, host, target_dir};
 /// Programs of this machine that the tests call. What busybox has as well is there already.
 const PROGRAMS: [&str; 2] = ["curl", "ip"];
 
+/// Programs of the tests' own that they call.
+const CLIENTS: [&str; 3] = ["client", "load", "lookup"];
+
 /// Modules that the tests need, unless they are part of the kernel itself, in the order in which they are loaded: devices
 /// of pods, and sock_diag.
 const MODULES: [&str; 4] = ["veth", "tun", "inet_diag", "tcp_diag"];
@@ -58,11 +61,13 @@ pub(super) fn build(
         programs.push(copy_program(name, &root.join("usr/bin").join(name))?);
     }
     let built = target_dir()?.join("debug");
-    let client = built.join("client");
-    // The tests know the client by the path that it was built at, and the agent by a variable.
-    install(&client, &inside(&root, &client)?)?;
+    // The tests know their clients by the paths that they were built at, and the agent by a variable.
+    for client in CLIENTS.map(|name| built.join(name)) {
+        install(&client, &inside(&root, &client)?)?;
+        programs.push(client);
+    }
     install(&built.join("egress"), &root.join("bin/egress"))?;
-    programs.extend([client, built.join("egress")]);
+    programs.push(built.join("egress"));
     install_tests(&root.join("tests"), tests)?;
     copy_libraries(&programs, &root)?;
     write(&root.join("modules/order"), MODULES.join("\n").as_bytes())?;

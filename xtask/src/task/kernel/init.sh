@@ -24,7 +24,9 @@ shift
 status=0
 for test in "$@"; do
     echo "     Running $test on Linux $(uname -r)"
-    xargs -0 "/tests/$test" </arguments || status=1
+    # FILE, or FILE=NAME,NAME.
+    names=${test#"${test%%=*}"}
+    xargs -0 "/tests/${test%%=*}" $(echo "${names#=}" | tr , ' ') </arguments || status=1
 done
 echo "$status" >/dev/ttyS1
 poweroff -f
