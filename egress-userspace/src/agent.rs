@@ -250,6 +250,9 @@ impl Agent {
                 }
                 _ = housekeeping.tick() => {
                     self.reconcile();
+                    if self.self_test.has_failed() {
+                        self.test_self();
+                    }
                     self.names.refresh();
                     match self.flows.sweep(FLOW_AGE) {
                         Ok(0) => {}
