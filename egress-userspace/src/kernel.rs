@@ -8,6 +8,7 @@ mod learned;
 mod links;
 mod maps;
 pub mod pins;
+mod syscall;
 
 use std::{
     fs::File,

@@ -20,7 +20,7 @@ use egress_common::{
 };
 use nix::{errno::Errno, time::ClockId};
 
-use super::KernelError;
+use super::{KernelError, syscall::take_element};
 use crate::netns::NetnsCookie;
 
 pub(super) fn error(name: &'static str) -> impl Fn(MapError) -> KernelError {
@@ -155,11 +155,8 @@ impl Flows {
     /// Takes the origin of the connection that the client at `client` made in `netns`: looks it up and deletes it.
     pub fn take(&self, netns: NetnsCookie, client: SocketAddr) -> Option<Origin> {
         let flow = Flow::new(netns.0, IpBytes::from(client.ip().to_canonical()), client.port());
-        let mut map = self.map.borrow_mut();
-        let origin = map.get(&flow, 0).ok()?;
-        // Nobody else takes this flow; should the removal fail all the same, the sweep will do it.
-        let _ = map.remove(&flow);
-        Some(origin)
+        // SAFETY: the map is from flows to origins, as it was opened.
+        unsafe { take_element(self.shared.0.fd().as_fd(), &flow) }
     }
 
     /// Removes flows older than `age` that nobody accepted, and says how many: connections that the listener's queue

@@ -7,18 +7,16 @@
 //! CGROUP the id of the cgroup.
 
 use std::{
-    ffi::CString,
     fs, io,
-    os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
-    },
+    os::{fd::BorrowedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use aya::{maps::MapInfo, programs::links::FdLink};
 use egress_common::LAYOUT_VERSION;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::syscall::{detach_link, open_link, update_link};
 
 /// Where pins are by default.
 pub const DEFAULT_DIR: &str = "/sys/fs/bpf/egress";
@@ -94,11 +92,8 @@ impl Pins {
     pub fn replace(&self, cgroup: &Path, name: &str, program: BorrowedFd<'_>) -> Result<bool, PinError> {
         let path = self.link(cgroup, name)?;
         let Some(link) = open_link(&path).map_err(io_error(&path))? else { return Ok(false) };
-        let attributes = [link.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned(), 0, 0];
-        match bpf(BPF_LINK_UPDATE, attributes) {
-            Ok(_) => Ok(true),
-            Err(error) => Err(PinError::Io { path, source: error }),
-        }
+        update_link(&link, program).map_err(io_error(&path))?;
+        Ok(true)
     }
 
     /// Pins a link. It then stays attached when our descriptor is closed.
@@ -189,43 +184,9 @@ fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), PinError> {
         && let Some(link) = open_link(path).map_err(io_error(path))?
     {
         // A link whose cgroup is gone is detached already.
-        let _ = bpf(BPF_LINK_DETACH, [link.as_raw_fd().cast_unsigned()]);
+        let _ = detach_link(&link);
     }
     fs::remove_file(path).map_err(io_error(path))?;
     removed.push(path.to_owned());
     Ok(())
-}
-
-// Commands of bpf(2) that aya has no function for, with their numbers in `enum bpf_cmd` of linux/bpf.h.
-const BPF_OBJ_GET: libc::c_long = 7;
-const BPF_LINK_UPDATE: libc::c_long = 29;
-const BPF_LINK_DETACH: libc::c_long = 34;
-
-/// Opens a pinned object; None if there is none.
-fn open_link(path: &Path) -> io::Result<Option<OwnedFd>> {
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    let pointer = name.as_ptr() as u64;
-    // `pathname` is an u64, which the first two words hold in the machine's order.
-    let [low, high] = if cfg!(target_endian = "little") {
-        [pointer as u32, (pointer >> 32) as u32]
-    } else {
-        [(pointer >> 32) as u32, pointer as u32]
-    };
-    match bpf(BPF_OBJ_GET, [low, high, 0, 0]) {
-        // SAFETY: the kernel has just given us this descriptor.
-        Ok(descriptor) => Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) })),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Calls bpf(2) with attributes that are rows of `u32`.
-fn bpf<const N: usize>(command: libc::c_long, attributes: [u32; N]) -> io::Result<libc::c_int> {
-    /// The kernel reads attributes of eight bytes where they are.
-    #[repr(align(8))]
-    struct Aligned<const N: usize>([u32; N]);
-    let mut aligned = Aligned(attributes);
-    // SAFETY: the attributes live as long as the call, and their size is given; what they point to is the caller's.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut aligned, size_of_val(&attributes)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }
