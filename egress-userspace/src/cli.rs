@@ -9,7 +9,7 @@ use egress::{
     config::Source,
     handover,
     kernel::pins::DEFAULT_DIR,
-    policy::{Cidr, HostName},
+    policy::{Cidr, HostPattern},
 };
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
@@ -64,10 +64,10 @@ pub(crate) struct RuleOptions {
     /// Can be repeated.
     #[arg(short, long, value_name = "FILE|DIR")]
     config: Vec<PathBuf>,
-    /// Originate TLS for this host: http://HOST (port 80) goes to HOST:443, verified against the system's roots.
-    /// Can be repeated.
+    /// Originate TLS for this host: http://HOST (port 80) goes to HOST:443, verified against the system's roots. `*.NAME`
+    /// stands for all hosts below NAME. Can be repeated.
     #[arg(long, value_name = "HOST")]
-    host: Vec<HostName>,
+    host: Vec<HostPattern>,
 }
 
 impl RuleOptions {

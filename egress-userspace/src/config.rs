@@ -40,7 +40,7 @@ pub enum Source {
     /// A file, or a directory of which every `.yaml`, `.yml` and `.json` file is read.
     Path(PathBuf),
     /// `--host NAME`: TLS from port 80 to port 443 of a host.
-    Host(HostName),
+    Host(HostPattern),
 }
 
 /// One resource.

@@ -244,8 +244,7 @@ fn hosts_of_a_wildcard_are_upgraded_and_verified_by_the_request_s_host() -> Resu
     let origin = bed.embedded_origin().tls(&bed.sockets(PLACE, 443), &tls)?.clear(&bed.sockets(PLACE, 80));
     let origin = origin.handler(way).start()?;
     let config = bed.config_dir()?;
-    config.write("wildcard.yaml", &wildcard_rules())?;
-    let agent = bed.agent(&config)?;
+    let agent = Agent::start(&bed, &AgentOptions::new(config.path()).args(&["--host", WILDCARD]))?;
     for host in ["www.cnn.com", "a.b.cnn.com"] {
         for family in ["-4", "-6"] {
             let response = bed.curl(&format!("http://{host}/"))?.args([family]).response()?;

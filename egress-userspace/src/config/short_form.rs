@@ -1,9 +1,9 @@
-//! `--host NAME`: the pair of resources that it stands for.
+//! `--host NAME` and `--host '*.NAME'`: the pair of resources that it stands for.
 
 use std::{collections::BTreeMap, num::NonZeroU16, path::Path};
 
 use super::{
-    Document, HostName, HostPattern, Located, Location, Metadata, Resource,
+    Document, HostPattern, Located, Location, Metadata, Resource,
     destination_rule::{DestinationRule, Origination, PortPolicy, PortSelector, Tls, TrafficPolicy},
     service_entry::{Protocol, Resolution, ServiceEntry, ServicePort},
 };
@@ -13,7 +13,7 @@ const HTTPS: NonZeroU16 = NonZeroU16::new(443).expect("443 is not zero");
 
 /// A `ServiceEntry` that leads port 80 of the host to 443, and a `DestinationRule` that originates TLS on it: the
 /// pair of Istio's task "Egress TLS Origination".
-pub(super) fn documents(host: &HostName) -> [Document; 2] {
+pub(super) fn documents(host: &HostPattern) -> [Document; 2] {
     let location = Location::whole(Path::new(&format!("--host {host}")));
     let metadata =
         Metadata { name: host.to_string(), namespace: None, labels: BTreeMap::new(), annotations: BTreeMap::new() };
@@ -24,7 +24,7 @@ pub(super) fn documents(host: &HostName) -> [Document; 2] {
     .map(|resource| Document { location: location.clone(), metadata: metadata.clone(), resource })
 }
 
-fn service_entry(host: &HostName, location: &Location) -> ServiceEntry {
+fn service_entry(host: &HostPattern, location: &Location) -> ServiceEntry {
     let port = |number, name: &str, protocol, target_port: Option<_>| ServicePort {
         number: at(location, number),
         name: at(location, name.to_owned()),
@@ -32,7 +32,7 @@ fn service_entry(host: &HostName, location: &Location) -> ServiceEntry {
         target_port: target_port.map(|port| at(location, port)),
     };
     ServiceEntry {
-        hosts: at(location, vec![at(location, HostPattern::Exact(host.clone()))]),
+        hosts: at(location, vec![at(location, host.clone())]),
         addresses: Vec::new(),
         ports: at(
             location,
@@ -42,12 +42,13 @@ fn service_entry(host: &HostName, location: &Location) -> ServiceEntry {
             ],
         ),
         location: None,
-        resolution: Some(at(location, Resolution::Dns)),
+        // A wildcard cannot be resolved.
+        resolution: Some(at(location, if host.is_exact() { Resolution::Dns } else { Resolution::None })),
         endpoints: Vec::new(),
     }
 }
 
-fn destination_rule(host: &HostName, location: &Location) -> DestinationRule {
+fn destination_rule(host: &HostPattern, location: &Location) -> DestinationRule {
     let simple = Tls::Originate(Box::new(Origination {
         sni: None,
         subject_alt_names: Vec::new(),
@@ -56,7 +57,7 @@ fn destination_rule(host: &HostName, location: &Location) -> DestinationRule {
         client: None,
     }));
     DestinationRule {
-        host: at(location, HostPattern::Exact(host.clone())),
+        host: at(location, host.clone()),
         traffic_policy: Some(TrafficPolicy {
             tls: None,
             port_level_settings: vec![PortPolicy {
