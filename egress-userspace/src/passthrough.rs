@@ -6,7 +6,7 @@
 mod requests;
 mod rewound;
 
-use std::{io, time::Duration};
+use std::{io, pin::pin, time::Duration};
 
 use bytes::{Buf as _, BytesMut};
 use socket2::SockRef;
@@ -50,6 +50,9 @@ pub enum PassError {
     /// One of the ends broke off.
     #[error("the connection broke off: {0}")]
     Broken(#[from] io::Error),
+    /// The origin does not take what the client sends. What it said before that has been passed on.
+    #[error("the origin does not read on: {0}")]
+    Unsent(io::Error),
     /// What the client sends could be for a configured host.
     #[error("{0}")]
     Doubtful(&'static str),
@@ -117,7 +120,8 @@ async fn relay<F: Fn(&str) -> bool>(
             None => outbound.next(&mut client_reader).await?,
         };
         while let Outgoing::Bytes(count) = outgoing {
-            upstream_writer.write_all(&outbound.pending[..count]).await?;
+            let written = upstream_writer.write_all(&outbound.pending[..count]).await;
+            written.map_err(PassError::Unsent)?;
             outbound.pending.advance(count);
             outgoing = outbound.next(&mut client_reader).await?;
         }
@@ -130,9 +134,24 @@ async fn relay<F: Fn(&str) -> bool>(
     };
     let back = async {
         copy_buf(&mut BufReader::with_capacity(BUFFER, upstream_reader), &mut client_writer).await?;
-        Ok(client_writer.shutdown().await?)
+        client_writer.shutdown().await?;
+        Ok::<(), PassError>(())
     };
-    let relayed = tokio::try_join!(out, back).map(|_| ());
+    let relayed = {
+        let (mut out, mut back) = (pin!(out), pin!(back));
+        tokio::select! {
+            sent = &mut out => match sent {
+                Ok(()) => back.await,
+                // A server that has heard enough may have answered, and closed.
+                Err(unsent @ PassError::Unsent(_)) => back.await.and(Err(unsent)),
+                Err(error) => Err(error),
+            },
+            returned = &mut back => match returned {
+                Ok(()) => out.await,
+                Err(error) => Err(error),
+            },
+        }
+    };
     if relayed.is_err() {
         // As the client's end, so that neither takes for complete what is not.
         let _ = SockRef::from(&upstream).set_linger(Some(Duration::ZERO));
@@ -178,8 +197,12 @@ impl<F: Fn(&str) -> bool> Outbound<F> {
             };
             match (count, self.pending.len()) {
                 (0, 0) => return Ok(Outgoing::End),
-                // Half a request is none.
-                (0, rest) => return Ok(Outgoing::Bytes(rest)),
+                (0, _) => {
+                    return match self.requests.end(&self.pending) {
+                        Next::Doubtful(reason) => Err(PassError::Doubtful(reason)),
+                        _ => Ok(Outgoing::Bytes(self.pending.len())),
+                    };
+                }
                 _ => {}
             }
         }

@@ -89,6 +89,16 @@ impl<F: Fn(&str) -> bool> Requests<F> {
         }
     }
 
+    /// Says what may be done with `bytes` when nothing comes after them: half a head may name a configured host.
+    pub fn end(&self, bytes: &[u8]) -> Next {
+        match (&self.state, request_line(bytes)) {
+            (State::Start, RequestLine::Yes | RequestLine::Incomplete) if bytes.contains(&b' ') => {
+                Next::Doubtful("a request broke off before it was clear whose it is")
+            }
+            _ => Next::Forward(bytes.len()),
+        }
+    }
+
     fn start(&mut self, bytes: &[u8]) -> Next {
         // Empty lines before a request are to be ignored (RFC 9112 section 2.2).
         let empty = bytes.iter().take_while(|byte| b"\r\n".contains(byte)).count();
@@ -100,14 +110,19 @@ impl<F: Fn(&str) -> bool> Requests<F> {
                 self.state = State::Opaque;
                 return Next::Forward(bytes.len());
             }
+            RequestLine::Http2 => return Next::Doubtful("HTTP/2 with prior knowledge, whose hosts are not looked at"),
             RequestLine::Incomplete => return limited(bytes, MAX_HEAD, "the first line of a request is too long"),
             RequestLine::Yes => {}
         }
         let Some(head) = Head::parse(bytes) else {
             return limited(bytes, MAX_HEAD, "the head of a request is too long");
         };
-        if head.hosts().any(|host| (self.is_configured)(&host)) {
-            return Next::Configured;
+        for host in head.hosts() {
+            match host {
+                Some(host) if (self.is_configured)(&host) => return Next::Configured,
+                Some(_) => {}
+                None => return Next::Doubtful("the Host of a request is not a host name"),
+            }
         }
         match head.content() {
             Ok(state) => self.state = state,
@@ -146,6 +161,8 @@ enum RequestLine {
     Yes,
     No,
     Incomplete,
+    /// The first line of HTTP/2 (RFC 9113 section 3.4).
+    Http2,
 }
 
 fn request_line(bytes: &[u8]) -> RequestLine {
@@ -158,7 +175,11 @@ fn request_line(bytes: &[u8]) -> RequestLine {
     match line(bytes) {
         Some((text, _)) => {
             let version = text.trim_ascii_end().rsplit(u8::is_ascii_whitespace).next().unwrap_or_default();
-            if version.to_ascii_uppercase().starts_with(b"HTTP/1.") { RequestLine::Yes } else { RequestLine::No }
+            match version.to_ascii_uppercase() {
+                version if version.starts_with(b"HTTP/1.") => RequestLine::Yes,
+                version if version == b"HTTP/2.0" => RequestLine::Http2,
+                _ => RequestLine::No,
+            }
         }
         None if bytes.iter().any(|byte| byte.is_ascii_control() && !b"\r\t".contains(byte)) => RequestLine::No,
         None => RequestLine::Incomplete,
@@ -198,8 +219,8 @@ impl<'a> Head<'a> {
         })
     }
 
-    /// Every host that it could be for: those of Host fields, and that of an absolute target.
-    fn hosts(&self) -> impl Iterator<Item = String> {
+    /// Every host that it could be for: those of Host fields, and that of an absolute target. None for what is not a host.
+    fn hosts(&self) -> impl Iterator<Item = Option<String>> {
         let target = self.lines.first().and_then(|line| line.split(u8::is_ascii_whitespace).nth(1)).unwrap_or_default();
         let authority = target.windows(3).position(|window| window == b"://").map(|at| {
             let rest = &target[at + 3..];
@@ -207,8 +228,11 @@ impl<'a> Head<'a> {
             &rest[..end]
         });
         let values = self.values("host").chain(authority);
-        let hosts = values.filter_map(|value| RequestHost::parse(&HeaderValue::from_bytes(value).ok()?));
-        hosts.map(|host| host.as_str().to_owned())
+        // Without a host it is for none that is configured.
+        values.filter(|value| !value.is_empty()).map(|value| {
+            let host = RequestHost::parse(&HeaderValue::from_bytes(value).ok()?)?;
+            Some(host.as_str().to_owned())
+        })
     }
 
     /// How its content is delimited (RFC 9112 section 6.3).
@@ -305,7 +329,6 @@ mod tests {
             "EHLO mail.example\r\n",
             "PING\r\n",
             "\x16\x03\x01\0\u{1}",
-            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             "GET /\r\n",
             "get\0",
         ] {
@@ -314,8 +337,25 @@ mod tests {
     }
 
     #[test]
+    fn half_a_request_goes_nowhere_and_half_of_something_else_does() {
+        let end = |bytes: &[u8]| Requests::new(|_: &str| false).end(bytes);
+        for half in [
+            "GET /secret HTTP/1.1\r\nHost: edition.cnn.com\r\nCookie: x\r\n",
+            "GET /secret",
+            "GET /secret HTTP/1.1\r\n",
+        ] {
+            assert!(matches!(end(half.as_bytes()), Next::Doubtful(_)), "{half:?}");
+        }
+        for other in ["PING", "PING\r\n", "SSH-2.0-x\r\n", "\x16\x03"] {
+            assert_eq!(end(other.as_bytes()), Next::Forward(other.len()), "{other:?}");
+        }
+    }
+
+    #[test]
     fn what_nobody_can_tell_the_end_of_goes_nowhere() {
         for (text, sent, reason) in [
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 0, "HTTP/2 with prior knowledge, whose hosts are not looked at"),
+            ("GET / HTTP/1.1\r\nHost: two words\r\n\r\n", 0, "the Host of a request is not a host name"),
             ("POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 0, "the Content-Length of a request is not a number"),
             ("POST / HTTP/1.1\r\nContent-Length: 1, 2\r\n\r\n", 0, "a request has several Content-Lengths"),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 0, "the content of a request has no end"),
