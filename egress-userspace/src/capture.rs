@@ -90,18 +90,20 @@ impl Captured {
     /// All that the kernel must know of networks, for these routes.
     pub fn destinations(&self, routes: &RouteTable, names: &Names) -> HashMap<Intercepted, Capture> {
         let mut wanted = HashMap::new();
+        let hosts = routes.intercepted(names);
         if let CaptureMode::Ports(_) = self.mode {
             let ports: BTreeSet<_> = routes.routes().map(|route| route.rule.port).collect();
             for port in ports {
                 let network = |address, prefix_len| Intercepted { address, prefix_len, port };
                 wanted.insert(network(Ipv4Addr::UNSPECIFIED.into(), 0), Capture::Port);
                 wanted.insert(network(Ipv6Addr::UNSPECIFIED.into(), 0), Capture::Port);
-                let excluded =
-                    self.excluded.iter().map(|cidr| (network(cidr.address, cidr.prefix_len), Capture::Excluded));
-                wanted.extend(excluded);
+                let excluded = self.excluded.iter().map(|cidr| network(cidr.address, cidr.prefix_len));
+                // The most specific network counts, and within one of a host's nothing is excluded.
+                let excluded = excluded.filter(|excluded| !hosts.iter().any(|host| host.contains(excluded)));
+                wanted.extend(excluded.map(|network| (network, Capture::Excluded)));
             }
         }
-        wanted.extend(routes.intercepted(names).into_iter().map(|network| (network, Capture::Host)));
+        wanted.extend(hosts.into_iter().map(|network| (network, Capture::Host)));
         wanted
     }
 }

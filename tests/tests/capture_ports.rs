@@ -55,13 +55,12 @@ fn a_configured_host_is_upgraded_at_an_address_that_nobody_knows() -> Result<()>
 #[test]
 fn other_traffic_is_passed_on_byte_for_byte() -> Result<()> {
     let bed = bed("bytes")?;
-    let requests: [&[u8]; 6] = [
+    let requests: [&[u8]; 5] = [
         b"get  /x?y#z HTTP/1.1\nHOST:other.example\nx-odd : \xff\xfe\nContent-Length: 5\n\nabcde",
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;ext=1\r\nabcde\r\n0\r\nTrailer: 1\r\n\r\n",
         b"GET / HTTP/1.0\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n\0\x01\x02\x03",
         b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03 a ClientHello",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
     ];
     let answer: &[u8] =
         b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 304 \xff\r\nContent-Length: 17\r\nX:a\nX:b\r\n\r\n\0\xff";
@@ -140,6 +139,73 @@ fn a_request_for_a_configured_host_never_follows_another_in_clear() -> Result<()
     }
     ensure!(agent.records().is_empty(), "{:?}", agent.records());
     Ok(())
+}
+
+#[test]
+fn what_could_be_for_a_configured_host_goes_nowhere() -> Result<()> {
+    let bed = bed("doubtful")?;
+    let tripwire = bed.tripwire(&[PLACE])?;
+    let agent = agent(&bed, &ELSEWHERE)?;
+    let requests: [&[u8]; 4] = [
+        b"GET /secret HTTP/1.1\r\nHost: edition.cnn.com\r\nCookie: secret\r\n",
+        b"GET /secret",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+        b"GET / HTTP/1.1\r\nHost: edition.cnn.com \xff\r\n\r\n",
+    ];
+    for address in bed.sockets(PLACE, 80) {
+        for request in requests {
+            let output = raw(&bed, address, request)?;
+            ensure!(output.stdout.is_empty(), "{request:?}: {output:?}");
+        }
+    }
+    ensure!(agent.metrics()?.sum(PASSED_ON, &[("outcome", "broken")]) == 2.0 * requests.len() as f64);
+    tripwire.assert_silent()
+}
+
+#[test]
+fn an_answer_that_comes_before_the_request_is_over_arrives() -> Result<()> {
+    const ANSWER: &[u8] = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let bed = bed("early")?;
+    let _server = RawServer::start(bed.origin(), &bed.sockets(PLACE, 80), |mut stream| {
+        let mut head = [0; 64];
+        stream.read_exact(&mut head)?;
+        Ok(stream.write_all(ANSWER)?)
+    })?;
+    let _agent = agent(&bed, &ELSEWHERE)?;
+    let request =
+        [&b"POST / HTTP/1.1\r\nHost: other.example\r\nContent-Length: 4000000\r\n\r\n"[..], &[b'x'; 4_000_000]]
+            .concat();
+    let mut arrived = 0;
+    for address in bed.sockets(PLACE, 80) {
+        for _ in 0..5 {
+            let mut client =
+                bed.client_command(CLIENT)?.args(["talk", &address.to_string()]).stdin(request.clone()).spawn()?;
+            client.wait(PATIENCE)?;
+            arrived += usize::from(client.stdout().as_bytes() == ANSWER);
+        }
+    }
+    // Its own reset may overtake the answer, as it may without us.
+    ensure!(arrived > 0, "no answer arrived");
+    Ok(())
+}
+
+#[test]
+fn within_a_host_s_networks_nothing_is_excluded() -> Result<()> {
+    const RULES: &str = include_str!("../seed/tls-origination.yaml");
+    let bed = bed("within")?;
+    let _origin = origin(&bed)?;
+    let tripwire = bed.tripwire(&[PLACE])?;
+    let config = bed.config_dir()?;
+    let networks = "addresses: [198.51.0.0/16, '2001:db8::/32']\n  resolution: NONE";
+    config.write("rules.yaml", &RULES.replace("resolution: DNS", networks))?;
+    let excluded = ["--exclude-cidr", "198.51.100.0/24", "--exclude-cidr", "2001:db8:2::/64"];
+    let options = AgentOptions::new(config.path()).args(&["--capture", "ports"]).args(&excluded);
+    let _agent = Agent::start(&bed, &options)?;
+    for address in bed.addresses(PLACE).both() {
+        let response = bed.curl(&format!("http://{HOST}/"))?.args(["--resolve", &at(HOST, address)]).response()?;
+        ensure!(response.body == b"over TLS: edition.cnn.com\n", "{response:?}");
+    }
+    tripwire.assert_silent()
 }
 
 #[test]

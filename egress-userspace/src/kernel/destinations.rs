@@ -19,6 +19,7 @@ use super::{
     KernelError,
     maps::{error, ignore_absent},
 };
+use crate::policy::Cidr;
 
 /// Entries that the map holds at most, as declared in the eBPF object.
 const CAPACITY: usize = 65536;
@@ -38,6 +39,12 @@ impl Intercepted {
     /// Exactly one address.
     pub fn host(address: IpAddr, port: u16) -> Self {
         Self { address, prefix_len: if address.is_ipv4() { 32 } else { 128 }, port }
+    }
+
+    /// Whether all connections to the other network are to this one.
+    pub fn contains(&self, other: &Self) -> bool {
+        let network = Cidr { address: self.address, prefix_len: self.prefix_len };
+        self.port == other.port && self.prefix_len <= other.prefix_len && network.contains(other.address)
     }
 
     fn from_key(key: &Key<Destination>) -> Self {
@@ -81,7 +88,9 @@ impl Destinations {
     pub fn inherit(&mut self) -> Result<(), KernelError> {
         let present = self.map.iter().map(|entry| entry.map(|(key, capture)| (Intercepted::from_key(&key), capture)));
         self.present = present.collect::<Result<_, _>>().map_err(error(map::DESTINATIONS))?;
-        self.inherited = self.present.keys().copied().collect();
+        // What was excluded is not: that is for whoever runs to say.
+        let intercepted = self.present.iter().filter(|(_, capture)| **capture != Capture::Excluded as u8);
+        self.inherited = intercepted.map(|(network, _)| *network).collect();
         Ok(())
     }
 
