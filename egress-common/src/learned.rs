@@ -22,10 +22,8 @@ pub const NAME_PORTS: usize = 8;
 pub struct NameRule {
     /// The ports in network order; the rest is zero.
     pub ports: [[u8; 2]; NAME_PORTS],
-    /// The bits of the rules that ask for it. Several rules can share a bit.
-    pub rules: u64,
 }
-map_type!(NameRule, 2 * NAME_PORTS + 8);
+map_type!(NameRule, 2 * NAME_PORTS);
 
 /// Key of the `LEARNED` map: what an application in one network namespace was told.
 ///
@@ -56,10 +54,8 @@ impl LearnedKey {
 pub struct Learned {
     /// When an answer last had it or a connection used it: nanoseconds since boot (`CLOCK_BOOTTIME`).
     pub seen_ns: u64,
-    /// The bits of all rules that asked for it, as in [`NameRule`].
-    pub rules: u64,
 }
-map_type!(Learned, 8 + 8);
+map_type!(Learned, 8);
 
 /// Entries of the `LEARNED` map that one network namespace can have, so that none takes the room of the others.
 pub const LEARNED_PER_NETNS: u32 = 4096;

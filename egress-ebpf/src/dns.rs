@@ -55,9 +55,6 @@ fn load(ctx: &SkBuffContext) -> Option<(u32, bool)> {
         6 if ctx.load::<u8>(IPV6_NEXT_HEADER).ok()? == IPPROTO_UDP => IPV6_HEADER_LEN,
         _ => return None,
     };
-    if ctx.load::<[u8; 2]>(udp).ok()? != PORT {
-        return None;
-    }
     let start = (udp + UDP_HEADER_LEN) as u32;
     let len = ctx.len().checked_sub(start)?;
     if len < HEADER_LEN {

@@ -231,7 +231,7 @@ fn learn_address(state: &mut State, address: IpBytes) {
         if port == [0, 0] {
             return;
         }
-        if maps::learn(state.netns, Destination::new(address, port), state.rule.rules).is_err() {
+        if maps::learn(state.netns, Destination::new(address, port)).is_err() {
             state.failed = true;
         }
     }

@@ -116,29 +116,27 @@ pub fn is_learned(netns: u64, destination: Destination) -> bool {
 
 /// From now on a destination is intercepted in this network namespace. It fails when there is no room for it.
 #[inline(always)]
-pub fn learn(netns: u64, destination: Destination, rules: u64) -> Result<(), ()> {
+pub fn learn(netns: u64, destination: Destination) -> Result<(), ()> {
     let key = LearnedKey::new(netns, destination);
     // SAFETY: the helper takes nothing.
     let seen_ns = unsafe { bpf_ktime_get_boot_ns() };
     if let Some(learned) = LEARNED.get_ptr_mut(key) {
         // SAFETY: as above.
-        unsafe {
-            (*learned).seen_ns = seen_ns;
-            (*learned).rules |= rules;
-        }
+        unsafe { (*learned).seen_ns = seen_ns };
         return Ok(());
     }
-    match LEARNED_COUNTS.get_ptr_mut(netns) {
+    let count = LEARNED_COUNTS.get_ptr_mut(netns);
+    // SAFETY: as above.
+    if count.is_some_and(|count| unsafe { *count } >= LEARNED_PER_NETNS) {
+        return Err(());
+    }
+    LEARNED.insert(key, Learned { seen_ns }, BPF_ANY.into()).map_err(drop)?;
+    match count {
         // SAFETY: as above. Two CPUs that count at once lose one, which the agent corrects.
-        Some(count) => unsafe {
-            if *count >= LEARNED_PER_NETNS {
-                return Err(());
-            }
-            *count += 1;
-        },
+        Some(count) => unsafe { *count += 1 },
         None => LEARNED_COUNTS.insert(netns, 1, BPF_ANY.into()).map_err(drop)?,
     }
-    LEARNED.insert(key, Learned { seen_ns, rules }, BPF_ANY.into()).map_err(drop)
+    Ok(())
 }
 
 #[inline(always)]

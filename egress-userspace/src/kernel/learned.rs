@@ -11,7 +11,7 @@ use aya::maps::{
     lpm_trie::{Key, LpmTrie},
 };
 use egress_common::{
-    learned::{Learned, LearnedKey, NAME_PORTS, NameRule, ReversedName},
+    learned::{LEARNED_PER_NETNS, Learned, LearnedKey, NAME_PORTS, NameRule, ReversedName},
     names::map,
     outcome::Learning,
 };
@@ -25,11 +25,13 @@ use crate::{
     policy::{HostPattern, parents},
 };
 
-/// What is learned is forgotten when for this long no answer had it and no connection used it. Applications hold answers
-/// for longer than DNS allows.
-const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// A namespace that has learned more than this forgets what for long no answer had and no connection used. Otherwise it
+/// keeps everything: applications hold answers for as long as they run, whatever DNS allows.
+const MANY: u32 = LEARNED_PER_NETNS / 2;
+/// How long that is.
+const LONG: Duration = Duration::from_secs(24 * 3600);
 /// What namespaces have learned that are not served is forgotten sooner: most are gone. Some are not found yet.
-const LIFETIME_UNSERVED: Duration = Duration::from_secs(60);
+const LONG_UNSERVED: Duration = Duration::from_secs(60);
 
 /// Hosts and ports that are intercepted.
 pub type Watched = BTreeSet<(HostPattern, u16)>;
@@ -82,54 +84,39 @@ impl LearnedNames {
             ignore_absent(self.names.remove(&Key::new(key.0, key.1))).map_err(error(map::NAMES))?;
             self.present.remove(&key);
         }
-        let mut in_force = HashMap::<[u8; 2], u64>::new();
-        for rule in self.present.values() {
-            for port in rule.ports.iter().filter(|port| **port != [0, 0]) {
-                *in_force.entry(*port).or_default() |= rule.rules;
-            }
-        }
-        self.forget(|key, learned| {
-            let rules = in_force.get(&key.destination.port).copied().unwrap_or_default();
-            learned.rules & rules == 0
-        })
+        // Which name an address was learned for is not known, nor whether others have it too. The Host decides anyway.
+        let ports: HashSet<_> = self.present.values().flat_map(|rule| rule.ports).collect();
+        self.forget(|key, _, _| !ports.contains(&key.destination.port)).map(drop)
     }
 
-    /// Forgets what is of no use any more.
+    /// Forgets what is of no use any more. Says how much is left.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn sweep(&mut self, served: &HashSet<NetnsCookie>) -> Result<(), KernelError> {
+    pub fn sweep(&mut self, served: &HashSet<NetnsCookie>) -> Result<usize, KernelError> {
         let now = since_boot();
-        self.forget(|key, learned| {
+        self.forget(|key, learned, count| {
             let age = now.saturating_sub(Duration::from_nanos(learned.seen_ns));
-            age > if served.contains(&NetnsCookie(key.netns)) { LIFETIME } else { LIFETIME_UNSERVED }
+            if served.contains(&NetnsCookie(key.netns)) { count > MANY && age > LONG } else { age > LONG_UNSERVED }
         })
     }
 
-    /// How many addresses are intercepted because an application was told of them.
-    pub fn len(&self) -> usize {
-        self.learned.keys().count()
-    }
-
-    /// Whether nothing was learned.
-    pub fn is_empty(&self) -> bool {
-        self.learned.keys().next().is_none()
-    }
-
-    fn forget(&mut self, obsolete: impl Fn(&LearnedKey, &Learned) -> bool) -> Result<(), KernelError> {
-        let mut counts = BTreeMap::<u64, u32>::new();
-        let mut gone = Vec::new();
+    /// Forgets entries, and corrects the counts. An entry is judged by how many its namespace has, too.
+    fn forget(&mut self, obsolete: impl Fn(&LearnedKey, &Learned, u32) -> bool) -> Result<usize, KernelError> {
         // One that vanishes meanwhile is none that we miss.
-        for (key, learned) in self.learned.iter().filter_map(Result::ok) {
-            if obsolete(&key, &learned) {
-                gone.push(key);
-                counts.entry(key.netns).or_default();
-            } else {
-                *counts.entry(key.netns).or_default() += 1;
-            }
+        let entries: Vec<_> = self.learned.iter().filter_map(Result::ok).collect();
+        let mut counts: HashMap<u64, u32> = self.counts.keys().filter_map(Result::ok).map(|netns| (netns, 0)).collect();
+        for (key, _) in &entries {
+            *counts.entry(key.netns).or_default() += 1;
         }
-        for key in gone {
-            ignore_absent(self.learned.remove(&key)).map_err(error(map::LEARNED))?;
+        let mut left = entries.len();
+        for (key, learned) in entries {
+            let count = counts.entry(key.netns).or_default();
+            if obsolete(&key, &learned, *count) {
+                ignore_absent(self.learned.remove(&key)).map_err(error(map::LEARNED))?;
+                *count -= 1;
+                left -= 1;
+            }
         }
         for (netns, count) in counts {
             match count {
@@ -138,7 +125,7 @@ impl LearnedNames {
             }
             .map_err(error(map::LEARNED_COUNTS))?;
         }
-        Ok(())
+        Ok(left)
     }
 }
 
@@ -148,45 +135,28 @@ fn rules(watched: &Watched) -> HashMap<NameKey, NameRule> {
     for (pattern, port) in watched {
         ports.entry(pattern).or_default().insert(*port);
     }
-    let (exact, wildcards): (Vec<_>, Vec<_>) = ports.into_iter().partition(|(pattern, _)| pattern.is_exact());
-    let wildcards: HashMap<_, _> =
-        wildcards.into_iter().map(|(pattern, ports)| (pattern.name().as_str(), (pattern, ports))).collect();
-    let below = |name| parents(name).filter_map(|parent| wildcards.get(parent));
-    let exact = exact.iter().filter_map(|(pattern, ports)| {
+    let wildcards: HashMap<_, _> = ports
+        .iter()
+        .filter(|(pattern, _)| !pattern.is_exact())
+        .map(|(pattern, ports)| (pattern.name().as_str(), ports))
+        .collect();
+    let entries = ports.iter().filter_map(|(pattern, own)| {
         let name = pattern.name().as_str();
-        let covering = below(name).map(|(pattern, ports)| (*pattern, ports));
-        Some((ReversedName::exact(name)?, rule(covering.chain([(*pattern, ports)]))))
+        let (key, bits) = if pattern.is_exact() { ReversedName::exact(name) } else { ReversedName::below(name) }?;
+        let covering = parents(name).filter_map(|parent| wildcards.get(parent));
+        let all: BTreeSet<u16> = covering.copied().chain([own]).flatten().copied().collect();
+        Some(((bits, key), rule(&all)))
     });
-    let covered = wildcards.iter().filter_map(|(name, (pattern, ports))| {
-        let covering = below(name).map(|(pattern, ports)| (*pattern, ports));
-        Some((ReversedName::below(name)?, rule(covering.chain([(*pattern, ports)]))))
-    });
-    exact.chain(covered).map(|((name, bits), rule)| ((bits, name), rule)).collect()
+    entries.collect()
 }
 
-fn rule<'p>(covering: impl Iterator<Item = (&'p HostPattern, &'p BTreeSet<u16>)>) -> NameRule {
-    let (mut all, mut rules) = (BTreeSet::<u16>::new(), 0);
-    for (pattern, ports) in covering {
-        all.extend(ports);
-        rules |= bit(pattern);
-    }
+fn rule(ports: &BTreeSet<u16>) -> NameRule {
     let mut slots = [[0; 2]; NAME_PORTS];
     // The policy has no more ports for a name than there is room for.
-    for (slot, port) in slots.iter_mut().zip(all) {
+    for (slot, port) in slots.iter_mut().zip(ports) {
         *slot = port.to_be_bytes();
     }
-    NameRule { ports: slots, rules }
-}
-
-/// The bit of a rule, by its name, so that it is the same for each agent. Rules that share a bit keep what was learned
-/// for the other longer than need be, which is harmless: the Host decides.
-fn bit(pattern: &HostPattern) -> u64 {
-    // FNV-1a, of which the upper bits are the better ones.
-    let hash = pattern
-        .to_string()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    1 << (hash >> 58)
+    NameRule { ports: slots }
 }
 
 /// What became of DNS answers.
