@@ -38,7 +38,7 @@ impl Maps {
             own_sockets: RefCell::new(SkStorage::try_from(Map::SkStorage(open(map::OWN_SOCKETS)?))?),
             flows: RefCell::new(HashMap::try_from(Map::HashMap(open(map::FLOWS)?))?),
             netns,
-            ids: map::ALL.iter().map(|name| Ok(open(name)?.info()?.id())).collect::<Result<_>>()?,
+            ids: map::PINNED.iter().map(|name| Ok(open(name)?.info()?.id())).collect::<Result<_>>()?,
         })
     }
 
