@@ -33,8 +33,8 @@ pub mod map {
     /// Per-CPU room for one DNS message.
     pub const SCRATCH: &str = "SCRATCH";
 
-    /// All of them.
-    pub const ALL: [&str; 14] = [
+    /// Those that outlive the agent.
+    pub const PINNED: [&str; 13] = [
         DESTINATIONS,
         LISTENERS,
         OWN_SOCKETS,
@@ -48,7 +48,6 @@ pub mod map {
         LEARNED_COUNTS,
         ASKERS,
         LEARNINGS,
-        SCRATCH,
     ];
 }
 

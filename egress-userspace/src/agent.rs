@@ -2,10 +2,11 @@
 
 mod error;
 mod namespaces;
+mod reload;
 mod succession;
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 
 pub use self::error::{AgentError, ConfigError};
-use self::{error::io_error, namespaces::Namespaces, succession::Succession};
+use self::{error::io_error, namespaces::Namespaces, reload::watched, succession::Succession};
 use crate::{
     admin::{self, Readiness, SharedReadiness},
     capture::Captured,
@@ -80,6 +81,8 @@ pub struct Agent {
     readiness: SharedReadiness,
     attached: bool,
     existing: Existing,
+    /// How many hosts had no address when last looked at.
+    unintercepted: usize,
     self_test: SelfTest,
     /// Whether interception outlives us.
     pinned: bool,
@@ -154,6 +157,7 @@ impl Agent {
             readiness: Arc::new(ArcSwap::from_pointee(Readiness::NotReady("starting".into()))),
             attached: false,
             existing,
+            unintercepted: 0,
             self_test: SelfTest::default(),
             pinned,
             started,
@@ -215,7 +219,8 @@ impl Agent {
         let mut ending = false;
         let mut housekeeping = time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        let mut forgetting = time::interval(FORGETTING);
+        // Not at once: not every namespace has been found then.
+        let mut forgetting = time::interval_at(time::Instant::now() + FORGETTING, FORGETTING);
         forgetting.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         while !ending || self.expects_successor() {
             tokio::select! {
@@ -261,10 +266,10 @@ impl Agent {
                     }
                 }
                 _ = forgetting.tick() => {
-                    if let Err(error) = self.learned.sweep(&self.namespaces.cookies()) {
-                        tracing::warn!(%error, "cannot sweep learned addresses");
+                    match self.learned.sweep(&self.namespaces.cookies()) {
+                        Ok(left) => _ = self.metrics.learned.set(left as i64),
+                        Err(error) => tracing::warn!(%error, "cannot sweep learned addresses"),
                     }
-                    self.metrics.learned.set(self.learned.len() as i64);
                     match self.captured.refresh().await {
                         Ok(false) => {}
                         Ok(true) => self.synchronise(),
@@ -307,64 +312,14 @@ impl Agent {
         }
     }
 
-    fn reload(&mut self) {
-        match self.try_reload() {
-            Ok(false) => {}
-            Ok(true) => self.applied(),
-            Err(error) => {
-                self.metrics.policy_refused.inc();
-                for line in error.to_string().lines() {
-                    tracing::error!("{line}");
-                }
-                tracing::error!("configuration refused; the last good one stays in force");
-            }
-        }
-    }
-
-    /// Says whether anything changed.
-    fn try_reload(&mut self) -> Result<bool, ConfigError> {
-        let documents = config::load(&self.sources)?;
-        let (policy, warnings) = Policy::compile(&documents)?;
-        let (wanted, needed) = (RouteTable::names(&policy), RouteTable::names(&self.policy));
-        let current = self.routes.load_full();
-        // The names in force stay until the new policy is: they carry what is intercepted.
-        self.names.set(&wanted.union(&needed).cloned().collect());
-        let built = RouteTable::build(&policy, &current, &self.names).map_err(ConfigError::Tls);
-        self.names.set(if built.is_ok() { &wanted } else { &needed });
-        let table = built?;
-        if documents == self.documents && table.same_routes(&current) {
-            return Ok(false);
-        }
-        for warning in warnings {
-            tracing::warn!("{warning}");
-        }
-        self.documents = documents;
-        // First the routes, then the kernel: a connection is never redirected before there is a route for it.
-        self.routes.store(Arc::new(table));
-        self.policy = policy;
-        self.existing.expect();
-        self.synchronise();
-        Ok(true)
-    }
-
-    fn applied(&mut self) {
-        if let Err(error) = self.watcher.set(watched(&self.sources, &self.policy)) {
-            tracing::warn!(%error, "cannot watch all of the configuration");
-        }
-        let rules = self.policy.rules().len();
-        self.metrics.policy_applied.inc();
-        self.metrics.rules.set(rules as i64);
-        tracing::info!(rules, "policy applied");
-        for rule in self.policy.rules() {
-            tracing::info!(host = %rule.host, port = rule.port, target_port = rule.target_port, at = %rule.location, "rule");
-        }
-    }
-
     /// Brings the kernel's destinations and the readiness in line with policy and names.
     fn synchronise(&mut self) {
         let routes = self.routes.load_full();
-        let unanswered = routes.unintercepted(&self.names).into_iter().find(|error| !error.authoritative);
-        if self.names.all_tried() && unanswered.is_none() {
+        let unresolved = routes.unintercepted(&self.names);
+        let unintercepted = unresolved.len();
+        let unanswered = unresolved.into_iter().find(|error| !error.authoritative);
+        let known = self.names.all_tried() && unanswered.is_none();
+        if known {
             self.destinations.disown_inherited();
         }
         let result = self
@@ -372,6 +327,20 @@ impl Agent {
             .set(&routes.watched())
             .and(self.destinations.set(&self.captured.destinations(&routes, &self.names)));
         self.metrics.destinations.set(self.destinations.len() as i64);
+        let result = match result {
+            Ok(()) if known && self.attached => self.redirector.settle().map(|removed| {
+                if removed {
+                    // They were in the way.
+                    self.test_self();
+                }
+            }),
+            result => result,
+        };
+        // A host that has its first addresses may have connections already.
+        if unintercepted < self.unintercepted {
+            self.existing.expect();
+        }
+        self.unintercepted = unintercepted;
         if self.attached && self.names.all_tried() && self.existing.is_due() {
             self.existing.look(self.namespaces.served(), self.namespaces.cgroups().to_owned());
         }
@@ -394,14 +363,4 @@ impl Agent {
             self.readiness.store(Arc::new(readiness));
         }
     }
-}
-
-/// What a change of which can change the policy: its sources, and the files that it names.
-fn watched(sources: &[Source], policy: &Policy) -> Vec<PathBuf> {
-    let sources = sources.iter().filter_map(|source| match source {
-        Source::Path(path) => Some(path.as_path()),
-        Source::Host(_) => None,
-    });
-    let files = policy.rules().flat_map(|rule| rule.tls.files());
-    sources.chain(files).map(Path::to_owned).collect()
 }

@@ -105,6 +105,8 @@ pub struct Redirector {
     ebpf: Ebpf,
     scopes: Scopes,
     pins: Option<Pins>,
+    /// Whether nothing of another layout is left.
+    settled: bool,
 }
 
 /// What [`Redirector::load`] gives.
@@ -153,7 +155,7 @@ impl Redirector {
         let mut loader = EbpfLoader::new();
         loader.override_global(names::LOG_LEVEL, &level, true).override_global(names::MULTIPATH, &multipath, true);
         if let Some(pins) = pins {
-            for name in map::ALL {
+            for name in map::PINNED {
                 loader.map_pin_path(name, pins.map(name));
             }
         }
@@ -185,7 +187,7 @@ impl Redirector {
         let threads = ThreadEvents::new(take(map::THREADS_SEEN)?)?;
         let scopes = Scopes::new(take(map::SCOPES)?)?;
         Ok(Kernel {
-            redirector: Self { ebpf, scopes, pins },
+            redirector: Self { ebpf, scopes, pins, settled: false },
             destinations,
             learned,
             listeners,
@@ -198,7 +200,7 @@ impl Redirector {
         })
     }
 
-    /// Attaches all programs to all cgroups, then detaches what earlier agents had attached elsewhere.
+    /// Attaches all programs to all cgroups, then detaches what earlier agents had attached to others.
     ///
     /// # Errors
     /// A directory is not a cgroup of version 2, or the kernel refuses.
@@ -214,6 +216,20 @@ impl Redirector {
             pins.prune(cgroups)?;
         }
         Ok(())
+    }
+
+    /// Detaches what agents with another layout of maps have left, once all that they intercepted is intercepted here. Says
+    /// whether there was something.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn settle(&mut self) -> Result<bool, KernelError> {
+        let removed = match &self.pins {
+            Some(pins) if !self.settled => pins.prune_layouts()?,
+            _ => false,
+        };
+        self.settled = true;
+        Ok(removed)
     }
 
     /// Redirects nothing any more, for another agent that does so by maps of its own; `flows` is the id of our map of
@@ -286,7 +302,7 @@ mod tests {
         for name in program::CGROUP.iter().chain([&program::PROCESS_EXEC]).copied() {
             assert!(object.programs.contains_key(name), "no program {name}");
         }
-        for name in map::ALL {
+        for name in map::PINNED.iter().chain([&map::SCRATCH]).copied() {
             assert!(object.maps.contains_key(name), "no map {name}");
         }
         assert_eq!(object.license.to_bytes(), b"Dual MIT/GPL");

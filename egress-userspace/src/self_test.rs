@@ -75,15 +75,20 @@ enum Verdict {
 }
 
 impl SelfTest {
+    /// Has nothing count as tested until the first test has ended.
+    pub fn expect(&mut self) {
+        if matches!(self.verdict, Verdict::None) {
+            self.verdict = Verdict::Pending;
+        }
+    }
+
     /// Begins a test, unless one is running; then it is repeated.
     pub fn start(&mut self, cgroups: &[PathBuf]) {
         if self.running.is_some() {
             self.again = Some(cgroups.to_owned());
             return;
         }
-        if matches!(self.verdict, Verdict::None) {
-            self.verdict = Verdict::Pending;
-        }
+        self.expect();
         self.running = Some(AbortOnDropHandle::new(tokio::spawn(test(cgroups.to_owned()))));
     }
 
@@ -149,6 +154,7 @@ async fn test_one(cgroup: &Path) -> Result<(), SelfTestError> {
     let mut procs = place.procs()?;
     // The file itself, whatever is at its path by now.
     let mut command = Command::new("/proc/self/exe");
+    command.kill_on_drop(true);
     command.arg(COMMAND).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // SAFETY: between fork and exec only a system call is made. 0 stands for the writing process.
     unsafe { command.pre_exec(move || procs.write_all(b"0")) };

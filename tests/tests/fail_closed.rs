@@ -176,6 +176,27 @@ fn pins_of_another_layout_hold_until_they_are_replaced() -> Result<()> {
     Ok(())
 }
 
+/// Maps of another layout cannot be read, so what they intercept is refused until it is known anew.
+#[test]
+fn pins_of_another_layout_refuse_while_names_are_unanswered() -> Result<()> {
+    let bed = TestBed::builder("layout-unanswered").host(HOST).resolv_conf("nameserver 127.0.0.1\n").build()?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    start(&bed, &["--host", HOST])?.kill();
+    let pins = bed.bpffs().join("egress");
+    let layout = fs::read_dir(&pins)?.next().expect("an agent was here")?.path();
+    fs::rename(&layout, pins.join("layout-0"))?;
+    fs::write(bed.dir().join("hosts"), "127.0.0.1 localhost\n")?;
+    let options = AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST]);
+    let mut agent = Agent::spawn(&bed, &options)?;
+    agent.process().wait_for_line("the agent to attach", |line| line.contains("\"attached\""))?;
+    for address in bed.addresses(HOST).both() {
+        let address = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
+        let result = bed.curl(URL)?.args(["--resolve", &format!("{HOST}:80:{address}")]).run()?;
+        ensure!(result.exit_code == REFUSED, "{result:?}");
+    }
+    tripwire.assert_silent()
+}
+
 #[test]
 fn a_pin_directory_elsewhere_is_refused_with_the_ways_out() -> Result<()> {
     let bed = TestBed::new("elsewhere")?;

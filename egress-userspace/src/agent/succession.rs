@@ -69,6 +69,7 @@ impl Agent {
         self.namespaces.inherit(listeners).map_err(io_error("cannot take listening sockets over"))?;
         // Pods with the host's network come and go; its namespace stays.
         self.serve_own_namespace()?;
+        self.self_test.expect();
         self.attach()?;
         if let Some(predecessor) = predecessor {
             predecessor.dismiss().await;

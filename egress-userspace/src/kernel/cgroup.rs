@@ -133,7 +133,14 @@ impl ChildCgroup {
     /// The other is gone, or we may not write there.
     pub fn create_in(parent: &Path, name: &str) -> Result<Self, CgroupError> {
         let path = parent.join(name);
-        fs::create_dir(&path).map_err(io_error(&path))?;
+        match fs::create_dir(&path) {
+            // An earlier process of ours was killed; unless something lives in it, it is free.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_dir(&path).and_then(|()| fs::create_dir(&path))
+            }
+            created => created,
+        }
+        .map_err(io_error(&path))?;
         Ok(Self { path })
     }
 

@@ -108,22 +108,32 @@ impl Pins {
         link.pin(&path).map(drop).map_err(|source| PinError::Pin { path, source })
     }
 
-    /// Detaches what earlier agents left that is not for these cgroups or not of this layout. To be called when all
-    /// cgroups are attached, so that there is no gap.
+    /// Detaches what earlier agents left that is not for these cgroups. To be called when all of them are attached, so that
+    /// there is no gap.
     ///
     /// # Errors
     /// Something cannot be removed.
     pub fn prune(&self, cgroups: &[PathBuf]) -> Result<(), PinError> {
         let keep = cgroups.iter().map(|cgroup| cgroup_id(cgroup)).collect::<Result<Vec<_>, _>>()?;
-        for layout in entries(&self.root)?.into_iter().filter(|path| *path != self.layout) {
-            remove(&layout, &mut Vec::new())?;
-        }
         for links in entries(&self.layout.join("links"))? {
             if !keep.iter().any(|id| links.ends_with(id)) {
                 remove(&links, &mut Vec::new())?;
             }
         }
         Ok(())
+    }
+
+    /// Detaches what agents with another layout left. Until then it refuses what it knows of. To be called when all of that
+    /// is known here, too. Says whether there was something.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn prune_layouts(&self) -> Result<bool, PinError> {
+        let mut removed = Vec::new();
+        for layout in entries(&self.root)?.into_iter().filter(|path| *path != self.layout) {
+            remove(&layout, &mut removed)?;
+        }
+        Ok(!removed.is_empty())
     }
 
     /// Detaches and removes what is pinned for our layout, if it is ours: if `map`, of this id, is what is pinned there.
