@@ -1,0 +1,145 @@
+//! What is said over a socket, command by command.
+
+use std::{
+    io::{self, BufRead, Read, Write},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    sync::Barrier,
+    thread,
+};
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{
+    PATIENCE,
+    request::{Request, read_response},
+    target::Target,
+};
+
+pub(crate) fn http(target: &Target, request: &Request, count: usize, other_host: &str) -> Result<()> {
+    let mut stream = target.connect(&request.bytes(count == 1))?;
+    for done in 1..=count {
+        if done > 1 {
+            let host = if done % 2 == 0 { other_host } else { &request.host };
+            stream.write_all(&request.bytes_for(host, done == count))?;
+        }
+        io::stdout().write_all(&read_response(&mut stream)?)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn hold(target: &Target, request: &Request, count: usize) -> Result<()> {
+    let mut stream = target.connect(&[])?;
+    println!("connected");
+    for done in 1..=count {
+        io::stdin().lock().read_line(&mut String::new())?;
+        stream.write_all(&request.bytes(done == count))?;
+        io::stdout().write_all(&read_response(&mut stream)?)?;
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+pub(crate) fn forget(target: &Target) -> Result<()> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes)?;
+    target.connect(&bytes).map(drop)
+}
+
+pub(crate) fn crowd(target: &Target, hosts: &[String], clients: usize, count: usize) -> Result<()> {
+    let connected = Barrier::new(clients);
+    let member = |host: &str| -> Result<()> {
+        let socket = target.open()?;
+        let result = socket.connect(&target.address().into());
+        connected.wait();
+        result.context("connect")?;
+        let mut stream = TcpStream::from(socket);
+        let request = Request { host: host.to_owned(), path: "/crowd".to_owned() };
+        for done in 1..=count {
+            stream.write_all(&request.bytes(done == count))?;
+            let response = read_response(&mut stream)?;
+            let text = String::from_utf8_lossy(&response);
+            let (head, body) = text.split_once("\r\n\r\n").context("half a head")?;
+            println!("{host} {} {}", head.get(9..12).unwrap_or_default(), body.trim_end());
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let members: Vec<_> = hosts.iter().cycle().take(clients).map(|host| scope.spawn(|| member(host))).collect();
+        members.into_iter().try_for_each(|member| member.join().expect("a client does not panic"))
+    })
+}
+
+pub(crate) fn raw(target: &Target, half_close: bool) -> Result<()> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes)?;
+    let mut stream = target.connect(&bytes)?;
+    if half_close {
+        stream.shutdown(std::net::Shutdown::Write)?;
+    }
+    io::copy(&mut stream, &mut io::stdout())?;
+    Ok(())
+}
+
+pub(crate) fn talk(target: &Target) -> Result<()> {
+    let mut stream = target.connect(&[])?;
+    let mut writer = stream.try_clone()?;
+    let sending = thread::spawn(move || {
+        io::copy(&mut io::stdin(), &mut writer)?;
+        writer.shutdown(std::net::Shutdown::Write)
+    });
+    let mut stdout = io::stdout();
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => break,
+            count => stdout.write_all(&buffer[..count])?,
+        }
+        stdout.flush()?;
+    }
+    Ok(sending.join().expect("no panic")?)
+}
+
+pub(crate) fn repeat(target: &Target, request: &Request) -> Result<()> {
+    let (closed, asked) = std::sync::mpsc::channel::<()>();
+    thread::spawn(move || {
+        io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
+        drop(closed);
+    });
+    while asked.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+        let response = target.open().and_then(|socket| {
+            socket.connect(&target.address().into())?;
+            let mut stream = TcpStream::from(socket);
+            stream.write_all(&request.bytes(true))?;
+            read_response(&mut stream)
+        });
+        match response {
+            Ok(response) => println!("{}", String::from_utf8_lossy(response.get(9..12).unwrap_or_default())),
+            Err(error) => println!("{error:#}"),
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn listen(address: SocketAddr) -> Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into()).context("bind")?;
+    socket.listen(1).context("listen")?;
+    println!("listening");
+    Ok(())
+}
+
+pub(crate) fn udp(address: SocketAddr, text: &str) -> Result<()> {
+    let unspecified: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((unspecified, 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(address).context("connect")?;
+    eprintln!("peername {}", socket.peer_addr()?);
+    socket.send(text.as_bytes()).context("send")?;
+    let mut buffer = [0; 64 * 1024];
+    let count = socket.recv(&mut buffer).context("recv")?;
+    io::stdout().write_all(&buffer[..count])?;
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! A client with sockets that curl cannot be told to use. It is a program of its own since it must be inside the cgroup
+//! before it makes a socket.
+//!
+//! What the socket is goes to standard error, one `key value` a line: `peername`, `sockname`, `protocol`.
+
+mod exchange;
+mod request;
+mod target;
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use self::{request::Request, target::Target};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+#[derive(Parser)]
+#[command(about = "A client with unusual sockets")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends one request or several on one connection, and prints the responses.
+    Http {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        request: Request,
+        /// How many requests on the connection.
+        #[arg(long, default_value_t = 1)]
+        count: usize,
+        /// The Host header of every second request.
+        #[arg(long)]
+        other_host: Option<String>,
+    },
+    /// Connects, prints `connected`, and sends the request when a line comes on standard input.
+    Hold {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        request: Request,
+        /// How many requests on the connection, each when a line comes.
+        #[arg(long, default_value_t = 1)]
+        count: usize,
+    },
+    /// Sends standard input and closes at once, without reading.
+    Forget {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Many clients at once, all connected before the first of them sends. Each wants one of the hosts, and prints for
+    /// each of its responses a line: the host that it wanted, the status, and the body.
+    Crowd {
+        #[command(flatten)]
+        target: Target,
+        /// The hosts.
+        #[arg(long)]
+        host: Vec<String>,
+        /// How many clients.
+        #[arg(long, default_value_t = 100)]
+        clients: usize,
+        /// How many requests on each connection.
+        #[arg(long, default_value_t = 3)]
+        count: usize,
+    },
+    /// Sends standard input and prints whatever comes until the other end closes.
+    Raw {
+        #[command(flatten)]
+        target: Target,
+        /// Closes the sending side after standard input.
+        #[arg(long)]
+        half_close: bool,
+    },
+    /// Sends standard input as it comes, and prints what comes back until the other end closes.
+    Talk {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Connects and says what it is connected to.
+    Connect {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Requests on a new connection each, until standard input closes; prints a status or an error for each.
+    Repeat {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        request: Request,
+    },
+    /// Listens on an address, with every socket option that lets sockets share a port.
+    Listen { address: SocketAddr },
+    /// Connects a UDP socket, sends a datagram, and prints the answer.
+    Udp { address: SocketAddr, text: String },
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Http { target, request, count, other_host } => {
+            let host = request.host.clone();
+            exchange::http(&target, &request, count, &other_host.unwrap_or(host))
+        }
+        Command::Hold { target, request, count } => exchange::hold(&target, &request, count),
+        Command::Forget { target } => exchange::forget(&target),
+        Command::Crowd { target, host, clients, count } => exchange::crowd(&target, &host, clients, count),
+        Command::Raw { target, half_close } => exchange::raw(&target, half_close),
+        Command::Talk { target } => exchange::talk(&target),
+        Command::Connect { target } => target.connect(&[]).map(drop),
+        Command::Repeat { target, request } => exchange::repeat(&target, &request),
+        Command::Listen { address } => exchange::listen(address),
+        Command::Udp { address, text } => exchange::udp(address, &text),
+    }
+}
