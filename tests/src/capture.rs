@@ -1,7 +1,6 @@
 //! What an eavesdropper on the pod's link would see.
 
 use std::{
-    net::SocketAddr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{
         Arc,
@@ -43,10 +42,19 @@ pub struct Packet {
 impl Capture {
     /// Starts to capture on `device` in `netns`. When this returns, no packet is missed any more.
     pub fn start(netns: &Netns, device: &str) -> Result<Self> {
+        Self::start_keeping(netns, device, |_| true)
+    }
+
+    /// Starts to capture what comes from a port or goes to it. The rest is let go at once: for long captures of much traffic.
+    pub fn of_port(netns: &Netns, device: &str, port: u16) -> Result<Self> {
+        Self::start_keeping(netns, device, move |packet| is_of_port(packet, port))
+    }
+
+    fn start_keeping(netns: &Netns, device: &str, keep: impl Fn(&Packet) -> bool + Send + 'static) -> Result<Self> {
         let socket = Arc::new(netns.run(|| open(device))?);
         let stop = Arc::new(AtomicBool::new(false));
         let (reading, stopped) = (Arc::clone(&socket), Arc::clone(&stop));
-        let reader = thread::spawn(move || read_until(&reading, &stopped));
+        let reader = thread::spawn(move || read_until(&reading, &stopped, keep));
         Ok(Self { socket, stop, reader: Some(reader) })
     }
 
@@ -104,14 +112,17 @@ impl Trace {
 
     /// Everything that was sent to a destination port, TCP or not, or came from it: for "nothing at all went to port 80".
     pub fn packets_of_port(&self, port: u16) -> usize {
-        let is = |address: SocketAddr| address.port() == port;
-        self.packets.iter().filter_map(parse::ends).filter(|(from, to)| is(*from) || is(*to)).count()
+        self.packets.iter().filter(|packet| is_of_port(packet, port)).count()
     }
 
     /// Round trips of all connections together.
     pub fn round_trips(&self) -> usize {
         self.connections().iter().map(|connection| connection.round_trips).sum()
     }
+}
+
+fn is_of_port(packet: &Packet, port: u16) -> bool {
+    parse::ends(packet).is_some_and(|(from, to)| from.port() == port || to.port() == port)
 }
 
 fn open(device: &str) -> Result<OwnedFd> {
@@ -152,7 +163,7 @@ fn open(device: &str) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn read_until(socket: &OwnedFd, stop: &AtomicBool) -> Vec<Packet> {
+fn read_until(socket: &OwnedFd, stop: &AtomicBool, keep: impl Fn(&Packet) -> bool) -> Vec<Packet> {
     const POLL_MILLISECONDS: libc::c_int = 20;
     let mut packets = Vec::new();
     let mut buffer = vec![0; 128 * 1024];
@@ -160,7 +171,9 @@ fn read_until(socket: &OwnedFd, stop: &AtomicBool) -> Vec<Packet> {
         // Asked before the queue is seen empty: what was sent before the stop is read after it.
         let last_round = stop.load(Ordering::Acquire);
         while let Some(packet) = receive(socket, &mut buffer) {
-            packets.push(packet);
+            if keep(&packet) {
+                packets.push(packet);
+            }
         }
         if last_round {
             return packets;

@@ -111,6 +111,13 @@ impl Command {
         self
     }
 
+    /// Runs it at a lower priority: 19 is the lowest.
+    #[must_use]
+    pub fn nice(mut self, nice: i32) -> Self {
+        self.placement.nice = Some(nice);
+        self
+    }
+
     /// How long `run` waits for the end before it kills.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {

@@ -30,6 +30,7 @@ pub(super) struct Placement {
     pub(super) netns: Option<File>,
     pub(super) mounts: Option<Mounts>,
     pub(super) uid: Option<u32>,
+    pub(super) nice: Option<i32>,
 }
 
 impl Placement {
@@ -45,7 +46,7 @@ impl Placement {
                     .collect::<Result<Vec<_>>>()?,
             ),
         };
-        Ok(Prepared { cgroup_procs: self.cgroup_procs, netns: self.netns, binds, uid: self.uid })
+        Ok(Prepared { cgroup_procs: self.cgroup_procs, netns: self.netns, binds, uid: self.uid, nice: self.nice })
     }
 }
 
@@ -54,6 +55,7 @@ pub(super) struct Prepared {
     netns: Option<File>,
     binds: Option<Vec<(CString, CString)>>,
     uid: Option<u32>,
+    nice: Option<i32>,
 }
 
 impl Prepared {
@@ -77,6 +79,10 @@ impl Prepared {
             for (source, target) in binds {
                 mount(Some(source), target, libc::MS_BIND)?;
             }
+        }
+        if let Some(nice) = self.nice {
+            // SAFETY: no memory is involved. 0 stands for the calling process.
+            check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })?;
         }
         if let Some(uid) = self.uid {
             // SAFETY: the list of groups is empty; otherwise no memory is involved. The uid goes last: the others need it.

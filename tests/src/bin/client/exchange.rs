@@ -100,27 +100,6 @@ pub(crate) fn talk(target: &Target) -> Result<()> {
     Ok(sending.join().expect("no panic")?)
 }
 
-pub(crate) fn repeat(target: &Target, request: &Request) -> Result<()> {
-    let (closed, asked) = std::sync::mpsc::channel::<()>();
-    thread::spawn(move || {
-        io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
-        drop(closed);
-    });
-    while asked.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-        let response = target.open().and_then(|socket| {
-            socket.connect(&target.address().into())?;
-            let mut stream = TcpStream::from(socket);
-            stream.write_all(&request.bytes(true))?;
-            read_response(&mut stream)
-        });
-        match response {
-            Ok(response) => println!("{}", String::from_utf8_lossy(response.get(9..12).unwrap_or_default())),
-            Err(error) => println!("{error:#}"),
-        }
-    }
-    Ok(())
-}
-
 pub(crate) fn listen(address: SocketAddr) -> Result<()> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;

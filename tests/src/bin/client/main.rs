@@ -4,6 +4,7 @@
 //! What the socket is goes to standard error, one `key value` a line: `peername`, `sockname`, `protocol`.
 
 mod exchange;
+mod repeat;
 mod request;
 mod target;
 
@@ -86,12 +87,19 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Requests on a new connection each, until standard input closes; prints a status or an error for each.
+    /// Requests without pause until standard input closes; prints a status or an error for each.
     Repeat {
         #[command(flatten)]
         target: Target,
         #[command(flatten)]
         request: Request,
+        /// Uses a connection for as long as it lasts, rather than a new one for each request.
+        #[arg(long)]
+        keep_alive: bool,
+        /// Counts, rather than prints: each line of standard input is answered by a line of JSON, how often there was what.
+        /// Begins with the first such line, and has the lowest priority, so that many keep a machine busy and not out of use.
+        #[arg(long)]
+        count: bool,
     },
     /// Listens on an address, with every socket option that lets sockets share a port.
     Listen { address: SocketAddr },
@@ -111,7 +119,7 @@ fn main() -> Result<()> {
         Command::Raw { target, half_close } => exchange::raw(&target, half_close),
         Command::Talk { target } => exchange::talk(&target),
         Command::Connect { target } => target.connect(&[]).map(drop),
-        Command::Repeat { target, request } => exchange::repeat(&target, &request),
+        Command::Repeat { target, request, keep_alive, count } => repeat::repeat(target, request, keep_alive, count),
         Command::Listen { address } => exchange::listen(address),
         Command::Udp { address, text } => exchange::udp(address, &text),
     }

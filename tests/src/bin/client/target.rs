@@ -46,6 +46,9 @@ pub(crate) struct Target {
     /// Enters this network namespace right before it makes the socket.
     #[arg(long)]
     netns: Option<PathBuf>,
+    /// Says nothing of its sockets.
+    #[arg(skip)]
+    pub(crate) quiet: bool,
 }
 
 impl Target {
@@ -90,7 +93,8 @@ impl Target {
         }
         if let Some(left) = self.after_leaving {
             socket.connect(&self.mapped(left).into()).context("connect")?;
-            eprintln!("left {}", socket.peer_addr()?.as_socket().context("no address")?);
+            let peer = socket.peer_addr()?.as_socket().context("no address")?;
+            self.tell(&format!("left {peer}"));
             disconnect(&socket)?;
         }
         if self.nonblocking {
@@ -103,9 +107,16 @@ impl Target {
         }
         let protocol = socket.protocol()?.map_or(0, i32::from);
         let mut stream = TcpStream::from(socket);
-        eprintln!("peername {}\nsockname {}\nprotocol {protocol}", stream.peer_addr()?, stream.local_addr()?);
+        let (peer, own) = (stream.peer_addr()?, stream.local_addr()?);
+        self.tell(&format!("peername {peer}\nsockname {own}\nprotocol {protocol}"));
         stream.write_all(rest)?;
         Ok(stream)
+    }
+
+    fn tell(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
     }
 }
 
