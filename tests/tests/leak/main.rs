@@ -75,6 +75,9 @@ fn check(name: &str, arguments: &[&str], tolerance: Tolerance) -> Result<()> {
     let all = iter::once(bed.client()).chain(&netns).enumerate();
     let pods = all.map(|(index, netns)| Pod::new(bed, netns, index)).collect::<Result<Vec<_>>>()?;
     let (lasting, late) = pods.split_at(pods.len() - ROUNDS);
+    // As the pause process of a real pod does: without it a pod is let go between its last programs.
+    let _sandboxes =
+        lasting.iter().map(|pod| pod.command("sleep")?.arg("infinity").spawn()).collect::<Result<Vec<_>>>()?;
     let captures = pods.iter().map(Pod::capture).collect::<Result<Vec<_>>>()?;
     let site = Site::start(bed)?;
 
