@@ -58,7 +58,6 @@ enum Tolerance {
 }
 
 #[test]
-#[ignore = "keeps the whole machine busy for a minute: cargo xtask test leak -- --ignored"]
 fn whatever_happens_to_the_agent_nothing_leaves_in_clear() -> Result<()> {
     // One after the other: each keeps the machine busy.
     check("leak", &[], Tolerance::Nothing)?;
