@@ -1,19 +1,19 @@
 //! The agent: wires the stages together on the control thread, and takes them down in order.
 
 mod error;
+mod events;
 mod namespaces;
 mod reload;
 mod succession;
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use tokio::{sync::Notify, time};
-use tokio_util::sync::CancellationToken;
 
 pub use self::error::{AgentError, ConfigError};
 use self::{error::io_error, namespaces::Namespaces, reload::watched, succession::Succession};
@@ -22,7 +22,7 @@ use crate::{
     capture::Captured,
     config::{self, Document, Source},
     existing::Existing,
-    handover::Successors,
+    handover::{Successor, Successors},
     kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, Redirector, ThreadEvents, pins::Pins},
     netns::Netns,
     policy::Policy,
@@ -34,13 +34,6 @@ use crate::{
     watch::Watcher,
     worker::Workers,
 };
-
-/// How often namespaces, left-over flows and the resolver's files are looked through.
-const HOUSEKEEPING: Duration = Duration::from_secs(5);
-/// How often what was learned is looked through.
-const FORGETTING: Duration = Duration::from_secs(60);
-/// Older flows are of connections that will never be accepted.
-const FLOW_AGE: Duration = Duration::from_secs(60);
 
 /// What the agent is told at start.
 #[derive(Debug)]
@@ -89,9 +82,13 @@ pub struct Agent {
     /// Before anything was looked at.
     started: Instant,
     admin: Option<admin::Endpoint>,
+    /// Where it is to be served, if at all.
+    admin_address: Option<SocketAddr>,
     /// None for an agent that gives its place to nobody.
     successors: Option<Successors>,
     succession: Succession,
+    /// A successor that was too late and has yet to end.
+    rejected: Option<Successor>,
 }
 
 impl Agent {
@@ -162,8 +159,10 @@ impl Agent {
             pinned,
             started,
             admin: None,
+            admin_address: None,
             successors: None,
             succession: Succession::default(),
+            rejected: None,
         };
         agent.applied();
         Ok(agent)
@@ -187,6 +186,9 @@ impl Agent {
         self.destinations.inherit()?;
         self.learned.inherit()?;
         self.redirector.attach(self.namespaces.cgroups())?;
+        for learned in self.redirector.learned_by_others()? {
+            self.learned.adopt(learned)?;
+        }
         self.namespaces.disown()?;
         for cgroup in self.namespaces.cgroups() {
             tracing::info!(cgroup = %cgroup.display(), "attached");
@@ -211,75 +213,6 @@ impl Agent {
             self.synchronise();
         }
         self.routes.load().unintercepted(&self.names)
-    }
-
-    /// Keeps kernel, names, namespaces and policy in step until another agent has taken over (true) or this one is told to
-    /// end (false). Told to end, it still waits for another one that has announced itself. Tests itself when notified to.
-    pub async fn run(&mut self, end: CancellationToken, test: &Notify) -> bool {
-        let mut ending = false;
-        let mut housekeeping = time::interval(HOUSEKEEPING);
-        housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        // Not at once: not every namespace has been found then.
-        let mut forgetting = time::interval_at(time::Instant::now() + FORGETTING, FORGETTING);
-        forgetting.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        while !ending || self.expects_successor() {
-            tokio::select! {
-                () = end.cancelled(), if !ending => ending = true,
-                () = test.notified() => self.test_self(),
-                changed = self.watcher.changed() => {
-                    if let Err(error) = changed {
-                        tracing::warn!(%error, "cannot watch all of the configuration");
-                    }
-                    self.reload();
-                }
-                () = self.names.next() => self.synchronise(),
-                successor = succession::next(self.successors.as_mut()) => {
-                    if let Some(successor) = successor
-                        && self.hand_over(successor).await
-                    {
-                        return true;
-                    }
-                }
-                seen = self.thread_events.next() => match seen {
-                    Ok(seen) => self.namespaces.seen(&seen, &mut self.workers),
-                    Err(error) => tracing::error!(%error, "cannot learn of new network namespaces"),
-                },
-                () = self.namespaces.changed() => self.reconcile(),
-                listings = self.existing.listed() => {
-                    self.existing.report(&listings, &self.destinations, &self.metrics);
-                    self.synchronise();
-                }
-                passed = self.self_test.finished() => {
-                    self.metrics.self_test(passed);
-                    self.synchronise();
-                }
-                _ = housekeeping.tick() => {
-                    self.reconcile();
-                    if self.self_test.has_failed() {
-                        self.test_self();
-                    }
-                    self.names.refresh();
-                    match self.flows.sweep(FLOW_AGE) {
-                        Ok(0) => {}
-                        Ok(removed) => tracing::debug!(removed, "removed flows that nobody accepted"),
-                        Err(error) => tracing::warn!(%error, "cannot sweep flows"),
-                    }
-                }
-                _ = forgetting.tick() => {
-                    match self.learned.sweep(&self.namespaces.cookies()) {
-                        Ok(left) => _ = self.metrics.learned.set(left as i64),
-                        Err(error) => tracing::warn!(%error, "cannot sweep learned addresses"),
-                    }
-                    match self.captured.refresh().await {
-                        Ok(false) => {}
-                        Ok(true) => self.synchronise(),
-                        Err(error) => tracing::warn!(%error, "the excluded networks stay as they were"),
-                    }
-                }
-            }
-            self.metrics.namespaces.set(self.namespaces.len() as i64);
-        }
-        false
     }
 
     /// Stops accepting, lets what is under way finish for at most `limit`, and detaches. Until then connects to

@@ -5,82 +5,134 @@
 //! ```text
 //! successor                       predecessor
 //!   Hello (protocol, maps) ──────►  stops changing anything
-//!                          ◄──────  Sockets: of its listeners, if both have the same maps, and of its admin address
+//!                          ◄──────  Learned: the map of what applications were told, if theirs are not the same maps
+//!                          ◄──────  Sockets: of its listeners, if they are, and of its admin address
 //!   Taking                 ──────►
 //!   listens, attaches
-//!   Done                   ──────►  stops accepting, drains, ends
+//!   Done                   ──────►
+//!   serves                 ◄──────  Relieved; stops accepting, drains, ends
 //! ```
 //!
 //! Meanwhile both accept from the same queues, and find their flows in the same map. A successor that fails before
-//! `Taking` has changed nothing; one that fails after it is undone by its predecessor, which goes on. A predecessor that
-//! does not answer is left alone: the successor starts as if there were none.
+//! `Taking` has changed nothing; one that fails after it is undone by its predecessor, which goes on.
+//!
+//! Neither waits for the other without limit. A successor that takes too long is told so (`Late`), undone, and undone
+//! again when it has ended: it may have gone on meanwhile. A predecessor that does not answer is left alone, and the
+//! successor starts as if there were none. Should that one come to itself, it sees that the socket in the state directory
+//! is another's ([`Successors::is_current`]), and ends.
 
 mod channel;
 mod state_dir;
 
 use std::{
+    fs::File,
     io,
     net::TcpListener,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
 use socket2::Socket;
-use tokio::time;
+use tokio::{io::unix::AsyncFd, time};
 
 use self::channel::{Channel, Message, unexpected};
-pub use self::state_dir::{DEFAULT_DIR, StateDir, StateError};
+pub use self::state_dir::{DEFAULT_DIR, START_LIMIT, StateDir, StateError};
 
 /// Version of the messages and of their order.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 
-/// How long a predecessor may take to answer. It has nothing to do but to send.
+/// How long the other one may take to answer. It has nothing to do but to send or to receive.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long a successor may take from `Taking` to `Done`. New namespaces are not served meanwhile.
+const TAKING_LIMIT: Duration = Duration::from_secs(15);
 
 /// The agent that runs, as its successor sees it.
 pub struct Predecessor(Channel);
 
+/// What a predecessor gives.
+#[derive(Default)]
+pub struct Legacy {
+    /// Its listening sockets.
+    pub sockets: Vec<TcpListener>,
+    /// Its map of what applications were told, where it is not ours too.
+    pub learned: Option<OwnedFd>,
+}
+
+/// The predecessor has waited for too long, and goes on.
+#[derive(Debug, thiserror::Error)]
+#[error("the agent that runs has waited {} s for this one to take over, and goes on; start it again", TAKING_LIMIT.as_secs())]
+pub struct Late;
+
 impl Predecessor {
-    /// Asks for its listening sockets. From now on it changes nothing in the kernel, until it is told more or this value is
+    /// Asks for what it has to give. From now on it changes nothing in the kernel, until it is told more or this value is
     /// dropped. `maps` tells whether the sockets of its listeners are of use: see [`crate::kernel::Flows::id`].
     ///
     /// # Errors
     /// It does not answer in time, or not as it should.
-    pub async fn sockets(&self, maps: u32) -> io::Result<Vec<TcpListener>> {
+    pub async fn legacy(&self, maps: u32) -> io::Result<Legacy> {
         let ask = async {
             self.0.send(&Message::Hello { protocol: PROTOCOL, maps }, &[]).await?;
-            let mut sockets = Vec::new();
+            let mut legacy = Legacy::default();
             loop {
-                let (message, descriptors) = self.0.receive().await?;
-                let Message::Sockets { left } = message else { return Err(unexpected(&message)) };
-                sockets.extend(descriptors.into_iter().map(TcpListener::from));
-                if left == 0 {
-                    break;
+                let (message, mut descriptors) = self.0.receive().await?;
+                match message {
+                    Message::Learned => legacy.learned = descriptors.pop(),
+                    Message::Sockets { left } => {
+                        legacy.sockets.extend(descriptors.into_iter().map(TcpListener::from));
+                        if left == 0 {
+                            break;
+                        }
+                    }
+                    message => return Err(unexpected(&message)),
                 }
             }
             self.0.send(&Message::Taking, &[]).await?;
-            Ok(sockets)
+            Ok(legacy)
         };
         time::timeout(ANSWER_LIMIT, ask).await?
     }
 
     /// Tells it to go.
-    pub async fn dismiss(self) {
-        // If it is gone already, so much the better.
-        if let Err(error) = self.0.send(&Message::Done, &[]).await {
-            tracing::debug!(%error, "the agent that handed over has ended");
+    ///
+    /// # Errors
+    /// It has given up before, and the place is its own again.
+    pub async fn dismiss(self) -> Result<(), Late> {
+        let dismiss = async {
+            self.0.send(&Message::Done, &[]).await?;
+            self.0.receive().await
+        };
+        match time::timeout(ANSWER_LIMIT, dismiss).await {
+            Ok(Ok((Message::Late, _))) => Err(Late),
+            Ok(Ok(_)) => Ok(()),
+            // If it is gone already, so much the better.
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the agent that handed over has ended");
+                Ok(())
+            }
+            Err(_) => {
+                tracing::warn!("the agent that handed over does not answer; it ends as soon as it comes to itself");
+                Ok(())
+            }
         }
     }
 }
 
 /// Where successors announce themselves.
 pub struct Successors {
-    socket: tokio::io::unix::AsyncFd<Socket>,
+    socket: AsyncFd<Socket>,
+    /// The state directory, and the inode of our socket's file there.
+    directory: File,
+    inode: u64,
     /// One that has not said what it wants.
     waiting: Option<Channel>,
 }
 
 impl Successors {
+    /// Whether this still is where successors look. If not, another agent has our place.
+    pub fn is_current(&self) -> bool {
+        state_dir::inode_of_socket(&self.directory).is_none_or(|inode| inode == self.inode)
+    }
+
     /// Whether one has announced itself that has yet to ask for our sockets.
     pub fn is_expecting(&self) -> bool {
         self.waiting.is_some()
@@ -139,30 +191,50 @@ impl Successor {
         self.maps == maps
     }
 
-    /// Gives it our sockets.
+    /// Gives it our sockets, and the map of what applications were told if it has another.
     ///
     /// # Errors
-    /// It went away, and has changed nothing.
-    pub async fn give(&self, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut left = sockets.len();
-        let mut batches = sockets.chunks(channel::MAX_DESCRIPTORS);
-        loop {
-            let batch = batches.next().unwrap_or_default();
-            left -= batch.len();
-            self.channel.send(&Message::Sockets { left }, batch).await?;
-            if left == 0 {
-                break;
+    /// It went away or does not answer, and has changed nothing.
+    pub async fn give(&self, learned: Option<BorrowedFd<'_>>, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let give = async {
+            if let Some(learned) = learned {
+                self.channel.send(&Message::Learned, &[learned]).await?;
             }
-        }
-        self.expect(|message| matches!(message, Message::Taking)).await
+            let mut left = sockets.len();
+            let mut batches = sockets.chunks(channel::MAX_DESCRIPTORS);
+            loop {
+                let batch = batches.next().unwrap_or_default();
+                left -= batch.len();
+                self.channel.send(&Message::Sockets { left }, batch).await?;
+                if left == 0 {
+                    break;
+                }
+            }
+            self.expect(|message| matches!(message, Message::Taking)).await
+        };
+        time::timeout(ANSWER_LIMIT, give).await?
     }
 
-    /// Waits until it has taken over.
+    /// Waits until it has taken over, and confirms that.
     ///
     /// # Errors
-    /// It went away, and may have changed anything.
+    /// It went away, or takes too long; it may have changed anything.
     pub async fn established(&self) -> io::Result<()> {
-        self.expect(|message| matches!(message, Message::Done)).await
+        time::timeout(TAKING_LIMIT, self.expect(|message| matches!(message, Message::Done))).await??;
+        // If it does not wait for this any more it has the place all the same.
+        let _ = self.channel.send(&Message::Relieved, &[]).await;
+        Ok(())
+    }
+
+    /// Tells it that it is too late.
+    pub async fn reject(&self) {
+        // One that is gone needs not be told.
+        let _ = self.channel.send(&Message::Late, &[]).await;
+    }
+
+    /// Waits until it has ended. May be cancelled.
+    pub async fn ended(&self) {
+        while self.channel.receive().await.is_ok() {}
     }
 
     async fn expect(&self, expected: impl Fn(&Message) -> bool) -> io::Result<()> {
@@ -195,12 +267,13 @@ mod tests {
                 let (message, _) = waiting.channel.receive().await.expect("a message");
                 let Message::Hello { maps, .. } = message else { panic!("{message:?}") };
                 waiting.maps = maps;
-                waiting.give(&descriptors(&listeners)).await
+                waiting.give(None, &descriptors(&listeners)).await
             };
-            let (given, taken) = tokio::join!(give, predecessor.sockets(7));
+            let (given, taken) = tokio::join!(give, predecessor.legacy(7));
             given.expect("all are given");
             let taken = taken.expect("all are taken");
-            assert_eq!(addresses(&taken), addresses(&listeners));
+            assert_eq!(addresses(&taken.sockets), addresses(&listeners));
+            assert!(taken.learned.is_none());
             assert!(waiting.shares(7) && !waiting.shares(8));
             drop(predecessor);
             assert_eq!(waiting.established().await.expect_err("the end").kind(), io::ErrorKind::UnexpectedEof);

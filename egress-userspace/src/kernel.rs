@@ -13,7 +13,7 @@ mod syscall;
 use std::{
     fs::File,
     io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -178,7 +178,11 @@ impl Redirector {
     fn take_maps(mut ebpf: Ebpf, pins: Option<Pins>, log: Option<KernelLog>) -> Result<Kernel, KernelError> {
         let mut take = |name| ebpf.take_map(name).ok_or(KernelError::Missing(name));
         let destinations = Destinations::new(take(map::DESTINATIONS)?)?;
-        let learned = LearnedNames::new(take(map::NAMES)?, take(map::LEARNED)?, take(map::LEARNED_COUNTS)?)?;
+        let learned = LearnedNames::new(
+            take(map::NAMES)?,
+            shared(take(map::LEARNED)?, map::LEARNED)?,
+            take(map::LEARNED_COUNTS)?,
+        )?;
         let learnings = Learnings::new(take(map::LEARNINGS)?)?;
         let listeners = Listeners::new(take(map::LISTENERS)?)?;
         let flows = Flows::new(shared(take(map::FLOWS)?, map::FLOWS)?)?;
@@ -200,22 +204,36 @@ impl Redirector {
         })
     }
 
-    /// Attaches all programs to all cgroups, then detaches what earlier agents had attached to others.
+    /// Attaches all programs to all cgroups, then detaches what earlier agents had attached to others. Says whether one of
+    /// the cgroups had none of ours before.
     ///
     /// # Errors
     /// A directory is not a cgroup of version 2, or the kernel refuses.
-    pub fn attach(&mut self, cgroups: &[PathBuf]) -> Result<(), KernelError> {
+    pub fn attach(&mut self, cgroups: &[PathBuf]) -> Result<bool, KernelError> {
         self.scopes.set(cgroups)?;
         if let Err(error) = self.watch_exec() {
             tracing::warn!(%error, "new network namespaces are noticed later, by their first socket");
         }
+        let mut is_new = false;
         for cgroup in cgroups {
-            self.attach_one(cgroup)?;
+            is_new |= self.attach_one(cgroup)?;
         }
         if let Some(pins) = &self.pins {
             pins.prune(cgroups)?;
         }
-        Ok(())
+        Ok(is_new)
+    }
+
+    /// What agents with another layout of maps have learned, for [`LearnedNames::adopt`]. To be called when our programs
+    /// are attached: both learn from then on.
+    ///
+    /// # Errors
+    /// Their maps cannot be opened.
+    pub fn learned_by_others(&self) -> Result<Vec<OwnedFd>, KernelError> {
+        match &self.pins {
+            Some(pins) if !self.settled => Ok(pins.maps_of_other_layouts(map::LEARNED)?),
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// Detaches what agents with another layout of maps have left, once all that they intercepted is intercepted here. Says
@@ -264,7 +282,8 @@ impl Redirector {
         program.attach("sched_process_exec").map(drop).map_err(failed)
     }
 
-    fn attach_one(&mut self, cgroup: &Path) -> Result<(), KernelError> {
+    fn attach_one(&mut self, cgroup: &Path) -> Result<bool, KernelError> {
+        let mut is_new = false;
         let display = || cgroup.display().to_string();
         let directory = File::open(cgroup).map_err(|source| KernelError::Cgroup { cgroup: display(), source })?;
         for name in program::CGROUP {
@@ -272,15 +291,17 @@ impl Redirector {
             let failed = |source| KernelError::Attach { name, cgroup: display(), source: Box::new(source) };
             let Some(pins) = &self.pins else {
                 attach(program, &directory).map(drop).map_err(failed)?;
+                is_new = true;
                 continue;
             };
             let descriptor = program.fd().and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?)).map_err(failed)?;
             if !pins.replace(cgroup, name, descriptor.as_fd())? {
                 let link = attach(program, &directory).and_then(|attached| attached.take(program)).map_err(failed)?;
                 pins.pin(cgroup, name, link)?;
+                is_new = true;
             }
         }
-        Ok(())
+        Ok(is_new)
     }
 }
 
@@ -306,5 +327,33 @@ mod tests {
             assert!(object.maps.contains_key(name), "no map {name}");
         }
         assert_eq!(object.license.to_bytes(), b"Dual MIT/GPL");
+    }
+
+    /// An agent takes pinned maps over from one of the same layout. Whoever changes a map has to say that it is another.
+    #[test]
+    fn the_layout_version_follows_the_maps() {
+        let expected = "layout 2: name, type, key, value, entries, flags\n\
+            DESTINATIONS 11 24 1 65536 1\n\
+            LISTENERS 1 8 4 16384 1\n\
+            OWN_SOCKETS 24 4 4 0 1\n\
+            ORIGINS 24 4 56 0 1\n\
+            FLOWS 1 32 56 65536 1\n\
+            OUTCOMES 6 4 8 11 0\n\
+            THREADS_SEEN 27 0 0 65536 0\n\
+            SCOPES 1 8 1 256 1\n\
+            NAMES 11 260 16 16384 1\n\
+            LEARNED 1 32 8 262144 1\n\
+            LEARNED_COUNTS 1 8 4 16384 1\n\
+            ASKERS 24 4 8 0 1\n\
+            LEARNINGS 6 4 8 2 0\n";
+        let object = aya_obj::Object::parse(OBJECT).expect("the embedded object");
+        let mut found = format!("layout {}: name, type, key, value, entries, flags\n", egress_common::LAYOUT_VERSION);
+        for name in map::PINNED {
+            let map = &object.maps[name];
+            let [kind, key, value] = [map.map_type(), map.key_size(), map.value_size()];
+            let [entries, flags] = [map.max_entries(), map.map_flags()];
+            found += &format!("{name} {kind} {key} {value} {entries} {flags}\n");
+        }
+        assert_eq!(found, expected, "raise egress_common::LAYOUT_VERSION, and write down here what is new");
     }
 }

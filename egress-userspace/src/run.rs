@@ -127,8 +127,7 @@ async fn start(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
         pin_dir: (!options.fail_open).then_some(options.pin_dir),
         captured: Captured::new(options.capture.mode()).await?,
     })?;
-    let address = agent.succeed(&state, options.admin).await?;
-    tracing::info!(%address, "serving /readyz, /healthz and /metrics");
+    agent.succeed(&state, options.admin).await?;
     agent.test_self();
     Ok(agent)
 }

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions},
@@ -228,6 +228,46 @@ fn a_dead_agent_s_names_are_still_learned_and_refused() -> Result<()> {
     }
     let _agent = agent(&bed)?;
     ensure!(get(&bed, HOST, bed.addresses(PLACE).v4.into())?.head.status == 200);
+    tripwire.assert_silent()
+}
+
+/// Applications hold answers for long, and would go on in clear if whoever comes next knew nothing of them.
+#[test]
+fn what_was_learned_outlives_agents_that_do_not_share_maps() -> Result<()> {
+    const OPEN: &[&str] = &["--fail-open"];
+    let bed = bed("heirs")?;
+    let _dns = name_server(&bed, Answer::addresses)?;
+    let _origin = origin(&bed, &[HOST])?;
+    let tripwire = bed.tripwire(&[PLACE])?;
+    let config = bed.config_dir()?;
+    config.write("wildcard.yaml", &wildcard_rules())?;
+    let options = |arguments: &[&str]| AgentOptions::new(config.path()).args(arguments);
+    let told = || {
+        bed.addresses(PLACE).both().into_iter().try_for_each(|address| {
+            let body = get(&bed, HOST, address)?.body;
+            ensure!(body == b"over TLS: edition.cnn.com\n", "{address}: {body:?}");
+            Ok(())
+        })
+    };
+    let first = Agent::start(&bed, &options(&[]))?;
+    for family in ["-4", "-6"] {
+        ensure!(bed.curl(URL)?.args([family]).response()?.body == b"over TLS: edition.cnn.com\n");
+    }
+    // One that is dead, with maps of another layout.
+    first.kill();
+    let pins = bed.bpffs().join("egress");
+    let layout = fs::read_dir(&pins)?.next().context("nothing is pinned")??.path();
+    fs::rename(&layout, pins.join("layout-0"))?;
+    let mut agent = Agent::start(&bed, &options(&[]))?;
+    ensure!(!pins.join("layout-0").exists(), "the other layout's pins are still there");
+    told()?;
+    // Those that run, and give what they know.
+    for arguments in [OPEN, OPEN, &[]] {
+        let next = Agent::take_over(&bed, &options(arguments))?;
+        ensure!(agent.wait()?.code() == Some(0), "{}", agent.log_text());
+        agent = next;
+        told()?;
+    }
     tripwire.assert_silent()
 }
 

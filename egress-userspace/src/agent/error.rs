@@ -3,7 +3,11 @@
 use std::{io, net::SocketAddr};
 
 use crate::{
-    capture::CaptureError, config, handover::StateError, kernel::KernelError, upstream::tls::TlsError,
+    capture::CaptureError,
+    config,
+    handover::{Late, StateError},
+    kernel::KernelError,
+    upstream::tls::TlsError,
     worker::StartError,
 };
 
@@ -36,6 +40,9 @@ pub enum AgentError {
     /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The agent that runs did not wait for this one.
+    #[error(transparent)]
+    Late(#[from] Late),
     /// Something of the operating system failed.
     #[error("{what}: {source}")]
     Io {

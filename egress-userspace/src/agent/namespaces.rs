@@ -86,6 +86,12 @@ impl Namespaces {
             .try_for_each(|Served { handle, .. }| self.kernel.insert(handle.netns.cookie(), handle.v4, handle.v6))
     }
 
+    /// Whether an agent that uses our maps has put its own listener in the place of ours, in the namespace that is kept.
+    pub(super) fn are_others_announced(&self) -> bool {
+        let kept = self.kept.and_then(|inode| self.served.get(&inode));
+        kept.is_some_and(|Served { handle, .. }| !self.kernel.is_current(handle.netns.cookie(), handle.v4, handle.v6))
+    }
+
     /// Forgets what an earlier agent served. To be called when this one is sure to take over.
     pub(super) fn disown(&mut self) -> Result<(), KernelError> {
         self.inherited.clear();

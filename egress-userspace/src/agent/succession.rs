@@ -1,7 +1,9 @@
 //! How an agent takes the place of the one before it, and gives its own to the next: see [`crate::handover`].
 
 use std::{
+    io,
     net::{SocketAddr, TcpListener},
+    os::fd::AsFd as _,
     time::Duration,
 };
 
@@ -11,7 +13,7 @@ use super::{Agent, AgentError, io_error, namespaces::Why};
 use crate::{
     admin,
     drain::Drain,
-    handover::{Predecessor, StateDir, Successor, Successors, descriptors},
+    handover::{Legacy, Predecessor, StateDir, Successor, Successors, descriptors},
     kernel::KernelError,
     netns::{self, Netns},
 };
@@ -38,28 +40,39 @@ pub(super) enum Succession {
 }
 
 impl Agent {
-    /// Begins to serve in the place of the agent that runs, if there is one, and lets the next one do the same. Gives the
-    /// address of the admin endpoint.
+    /// Begins to serve in the place of the agent that runs, if there is one, and lets the next one do the same.
     ///
     /// # Errors
-    /// The kernel refuses, or an address or the state directory cannot be used. An agent that runs goes on.
-    pub async fn succeed(&mut self, state: &StateDir, admin: SocketAddr) -> Result<SocketAddr, AgentError> {
-        let (predecessor, sockets) = match state.predecessor() {
-            Some(predecessor) => self.ask(predecessor).await?,
-            None => (None, Vec::new()),
-        };
+    /// The kernel refuses, or an address or the state directory cannot be used, or the agent that runs did not wait. It
+    /// goes on.
+    pub async fn succeed(&mut self, state: &StateDir, admin: SocketAddr) -> Result<(), AgentError> {
+        let (mut predecessor, mut legacy, mut hangs) = (None, Legacy::default(), false);
+        if let Some(found) = state.predecessor() {
+            match self.ask(&found).await? {
+                Some(given) => (predecessor, legacy) = (Some(found), given),
+                None => hangs = true,
+            }
+        }
         let own = Netns::of_process(std::process::id()).map_err(io_error("cannot open our own network namespace"))?;
         // By its address it is the endpoint's: no other socket can have it.
         let is_endpoint = |socket: &TcpListener| {
             socket.local_addr().is_ok_and(|address| address == admin)
                 && netns::cookie_of(socket).is_ok_and(|netns| netns == own.cookie())
         };
-        let (mut endpoint, listeners): (Vec<_>, Vec<_>) = sockets.into_iter().partition(is_endpoint);
-        let endpoint = endpoint.pop().map_or_else(|| TcpListener::bind(admin), Ok);
-        let cannot_serve = |source| AgentError::Admin { address: admin, source };
-        let endpoint = endpoint.map_err(cannot_serve)?;
-        let address = endpoint.local_addr().map_err(cannot_serve)?;
+        let (mut endpoint, listeners): (Vec<_>, Vec<_>) = legacy.sockets.into_iter().partition(is_endpoint);
+        let endpoint = match endpoint.pop().map_or_else(|| TcpListener::bind(admin), Ok) {
+            Ok(endpoint) => Some(endpoint),
+            Err(error) if hangs && error.kind() == io::ErrorKind::AddrInUse => {
+                tracing::warn!(address = %admin, "the agent that does not answer holds the admin address; it is served later");
+                None
+            }
+            Err(source) => return Err(AgentError::Admin { address: admin, source }),
+        };
         let successors = state.listen()?;
+        if hangs {
+            // Should it come to itself it must not change what we do from now on.
+            state.publish()?;
+        }
 
         if predecessor.is_none() {
             // Nobody listens any more where they lead.
@@ -71,34 +84,71 @@ impl Agent {
         self.serve_own_namespace()?;
         self.self_test.expect();
         self.attach()?;
+        if let Some(learned) = legacy.learned {
+            self.learned.adopt(learned)?;
+        }
         if let Some(predecessor) = predecessor {
-            predecessor.dismiss().await;
+            predecessor.dismiss().await?;
             tracing::info!("took over from the agent that was running");
         }
-        state.publish()?;
+        if !hangs {
+            state.publish()?;
+        }
         self.successors = Some(successors);
-        self.admin = Some(admin::serve(endpoint, self.readiness.clone(), self.metrics.clone()).map_err(cannot_serve)?);
-        Ok(address)
+        self.admin_address = Some(admin);
+        match endpoint {
+            Some(endpoint) => self.serve_admin(admin, endpoint),
+            None => Ok(()),
+        }
     }
 
-    /// Asks for the predecessor's sockets when all else is ready. Without an answer it does not count.
-    async fn ask(&mut self, predecessor: Predecessor) -> Result<(Option<Predecessor>, Vec<TcpListener>), AgentError> {
+    /// Asks for what the predecessor has to give when all else is ready. Without an answer it does not count.
+    async fn ask(&mut self, predecessor: &Predecessor) -> Result<Option<Legacy>, AgentError> {
         // Requests are to go on without a pause, so we must know where to.
         while !self.names.all_tried() {
             self.names.next().await;
         }
-        match predecessor.sockets(self.flows.id()?).await {
-            Ok(sockets) => Ok((Some(predecessor), sockets)),
+        match predecessor.legacy(self.flows.id()?).await {
+            Ok(legacy) => Ok(Some(legacy)),
             Err(error) => {
                 tracing::warn!(%error, "the agent that runs does not hand over; starting without it");
-                Ok((None, Vec::new()))
+                Ok(None)
             }
         }
+    }
+
+    /// Serves the admin endpoint if its address was another agent's, and is not any more.
+    pub(super) fn retry_admin(&mut self) {
+        if self.admin.is_none()
+            && let Some(address) = self.admin_address
+            && let Ok(endpoint) = TcpListener::bind(address)
+            && let Err(error) = self.serve_admin(address, endpoint)
+        {
+            tracing::warn!(%error, "the admin address is still not served");
+        }
+    }
+
+    fn serve_admin(&mut self, address: SocketAddr, endpoint: TcpListener) -> Result<(), AgentError> {
+        let cannot_serve = |source| AgentError::Admin { address, source };
+        let address = endpoint.local_addr().map_err(cannot_serve)?;
+        self.admin = Some(admin::serve(endpoint, self.readiness.clone(), self.metrics.clone()).map_err(cannot_serve)?);
+        tracing::info!(%address, "serving /readyz, /healthz and /metrics");
+        Ok(())
     }
 
     /// Whether another agent is about to take our place.
     pub(super) fn expects_successor(&self) -> bool {
         self.successors.as_ref().is_some_and(Successors::is_expecting)
+    }
+
+    /// Whether another agent has our place, as we did not answer when it asked. Then nothing is ours to change any more.
+    pub(super) fn is_replaced(&mut self) -> bool {
+        if self.successors.as_ref().is_none_or(Successors::is_current) {
+            return false;
+        }
+        tracing::warn!("another agent has taken over, as this one did not answer it");
+        self.succession = Succession::Complete { shared: self.namespaces.are_others_announced() };
+        true
     }
 
     /// Gives our place to a successor. Says whether it has taken it.
@@ -110,34 +160,38 @@ impl Agent {
             sockets.extend(descriptors(self.namespaces.sockets()));
         }
         tracing::info!(sockets = sockets.len(), "another agent is taking over");
-        if let Err(error) = successor.give(&sockets).await {
+        if let Err(error) = successor.give((!shared).then(|| self.learned.as_fd()), &sockets).await {
             tracing::warn!(%error, "the other agent has not taken over");
             self.succession = Succession::None;
             return false;
         }
-        match successor.established().await {
-            Ok(()) => {
-                self.succession = Succession::Complete { shared };
-                true
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the other agent has failed while it was taking over; undoing what it did");
-                self.succession = Succession::None;
-                if let Err(error) = self.restore() {
-                    tracing::error!(%error, "not everything that is configured is intercepted");
-                }
-                false
-            }
-        }
+        let Err(error) = successor.established().await else {
+            self.succession = Succession::Complete { shared };
+            return true;
+        };
+        tracing::warn!(%error, "the other agent has failed while it was taking over; undoing what it did");
+        self.succession = Succession::None;
+        successor.reject().await;
+        self.restore();
+        self.rejected = Some(successor);
+        false
     }
 
-    /// Makes what is pinned ours again. What is not went with the other agent.
-    fn restore(&mut self) -> Result<(), AgentError> {
-        if self.pinned {
-            self.namespaces.announce()?;
-            self.attach()?;
+    /// A successor that had been too late has ended; it may have gone on for a while.
+    pub(super) fn rejected_has_ended(&mut self) {
+        self.rejected = None;
+        self.restore();
+    }
+
+    /// Makes what is pinned ours again. What is not goes with the other agent.
+    fn restore(&mut self) {
+        if !self.pinned {
+            return;
         }
-        Ok(())
+        let announced = self.namespaces.announce().map_err(AgentError::from);
+        if let Err(error) = announced.and_then(|()| self.attach()) {
+            tracing::error!(%error, "not everything that is configured is intercepted");
+        }
     }
 
     /// Has no new connections come, and those that there are end, for at most `limit`. Says how many are left then.
@@ -176,6 +230,14 @@ impl Agent {
 pub(super) async fn next(successors: Option<&mut Successors>) -> Option<Successor> {
     match successors {
         Some(successors) => successors.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the end of a successor that was too late; for ever if there is none.
+pub(super) async fn ended(rejected: Option<&Successor>) {
+    match rejected {
+        Some(successor) => successor.ended().await,
         None => std::future::pending().await,
     }
 }

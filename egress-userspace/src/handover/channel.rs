@@ -28,12 +28,18 @@ const MAX_LENGTH: usize = 1024;
 pub(super) enum Message {
     /// From the successor, which asks for sockets.
     Hello { protocol: u32, maps: u32 },
+    /// The map of what applications were told goes with it.
+    Learned,
     /// Listening sockets go with it, and so many are to follow.
     Sockets { left: usize },
     /// From the successor: it has all of them, and begins to change what is in the kernel.
     Taking,
     /// From the successor: the place is taken.
     Done,
+    /// From the predecessor: it leaves.
+    Relieved,
+    /// From the predecessor: it has waited for too long, and goes on.
+    Late,
 }
 
 /// A connection to another agent of the same user. It keeps messages apart (SOCK_SEQPACKET).

@@ -12,7 +12,8 @@ use std::{
 };
 
 use nix::{
-    fcntl::{OFlag, renameat},
+    fcntl::{AtFlags, OFlag, renameat},
+    sys::stat::fstatat,
     unistd::{UnlinkatFlags, geteuid, unlinkat},
 };
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -30,7 +31,7 @@ const SOCKET: &str = "agent.sock";
 const NEW_SOCKET: &str = "agent.sock.new";
 
 /// How long another agent may take to start. It waits for its names.
-const START_LIMIT: Duration = Duration::from_secs(60);
+pub const START_LIMIT: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(20);
 
 /// What is wrong with the state directory.
@@ -134,7 +135,10 @@ impl StateDir {
             socket.listen(libc::SOMAXCONN)?;
             // SAFETY: the socket owns its descriptor, which neither closes nor changes before it is dropped.
             let socket = unsafe { AsyncFd::register(socket) }?;
-            Ok(Successors { socket, waiting: None })
+            let inode = fstatat(&self.directory, NEW_SOCKET, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_ino;
+            // A copy of our descriptor would keep the lock.
+            let directory = File::open(format!("/proc/self/fd/{}", self.directory.as_raw_fd()))?;
+            Ok(Successors { socket, directory, inode, waiting: None })
         };
         listen().map_err(|source| StateError::Io { path: self.path.join(NEW_SOCKET), source })
     }
@@ -153,4 +157,9 @@ impl StateDir {
     fn address(&self, name: &str) -> io::Result<SockAddr> {
         SockAddr::unix(format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()))
     }
+}
+
+/// The inode of the socket's file by which agents are found; None if there is none.
+pub(super) fn inode_of_socket(directory: &File) -> Option<u64> {
+    fstatat(directory, SOCKET, AtFlags::AT_SYMLINK_NOFOLLOW).ok().map(|status| status.st_ino)
 }

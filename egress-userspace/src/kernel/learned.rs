@@ -2,12 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fmt,
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
 use aya::maps::{
-    HashMap as BpfHashMap, Map, MapData, PerCpuArray,
+    HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray,
     lpm_trie::{Key, LpmTrie},
 };
 use egress_common::{
@@ -18,7 +19,7 @@ use egress_common::{
 
 use super::{
     KernelError,
-    maps::{error, ignore_absent, since_boot},
+    maps::{SharedMap, error, ignore_absent, since_boot},
 };
 use crate::{
     netns::NetnsCookie,
@@ -33,6 +34,9 @@ const LONG: Duration = Duration::from_secs(24 * 3600);
 /// What namespaces have learned that are not served is forgotten sooner: most are gone. Some are not found yet.
 const LONG_UNSERVED: Duration = Duration::from_secs(60);
 
+/// An insertion that replaces nothing: BPF_NOEXIST of linux/bpf.h.
+const BPF_NOEXIST: u64 = 1;
+
 /// Hosts and ports that are intercepted.
 pub type Watched = BTreeSet<(HostPattern, u16)>;
 
@@ -44,15 +48,17 @@ pub struct LearnedNames {
     names: LpmTrie<MapData, ReversedName, NameRule>,
     present: HashMap<NameKey, NameRule>,
     learned: BpfHashMap<MapData, LearnedKey, Learned>,
+    shared: SharedMap,
     counts: BpfHashMap<MapData, u64, u32>,
 }
 
 impl LearnedNames {
-    pub(super) fn new(names: Map, learned: Map, counts: Map) -> Result<Self, KernelError> {
+    pub(super) fn new(names: Map, shared: SharedMap, counts: Map) -> Result<Self, KernelError> {
         let names = LpmTrie::try_from(names).map_err(error(map::NAMES))?;
-        let learned = BpfHashMap::try_from(learned).map_err(error(map::LEARNED))?;
+        let learned = shared.open().and_then(|data| BpfHashMap::try_from(Map::HashMap(data)));
+        let learned = learned.map_err(error(map::LEARNED))?;
         let counts = BpfHashMap::try_from(counts).map_err(error(map::LEARNED_COUNTS))?;
-        Ok(Self { names, present: HashMap::new(), learned, counts })
+        Ok(Self { names, present: HashMap::new(), learned, shared, counts })
     }
 
     /// Takes over what is in the map of names. To be called when no other agent changes it any more, and before `set`.
@@ -87,6 +93,27 @@ impl LearnedNames {
         // Which name an address was learned for is not known, nor whether others have it too. The Host decides anyway.
         let ports: HashSet<_> = self.present.values().flat_map(|rule| rule.ports).collect();
         self.forget(|key, _, _| !ports.contains(&key.destination.port)).map(drop)
+    }
+
+    /// Takes in what another agent's map has: what applications were told stays true, whoever reads the answers now. One of
+    /// another layout is left alone.
+    ///
+    /// # Errors
+    /// There is no room, or the kernel refuses.
+    pub fn adopt(&mut self, map: OwnedFd) -> Result<(), KernelError> {
+        let other = MapData::from_fd(map).map_err(error(map::LEARNED))?;
+        let Ok(other) = BpfHashMap::<_, LearnedKey, Learned>::try_from(Map::HashMap(other)) else {
+            tracing::warn!("what applications were told of addresses is in another form, and is learned anew");
+            return Ok(());
+        };
+        for (key, learned) in other.iter().filter_map(Result::ok) {
+            match self.learned.insert(key, learned, BPF_NOEXIST) {
+                Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
+                result => result.map_err(error(map::LEARNED))?,
+            }
+        }
+        // The counts are corrected by it.
+        self.forget(|_, _, _| false).map(drop)
     }
 
     /// Forgets what is of no use any more. Says how much is left.
@@ -126,6 +153,13 @@ impl LearnedNames {
             .map_err(error(map::LEARNED_COUNTS))?;
         }
         Ok(left)
+    }
+}
+
+/// The map of what was learned, for [`LearnedNames::adopt`].
+impl AsFd for LearnedNames {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.as_fd()
     }
 }
 

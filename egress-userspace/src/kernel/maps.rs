@@ -50,8 +50,14 @@ impl SharedMap {
         Self(Arc::new(data))
     }
 
-    fn open(&self) -> Result<MapData, MapError> {
-        MapData::from_fd(self.0.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?)
+    pub(super) fn open(&self) -> Result<MapData, MapError> {
+        MapData::from_fd(self.as_fd().try_clone_to_owned().map_err(MapError::IoError)?)
+    }
+}
+
+impl AsFd for SharedMap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd().as_fd()
     }
 }
 
@@ -90,10 +96,15 @@ impl Listeners {
     /// # Errors
     /// The kernel refuses.
     pub fn remove(&mut self, netns: NetnsCookie, v4: u16, v6: u16) -> Result<(), KernelError> {
-        if self.0.get(&netns.0, 0).is_ok_and(|current| current != ports(v4, v6)) {
+        if !self.is_current(netns, v4, v6) {
             return Ok(());
         }
         ignore_absent(self.0.remove(&netns.0)).map_err(error(map::LISTENERS))
+    }
+
+    /// Whether this is where connections of this namespace are redirected to, if anywhere.
+    pub fn is_current(&self, netns: NetnsCookie, v4: u16, v6: u16) -> bool {
+        self.0.get(&netns.0, 0).is_ok_and(|current| current == ports(v4, v6))
     }
 }
 
@@ -156,7 +167,7 @@ impl Flows {
     pub fn take(&self, netns: NetnsCookie, client: SocketAddr) -> Option<Origin> {
         let flow = Flow::new(netns.0, IpBytes::from(client.ip().to_canonical()), client.port());
         // SAFETY: the map is from flows to origins, as it was opened.
-        unsafe { take_element(self.shared.0.fd().as_fd(), &flow) }
+        unsafe { take_element(self.shared.as_fd(), &flow) }
     }
 
     /// Removes flows older than `age` that nobody accepted, and says how many: connections that the listener's queue
@@ -233,7 +244,7 @@ pub struct Marks(SharedMap);
 
 impl AsFd for Marks {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.0.fd().as_fd()
+        self.0.as_fd()
     }
 }
 

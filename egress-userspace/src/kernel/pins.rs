@@ -8,7 +8,10 @@
 
 use std::{
     fs, io,
-    os::{fd::BorrowedFd, unix::fs::MetadataExt as _},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -16,7 +19,7 @@ use aya::{maps::MapInfo, programs::links::FdLink};
 use egress_common::LAYOUT_VERSION;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::syscall::{detach_link, open_link, update_link};
+use super::syscall::{detach_link, open_pin, update_link};
 
 /// Where pins are by default.
 pub const DEFAULT_DIR: &str = "/sys/fs/bpf/egress";
@@ -91,7 +94,7 @@ impl Pins {
     /// The kernel refuses.
     pub fn replace(&self, cgroup: &Path, name: &str, program: BorrowedFd<'_>) -> Result<bool, PinError> {
         let path = self.link(cgroup, name)?;
-        let Some(link) = open_link(&path).map_err(io_error(&path))? else { return Ok(false) };
+        let Some(link) = open_pin(&path).map_err(io_error(&path))? else { return Ok(false) };
         update_link(&link, program).map_err(io_error(&path))?;
         Ok(true)
     }
@@ -130,10 +133,24 @@ impl Pins {
     /// Something cannot be removed.
     pub fn prune_layouts(&self) -> Result<bool, PinError> {
         let mut removed = Vec::new();
-        for layout in entries(&self.root)?.into_iter().filter(|path| *path != self.layout) {
+        for layout in self.other_layouts()? {
             remove(&layout, &mut removed)?;
         }
         Ok(!removed.is_empty())
+    }
+
+    /// The maps of this name that agents with another layout left.
+    ///
+    /// # Errors
+    /// One cannot be opened.
+    pub fn maps_of_other_layouts(&self, name: &str) -> Result<Vec<OwnedFd>, PinError> {
+        let paths = self.other_layouts()?.into_iter().map(|layout| layout.join("maps").join(name));
+        let opened = paths.map(|path| open_pin(&path).map_err(io_error(&path)));
+        opened.filter_map(Result::transpose).collect()
+    }
+
+    fn other_layouts(&self) -> Result<Vec<PathBuf>, PinError> {
+        Ok(entries(&self.root)?.into_iter().filter(|path| *path != self.layout).collect())
     }
 
     /// Detaches and removes what is pinned for our layout, if it is ours: if `map`, of this id, is what is pinned there.
@@ -191,7 +208,7 @@ fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), PinError> {
         return fs::remove_dir(path).map_err(io_error(path));
     }
     if path.ancestors().any(|ancestor| ancestor.ends_with("links"))
-        && let Some(link) = open_link(path).map_err(io_error(path))?
+        && let Some(link) = open_pin(path).map_err(io_error(path))?
     {
         // A link whose cgroup is gone is detached already.
         let _ = detach_link(&link);

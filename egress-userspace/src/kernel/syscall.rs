@@ -17,11 +17,11 @@ const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
-/// Opens a pinned link; None if there is none.
+/// Opens a pinned map or link; None if there is none.
 ///
 /// # Errors
 /// The kernel refuses.
-pub(super) fn open_link(path: &Path) -> io::Result<Option<OwnedFd>> {
+pub(super) fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
     #[repr(C)]
     struct Attributes {
         path: u64,

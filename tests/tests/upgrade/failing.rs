@@ -15,6 +15,7 @@ use harness::{
     TestBed,
     agent::{Agent, binary},
     cgroup::PROGRAMS,
+    clients::Curl,
     origin::Reply,
     wait::{PATIENCE, wait_until},
 };
@@ -71,6 +72,58 @@ fn what_a_successor_did_before_it_died_is_undone() -> Result<()> {
     agent.kill();
     ensure!(bed.curl(URL)?.run()?.exit_code == REFUSED, "nothing is pinned");
     Ok(())
+}
+
+/// A successor that hangs holds new pods up for a while, and can do harm when it wakes.
+#[test]
+fn a_successor_that_hangs_is_given_up_and_undone_when_it_ends() -> Result<()> {
+    let mut bed = TestBed::new("hangs")?;
+    let pod = bed.add_pod("late")?;
+    let _origin = origin(&bed)?;
+    let agent = Agent::start(&bed, &options(&bed)?)?;
+    let successor = succeed(&bed, &agent, 2)?;
+    wait_until("the agent to go on", 3 * PATIENCE, || agent.log_text().contains("undoing what it did"))?;
+    ensure!(
+        Curl::new(bed.pod_command(&pod, "curl")?.in_cgroup(bed.cgroup())?, URL).response()?.body == b"over TLS\n",
+        "a new pod is not served"
+    );
+    bed.node_command(binary()?)?.arg("detach").run()?.success()?;
+    ensure!(bed.cgroup().programs()? == 0);
+    say(&successor, &json!("done"))?;
+    ensure!(hear(&successor)? == Some(json!("late")), "it was not told");
+    drop(successor);
+    wait_until("the programs to be attached", PATIENCE, || {
+        bed.cgroup().programs().is_ok_and(|count| count == PROGRAMS)
+    })?;
+    ensure!(bed.curl(URL)?.response()?.body == b"over TLS\n");
+    Ok(())
+}
+
+/// It holds the admin address, and connections in its queues. When it comes to itself, the place is another's.
+#[test]
+fn an_agent_that_hung_and_wakes_leaves_its_place_to_who_has_it() -> Result<()> {
+    let bed = TestBed::new("wakes")?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let _origin = origin(&bed)?;
+    let options = options(&bed)?;
+    let mut hung = Agent::start(&bed, &options)?;
+    hung.process().signal(Signal::SIGSTOP)?;
+    hung.process().wait_until_stopped()?;
+    let mut agent = Agent::spawn(&bed, &options)?;
+    agent.process().wait_for_line("its attachment", |line| line.contains("\"attached\""))?;
+    ensure!(bed.curl(URL)?.response()?.body == b"over TLS\n");
+    hung.process().signal(Signal::SIGCONT)?;
+    ensure!(hung.wait()?.code() == Some(0), "{}", hung.log_text());
+    ensure!(
+        hung.log_text().contains("another agent has taken over, as this one did not answer"),
+        "{}",
+        hung.log_text()
+    );
+    ensure!(bed.curl(URL)?.response()?.body == b"over TLS\n", "its end has undone what the other one did");
+    agent.wait_until_ready()?;
+    agent.wait_for_records(2)?;
+    ensure!(bed.cgroup().programs()? == PROGRAMS && agent.namespaces()? == 2 && agent.flows()? == 0);
+    tripwire.assert_silent()
 }
 
 #[test]
@@ -220,7 +273,7 @@ fn ask(socket: &Socket, agent: &Agent<'_>) -> Result<()> {
 }
 
 fn hello(maps: u32) -> Value {
-    json!({ "hello": { "protocol": 1, "maps": maps } })
+    json!({ "hello": { "protocol": 2, "maps": maps } })
 }
 
 fn connect(bed: &TestBed) -> Result<Socket> {

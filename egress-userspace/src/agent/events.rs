@@ -1,0 +1,152 @@
+//! What happens while the agent runs, and what it does then.
+
+use std::{collections::HashSet, io, time::Duration};
+
+use egress_common::listener::ThreadSeen;
+use tokio::{
+    sync::Notify,
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Agent, succession};
+use crate::{
+    existing::Listing,
+    handover::{START_LIMIT, Successor},
+};
+
+/// How often namespaces, left-over flows and the resolver's files are looked through.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How often what was learned is looked through.
+const FORGETTING: Duration = Duration::from_secs(60);
+/// Older flows are of connections that will never be accepted.
+const FLOW_AGE: Duration = Duration::from_secs(60);
+
+/// What the control thread reacts to.
+enum Event {
+    /// It is told to end.
+    End,
+    /// It is told to test itself.
+    Test,
+    /// Files have changed; or the watch has failed.
+    Configuration(io::Result<()>),
+    /// A name was looked up.
+    Names,
+    /// Another agent asks for its place; None if one that was expected has gone.
+    Successor(Option<Successor>),
+    /// One that was too late has ended.
+    RejectedEnded,
+    /// Threads were seen whose namespaces may lack listeners.
+    Threads(io::Result<HashSet<ThreadSeen>>),
+    /// Cgroups have lost their last process, or got their first.
+    Population,
+    /// Older connections have been listed.
+    Existing(Vec<Listing>),
+    /// The self-test has passed, or not.
+    SelfTest(bool),
+    /// It is time to look at namespaces, flows and files.
+    Housekeeping,
+    /// It is time to look at what was learned.
+    Forgetting,
+}
+
+impl Agent {
+    /// Keeps kernel, names, namespaces and policy in step until another agent has taken over (true) or this one is told to
+    /// end (false). Told to end, it still waits for another one that has announced itself, for a while. Tests itself when
+    /// notified to.
+    pub async fn run(&mut self, end: CancellationToken, test: &Notify) -> bool {
+        let mut housekeeping = time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        // Not at once: not every namespace has been found then.
+        let mut forgetting = time::interval_at(Instant::now() + FORGETTING, FORGETTING);
+        forgetting.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut patience = None;
+        loop {
+            let event = tokio::select! {
+                () = end.cancelled(), if patience.is_none() => Event::End,
+                () = time::sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => return false,
+                () = test.notified() => Event::Test,
+                changed = self.watcher.changed() => Event::Configuration(changed),
+                () = self.names.next() => Event::Names,
+                successor = succession::next(self.successors.as_mut()) => Event::Successor(successor),
+                () = succession::ended(self.rejected.as_ref()) => Event::RejectedEnded,
+                seen = self.thread_events.next() => Event::Threads(seen),
+                () = self.namespaces.changed() => Event::Population,
+                listings = self.existing.listed() => Event::Existing(listings),
+                passed = self.self_test.finished() => Event::SelfTest(passed),
+                _ = housekeeping.tick() => Event::Housekeeping,
+                _ = forgetting.tick() => Event::Forgetting,
+            };
+            if self.is_replaced() {
+                return true;
+            }
+            match event {
+                Event::End => patience = Some(Instant::now() + START_LIMIT),
+                Event::Successor(Some(successor)) => {
+                    if self.hand_over(successor).await {
+                        return true;
+                    }
+                }
+                event => self.take_in(event).await,
+            }
+            if patience.is_some() && !self.expects_successor() {
+                return false;
+            }
+            self.metrics.namespaces.set(self.namespaces.len() as i64);
+        }
+    }
+
+    async fn take_in(&mut self, event: Event) {
+        match event {
+            Event::End | Event::Successor(_) => {}
+            Event::RejectedEnded => self.rejected_has_ended(),
+            Event::Test => self.test_self(),
+            Event::Configuration(changed) => {
+                if let Err(error) = changed {
+                    tracing::warn!(%error, "cannot watch all of the configuration");
+                }
+                self.reload();
+            }
+            Event::Names => self.synchronise(),
+            Event::Threads(Ok(seen)) => self.namespaces.seen(&seen, &mut self.workers),
+            Event::Threads(Err(error)) => tracing::error!(%error, "cannot learn of new network namespaces"),
+            Event::Population => self.reconcile(),
+            Event::Existing(listings) => {
+                self.existing.report(&listings, &self.destinations, &self.metrics);
+                self.synchronise();
+            }
+            Event::SelfTest(passed) => {
+                self.metrics.self_test(passed);
+                self.synchronise();
+            }
+            Event::Housekeeping => self.keep_house(),
+            Event::Forgetting => self.forget().await,
+        }
+    }
+
+    fn keep_house(&mut self) {
+        self.reconcile();
+        if self.self_test.has_failed() {
+            self.test_self();
+        }
+        self.names.refresh();
+        self.retry_admin();
+        match self.flows.sweep(FLOW_AGE) {
+            Ok(0) => {}
+            Ok(removed) => tracing::debug!(removed, "removed flows that nobody accepted"),
+            Err(error) => tracing::warn!(%error, "cannot sweep flows"),
+        }
+    }
+
+    async fn forget(&mut self) {
+        match self.learned.sweep(&self.namespaces.cookies()) {
+            Ok(left) => _ = self.metrics.learned.set(left as i64),
+            Err(error) => tracing::warn!(%error, "cannot sweep learned addresses"),
+        }
+        match self.captured.refresh().await {
+            Ok(false) => {}
+            Ok(true) => self.synchronise(),
+            Err(error) => tracing::warn!(%error, "the excluded networks stay as they were"),
+        }
+    }
+}
