@@ -1,7 +1,13 @@
 //! Connections to configured destinations that were made before they could be intercepted. They stay as they are, in
-//! clear, until they end or are reset.
+//! clear, until they end or are reset. Likewise sockets that were connected to a name server before: what they are told
+//! cannot be told from what others are, and is not learned.
 
-use std::{future, io, os::fd::AsFd as _, path::PathBuf};
+use std::{
+    collections::HashSet,
+    future, io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
 
 use tokio::task::{self, JoinHandle};
 
@@ -9,22 +15,29 @@ use crate::{
     kernel::{Destinations, Marks, cgroup},
     netns::{
         Netns,
-        sock_diag::{Connection, SockDiag},
+        sock_diag::{Connection, Protocol, SockDiag, SocketCookie},
     },
     telemetry::metrics::Metrics,
 };
+
+/// Where name servers listen (RFC 1035 section 4.2.1).
+const DNS: u16 = 53;
 
 /// The connections of one namespace whose sockets belong to the scope.
 pub struct Listing {
     netns: Netns,
     kernel: SockDiag,
     connections: Vec<(Connection, PathBuf)>,
+    /// Datagram sockets that are connected to name servers.
+    askers: Vec<(Connection, PathBuf)>,
 }
 
 /// Looks for connections in clear, and reports or resets them.
 pub struct Existing {
     reset: bool,
     own_sockets: Marks,
+    /// Datagram sockets that were connected too early; None if they are still to be found.
+    early: Option<HashSet<SocketCookie>>,
     /// There are destinations that are new by the rules.
     due: bool,
     running: Option<JoinHandle<Vec<Listing>>>,
@@ -33,7 +46,14 @@ pub struct Existing {
 impl Existing {
     /// To be looked for once. With `reset`, what is found is reset.
     pub fn new(reset: bool, own_sockets: Marks) -> Self {
-        Self { reset, own_sockets, due: true, running: None }
+        Self { reset, own_sockets, early: Some(HashSet::new()), due: true, running: None }
+    }
+
+    /// Says that answers to name servers' clients have not been read before. What is connected to a name server when it is
+    /// looked for next counts as too early: the kernel does not tell which of them the hooks have seen.
+    pub fn expect_askers(&mut self) {
+        self.early = None;
+        self.due = true;
     }
 
     /// Says that the rules have changed.
@@ -63,48 +83,81 @@ impl Existing {
         listings
     }
 
-    /// Reports those that go to one of `destinations`, or resets them.
-    pub fn report(&self, listings: &[Listing], destinations: &Destinations, metrics: &Metrics) {
-        let mut in_clear = 0;
-        for Listing { netns, kernel, connections } in listings {
-            for (connection, cgroup) in connections {
-                if !destinations.has_host(connection.remote) {
-                    continue;
-                }
-                let Connection { local, remote, .. } = connection;
-                let (netns, cgroup) = (netns.cookie(), cgroup.display());
-                match self.reset.then(|| kernel.destroy(connection)) {
-                    None => {
-                        in_clear += 1;
-                        tracing::warn!(?netns, %cgroup, %local, %remote, "a connection that was made before it could be \
-                            intercepted is in clear; restart its application, or start egress with --reset-existing");
-                    }
-                    Some(Ok(was_there)) => {
-                        metrics.connections_reset.inc_by(was_there.into());
-                        tracing::warn!(?netns, %cgroup, %local, %remote, "reset a connection that was in clear");
-                    }
-                    Some(Err(error)) => {
-                        in_clear += 1;
-                        tracing::error!(?netns, %cgroup, %local, %remote, %error, "cannot reset a connection that is in \
-                            clear (it takes a kernel with CONFIG_INET_DIAG_DESTROY); restart its application");
-                    }
-                }
+    /// Reports those that go to one of `destinations`, and those that ask name servers; or resets them.
+    pub fn report(&mut self, listings: &[Listing], destinations: &Destinations, metrics: &Metrics) {
+        let askers = || listings.iter().flat_map(|listing| &listing.askers).map(|(connection, _)| connection.cookie());
+        let early = self.early.take().unwrap_or_else(|| askers().collect());
+        let (mut in_clear, mut unread) = (0, 0);
+        for listing in listings {
+            let intercepted = |(connection, _): &&(Connection, PathBuf)| destinations.has_host(connection.remote);
+            for (connection, cgroup) in listing.connections.iter().filter(intercepted) {
+                in_clear += i64::from(!self.reset(
+                    listing,
+                    connection,
+                    cgroup,
+                    metrics,
+                    "a connection is in clear, as it was \
+                    made before it could be intercepted",
+                ));
+            }
+            let early = |(connection, _): &&(Connection, PathBuf)| early.contains(&connection.cookie());
+            for (connection, cgroup) in listing.askers.iter().filter(early) {
+                unread += i64::from(!self.reset(
+                    listing,
+                    connection,
+                    cgroup,
+                    metrics,
+                    "what a socket is told by a name server \
+                    is not intercepted, as it was connected before that could be read",
+                ));
             }
         }
         metrics.connections_in_clear.set(in_clear);
+        metrics.askers_unread.set(unread);
+        self.early = Some(early);
+    }
+
+    /// Resets a connection if that is wanted, and says what is the matter with it. Gives whether it is gone.
+    fn reset(&self, of: &Listing, connection: &Connection, cgroup: &Path, metrics: &Metrics, matter: &str) -> bool {
+        let Connection { local, remote, .. } = connection;
+        let (netns, cgroup) = (of.netns.cookie(), cgroup.display());
+        match self.reset.then(|| of.kernel.destroy(connection)) {
+            None => {
+                tracing::warn!(
+                    ?netns, %cgroup, %local, %remote,
+                    "{matter}; restart its application, or start egress with --reset-existing"
+                );
+                false
+            }
+            Some(Ok(was_there)) => {
+                metrics.connections_reset.inc_by(was_there.into());
+                tracing::warn!(?netns, %cgroup, %local, %remote, "reset a connection: {matter}");
+                true
+            }
+            Some(Err(error)) => {
+                tracing::error!(
+                    ?netns, %cgroup, %local, %remote, %error,
+                    "{matter}, and it cannot be reset (that takes a kernel with CONFIG_INET_DIAG_DESTROY); restart its application"
+                );
+                false
+            }
+        }
     }
 }
 
 fn list(namespaces: &[Netns], cgroups: &[PathBuf], own_sockets: &Marks) -> Vec<Listing> {
     let cgroups = cgroup::ids(cgroups);
+    let in_scope = |connection: Connection| {
+        let cgroup = cgroups.get(&connection.cgroup?)?.clone();
+        Some((connection, cgroup))
+    };
     let list_one = |netns: &Netns| -> io::Result<Listing> {
         let kernel = SockDiag::open(netns)?;
-        let connections = kernel.connections(own_sockets.as_fd())?.into_iter();
-        let connections = connections.filter(|connection| !connection.stored).filter_map(|connection| {
-            let cgroup = cgroups.get(&connection.cgroup?)?.clone();
-            Some((connection, cgroup))
-        });
-        Ok(Listing { netns: netns.clone(), connections: connections.collect(), kernel })
+        let connections = kernel.connections(Protocol::Tcp, own_sockets.as_fd())?.into_iter();
+        let connections = connections.filter(|connection| !connection.stored).filter_map(in_scope).collect();
+        let askers = kernel.connections(Protocol::Udp, own_sockets.as_fd())?.into_iter();
+        let askers = askers.filter(|asker| asker.remote.port() == DNS).filter_map(in_scope).collect();
+        Ok(Listing { netns: netns.clone(), kernel, connections, askers })
     };
     let mut listings = Vec::new();
     let mut failure = None;

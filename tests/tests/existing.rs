@@ -15,9 +15,13 @@ const HOST: &str = "edition.cnn.com";
 const OTHER: &str = "other.example";
 const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 const IN_CLEAR: &str = "egress_connections_in_clear";
+const UNREAD: &str = "egress_dns_sockets_unread";
+const LOOKUP: &str = env!("CARGO_BIN_EXE_lookup");
 const RESET: &str = "egress_connections_reset_total";
 /// What the application's call returns when its connection was reset.
 const ABORTED: &str = "Software caused connection abort";
+/// The same of a datagram socket.
+const DISCONNECTED: &str = "Destination address required";
 
 #[test]
 fn connections_made_before_the_start_are_reported() -> Result<()> {
@@ -90,6 +94,43 @@ fn connections_to_hosts_that_become_configured_are_found_and_our_own_are_not() -
     passed_through.write_stdin(b"\n")?;
     wait_until("the second answer", PATIENCE, || passed_through.stdout().matches("in clear").count() == 2)?;
     ensure!(agent.metrics()?.sum(RESET, &[]) == 1.0 && agent.metrics()?.sum(IN_CLEAR, &[]) == 0.0);
+    Ok(())
+}
+
+/// What they are told cannot be learned.
+#[test]
+fn sockets_that_were_connected_to_a_name_server_before_are_reported_or_reset() -> Result<()> {
+    for reset in [false, true] {
+        let bed = TestBed::builder("askers").host(HOST).host(OTHER).build()?;
+        // Nobody needs to answer there.
+        let server = bed.addresses(HOST).v4.to_string();
+        let hold =
+            |options: &[&str]| connected(bed.client_command(LOOKUP)?.args([&server, HOST, "--hold"]).args(options));
+        let mut early = [hold(&[])?, hold(&["--mapped"])?];
+        let agent = start(&bed, if reset { &["--host", HOST, "--reset-existing"] } else { &["--host", HOST] })?;
+        let (name, count) = if reset { (RESET, 2.0) } else { (UNREAD, 2.0) };
+        wait_for_metric(&agent, name, count)?;
+        let warnings = agent.log().into_iter().filter(|line| line.text("remote") == format!("{server}:53"));
+        ensure!(warnings.filter(|line| line.message().contains("name server")).count() == 2, "{}", agent.log_text());
+        // One that the hooks see is not among them when they are looked for again.
+        let _late = hold(&[])?;
+        if reset {
+            for client in &mut early {
+                client.write_stdin(b"\n")?;
+                let failed = !client.wait(PATIENCE)?.success();
+                ensure!(failed && client.stderr().concat().contains(DISCONNECTED), "{client:?}");
+            }
+        } else {
+            drop(early);
+        }
+        fs::write(
+            bed.dir().join("config/other.yaml"),
+            include_str!("../seed/tls-origination.yaml").replace(HOST, OTHER),
+        )?;
+        wait_for_metric(&agent, "egress_rules", 2.0)?;
+        wait_for_metric(&agent, UNREAD, 0.0)?;
+        ensure!(agent.metrics()?.sum(RESET, &[]) == if reset { 2.0 } else { 0.0 });
+    }
     Ok(())
 }
 

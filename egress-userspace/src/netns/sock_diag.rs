@@ -1,4 +1,4 @@
-//! The TCP connections in a network namespace, as the kernel lists them (sock_diag(7)).
+//! The connected sockets in a network namespace, as the kernel lists them (sock_diag(7)).
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use netlink_packet_core::{
     NetlinkPayload, NetlinkSerializable, Nla as _,
 };
 use netlink_packet_sock_diag::{
-    AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DIAG_BY_FAMILY, SockDiagDestroy, SockDiagMessage,
+    AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SOCK_DIAG_BY_FAMILY, SockDiagDestroy, SockDiagMessage,
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
@@ -24,14 +24,35 @@ const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
-/// Those in which an application can still send or receive.
+/// Those in which an application can still send or receive. A datagram socket that is connected counts as established.
 const STATES: StateFlags = StateFlags::ESTABLISHED
     .union(StateFlags::SYN_SENT)
     .union(StateFlags::FIN_WAIT1)
     .union(StateFlags::FIN_WAIT2)
     .union(StateFlags::CLOSE_WAIT);
 
-/// A connection.
+/// What a socket is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    fn number(self) -> u8 {
+        match self {
+            Self::Tcp => IPPROTO_TCP,
+            Self::Udp => IPPROTO_UDP,
+        }
+    }
+}
+
+/// Names a socket (SO_COOKIE); never used again once the socket is gone.
+pub type SocketCookie = [u8; 8];
+
+/// A connected socket.
 #[derive(Debug)]
 pub struct Connection {
     /// Its own end. A v4-mapped address is an IPv4 one here.
@@ -40,8 +61,9 @@ pub struct Connection {
     pub remote: SocketAddr,
     /// Id of the cgroup that its socket was made in, by which the hooks go.
     pub cgroup: Option<u64>,
-    /// Whether its socket has an entry in the storage that was asked for.
+    /// Whether its socket has an entry in the storage that was asked for. The kernel tells that of TCP alone.
     pub stored: bool,
+    protocol: Protocol,
     family: u8,
     id: SocketId,
 }
@@ -58,25 +80,26 @@ impl SockDiag {
         netns.run(|| Socket::new(NETLINK_SOCK_DIAG)).map(Self)
     }
 
-    /// Lists the connections of both families. `storage` is a map of socket storage.
+    /// Lists the connected sockets of both families. `storage` is a map of socket storage.
     ///
     /// # Errors
-    /// The kernel has no sock_diag for TCP.
-    pub fn connections(&self, storage: BorrowedFd<'_>) -> io::Result<Vec<Connection>> {
+    /// The kernel has no sock_diag for the protocol.
+    pub fn connections(&self, protocol: Protocol, storage: BorrowedFd<'_>) -> io::Result<Vec<Connection>> {
         let mut connections = Vec::new();
         for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-            let dump = Dump { request: request(family, socket_id), storage };
-            self.ask(NLM_F_DUMP, dump, |response| connections.push(response.into()))?;
+            let dump = Dump { request: request(protocol, family, socket_id), storage };
+            self.ask(NLM_F_DUMP, dump, |response| connections.push(Connection::new(protocol, &response)))?;
         }
         Ok(connections)
     }
 
-    /// Aborts a connection: both ends see it break off. Says whether it was still there.
+    /// Aborts a connection: both ends see it break off. A datagram socket has an error, and is connected no more. Says
+    /// whether it was still there.
     ///
     /// # Errors
     /// The kernel cannot do it (CONFIG_INET_DIAG_DESTROY).
     pub fn destroy(&self, connection: &Connection) -> io::Result<bool> {
-        let request = request(connection.family, connection.id.clone());
+        let request = request(connection.protocol, connection.family, connection.id.clone());
         match self.ask(NLM_F_ACK, SockDiagDestroy::new(SockDiagMessage::InetRequest(request)), |_| {}) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -114,13 +137,19 @@ impl SockDiag {
     }
 }
 
-fn request(family: u8, socket_id: SocketId) -> InetRequest {
-    InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states: STATES, socket_id }
+fn request(protocol: Protocol, family: u8, socket_id: SocketId) -> InetRequest {
+    let (protocol, extensions) = (protocol.number(), ExtensionFlags::empty());
+    InetRequest { family, protocol, extensions, states: STATES, socket_id }
 }
 
-impl From<InetResponse> for Connection {
-    fn from(response: InetResponse) -> Self {
-        let (family, id) = (response.header.family, response.header.socket_id);
+impl Connection {
+    /// The socket's name.
+    pub fn cookie(&self) -> SocketCookie {
+        self.id.cookie
+    }
+
+    fn new(protocol: Protocol, response: &InetResponse) -> Self {
+        let (family, id) = (response.header.family, response.header.socket_id.clone());
         let end = |address: IpAddr, port| SocketAddr::new(address.to_canonical(), port);
         let (mut cgroup, mut stored) = (None, false);
         for attribute in &response.nlas {
@@ -137,7 +166,7 @@ impl From<InetResponse> for Connection {
             }
         }
         let local = end(id.source_address, id.source_port);
-        Self { local, remote: end(id.destination_address, id.destination_port), cgroup, stored, family, id }
+        Self { local, remote: end(id.destination_address, id.destination_port), cgroup, stored, protocol, family, id }
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Metrics {
     pub namespaces: Gauge,
     /// Connections made before they could be intercepted, when last looked for.
     pub connections_in_clear: Gauge,
+    /// Sockets connected to a name server before what they are told could be learned, when last looked for.
+    pub askers_unread: Gauge,
     /// Those that were reset.
     pub connections_reset: Counter,
     /// Changes of the configuration that were taken.
@@ -114,6 +116,12 @@ impl Metrics {
             "Connections to configured destinations that were made before they could be intercepted, when last looked for",
             connections_in_clear.clone(),
         );
+        let askers_unread = Gauge::default();
+        registry.register(
+            "dns_sockets_unread",
+            "Sockets that were connected to a name server before what they are told could be learned, when last looked for",
+            askers_unread.clone(),
+        );
         let connections_reset = Counter::default();
         registry.register("connections_reset", "Connections in clear that were reset", connections_reset.clone());
         let policy_applied = Counter::default();
@@ -136,6 +144,7 @@ impl Metrics {
             learned,
             namespaces,
             connections_in_clear,
+            askers_unread,
             connections_reset,
             policy_applied,
             policy_refused,

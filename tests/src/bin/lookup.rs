@@ -2,7 +2,7 @@
 //! `nothing`. It is a program of its own since it must be inside the cgroup before it makes a socket.
 
 use std::{
-    io::ErrorKind,
+    io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -24,6 +24,9 @@ struct Cli {
     /// Connects the socket.
     #[arg(long)]
     connected: bool,
+    /// Connects the socket, says so, and waits for a line before it asks.
+    #[arg(long)]
+    hold: bool,
     /// Uses an IPv6 socket for an IPv4 server.
     #[arg(long)]
     mapped: bool,
@@ -43,8 +46,12 @@ fn main() -> Result<()> {
     let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).context("socket")?;
     socket.set_read_timeout(Some(Duration::from_millis(cli.patience)))?;
     let query = query(&cli.name, if cli.aaaa { 28 } else { 1 });
-    if cli.connected {
+    if cli.connected || cli.hold {
         socket.connect(&server).context("connect")?;
+        if cli.hold {
+            println!("connected");
+            io::stdin().read_line(&mut String::new())?;
+        }
         socket.send(&query).context("send")?;
     } else {
         socket.send_to(&query, &server).context("sendto")?;
