@@ -1,8 +1,12 @@
 //! One request: which rule it falls under, its exchange with the origin, and the errors that we answer ourselves.
 
+pub mod answer;
 pub mod headers;
 pub mod host;
 mod respond;
+pub mod retry;
+pub mod rewrite;
+pub mod select;
 pub mod tunnel;
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};

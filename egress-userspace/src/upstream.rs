@@ -1,8 +1,11 @@
 //! Connections to origins: made from the application's own network namespace, over TLS for configured hosts, pooled.
 
 pub mod connect;
+pub mod limits;
+pub mod outlier;
 pub mod pool;
 pub mod tls;
+pub mod tunnel;
 
 use std::{error::Error, io, iter, net::SocketAddr, rc::Rc, time::Duration};
 
@@ -61,6 +64,16 @@ pub enum UpstreamError {
         address: SocketAddr,
         /// The limit.
         limit: Duration,
+    },
+    /// The proxy on the way makes no tunnel.
+    #[error("no tunnel to {host} through the proxy at {proxy}: {source}")]
+    Tunnel {
+        /// The proxy's address.
+        proxy: SocketAddr,
+        /// The origin, as the proxy was asked for it.
+        host: String,
+        /// Why.
+        source: tunnel::TunnelError,
     },
     /// TLS could not be made, or the origin could not be verified.
     #[error("TLS with {host} at {address} failed: {source}")]

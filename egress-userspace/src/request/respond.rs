@@ -8,7 +8,7 @@ use sfv::{ItemSerializer, StringRef, TokenRef, key_ref, string_ref, token_ref};
 use crate::{
     body::ResponseBody,
     telemetry::access_log::{Outcome, Record},
-    upstream::UpstreamError,
+    upstream::{UpstreamError, tunnel::TunnelError},
 };
 
 /// Why a request is not answered by its origin.
@@ -117,6 +117,13 @@ fn status_and_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
         UpstreamError::ConnectTimeout { .. } | UpstreamError::TlsTimeout { .. } => {
             (StatusCode::GATEWAY_TIMEOUT, "connection_timeout")
         }
+        UpstreamError::Tunnel { source: TunnelError::Timeout, .. } => {
+            (StatusCode::GATEWAY_TIMEOUT, "connection_timeout")
+        }
+        UpstreamError::Tunnel { source: TunnelError::Broken(_), .. } => {
+            (StatusCode::BAD_GATEWAY, "connection_terminated")
+        }
+        UpstreamError::Tunnel { .. } => (StatusCode::BAD_GATEWAY, "destination_unavailable"),
         UpstreamError::Tls { source, .. } | UpstreamError::TlsEnded { source, .. } => match source {
             TlsError::InvalidCertificate(_) | TlsError::NoCertificatesPresented => {
                 (StatusCode::BAD_GATEWAY, "tls_certificate_error")

@@ -1,0 +1,219 @@
+//! What routes and annotations change in heads.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::PathAndQuery};
+
+use crate::policy::{HeaderOperations, Match, PathRewrite, TextMatch};
+
+/// Names of fields by which proxies say who has asked them, and how (RFC 7239 section 4, and its forerunners).
+const FORWARDED: [&str; 9] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+];
+
+/// Removes, sets and adds fields.
+pub fn change(fields: &mut HeaderMap, changes: &HeaderOperations) {
+    for name in &changes.remove {
+        remove(fields, |present, _| present == name);
+    }
+    for (name, value) in &changes.set {
+        fields.insert(name.clone(), value.clone());
+    }
+    for (name, value) in &changes.add {
+        fields.append(name.clone(), value.clone());
+    }
+}
+
+/// Removes what would tell the origin that http was spoken.
+pub fn strip_forwarded(fields: &mut HeaderMap) {
+    remove(fields, |name, _| FORWARDED.contains(&name.as_str()));
+}
+
+/// Removes the attribute by which clients keep a cookie to https (RFC 6265 section 4.1.2.5), and those which ask for it:
+/// `SameSite=None` and `Partitioned` are void without it.
+pub fn drop_secure(fields: &mut HeaderMap) {
+    let header::Entry::Occupied(mut cookies) = fields.entry(header::SET_COOKIE) else { return };
+    for cookie in cookies.iter_mut() {
+        let Ok(text) = cookie.to_str() else { continue };
+        let needs_https = |attribute: &&str| {
+            let attribute = attribute.trim().to_ascii_lowercase().replace(' ', "");
+            ["secure", "samesite=none", "partitioned"].contains(&attribute.as_str())
+        };
+        // The first part is the cookie's own name and value.
+        let (first, attributes) = text.split_once(';').unwrap_or((text, ""));
+        if attributes.split(';').any(|attribute| needs_https(&attribute)) {
+            let kept = attributes.split(';').filter(|attribute| !needs_https(attribute));
+            let kept: Vec<_> = std::iter::once(first).chain(kept).collect();
+            if let Ok(value) = HeaderValue::from_str(&kept.join(";")) {
+                *cookie = value;
+            }
+        }
+    }
+}
+
+/// Makes `Location: https://host...` one that is led through us, where `is_ours` says that TLS is originated for that host
+/// on port 80.
+pub fn lead_back(fields: &mut HeaderMap, is_ours: impl Fn(&str) -> bool) {
+    for name in [header::LOCATION, header::CONTENT_LOCATION] {
+        let location = fields.get(&name).and_then(|value| value.to_str().ok()?.parse::<Uri>().ok());
+        let Some(location) = location.filter(|location| location.scheme_str() == Some("https")) else { continue };
+        let Some(authority) = location.authority() else { continue };
+        let is_default_port = authority.port_u16().is_none_or(|port| port == 443);
+        let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
+        if !is_default_port || !is_ours(&host) {
+            continue;
+        }
+        // As it was written, but for the scheme and the port: the fragment is not part of a parsed URI.
+        let written = fields[&name].to_str().unwrap_or_default();
+        let rest = written.get("https://".len() + authority.as_str().len()..).unwrap_or_default();
+        if let Ok(value) = HeaderValue::from_str(&format!("http://{}{rest}", authority.host())) {
+            fields.insert(name, value);
+        }
+    }
+}
+
+/// The target with its path changed; None if the outcome is no path.
+pub fn path(target: &Uri, rewrite: &PathRewrite, matched: Option<&Match>) -> Option<Uri> {
+    let old = target.path();
+    let path = match rewrite {
+        PathRewrite::Matched(new) => match matched.and_then(|matched| matched.path.as_ref()) {
+            Some(TextMatch::Prefix(prefix)) => replace_prefix(old, prefix, new),
+            Some(TextMatch::Exact(_) | TextMatch::Regex(_)) => new.to_string(),
+            None => replace_prefix(old, "/", new),
+        },
+        PathRewrite::Regex(pattern, new) => pattern.regex().replace_all(old, &**new).into_owned(),
+    };
+    let written = match target.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    };
+    let written = if written.starts_with('/') { written } else { format!("/{written}") };
+    written.parse::<PathAndQuery>().ok().map(Uri::from)
+}
+
+/// The path with another prefix. It has matched, be it in another case.
+pub fn replace_prefix(path: &str, prefix: &str, new: &str) -> String {
+    format!("{new}{}", path.get(prefix.len()..).unwrap_or_default())
+}
+
+/// Removes fields, and leaves the others in their order: `HeaderMap::remove` puts the last field into the gap.
+pub fn remove(fields: &mut HeaderMap, goes: impl Fn(&HeaderName, &HeaderValue) -> bool) {
+    if !fields.iter().any(|(name, value)| goes(name, value)) {
+        return;
+    }
+    let old = std::mem::replace(fields, HeaderMap::with_capacity(fields.len()));
+    let mut last = None;
+    for (name, value) in old {
+        last = name.or(last);
+        if let Some(name) = &last
+            && !goes(name, &value)
+        {
+            fields.append(name, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Pattern;
+
+    fn fields(list: &[(&'static str, &'static str)]) -> HeaderMap {
+        list.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    fn listed(fields: &HeaderMap) -> Vec<(&str, &str)> {
+        fields.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("ASCII values"))).collect()
+    }
+
+    #[test]
+    fn fields_are_removed_set_and_added_in_this_order() {
+        let mut found = HeaderMap::new();
+        for (name, value) in [("x-a", "1"), ("x-b", "2"), ("x-a", "3"), ("x-c", "4"), ("x-d", "5")] {
+            found.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let pair = |name, value| (HeaderName::from_static(name), HeaderValue::from_static(value));
+        let changes = HeaderOperations {
+            set: vec![pair("x-c", "new")],
+            add: vec![pair("x-d", "6"), pair("x-b", "7")],
+            remove: vec![HeaderName::from_static("x-a"), HeaderName::from_static("x-b")],
+        };
+        change(&mut found, &changes);
+        assert_eq!(listed(&found), [("x-c", "new"), ("x-d", "5"), ("x-d", "6"), ("x-b", "7")]);
+    }
+
+    #[test]
+    fn what_says_that_http_was_spoken_is_removed() {
+        let mut found =
+            fields(&[("x-forwarded-proto", "http"), ("accept", "*/*"), ("forwarded", "proto=http"), ("x-for", "1")]);
+        strip_forwarded(&mut found);
+        assert_eq!(listed(&found), [("accept", "*/*"), ("x-for", "1")]);
+    }
+
+    #[test]
+    fn cookies_lose_what_keeps_them_to_https() {
+        for (before, after) in [
+            ("a=1; Secure", "a=1"),
+            ("a=secure; Path=/; SECURE; HttpOnly", "a=secure; Path=/; HttpOnly"),
+            ("secure; Path=/", "secure; Path=/"),
+            ("a=1; SameSite=None; Secure; Partitioned", "a=1"),
+            ("a=1; SameSite=Lax;Secure", "a=1; SameSite=Lax"),
+            ("a=1", "a=1"),
+        ] {
+            let mut found = fields(&[("set-cookie", before)]);
+            drop_secure(&mut found);
+            assert_eq!(listed(&found), [("set-cookie", after)]);
+        }
+        let mut several = HeaderMap::new();
+        for cookie in ["a=1; Secure", "b=2; Secure"] {
+            several.append(header::SET_COOKIE, HeaderValue::from_static(cookie));
+        }
+        drop_secure(&mut several);
+        assert_eq!(listed(&several), [("set-cookie", "a=1"), ("set-cookie", "b=2")]);
+    }
+
+    #[test]
+    fn redirects_to_hosts_of_ours_lead_through_us() {
+        for (before, after) in [
+            ("https://cnn.com/a?b#c", "http://cnn.com/a?b#c"),
+            ("https://CNN.com:443/a", "http://CNN.com/a"),
+            ("https://cnn.com", "http://cnn.com"),
+            ("HTTPS://cnn.com/", "http://cnn.com/"),
+            ("https://cnn.com:8443/a", "https://cnn.com:8443/a"),
+            ("https://other.example/a", "https://other.example/a"),
+            ("http://cnn.com/a", "http://cnn.com/a"),
+            ("/a", "/a"),
+        ] {
+            let mut found = fields(&[("location", before)]);
+            lead_back(&mut found, |host| host == "cnn.com");
+            assert_eq!(listed(&found), [("location", after)]);
+        }
+    }
+
+    #[test]
+    fn paths_are_rewritten_by_what_has_matched() {
+        let check = |target: &'static str, rewrite: &PathRewrite, matcher: Option<TextMatch>, expected: &str| {
+            let matched = Match { path: matcher, ..Match::default() };
+            let found = path(&Uri::from_static(target), rewrite, Some(&matched)).expect("a path");
+            assert_eq!(found.to_string(), expected, "{target} {rewrite:?} {matched:?}");
+        };
+        let to = |text: &str| PathRewrite::Matched(text.into());
+        let prefix = |text: &str| Some(TextMatch::Prefix(text.into()));
+        check("/v1/a?q=1", &to("/v2/"), prefix("/v1/"), "/v2/a?q=1");
+        check("/v1", &to("/"), prefix("/v1"), "/");
+        check("/v1/a", &to("/"), prefix("/v1"), "//a");
+        check("/v1/a?q", &to("/b"), Some(TextMatch::Exact("/v1/a".into())), "/b?q");
+        check("/a", &to("/v2/"), None, "/v2/a");
+        let regex =
+            PathRewrite::Regex(Pattern::part("^/([a-z]+)/([0-9]+)").expect("an expression"), "/${2}/${1}".into());
+        check("/item/42/x?q", &regex, None, "/42/item/x?q");
+        let emptied = PathRewrite::Regex(Pattern::part(".*").expect("an expression"), "".into());
+        check("/a", &emptied, None, "/");
+    }
+}
