@@ -27,7 +27,7 @@ use egress_common::{
 
 /// What is intercepted in every network namespace, and why.
 #[btf_map]
-static DESTINATIONS: LpmTrie<Destination, u8, 65536> = LpmTrie::new();
+static DESTINATIONS: LpmTrie<Destination, u8, 1048576> = LpmTrie::new();
 
 /// The agent's ports by network namespace cookie.
 #[btf_map]

@@ -332,8 +332,8 @@ mod tests {
     /// An agent takes pinned maps over from one of the same layout. Whoever changes a map has to say that it is another.
     #[test]
     fn the_layout_version_follows_the_maps() {
-        let expected = "layout 2: name, type, key, value, entries, flags\n\
-            DESTINATIONS 11 24 1 65536 1\n\
+        let expected = "layout 3: name, type, key, value, entries, flags\n\
+            DESTINATIONS 11 24 1 1048576 1\n\
             LISTENERS 1 8 4 16384 1\n\
             OWN_SOCKETS 24 4 4 0 1\n\
             ORIGINS 24 4 56 0 1\n\
@@ -341,7 +341,7 @@ mod tests {
             OUTCOMES 6 4 8 11 0\n\
             THREADS_SEEN 27 0 0 65536 0\n\
             SCOPES 1 8 1 256 1\n\
-            NAMES 11 260 16 16384 1\n\
+            NAMES 11 260 16 262144 1\n\
             LEARNED 1 32 8 262144 1\n\
             LEARNED_COUNTS 1 8 4 16384 1\n\
             ASKERS 24 4 8 0 1\n\

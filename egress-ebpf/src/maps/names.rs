@@ -22,7 +22,7 @@ const IPPROTO_UDP: u32 = 17;
 
 /// Whose addresses are learned.
 #[btf_map]
-static NAMES: LpmTrie<ReversedName, NameRule, 16384> = LpmTrie::new();
+static NAMES: LpmTrie<ReversedName, NameRule, 262144> = LpmTrie::new();
 
 /// What was learned.
 #[btf_map]

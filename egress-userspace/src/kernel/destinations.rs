@@ -22,7 +22,7 @@ use super::{
 use crate::policy::Cidr;
 
 /// Entries that the map holds at most, as declared in the eBPF object.
-const CAPACITY: usize = 65536;
+const CAPACITY: usize = 1 << 20;
 
 /// A network on one port: the key of an entry. The most specific one that contains an address counts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
