@@ -4,21 +4,24 @@
 //! swapped as a whole.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use rustls_pki_types::ServerName;
 
+pub use self::{http::*, upstream::*};
 pub use crate::config::{
-    Cidr, HostName, HostPattern, Located, Location, Warning, destination_rule::ClientIdentity, parents,
-    service_entry::EndpointAddress,
+    Cidr, HostName, HostPattern, Located, Location, Warning, parents, service_entry::EndpointAddress,
 };
 use crate::config::{Document, Errors};
 
 mod compile;
+mod http;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 /// The rules in force. The default has none, and so leaves all traffic as it is.
 #[derive(Clone, Debug, Default)]
@@ -27,43 +30,41 @@ pub struct Policy {
     rules: Vec<Arc<Rule>>,
 }
 
-/// TLS for one port of one host.
+/// What becomes of requests for one port of one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The host, or hosts, that the request is for.
     pub host: HostPattern,
     /// The port that the application connects to.
     pub port: u16,
-    /// The port to connect to in its stead.
-    pub target_port: u16,
+    /// What the application speaks.
+    pub protocol: Protocol,
     /// Addresses by which applications reach the host, besides those that its name resolves to.
     pub addresses: Vec<Cidr>,
-    /// Where to connect to.
-    pub upstream: Upstream,
-    /// How to speak TLS there.
-    pub tls: TlsSettings,
-    /// The `tls` block that asks for it.
+    /// Where its routes lead, each once.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// In order: the first that a request matches counts.
+    pub routes: Vec<HttpRoute>,
+    /// The `VirtualService` that has the routes, or the `tls` block that asks for the only one.
     pub location: Location,
 }
 
-/// Where a rule's requests are sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Upstream {
-    /// To the target port of the rule's host, resolved.
-    Resolve(HostName),
-    /// To one of these; there is at least one.
-    Endpoints(Vec<Endpoint>),
-    /// To the target port of the address that the application connected to.
-    Original,
+/// What an application speaks to a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0 or HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 with prior knowledge (RFC 9113 section 3.3): ports of protocol HTTP2 or GRPC.
+    Http2,
 }
 
-/// One place that serves a host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Its address.
-    pub address: EndpointAddress,
-    /// Its port.
-    pub port: u16,
+impl Rule {
+    /// An upstream of one of its routes.
+    pub fn upstream(&self, index: UpstreamIndex) -> &Arc<Upstream> {
+        // A rule's routes name no others.
+        &self.upstreams[index.0]
+    }
 }
 
 /// How TLS is spoken.
@@ -96,7 +97,56 @@ pub enum Roots {
     /// Those of the operating system.
     System,
     /// Those in a PEM file.
-    File(Located<PathBuf>),
+    File(Located<Pem>),
+}
+
+/// Who we are, to servers that want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientIdentity {
+    /// The certificate chain.
+    pub certificate: Located<Pem>,
+    /// The private key.
+    pub key: Located<Pem>,
+}
+
+/// Something in PEM (RFC 7468); displays as what it is called.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Pem {
+    /// In a file, which is read when routes are built.
+    File(PathBuf),
+    /// In a `Secret` or `ConfigMap`.
+    Inline {
+        /// Which one, and its key.
+        name: Arc<str>,
+        /// What is there.
+        content: Arc<[u8]>,
+    },
+}
+
+impl Pem {
+    /// The file that it is in, if it is in one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Inline { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Inline { name, .. } => f.write_str(name),
+        }
+    }
+}
+
+/// Keys have no business in logs.
+impl fmt::Debug for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl TlsSettings {
@@ -107,7 +157,7 @@ impl TlsSettings {
             Roots::File(file) => Some(file),
         };
         let client = self.client.iter().flat_map(|client| [&client.certificate, &client.key]);
-        roots.into_iter().chain(client).map(|file| file.value.as_path())
+        roots.into_iter().chain(client).filter_map(|pem| pem.value.file())
     }
 }
 

@@ -13,7 +13,10 @@ use rustls::RootCertStore;
 
 use crate::{
     kernel::{Intercepted, Watched},
-    policy::{EndpointAddress, HostName, HostPattern, Policy, Rule, Upstream, parents},
+    policy::{
+        Adjustments, ConnectionPool, EndpointAddress, HostName, HostPattern, HttpRoute, Location, Policy, Protocol,
+        Rule, Targets, Upstream, UpstreamProtocol, parents,
+    },
     resolve::{Addresses, Names, ResolveError},
     upstream::pool::To,
     upstream::tls::{Material, Originator, TlsError, system_roots},
@@ -37,6 +40,8 @@ pub struct Route {
     pub id: RouteId,
     /// What the user wrote.
     pub rule: Arc<Rule>,
+    /// The only place that it leads to.
+    pub upstream: Arc<Upstream>,
     /// How TLS is originated.
     pub originator: Originator,
     material: Material,
@@ -69,8 +74,8 @@ impl Route {
                 Target::Origin(port) => found.push(SocketAddr::new(origin, *port)),
             }
         }
-        if found.is_empty() && matches!(self.rule.upstream, Upstream::Resolve(_)) {
-            found.push(SocketAddr::new(origin, self.rule.target_port));
+        if found.is_empty() && matches!(self.upstream.targets, Targets::Resolve(_)) {
+            found.push(SocketAddr::new(origin, self.upstream.target_port));
         }
         // The application's choice first, then the families in turn (RFC 8305 section 4).
         let (same, other): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| found.is_ipv4() == origin.is_ipv4());
@@ -98,7 +103,7 @@ impl Route {
     pub fn pooled(&self, host: &str, origin: IpAddr) -> To {
         To::Route {
             id: self.id,
-            address: matches!(self.rule.upstream, Upstream::Original).then_some(origin),
+            address: matches!(self.upstream.targets, Targets::Original).then_some(origin),
             name: (!self.rule.host.is_exact()).then(|| host.into()),
         }
     }
@@ -164,11 +169,17 @@ impl RouteTable {
             if let HostPattern::Exact(host) = &rule.host {
                 names.insert(host.clone());
             }
-            if let Upstream::Endpoints(endpoints) = &rule.upstream {
-                names.extend(endpoints.iter().filter_map(|endpoint| match &endpoint.address {
-                    EndpointAddress::Name(name) => Some(name.clone()),
-                    EndpointAddress::Ip(_) => None,
-                }));
+            for upstream in &rule.upstreams {
+                match &upstream.targets {
+                    Targets::Resolve(host) => _ = names.insert(host.clone()),
+                    Targets::Endpoints(endpoints) => {
+                        names.extend(endpoints.iter().filter_map(|endpoint| match &endpoint.address {
+                            EndpointAddress::Name(name) => Some(name.clone()),
+                            EndpointAddress::Ip(_) => None,
+                        }));
+                    }
+                    Targets::Original => {}
+                }
             }
         }
         names
@@ -189,14 +200,23 @@ impl RouteTable {
             system_roots().map_err(|error| vec![error])?
         };
         for rule in policy.rules() {
-            let built = Material::read(&rule.tls).and_then(|material| {
+            let built = sole_upstream(rule).and_then(|upstream| {
+                let material = Material::read(&upstream.tls)?;
                 let kept = previous.route_of(rule).filter(|old| old.material == material);
                 if let Some(kept) = kept {
                     return Ok(kept.clone());
                 }
-                let originator = Originator::build(&rule.host, &rule.tls, &material, &rule.location, &roots)?;
-                let targets = targets(rule, names);
-                Ok(Arc::new(Route { id: RouteId::next(), rule: rule.clone(), originator, material, targets }))
+                let originator =
+                    Originator::build(&upstream.host, &upstream.tls, &material, &upstream.location, &roots)?;
+                let (id, targets) = (RouteId::next(), targets(upstream, names));
+                Ok(Arc::new(Route {
+                    id,
+                    rule: rule.clone(),
+                    upstream: upstream.clone(),
+                    originator,
+                    material,
+                    targets,
+                }))
             });
             match built {
                 Ok(route) => {
@@ -244,16 +264,49 @@ impl RouteTable {
     }
 }
 
-fn targets(rule: &Rule, names: &Names) -> Vec<Target> {
-    match &rule.upstream {
-        Upstream::Resolve(host) => vec![Target::Resolved(names.addresses(host), rule.target_port)],
-        Upstream::Original => vec![Target::Origin(rule.target_port)],
-        Upstream::Endpoints(endpoints) => endpoints
+fn targets(upstream: &Upstream, names: &Names) -> Vec<Target> {
+    match &upstream.targets {
+        Targets::Resolve(host) => vec![Target::Resolved(names.addresses(host), upstream.target_port)],
+        Targets::Original => vec![Target::Origin(upstream.target_port)],
+        Targets::Endpoints(endpoints) => endpoints
             .iter()
             .map(|endpoint| match &endpoint.address {
                 EndpointAddress::Ip(ip) => Target::Literal(SocketAddr::new(*ip, endpoint.port)),
                 EndpointAddress::Name(name) => Target::Resolved(names.addresses(name), endpoint.port),
             })
             .collect(),
+    }
+}
+
+/// The place that all requests of a rule go to, unless the rule asks for what requests are not yet given.
+fn sole_upstream(rule: &Rule) -> Result<&Arc<Upstream>, TlsError> {
+    let refused = |location: &Location, what: &str| {
+        let problem = format!("{what} cannot be carried out yet; remove it");
+        Err(TlsError::Settings { location: location.clone(), problem })
+    };
+    let [upstream] = rule.upstreams.as_slice() else {
+        return refused(&rule.location, "more or less than one destination");
+    };
+    if rule.routes.as_slice() != [HttpRoute::catch_all(upstream.location.clone())] {
+        return refused(&rule.location, "a VirtualService");
+    }
+    let has_weights = match &upstream.targets {
+        Targets::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.weight.get() > 1),
+        Targets::Resolve(_) | Targets::Original => false,
+    };
+    let pending = [
+        ("protocol HTTP2 or GRPC", rule.protocol != Protocol::Http1),
+        ("a weight of an endpoint", has_weights),
+        ("h2UpgradePolicy", upstream.protocol != UpstreamProtocol::Negotiated),
+        ("connectionPool", upstream.pool != ConnectionPool::default()),
+        ("outlierDetection", upstream.outlier_detection.is_some()),
+        ("loadBalancer", upstream.balancer.is_some()),
+        ("tunnel", upstream.tunnel.is_some()),
+        ("an annotation that adjusts requests or responses", upstream.adjustments != Adjustments::default()),
+        ("egress.dev/preconnect", upstream.preconnect > 0),
+    ];
+    match pending.into_iter().find(|(_, is_asked)| *is_asked) {
+        Some((what, _)) => refused(&upstream.location, what),
+        None => Ok(upstream),
     }
 }

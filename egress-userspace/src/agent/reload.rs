@@ -64,7 +64,10 @@ impl Agent {
         self.metrics.rules.set(rules as i64);
         tracing::info!(rules, "policy applied");
         for rule in self.policy.rules() {
-            tracing::info!(host = %rule.host, port = rule.port, target_port = rule.target_port, at = %rule.location, "rule");
+            for upstream in &rule.upstreams {
+                let (to, target_port) = (&upstream.host, upstream.target_port);
+                tracing::info!(host = %rule.host, port = rule.port, %to, target_port, at = %rule.location, "rule");
+            }
         }
     }
 }
@@ -75,6 +78,6 @@ pub(super) fn watched(sources: &[Source], policy: &Policy) -> Vec<PathBuf> {
         Source::Path(path) => Some(path.as_path()),
         Source::Host(_) => None,
     });
-    let files = policy.rules().flat_map(|rule| rule.tls.files());
+    let files = policy.rules().flat_map(|rule| &rule.upstreams).flat_map(|upstream| upstream.files());
     sources.chain(files).map(Path::to_owned).collect()
 }

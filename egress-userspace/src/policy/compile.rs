@@ -2,17 +2,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map},
-    num::NonZeroU16,
+    num::{NonZeroU16, NonZeroU32},
     path::PathBuf,
+    sync::Arc,
 };
 
 use egress_common::learned::NAME_PORTS;
 
-use super::{ClientIdentity, Endpoint, Located, Roots, Rule, TlsSettings, Upstream, Verify, Warning};
+use super::{
+    Adjustments, ClientIdentity, ConnectionPool, Endpoint, HttpRoute, Located, Pem, Protocol, Roots, Rule, Targets,
+    TlsSettings, Upstream, UpstreamProtocol, Verify, Warning,
+};
 use crate::config::{
     Document, Errors, HostPattern, Resource,
     destination_rule::{DestinationRule, Origination, Tls},
-    service_entry::{Protocol, Resolution, ServiceEntry, ServicePort},
+    service_entry::{Protocol as Spoken, Resolution, ServiceEntry, ServicePort},
 };
 
 /// The rules that the documents ask for, and the warnings in the order of files and lines.
@@ -136,16 +140,16 @@ impl<'d> Compiler<'d> {
         };
         let number = port.number.value;
         match &port.protocol {
-            Some(Located { value: Protocol::Http, .. }) => {
+            Some(Located { value: Spoken::Http, .. }) => {
                 let rule = self.rule(service, host, asked);
                 self.rules.push(rule);
             }
-            Some(Located { value: protocol @ (Protocol::Https | Protocol::Tls), .. }) => {
+            Some(Located { value: protocol @ (Spoken::Https | Spoken::Tls), .. }) => {
                 let text =
                     format!("port {number} of {host} is {} as it is, and gets no TLS around it", protocol.name());
                 self.warn(asked.tls, text);
             }
-            Some(protocol @ Located { value: Protocol::Http2 | Protocol::Grpc, .. }) => {
+            Some(protocol @ Located { value: Spoken::Http2 | Spoken::Grpc, .. }) => {
                 let message = format!(
                     "TLS cannot be originated for {} yet, and {} asks for it; only for HTTP",
                     protocol.value.name(),
@@ -190,7 +194,7 @@ impl<'d> Compiler<'d> {
 
     /// Half of the seed's pair is the mistake to look for: a target port, and no TLS to it.
     fn check_clear_text(&mut self, Service { host, port, .. }: Service<'d>) {
-        let is_http = port.protocol.as_ref().is_some_and(|protocol| protocol.value == Protocol::Http);
+        let is_http = port.protocol.as_ref().is_some_and(|protocol| protocol.value == Spoken::Http);
         if let Some(target) = port.target_port.as_ref().filter(|target| is_http && target.value != port.number.value) {
             let number = port.number.value;
             let text = format!(
@@ -205,10 +209,10 @@ impl<'d> Compiler<'d> {
     fn rule(&mut self, service: Service<'d>, host: &HostPattern, asked: Asked<'d>) -> Rule {
         let Service { entry, port, .. } = service;
         let target_port = port.target_port.as_ref().unwrap_or(&port.number);
-        let upstream = upstream(entry, port, host, target_port.value);
-        let is_same_port = match &upstream {
-            Upstream::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.port == port.number.value.get()),
-            Upstream::Resolve(_) | Upstream::Original => target_port.value == port.number.value,
+        let targets = targets(entry, port, host, target_port.value);
+        let is_same_port = match &targets {
+            Targets::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.port == port.number.value.get()),
+            Targets::Resolve(_) | Targets::Original => target_port.value == port.number.value,
         };
         if is_same_port {
             let text = format!(
@@ -217,14 +221,31 @@ impl<'d> Compiler<'d> {
             );
             self.warn(&port.number, text);
         }
+        let location = asked.tls.location.clone();
+        let upstream = Upstream {
+            host: host.clone(),
+            port: port.number.value.get(),
+            subset: None,
+            target_port: target_port.value.get(),
+            targets,
+            protocol: UpstreamProtocol::Negotiated,
+            tls: self.tls_settings(host, asked.origination),
+            pool: ConnectionPool::default(),
+            outlier_detection: None,
+            balancer: None,
+            tunnel: None,
+            adjustments: Adjustments::default(),
+            preconnect: 0,
+            location: location.clone(),
+        };
         Rule {
             host: host.clone(),
             port: port.number.value.get(),
-            target_port: target_port.value.get(),
+            protocol: Protocol::Http1,
             addresses: entry.addresses.iter().map(|range| range.value).collect(),
-            upstream,
-            tls: self.tls_settings(host, asked.origination),
-            location: asked.tls.location.clone(),
+            upstreams: vec![Arc::new(upstream)],
+            routes: vec![HttpRoute::catch_all(location.clone())],
+            location,
         }
     }
 
@@ -289,23 +310,24 @@ impl<'d> Compiler<'d> {
     }
 }
 
-fn upstream(entry: &ServiceEntry, port: &ServicePort, host: &HostPattern, target_port: NonZeroU16) -> Upstream {
+fn targets(entry: &ServiceEntry, port: &ServicePort, host: &HostPattern, target_port: NonZeroU16) -> Targets {
     match (entry.resolution(), entry.endpoints.as_slice(), host) {
         // The entry has been refused if it wants a wildcard to be resolved.
-        (Resolution::None, ..) | (_, [], HostPattern::Wildcard(_)) => Upstream::Original,
-        (Resolution::Static | Resolution::Dns, [], HostPattern::Exact(host)) => Upstream::Resolve(host.clone()),
-        (Resolution::Static | Resolution::Dns, endpoints, _) => Upstream::Endpoints(
+        (Resolution::None, ..) | (_, [], HostPattern::Wildcard(_)) => Targets::Original,
+        (Resolution::Static | Resolution::Dns, [], HostPattern::Exact(host)) => Targets::Resolve(host.clone()),
+        (Resolution::Static | Resolution::Dns, endpoints, _) => Targets::Endpoints(
             endpoints
                 .iter()
                 .map(|endpoint| Endpoint {
                     address: endpoint.address.value.clone(),
                     port: endpoint.ports.get(&port.name.value).map_or(target_port, |port| port.value).get(),
+                    weight: NonZeroU32::MIN,
                 })
                 .collect(),
         ),
     }
 }
 
-fn resolve(file: &Located<PathBuf>) -> Located<PathBuf> {
-    file.with(file.location.resolve(&file.value))
+fn resolve(file: &Located<PathBuf>) -> Located<Pem> {
+    file.with(Pem::File(file.location.resolve(&file.value)))
 }

@@ -1,8 +1,8 @@
 //! What documents mean together.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-use super::{Policy, Upstream, Verify};
+use super::{HttpRoute, Policy, Targets, Upstream, Verify};
 use crate::config::{self, Source};
 
 const SEED_ACCESS: &str = include_str!("../config/tests/seed-access.yaml");
@@ -28,10 +28,11 @@ fn outcome(text: &str) -> String {
 /// A rule on one line, without what is as it mostly is.
 fn describe(rule: &super::Rule) -> String {
     let mut line = format!("{}:{} -> ", rule.host, rule.port);
-    match &rule.upstream {
-        Upstream::Resolve(_) => line += &rule.target_port.to_string(),
-        Upstream::Original => line += &format!("original:{}", rule.target_port),
-        Upstream::Endpoints(endpoints) => {
+    let upstream = rule.upstreams.first().expect("a rule leads somewhere");
+    match &upstream.targets {
+        Targets::Resolve(_) => line += &upstream.target_port.to_string(),
+        Targets::Original => line += &format!("original:{}", upstream.target_port),
+        Targets::Endpoints(endpoints) => {
             let endpoints: Vec<_> = endpoints
                 .iter()
                 .map(|endpoint| match &endpoint.address {
@@ -45,10 +46,10 @@ fn describe(rule: &super::Rule) -> String {
     for range in &rule.addresses {
         line += &format!(" address={range}");
     }
-    if let Some(sni) = &rule.tls.sni {
+    if let Some(sni) = &upstream.tls.sni {
         line += &format!(" sni={sni}");
     }
-    match &rule.tls.verify {
+    match &upstream.tls.verify {
         Verify::Skip => line += " unverified",
         Verify::Host => line += " verify=request",
         Verify::Names(names) => {
@@ -56,11 +57,11 @@ fn describe(rule: &super::Rule) -> String {
             line += &format!(" verify={}", names.join(","));
         }
     }
-    if let super::Roots::File(file) = &rule.tls.roots {
-        line += &format!(" roots={}", file.display());
+    if let super::Roots::File(file) = &upstream.tls.roots {
+        line += &format!(" roots={}", file.value);
     }
-    if let Some(client) = &rule.tls.client {
-        line += &format!(" client={}+{}", client.certificate.display(), client.key.display());
+    if let Some(client) = &upstream.tls.client {
+        line += &format!(" client={}+{}", client.certificate.value, client.key.value);
     }
     line + &format!(" ({})", rule.location)
 }
@@ -97,7 +98,15 @@ fn seed() {
     assert_eq!(warnings, []);
     let same_place = |policy: &Policy| -> Vec<super::Rule> {
         let place = config::Location::whole(Path::new("somewhere"));
-        policy.rules().map(|rule| super::Rule { location: place.clone(), ..(**rule).clone() }).collect()
+        let upstream =
+            |upstream: &Arc<Upstream>| Arc::new(Upstream { location: place.clone(), ..(**upstream).clone() });
+        let rules = policy.rules().map(|rule| super::Rule {
+            location: place.clone(),
+            upstreams: rule.upstreams.iter().map(upstream).collect(),
+            routes: vec![HttpRoute::catch_all(place.clone())],
+            ..(**rule).clone()
+        });
+        rules.collect()
     };
     assert_eq!(same_place(&short), same_place(&policy));
     assert_eq!(short.rules().next().expect("a rule").location.to_string(), "--host edition.cnn.com");

@@ -17,7 +17,7 @@ use rustls_pki_types::{
 
 use crate::{
     config::{Located, Location},
-    policy::{HostPattern, Roots, TlsSettings, Verify},
+    policy::{HostPattern, Pem, Roots, TlsSettings, Verify},
 };
 
 /// Settings that cannot be carried out. The whole policy is refused.
@@ -81,12 +81,15 @@ impl Material {
     }
 }
 
-fn read(path: &Located<PathBuf>) -> Result<Vec<u8>, TlsError> {
-    fs::read(&path.value).map_err(|source| TlsError::Read {
-        location: path.location.clone(),
-        path: path.value.clone(),
-        source,
-    })
+fn read(pem: &Located<Pem>) -> Result<Vec<u8>, TlsError> {
+    match &pem.value {
+        Pem::Inline { content, .. } => Ok(content.to_vec()),
+        Pem::File(path) => fs::read(path).map_err(|source| TlsError::Read {
+            location: pem.location.clone(),
+            path: path.clone(),
+            source,
+        }),
+    }
 }
 
 /// The roots that this machine trusts: those of SSL_CERT_FILE or SSL_CERT_DIR where set, else the system's.
@@ -161,10 +164,7 @@ impl Originator {
                 let key = PrivateKeyDer::from_pem_slice(key)
                     .map_err(|error| content(&identity.key, format!("not a private key in PEM: {error}")))?;
                 builder.with_client_auth_cert(chain, key).map_err(|error| {
-                    content(
-                        &identity.key,
-                        format!("does not go with {}: {error}", identity.certificate.value.display()),
-                    )
+                    content(&identity.key, format!("does not go with {}: {error}", identity.certificate.value))
                 })?
             }
             _ => builder.with_no_client_auth(),
@@ -186,18 +186,18 @@ impl Originator {
     }
 }
 
-fn content(file: &Located<PathBuf>, problem: String) -> TlsError {
-    TlsError::Content { location: file.location.clone(), path: file.value.clone(), problem }
+fn content(file: &Located<Pem>, problem: String) -> TlsError {
+    TlsError::Content { location: file.location.clone(), path: file.value.to_string().into(), problem }
 }
 
-fn parse_chain(file: &Located<PathBuf>, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn parse_chain(file: &Located<Pem>, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, pem::Error>>()
         .map_err(|error| content(file, format!("not certificates in PEM: {error}")))?;
     if chain.is_empty() { Err(content(file, "no certificate in PEM in it".into())) } else { Ok(chain) }
 }
 
-fn parse_roots(file: &Located<PathBuf>, pem: &[u8]) -> Result<RootCertStore, TlsError> {
+fn parse_roots(file: &Located<Pem>, pem: &[u8]) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in parse_chain(file, pem)? {
         roots
