@@ -31,7 +31,7 @@ impl Cli {
         let capture = match &cli.command {
             Command::Run(options) => Some(&options.capture),
             Command::Exec(options) => Some(&options.capture),
-            Command::Detach(_) | Command::SelfTest => None,
+            Command::Check(_) | Command::Detach(_) | Command::SelfTest => None,
         };
         if capture.is_some_and(|capture| capture.capture == CaptureBy::Hosts && !capture.exclude_cidr.is_empty()) {
             let message = "--exclude-cidr is of use only with --capture ports";
@@ -49,6 +49,10 @@ pub(crate) enum Command {
     Run(RunOptions),
     /// Run one command under interception, and leave nothing behind.
     Exec(ExecOptions),
+    /// Say what rules would do, and all that is wrong with them: nothing is touched, and root is not needed.
+    ///
+    /// Exits with 0 if they can be used, with 1 if not.
+    Check(CheckOptions),
     /// Remove what `run` leaves in place when it ends: from then on nothing is intercepted or refused.
     Detach(DetachOptions),
     /// What `run` starts in each cgroup, to see whether it is intercepted there.
@@ -60,7 +64,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct RuleOptions {
-    /// Istio resources (ServiceEntry, DestinationRule): a YAML file, or a directory of them. Watched for changes.
+    /// Istio resources (`egress check` explains them): a YAML file, or a directory of them. Watched for changes.
     /// Can be repeated.
     #[arg(short, long, value_name = "FILE|DIR")]
     config: Vec<PathBuf>,
@@ -152,6 +156,27 @@ pub(crate) struct ExecOptions {
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckOptions {
+    /// Istio resources: YAML files, or directories of them. They are checked together.
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Form of the answer, which goes to standard output.
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    pub(crate) output: OutputFormat,
+    /// Exit with 1 if there are warnings, too.
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
 }
 
 #[derive(Debug, Args)]

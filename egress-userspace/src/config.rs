@@ -13,26 +13,37 @@ use std::{
 
 pub use self::{
     cidr::{Cidr, InvalidCidr},
-    error::{Error, Errors, Warning},
+    diagnostic::{Code, Diagnostic, Errors, Message, Severity},
     host::{HostName, HostPattern, InvalidHostName, parents},
     location::{Located, Location},
     resource::Metadata,
+    text_match::{OptionalMatch, Pattern, TextMatch},
 };
 
+pub mod annotations;
+pub mod backend_tls_policy;
 mod cidr;
 mod decode;
 pub mod destination_rule;
-mod error;
+mod diagnostic;
 mod host;
 mod location;
 mod node;
 mod resource;
 pub mod service_entry;
 mod short_form;
+pub mod store;
 #[cfg(test)]
 mod tests;
+mod text_match;
+pub mod traffic_policy;
+pub mod values;
+pub mod virtual_service;
 
-use self::{destination_rule::DestinationRule, service_entry::ServiceEntry};
+use self::{
+    backend_tls_policy::BackendTlsPolicy, destination_rule::DestinationRule, service_entry::ServiceEntry, store::Store,
+    virtual_service::VirtualService,
+};
 
 /// Where configuration comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,9 +69,17 @@ pub struct Document {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// Which hosts there are.
-    ServiceEntry(ServiceEntry),
+    ServiceEntry(Box<ServiceEntry>),
     /// How they are spoken to.
-    DestinationRule(DestinationRule),
+    DestinationRule(Box<DestinationRule>),
+    /// What becomes of requests for them.
+    VirtualService(VirtualService),
+    /// How TLS is spoken to them, in the words of the Gateway API.
+    BackendTlsPolicy(Box<BackendTlsPolicy>),
+    /// Certificates and keys.
+    Secret(Store),
+    /// Certificates.
+    ConfigMap(Store),
 }
 
 /// Reads all sources. Everything that is wrong with any of them is reported at once, and then nothing of them is used.
@@ -87,13 +106,17 @@ pub fn parse(text: &str, file: &Path) -> Result<Vec<Document>, Errors> {
 fn load_path(path: &Path, documents: &mut Vec<Document>, errors: &mut Errors) {
     let files = if path.is_dir() { list(path) } else { Ok(vec![path.to_owned()]) };
     let files = files.unwrap_or_else(|error| {
-        errors.push(Location::whole(path), "", format!("cannot list the directory: {error}"));
+        let message = format!("cannot list the directory: {error}");
+        errors.push(Location::whole(path), "", Code::Unreadable.because(message));
         Vec::new()
     });
     for file in files {
         match fs::read_to_string(&file) {
             Ok(text) => read(&text, &Location::whole(file), documents, errors),
-            Err(error) => errors.push(Location::whole(file), "", format!("cannot read the file: {error}")),
+            Err(error) => {
+                let message = format!("cannot read the file: {error}");
+                errors.push(Location::whole(file), "", Code::Unreadable.because(message));
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 //! - [`netns`]: network namespaces and how to work inside them.
 //! - [`socket`]: the one factory of sockets.
 //! - [`route`]: the policy in the form that requests need.
+//! - [`check`]: what all of the above would make of a configuration, in words.
 //! - [`capture`]: which connections are redirected.
 //! - [`listener`]: accepted connections and where they were going.
 //! - [`request`]: which rule a request falls under, and its exchange with the origin.
@@ -28,6 +29,7 @@ pub mod admin;
 pub mod agent;
 pub mod body;
 pub mod capture;
+pub mod check;
 pub mod config;
 pub mod drain;
 pub mod existing;

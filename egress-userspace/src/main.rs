@@ -1,5 +1,6 @@
 //! The command `egress`.
 
+mod checking;
 mod cli;
 mod detach;
 mod exec;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(options) => run::run(options, &cli.log),
         Command::Exec(options) => exec::exec(options, &cli.log),
+        Command::Check(options) => checking::check(&options),
         Command::Detach(options) => detach::detach(&options),
         Command::SelfTest => match self_test::connect() {
             Ok(()) => ExitCode::SUCCESS,

@@ -13,9 +13,9 @@ use rustls_pki_types::ServerName;
 
 pub use self::{http::*, upstream::*};
 pub use crate::config::{
-    Cidr, HostName, HostPattern, Located, Location, Warning, parents, service_entry::EndpointAddress,
+    Cidr, HostName, HostPattern, Located, Location, Pattern, TextMatch, parents, service_entry::EndpointAddress,
 };
-use crate::config::{Document, Errors};
+use crate::config::{Diagnostic, Document, Errors, Severity};
 
 mod compile;
 mod http;
@@ -163,9 +163,19 @@ impl TlsSettings {
 
 impl Policy {
     /// The policy that the documents ask for together, and what to tell their author.
-    pub fn compile(documents: &[Document]) -> Result<(Self, Vec<Warning>), Errors> {
-        let (rules, warnings) = compile::compile(documents)?;
-        Ok((Self::from_iter(rules), warnings))
+    pub fn compile(documents: &[Document]) -> Result<(Self, Vec<Diagnostic>), Errors> {
+        let (policy, diagnostics) = Self::analyze(documents);
+        if diagnostics.iter().any(|diagnostic| diagnostic.severity() == Severity::Error) {
+            return Err(diagnostics.into_iter().filter(|found| found.severity() == Severity::Error).collect());
+        }
+        Ok((policy, diagnostics))
+    }
+
+    /// The same, with all that there is to say even if some of it is an error; the policy is then of no use but to be
+    /// looked at.
+    pub fn analyze(documents: &[Document]) -> (Self, Vec<Diagnostic>) {
+        let (rules, diagnostics) = compile::compile(documents);
+        (Self::from_iter(rules), diagnostics)
     }
 
     /// All rules in the order of host and port.

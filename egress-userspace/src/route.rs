@@ -12,6 +12,7 @@ use std::{
 use rustls::RootCertStore;
 
 use crate::{
+    config::{Code, Diagnostic},
     kernel::{Intercepted, Watched},
     policy::{
         Adjustments, ConnectionPool, EndpointAddress, HostName, HostPattern, HttpRoute, Location, Policy, Protocol,
@@ -280,23 +281,34 @@ fn targets(upstream: &Upstream, names: &Names) -> Vec<Target> {
 
 /// The place that all requests of a rule go to, unless the rule asks for what requests are not yet given.
 fn sole_upstream(rule: &Rule) -> Result<&Arc<Upstream>, TlsError> {
+    match (pending(rule), rule.upstreams.first()) {
+        (None, Some(upstream)) => Ok(upstream),
+        (pending, _) => Err(TlsError::Settings {
+            location: rule.location.clone(),
+            problem: pending.map(|pending| pending.reason).unwrap_or_default(),
+        }),
+    }
+}
+
+/// What a rule asks for that requests are not yet given, if there is such a thing.
+pub fn pending(rule: &Rule) -> Option<Diagnostic> {
     let refused = |location: &Location, what: &str| {
-        let problem = format!("{what} cannot be carried out yet; remove it");
-        Err(TlsError::Settings { location: location.clone(), problem })
+        let text = format!("{what} is understood, but cannot be carried out yet; remove it");
+        Some(Diagnostic::new(location.clone(), "", Code::Pending.because(text)))
     };
     let [upstream] = rule.upstreams.as_slice() else {
-        return refused(&rule.location, "more or less than one destination");
+        return refused(&rule.location, "a VirtualService");
     };
     if rule.routes.as_slice() != [HttpRoute::catch_all(upstream.location.clone())] {
         return refused(&rule.location, "a VirtualService");
     }
     let has_weights = match &upstream.targets {
-        Targets::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.weight.get() > 1),
+        Targets::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.weight != endpoints[0].weight),
         Targets::Resolve(_) | Targets::Original => false,
     };
     let pending = [
         ("protocol HTTP2 or GRPC", rule.protocol != Protocol::Http1),
-        ("a weight of an endpoint", has_weights),
+        ("the weight of an endpoint", has_weights),
         ("h2UpgradePolicy", upstream.protocol != UpstreamProtocol::Negotiated),
         ("connectionPool", upstream.pool != ConnectionPool::default()),
         ("outlierDetection", upstream.outlier_detection.is_some()),
@@ -305,8 +317,6 @@ fn sole_upstream(rule: &Rule) -> Result<&Arc<Upstream>, TlsError> {
         ("an annotation that adjusts requests or responses", upstream.adjustments != Adjustments::default()),
         ("egress.dev/preconnect", upstream.preconnect > 0),
     ];
-    match pending.into_iter().find(|(_, is_asked)| *is_asked) {
-        Some((what, _)) => refused(&upstream.location, what),
-        None => Ok(upstream),
-    }
+    let (what, _) = pending.into_iter().find(|(_, is_asked)| *is_asked)?;
+    refused(&upstream.location, what)
 }

@@ -2,10 +2,10 @@
 //!
 //! Everything that is wrong is recorded and decoding goes on, so that the user sees all of it at once.
 
-use std::{collections::BTreeMap, num::NonZeroU16, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Cidr, Errors, HostName, HostPattern, Located, Location,
+    Code, Errors, Located, Location,
     node::{Entry, Node, Value},
 };
 
@@ -64,7 +64,7 @@ impl<'n> Fields<'n> {
     /// The fields of `node`.
     pub(super) fn of(node: &'n Node, path: &'n str, errors: &mut Errors) -> Option<Self> {
         let Value::Map(entries) = &node.value else {
-            errors.push(node.location.clone(), path, format!("expected a map, found {}", node.value));
+            wrong_type(node, path, "a map", errors);
             return None;
         };
         Some(Self { location: &node.location, path, entries, known: Vec::new() })
@@ -82,7 +82,11 @@ impl<'n> Fields<'n> {
         match self.node(key) {
             Some(node) => T::decode(node, &self.path_of(key), errors),
             None => T::absent().or_else(|| {
-                errors.push(self.location.clone(), &self.path_of(key), "this field is required");
+                errors.push(
+                    self.location.clone(),
+                    &self.path_of(key),
+                    Code::MissingField.because("this field is required"),
+                );
                 None
             }),
         }
@@ -97,12 +101,12 @@ impl<'n> Fields<'n> {
     pub(super) fn finish(self, refused: &[&'static str], errors: &mut Errors) {
         for entry in self.entries.iter().filter(|entry| !self.known.contains(&entry.key.as_str())) {
             let message = if refused.contains(&entry.key.as_str()) {
-                "Istio has this field, egress does not implement it; remove it".to_owned()
+                Code::Unsupported.because("Istio has this field, egress does not implement it; remove it")
             } else {
-                match closest(&entry.key, self.known.iter().chain(refused)) {
+                Code::UnknownField.because(match closest(&entry.key, self.known.iter().chain(refused)) {
                     Some(meant) => format!("unknown field; did you mean `{meant}`?"),
                     None => format!("unknown field; the fields known here are {}", self.known.join(", ")),
-                }
+                })
             };
             errors.push(entry.location.clone(), &self.path_of(&entry.key), message);
         }
@@ -111,6 +115,12 @@ impl<'n> Fields<'n> {
     fn path_of(&self, key: &str) -> String {
         join(self.path, key)
     }
+}
+
+/// Says that a node is not what it has to be.
+pub(super) fn wrong_type(node: &Node, path: &str, expected: &str, errors: &mut Errors) {
+    let message = format!("expected {expected}, found {}", node.value);
+    errors.push(node.location.clone(), path, Code::WrongType.because(message));
 }
 
 /// The path of a field within the map at `path`.
@@ -168,7 +178,7 @@ impl<T: Decode> Decode for Located<T> {
 impl<T: Decode> Decode for Vec<T> {
     fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
         let Value::List(items) = &node.value else {
-            errors.push(node.location.clone(), path, format!("expected a list, found {}", node.value));
+            wrong_type(node, path, "a list", errors);
             return None;
         };
         // Every item is decoded before the first bad one spoils the list.
@@ -202,31 +212,6 @@ impl<T: Decode> Decode for BTreeMap<String, T> {
     }
 }
 
-impl Decode for bool {
-    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
-        let Value::Bool(value) = node.value else {
-            errors.push(node.location.clone(), path, format!("expected true or false, found {}", node.value));
-            return None;
-        };
-        Some(value)
-    }
-}
-
-/// A port.
-impl Decode for NonZeroU16 {
-    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
-        let message = match node.value {
-            Value::Integer(number) => match u16::try_from(number).ok().and_then(Self::new) {
-                Some(port) => return Some(port),
-                None => format!("{number} is not a port; use 1 to 65535"),
-            },
-            ref other => format!("expected a port number, found {other}"),
-        };
-        errors.push(node.location.clone(), path, message);
-        None
-    }
-}
-
 /// What is written as a single text.
 pub(super) trait Text: Sized {
     /// The value, or what is wrong with the text.
@@ -238,49 +223,16 @@ impl<T: Text> Decode for T {
         let message = match &node.value {
             Value::String(text) => match T::parse(text) {
                 Ok(value) => return Some(value),
-                Err(message) => message,
+                Err(message) if message.contains("does not implement") => Code::Unsupported.because(message),
+                Err(message) => message.into(),
             },
             scalar @ (Value::Bool(_) | Value::Integer(_) | Value::Float(_)) => {
-                format!("expected text, found {scalar}; put it in quotes if it is meant")
+                Code::WrongType.because(format!("expected text, found {scalar}; put it in quotes if it is meant"))
             }
-            other => format!("expected text, found {other}"),
+            other => Code::WrongType.because(format!("expected text, found {other}")),
         };
         errors.push(node.location.clone(), path, message);
         None
-    }
-}
-
-impl Text for String {
-    fn parse(text: &str) -> Result<Self, String> {
-        Ok(text.to_owned())
-    }
-}
-
-impl Text for PathBuf {
-    fn parse(text: &str) -> Result<Self, String> {
-        if text.is_empty() {
-            Err("the path is empty; name a file or remove the field".to_owned())
-        } else {
-            Ok(text.into())
-        }
-    }
-}
-
-impl Text for HostName {
-    fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|error: super::InvalidHostName| error.to_string())
-    }
-}
-
-impl Text for HostPattern {
-    fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|error: super::InvalidHostName| error.to_string())
-    }
-}
-
-impl Text for Cidr {
-    fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|error: super::InvalidCidr| error.to_string())
     }
 }
 

@@ -1,47 +1,74 @@
 //! Istio's `DestinationRule`: how the ports of a host are spoken to.
 
-use std::{net::IpAddr, num::NonZeroU16, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16, path::PathBuf};
 
 use rustls_pki_types::ServerName;
 
 use super::{
-    Errors, HostName, HostPattern, Located,
+    Code, Errors, HostName, HostPattern, Located,
+    annotations::Annotations,
     decode::{Decode, Text, choose, shape},
     node::Node,
     service_entry::check_unique,
+    traffic_policy::{self, TrafficPolicy},
 };
+
+/// A `DestinationRule`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationRule {
+    /// The host it is about.
+    pub host: Located<HostPattern>,
+    /// What holds for the host.
+    pub traffic_policy: Option<TrafficPolicy>,
+    /// Parts of the host.
+    pub subsets: Vec<Subset>,
+    /// In which namespaces it is in force.
+    pub export_to: Option<Located<Vec<String>>>,
+    /// For which workloads it is in force.
+    pub workload_selector: Option<Located<WorkloadSelector>>,
+    /// Our own.
+    pub annotations: Annotations,
+}
 
 shape! {
     /// The `spec` of a `DestinationRule`.
-    pub struct DestinationRule {
+    pub struct Spec {
         /// The host it is about.
         "host" => host: Located<HostPattern>,
         /// What holds for the host.
         "trafficPolicy" => traffic_policy: Option<TrafficPolicy>,
+        /// Parts of the host.
+        "subsets" => subsets: Vec<Subset>,
+        /// In which namespaces it is in force.
+        "exportTo" => export_to: Option<Located<Vec<String>>>,
+        /// For which workloads it is in force.
+        "workloadSelector" => workload_selector: Option<Located<WorkloadSelector>>,
     }
-    refused ["exportTo", "subsets", "workloadSelector"]
+    refused []
 }
 
 shape! {
-    /// `spec.trafficPolicy`.
-    pub struct TrafficPolicy {
-        /// TLS for all ports that `port_level_settings` do not name.
-        "tls" => tls: Option<Located<Tls>>,
-        /// What holds for single ports instead.
-        "portLevelSettings" => port_level_settings: Vec<PortPolicy>,
+    /// A part of a host.
+    pub struct Subset {
+        /// The name to refer to it.
+        "name" => name: Located<String>,
+        /// The labels that its endpoints have.
+        "labels" => labels: BTreeMap<String, String>,
+        /// What holds for it rather than for the host.
+        "trafficPolicy" => traffic_policy: Option<TrafficPolicy>,
     }
-    refused ["connectionPool", "loadBalancer", "outlierDetection", "proxyProtocol", "retryBudget", "tunnel"]
+    refused []
 }
 
 shape! {
-    /// One of `spec.trafficPolicy.portLevelSettings`, which replaces all that is said for the host as a whole.
-    pub struct PortPolicy {
-        /// The port it is about.
-        "port" => port: PortSelector,
-        /// TLS for the port; if absent, none.
-        "tls" => tls: Option<Located<Tls>>,
+    /// `workloadSelector`.
+    pub struct WorkloadSelector {
+        /// The labels that pods have, in a `DestinationRule`.
+        "matchLabels" => match_labels: BTreeMap<String, String>,
+        /// The labels that pods have, in a `ServiceEntry`.
+        "labels" => labels: BTreeMap<String, String>,
     }
-    refused ["connectionPool", "loadBalancer", "outlierDetection"]
+    refused []
 }
 
 shape! {
@@ -75,6 +102,17 @@ pub struct Origination {
     pub ca_certificates: Option<Located<PathBuf>>,
     /// Who we are, for `MUTUAL`.
     pub client: Option<ClientIdentity>,
+    /// The `Secret` that has what `ca_certificates` and `client` would name files for.
+    pub credential: Option<Credential>,
+}
+
+/// The `Secret` of a `credentialName`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// Its name.
+    pub name: Located<String>,
+    /// Whether it is to have a client certificate: for `MUTUAL`.
+    pub is_mutual: bool,
 }
 
 /// The files of a client certificate.
@@ -97,6 +135,8 @@ shape! {
         "privateKey" => private_key: Option<Located<PathBuf>>,
         /// Whom to trust.
         "caCertificates" => ca_certificates: Option<Located<PathBuf>>,
+        /// The `Secret` that has all of them.
+        "credentialName" => credential_name: Option<Located<String>>,
         /// The name to ask for.
         "sni" => sni: Option<Located<HostName>>,
         /// The names to verify.
@@ -104,7 +144,7 @@ shape! {
         /// Whether to verify nothing.
         "insecureSkipVerify" => insecure_skip_verify: Option<Located<bool>>,
     }
-    refused ["caCrl", "credentialName"]
+    refused ["caCrl"]
 }
 
 /// The `mode` of a `tls` block.
@@ -132,6 +172,13 @@ impl Text for Mode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerName(ServerName<'static>);
 
+impl PeerName {
+    /// As TLS wants it.
+    pub fn into_server_name(self) -> ServerName<'static> {
+        self.0
+    }
+}
+
 impl Text for PeerName {
     fn parse(text: &str) -> Result<Self, String> {
         if text.contains("://") {
@@ -148,16 +195,20 @@ impl Decode for Tls {
     fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
         let block = TlsBlock::decode(node, path, errors)?;
         check_verification(&block, errors);
+        check_credential(&block, errors);
         let client = client_identity(&block, errors)?;
         if block.mode.value == Mode::Disable {
             return Some(Self::Disable);
         }
         Some(Self::Originate(Box::new(Origination {
             sni: block.sni,
-            subject_alt_names: block.subject_alt_names.into_iter().map(|PeerName(name)| name).collect(),
+            subject_alt_names: block.subject_alt_names.into_iter().map(PeerName::into_server_name).collect(),
             insecure_skip_verify: block.insecure_skip_verify.filter(|skip| skip.value),
             ca_certificates: block.ca_certificates,
             client,
+            credential: block
+                .credential_name
+                .map(|name| Credential { name, is_mutual: block.mode.value == Mode::Mutual }),
         })))
     }
 }
@@ -168,7 +219,23 @@ fn check_verification(block: &TlsBlock, errors: &mut Errors) {
     let contradicted =
         [("caCertificates", block.ca_certificates.is_some()), ("subjectAltNames", !block.subject_alt_names.is_empty())];
     for (field, _) in contradicted.into_iter().filter(|(_, is_set)| *is_set) {
-        errors.at(skip, format!("this verifies nothing, yet {field} says against what to verify; remove one of them"));
+        let text = format!("this verifies nothing, yet {field} says against what to verify; remove one of them");
+        errors.at(skip, Code::Contradiction.because(text));
+    }
+}
+
+/// A `Secret` stands in the place of files.
+fn check_credential(block: &TlsBlock, errors: &mut Errors) {
+    let Some(name) = &block.credential_name else { return };
+    if block.mode.value == Mode::Disable {
+        errors.at(
+            name,
+            Code::Contradiction.because("mode DISABLE needs no credential; use SIMPLE or MUTUAL, or remove it"),
+        );
+    }
+    let files = [&block.ca_certificates, &block.client_certificate, &block.private_key];
+    for file in files.into_iter().flatten() {
+        errors.at(file, Code::Contradiction.because("credentialName says where this is; remove one of them"));
     }
 }
 
@@ -178,17 +245,23 @@ fn client_identity(block: &TlsBlock, errors: &mut Errors) -> Option<Option<Clien
         (Mode::Mutual, Some(certificate), Some(key)) => {
             Some(Some(ClientIdentity { certificate: certificate.clone(), key: key.clone() }))
         }
+        (Mode::Mutual, None, None) if block.credential_name.is_some() => Some(None),
         (Mode::Mutual, certificate, key) => {
             let absent = [("clientCertificate", certificate.is_none()), ("privateKey", key.is_none())];
             for (field, _) in absent.into_iter().filter(|(_, is_absent)| *is_absent) {
-                errors.at(&block.mode, format!("MUTUAL needs {field}; add it, or use SIMPLE"));
+                let text = format!("MUTUAL needs {field}; add it, or use SIMPLE");
+                errors.at(&block.mode, Code::MissingField.because(text));
             }
             None
         }
         (Mode::Disable | Mode::Simple, None, None) => Some(None),
         (Mode::Disable | Mode::Simple, certificate, key) => {
             for file in certificate.iter().chain(key) {
-                errors.at(file, "a client certificate is for mode MUTUAL; set that, or remove this field");
+                errors.at(
+                    file,
+                    Code::Contradiction
+                        .because("a client certificate is for mode MUTUAL; set that, or remove this field"),
+                );
             }
             None
         }
@@ -196,22 +269,10 @@ fn client_identity(block: &TlsBlock, errors: &mut Errors) -> Option<Option<Clien
 }
 
 /// Decodes `spec` and checks what its fields say about each other.
-pub(super) fn decode(spec: &Node, errors: &mut Errors) -> Option<DestinationRule> {
-    let rule = DestinationRule::decode(spec, "spec", errors)?;
-    if let Some(policy) = &rule.traffic_policy {
-        check_unique(policy.port_level_settings.iter().map(|settings| &settings.port.number), errors);
-    }
-    Some(rule)
-}
-
-impl DestinationRule {
-    /// What its `tls` block for a port says; one for the port stands in the place of the one for the host, even if it
-    /// says nothing.
-    pub fn tls(&self, port: NonZeroU16) -> Option<&Located<Tls>> {
-        let policy = self.traffic_policy.as_ref()?;
-        match policy.port_level_settings.iter().find(|settings| settings.port.number.value == port) {
-            Some(settings) => settings.tls.as_ref(),
-            None => policy.tls.as_ref(),
-        }
-    }
+pub(super) fn decode(spec: &Node, annotations: Annotations, errors: &mut Errors) -> Option<DestinationRule> {
+    let Spec { host, traffic_policy, subsets, export_to, workload_selector } = Spec::decode(spec, "spec", errors)?;
+    check_unique(subsets.iter().map(|subset| &subset.name), errors);
+    let of_subsets = subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+    traffic_policy.iter().chain(of_subsets).for_each(|policy| traffic_policy::check(policy, errors));
+    Some(DestinationRule { host, traffic_policy, subsets, export_to, workload_selector, annotations })
 }

@@ -11,7 +11,7 @@ use serde::{
 };
 use serde_saphyr::{DuplicateKeyPolicy, Spanned, UserMessageFormatter};
 
-use super::{Errors, Location};
+use super::{Code, Errors, Location};
 
 /// A value and the line it is on.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ pub(super) fn parse(text: &str, file: &Location, errors: &mut Errors) -> Vec<Nod
             Ok(root) => nodes.push(locate(root, &at)),
             Err(error) => {
                 let location = at(error.location().map_or(1, |location| location.line()));
-                errors.push(location, "", describe(&error));
+                errors.push(location, "", Code::Syntax.because(describe(&error)));
             }
         }
     }

@@ -3,23 +3,43 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Document, Errors, Located, Resource,
-    decode::{Decode, Fields, closest, join},
+    Code, Document, Errors, Located, Resource, annotations, backend_tls_policy,
+    decode::{Decode, Fields, closest, wrong_type},
     destination_rule,
     node::{Node, Value},
-    service_entry,
+    service_entry, store, virtual_service,
 };
 
-const API_VERSIONS: [&str; 3] =
-    ["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
+/// The kinds that egress knows, and the versions of each.
+const KINDS: [(&str, Kind, &[&str]); 6] = [
+    ("ServiceEntry", Kind::ServiceEntry, &ISTIO),
+    ("DestinationRule", Kind::DestinationRule, &ISTIO),
+    ("VirtualService", Kind::VirtualService, &ISTIO),
+    (
+        "BackendTLSPolicy",
+        Kind::BackendTlsPolicy,
+        &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3"],
+    ),
+    ("Secret", Kind::Secret, &["v1"]),
+    ("ConfigMap", Kind::ConfigMap, &["v1"]),
+];
 
-const KINDS: [&str; 2] = ["ServiceEntry", "DestinationRule"];
+const ISTIO: [&str; 3] = ["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    ServiceEntry,
+    DestinationRule,
+    VirtualService,
+    BackendTlsPolicy,
+    Secret,
+    ConfigMap,
+}
 
 /// Kinds of Istio and of the Gateway API, each of which may stand beside ours in a user's file.
-const OTHER_KINDS: [&str; 25] = [
+const OTHER_KINDS: [&str; 23] = [
     "AuthorizationPolicy",
     "BackendLBPolicy",
-    "BackendTLSPolicy",
     "BackendTrafficPolicy",
     "EnvoyFilter",
     "GRPCRoute",
@@ -38,7 +58,6 @@ const OTHER_KINDS: [&str; 25] = [
     "Telemetry",
     "TrafficExtension",
     "UDPRoute",
-    "VirtualService",
     "WasmPlugin",
     "WorkloadEntry",
     "WorkloadGroup",
@@ -57,9 +76,6 @@ const SERVER_METADATA: [&str; 9] = [
     "selfLink",
 ];
 
-/// Annotations under this prefix are ours; whatever is there must be known.
-const ANNOTATIONS: &str = "egress.dev/";
-
 /// The name of a resource and what is attached to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata {
@@ -69,7 +85,7 @@ pub struct Metadata {
     pub namespace: Option<String>,
     /// Labels, which mean nothing to egress.
     pub labels: BTreeMap<String, String>,
-    /// Annotations of others; egress has none yet.
+    /// Annotations, of others and our own.
     pub annotations: BTreeMap<String, Located<String>>,
 }
 
@@ -86,63 +102,85 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
                 items.iter().for_each(|item| decode(item, documents, errors));
             }
             Some(other) => {
-                errors.push(other.location.clone(), "items", format!("expected a list, found {}", other.value));
+                wrong_type(other, "items", "a list", errors);
             }
             None => {}
         }
         return;
     }
-    if let Some(message) = why_foreign(&api_version, &kind) {
-        errors.push(kind.location, "", message);
+    let known = KINDS.iter().find(|(name, _, versions)| {
+        // What belongs to another group is another kind.
+        *name == kind.as_str() && versions.iter().any(|version| group(version) == group(&api_version))
+    });
+    let Some((_, known, versions)) = known else {
+        errors.push(kind.location.clone(), "", Code::UnknownKind.because(why_foreign(&api_version, &kind)));
         return;
-    }
-    if !API_VERSIONS.contains(&api_version.as_str()) {
-        let message = format!("unknown version {:?} of {}; use {}", *api_version, *kind, API_VERSIONS.join(", "));
+    };
+    if !versions.contains(&api_version.as_str()) {
+        let message = format!("unknown version {:?} of {}; use {}", *api_version, *kind, versions.join(", "));
         errors.at(&api_version, message);
         return;
     }
 
-    let metadata = fields.take("metadata", errors);
-    let spec: Option<Spec<'_>> = fields.node("spec").map(Spec).or_else(|| {
-        errors.push(node.location.clone(), "spec", "this field is required");
-        None
-    });
-    fields.ignore(&["status"]);
+    let metadata: Option<Metadata> = fields.take("metadata", errors);
+    let no_annotations = BTreeMap::new();
+    let annotations = annotations::decode(
+        metadata.as_ref().map_or(&no_annotations, |metadata| &metadata.annotations),
+        *known == Kind::DestinationRule,
+        "metadata.annotations",
+        errors,
+    );
+    let resource = match known {
+        Kind::Secret => store::secret(&mut fields, errors).map(Resource::Secret),
+        Kind::ConfigMap => store::config_map(&mut fields, errors).map(Resource::ConfigMap),
+        Kind::ServiceEntry | Kind::DestinationRule | Kind::VirtualService | Kind::BackendTlsPolicy => {
+            fields.ignore(&["status"]);
+            match (fields.node("spec"), known) {
+                (None, _) => {
+                    let message = Code::MissingField.because("this field is required");
+                    errors.push(node.location.clone(), "spec", message);
+                    None
+                }
+                (Some(spec), Kind::ServiceEntry) => {
+                    service_entry::decode(spec, errors).map(Box::new).map(Resource::ServiceEntry)
+                }
+                (Some(spec), Kind::DestinationRule) => {
+                    destination_rule::decode(spec, annotations, errors).map(Box::new).map(Resource::DestinationRule)
+                }
+                (Some(spec), Kind::VirtualService) => {
+                    virtual_service::decode(spec, errors).map(Resource::VirtualService)
+                }
+                (Some(spec), _) => {
+                    backend_tls_policy::decode(spec, errors).map(Box::new).map(Resource::BackendTlsPolicy)
+                }
+            }
+        }
+    };
     fields.finish(&[], errors);
-    let resource = spec.and_then(|spec| spec.decode(&kind, errors));
     if let (Some(metadata), Some(resource)) = (metadata, resource) {
         documents.push(Document { location: node.location.clone(), metadata, resource });
     }
 }
 
-/// A `spec` whose kind is known to be one of [`KINDS`].
-struct Spec<'n>(&'n Node);
-
-impl Spec<'_> {
-    fn decode(self, kind: &str, errors: &mut Errors) -> Option<Resource> {
-        if kind == KINDS[0] {
-            service_entry::decode(self.0, errors).map(Resource::ServiceEntry)
-        } else {
-            destination_rule::decode(self.0, errors).map(Resource::DestinationRule)
-        }
-    }
+/// The group of an `apiVersion`; that of Kubernetes itself is empty.
+fn group(api_version: &str) -> &str {
+    api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
-/// Why a kind is not one of ours, if so.
-fn why_foreign(api_version: &str, kind: &str) -> Option<String> {
-    if KINDS.contains(&kind) {
-        return None;
+/// Why a kind is not one of ours.
+fn why_foreign(api_version: &str, kind: &str) -> String {
+    let group = group(api_version);
+    let names = KINDS.map(|(name, ..)| name);
+    if OTHER_KINDS.contains(&kind) && (group.ends_with("istio.io") || group == "gateway.networking.k8s.io") {
+        return format!("kind {kind} is not supported by egress yet; remove it");
     }
-    let group = api_version.split_once('/').map_or("", |(group, _)| group);
-    let is_known = OTHER_KINDS.contains(&kind) && (group.ends_with("istio.io") || group == "gateway.networking.k8s.io");
-    Some(if is_known {
-        format!("kind {kind} is not supported by egress yet")
-    } else {
-        match closest(kind, KINDS.iter()) {
-            Some(meant) => format!("unknown kind {kind}; did you mean {meant}?"),
-            None => format!("unknown kind {kind}; egress knows {}", KINDS.join(" and ")),
-        }
-    })
+    if let Some((_, _, versions)) = KINDS.iter().find(|(name, ..)| *name == kind) {
+        return format!("{kind} is of another API group than {group:?}; use {}", versions[0]);
+    }
+    match closest(kind, names.iter()) {
+        Some(meant) => format!("unknown kind {kind}; did you mean {meant}?"),
+        None => format!("unknown kind {kind}; egress knows {}", names.join(", ")),
+    }
 }
 
 impl Decode for Metadata {
@@ -155,11 +193,6 @@ impl Decode for Metadata {
         fields.ignore(&SERVER_METADATA);
         fields.ignore(&["uid"]);
         fields.finish(&[], errors);
-        let annotations = annotations?;
-        for (name, value) in annotations.iter().filter(|(name, _)| name.starts_with(ANNOTATIONS)) {
-            let path = join(&join(path, "annotations"), name);
-            errors.push(value.location.clone(), &path, "unknown annotation; egress has none of this name");
-        }
-        Some(Self { name: name?, namespace: namespace?, labels: labels?, annotations })
+        Some(Self { name: name?, namespace: namespace?, labels: labels?, annotations: annotations? })
     }
 }

@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    Cidr, Errors, HostName, HostPattern, Located,
+    Cidr, Code, Errors, HostName, HostPattern, Located,
     decode::{Decode, Text, choose, shape},
+    destination_rule::{PeerName, WorkloadSelector},
     node::Node,
 };
 
@@ -27,8 +28,14 @@ shape! {
         "resolution" => resolution: Option<Located<Resolution>>,
         /// Where the hosts are served, if not under their own names.
         "endpoints" => endpoints: Vec<Endpoint>,
+        /// The names of which the certificate must have one, unless a `DestinationRule` says others.
+        "subjectAltNames" => subject_alt_names: Vec<Located<PeerName>>,
+        /// In which namespaces it is in force.
+        "exportTo" => export_to: Option<Located<Vec<String>>>,
+        /// The pods that serve the hosts.
+        "workloadSelector" => workload_selector: Option<Located<WorkloadSelector>>,
     }
-    refused ["exportTo", "subjectAltNames", "workloadSelector"]
+    refused []
 }
 
 shape! {
@@ -53,8 +60,16 @@ shape! {
         "address" => address: Located<EndpointAddress>,
         /// The ports it serves, by the names of `spec.ports`, where they differ.
         "ports" => ports: BTreeMap<String, Located<NonZeroU16>>,
+        /// What subsets choose it by.
+        "labels" => labels: BTreeMap<String, String>,
+        /// Its share beside the other endpoints' weights.
+        "weight" => weight: Option<u32>,
+        /// Where in the world it is, of which egress makes no use.
+        "locality" => locality: Option<Located<String>>,
+        /// Who it is in a mesh, of which egress makes no use.
+        "serviceAccount" => service_account: Option<Located<String>>,
     }
-    refused ["labels", "locality", "network", "serviceAccount", "weight"]
+    refused ["network"]
 }
 
 /// The address of an endpoint.
@@ -102,14 +117,23 @@ pub enum Resolution {
     Static,
     /// By asking DNS.
     Dns,
+    /// By asking DNS, for the name that the request is for.
+    DynamicDns,
 }
 
 impl Text for Resolution {
     fn parse(text: &str) -> Result<Self, String> {
         choose(
             text,
-            &[("NONE", Self::None), ("STATIC", Self::Static), ("DNS", Self::Dns)],
-            &[("DNS_ROUND_ROBIN", "use DNS"), ("DYNAMIC_DNS", "list each host and use DNS")],
+            &[
+                ("NONE", Self::None),
+                ("STATIC", Self::Static),
+                ("DNS", Self::Dns),
+                // Istio keeps connections when answers change, and so do we in any case.
+                ("DNS_ROUND_ROBIN", Self::Dns),
+                ("DYNAMIC_DNS", Self::DynamicDns),
+            ],
+            &[],
         )
     }
 }
@@ -191,20 +215,39 @@ fn check_ports(entry: &ServiceEntry, errors: &mut Errors) {
 
 fn check_endpoints(entry: &ServiceEntry, errors: &mut Errors) {
     let resolution = entry.resolution();
+    if resolution == Resolution::DynamicDns {
+        for host in entry.hosts.iter().filter(|host| host.value.is_exact()) {
+            errors.at(
+                host,
+                Code::Contradiction.because("DYNAMIC_DNS is for wildcards; use DNS for the name of one host"),
+            );
+        }
+    }
+    if let Some(selector) = entry.workload_selector.as_ref().filter(|_| !entry.endpoints.is_empty()) {
+        errors.at(
+            selector,
+            Code::Contradiction.because("endpoints and workloadSelector exclude each other; remove one of them"),
+        );
+    }
     if resolution == Resolution::Dns && entry.endpoints.is_empty() {
         for host in entry.hosts.iter().filter(|host| !host.value.is_exact()) {
             errors
                 .at(host, "a wildcard cannot be resolved; use resolution NONE, which goes where the application goes");
         }
     }
-    if let (Resolution::Static, [], Some(place)) = (resolution, entry.endpoints.as_slice(), &entry.resolution) {
+    if let (Resolution::Static, [], Some(place), None) =
+        (resolution, entry.endpoints.as_slice(), &entry.resolution, &entry.workload_selector)
+    {
         errors.at(place, "STATIC needs `endpoints` with IP addresses; list them, or use DNS");
     }
     for endpoint in &entry.endpoints {
-        if resolution == Resolution::None {
+        if matches!(resolution, Resolution::None | Resolution::DynamicDns) {
             errors.at(
                 &endpoint.address,
-                "with resolution NONE there are no endpoints; remove them, or use STATIC or DNS",
+                Code::Contradiction.because(format!(
+                    "with resolution {} there are no endpoints; remove them, or use STATIC or DNS",
+                    if resolution == Resolution::None { "NONE" } else { "DYNAMIC_DNS" },
+                )),
             );
         }
         if let (Resolution::Static, EndpointAddress::Name(name)) = (resolution, &endpoint.address.value) {
@@ -227,7 +270,10 @@ pub(super) fn check_unique<'v, T: Eq + std::hash::Hash + std::fmt::Display + 'v>
     for value in values {
         match seen.get(&value.value) {
             None => _ = seen.insert(&value.value, &value.location),
-            Some(first) => errors.at(value, format!("{} is already at {first}; remove one of them", value.value)),
+            Some(first) => {
+                let text = format!("{} is already at {first}; remove one of them", value.value);
+                errors.at(value, Code::Duplicate.because(text));
+            }
         }
     }
 }

@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, num::NonZeroU16, path::Path};
 
 use super::{
     Document, HostPattern, Located, Location, Metadata, Resource,
-    destination_rule::{DestinationRule, Origination, PortPolicy, PortSelector, Tls, TrafficPolicy},
+    annotations::Annotations,
+    destination_rule::{DestinationRule, Origination, PortSelector, Tls},
     service_entry::{Protocol, Resolution, ServiceEntry, ServicePort},
+    traffic_policy::{PortPolicy, TrafficPolicy},
 };
 
 const HTTP: NonZeroU16 = NonZeroU16::new(80).expect("80 is not zero");
@@ -18,8 +20,8 @@ pub(super) fn documents(host: &HostPattern) -> [Document; 2] {
     let metadata =
         Metadata { name: host.to_string(), namespace: None, labels: BTreeMap::new(), annotations: BTreeMap::new() };
     [
-        Resource::ServiceEntry(service_entry(host, &location)),
-        Resource::DestinationRule(destination_rule(host, &location)),
+        Resource::ServiceEntry(Box::new(service_entry(host, &location))),
+        Resource::DestinationRule(Box::new(destination_rule(host, &location))),
     ]
     .map(|resource| Document { location: location.clone(), metadata: metadata.clone(), resource })
 }
@@ -45,6 +47,9 @@ fn service_entry(host: &HostPattern, location: &Location) -> ServiceEntry {
         // A wildcard cannot be resolved.
         resolution: Some(at(location, if host.is_exact() { Resolution::Dns } else { Resolution::None })),
         endpoints: Vec::new(),
+        subject_alt_names: Vec::new(),
+        export_to: None,
+        workload_selector: None,
     }
 }
 
@@ -55,16 +60,28 @@ fn destination_rule(host: &HostPattern, location: &Location) -> DestinationRule 
         insecure_skip_verify: None,
         ca_certificates: None,
         client: None,
+        credential: None,
     }));
     DestinationRule {
         host: at(location, host.clone()),
         traffic_policy: Some(TrafficPolicy {
             tls: None,
+            connection_pool: None,
+            outlier_detection: None,
+            load_balancer: None,
+            tunnel: None,
             port_level_settings: vec![PortPolicy {
                 port: PortSelector { number: at(location, HTTP) },
                 tls: Some(at(location, simple)),
+                connection_pool: None,
+                outlier_detection: None,
+                load_balancer: None,
             }],
         }),
+        subsets: Vec::new(),
+        export_to: None,
+        workload_selector: None,
+        annotations: Annotations::default(),
     }
 }
 

@@ -1,161 +1,142 @@
-//! What several documents mean together: each port of each host against the `DestinationRule` for it.
+//! What several documents mean together: each port of each host against all that is said of it.
+
+mod host_map;
+mod http;
+mod index;
+mod routes;
+mod upstream;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map},
-    num::{NonZeroU16, NonZeroU32},
-    path::PathBuf,
+    collections::{BTreeSet, HashMap, HashSet},
+    num::NonZeroU16,
     sync::Arc,
 };
 
 use egress_common::learned::NAME_PORTS;
 
-use super::{
-    Adjustments, ClientIdentity, ConnectionPool, Endpoint, HttpRoute, Located, Pem, Protocol, Roots, Rule, Targets,
-    TlsSettings, Upstream, UpstreamProtocol, Verify, Warning,
+use self::{
+    host_map::HostMap,
+    index::{Asked, AskedBy, Destinations, Index, Routed, Service},
+    upstream::Shared,
 };
+use super::{HttpRoute, Located, Protocol, Rule, Targets};
 use crate::config::{
-    Document, Errors, HostPattern, Resource,
-    destination_rule::{DestinationRule, Origination, Tls},
-    service_entry::{Protocol as Spoken, Resolution, ServiceEntry, ServicePort},
+    Code, Diagnostic, Document, HostPattern, Location, Message, Resource, Severity,
+    destination_rule::{DestinationRule, Subset, Tls},
+    service_entry::{Protocol as Spoken, Resolution, ServiceEntry},
+    traffic_policy::TrafficPolicy,
 };
 
-/// The rules that the documents ask for, and the warnings in the order of files and lines.
-pub(super) fn compile(documents: &[Document]) -> Result<(Vec<Rule>, Vec<Warning>), Errors> {
-    let mut compiler = Compiler::default();
+/// The rules that the documents ask for, and all that there is to say about them in the order of files and lines. The
+/// rules are good only if none of it is an error.
+pub(super) fn compile(documents: &[Document]) -> (Vec<Rule>, Vec<Diagnostic>) {
+    let mut reports = Reports::default();
     for document in documents {
-        match &document.resource {
-            Resource::ServiceEntry(entry) => compiler.add_service_entry(entry),
-            Resource::DestinationRule(rule) => compiler.add_destination_rule(rule),
-        }
+        report_no_effect(document, &mut reports);
     }
-    compiler.finish()
+    let index = Index::of(documents, &mut reports);
+    let mut compiler = Compiler::new(&index, reports);
+    compiler.check_destinations();
+    compiler.compile();
+    compiler.leave_tls_alone();
+    compiler.check_wildcards();
+    compiler.check_number_of_ports();
+    let Compiler { rules, reports: Reports { found: mut diagnostics, .. }, .. } = compiler;
+    diagnostics.sort();
+    diagnostics.dedup();
+    (rules, diagnostics)
 }
 
+/// What there is to say.
 #[derive(Default)]
-struct Compiler<'d> {
-    services: BTreeMap<&'d HostPattern, BTreeMap<NonZeroU16, Service<'d>>>,
-    destinations: BTreeMap<&'d HostPattern, &'d DestinationRule>,
+struct Reports {
+    found: Vec<Diagnostic>,
+    errors: usize,
+}
+
+impl Reports {
+    fn at<T>(&mut self, place: &Located<T>, message: impl Into<Message>) {
+        let found = Diagnostic::new(place.location.clone(), &place.path, message);
+        self.errors += usize::from(found.severity() == Severity::Error);
+        self.found.push(found);
+    }
+}
+
+struct Compiler<'i, 'd> {
+    index: &'i Index<'d>,
+    reports: Reports,
     rules: Vec<Rule>,
-    warnings: Vec<Warning>,
-    errors: Errors,
+    /// By host, port and subset.
+    upstreams: HashMap<(&'d HostPattern, NonZeroU16, Option<&'d str>), Shared>,
+    /// Where a `VirtualService` leads from another port.
+    led_to: HashSet<(&'d HostPattern, NonZeroU16)>,
 }
 
-/// A port of a host.
-#[derive(Clone, Copy)]
-struct Service<'d> {
-    host: &'d HostPattern,
-    entry: &'d ServiceEntry,
-    port: &'d ServicePort,
-}
+impl<'i, 'd> Compiler<'i, 'd> {
+    fn new(index: &'i Index<'d>, reports: Reports) -> Self {
+        Self { index, reports, rules: Vec::new(), upstreams: HashMap::new(), led_to: HashSet::new() }
+    }
 
-/// A `tls` block that asks for TLS on a port.
-#[derive(Clone, Copy)]
-struct Asked<'d> {
-    tls: &'d Located<Tls>,
-    origination: &'d Origination,
-    /// Whether it names the port, rather than to be there for all of them.
-    for_this_port: bool,
-}
-
-impl<'d> Compiler<'d> {
-    fn add_service_entry(&mut self, entry: &'d ServiceEntry) {
-        for host in entry.hosts.iter() {
-            let services = self.services.entry(&host.value).or_default();
-            for port in entry.ports.iter() {
-                match services.entry(port.number.value) {
-                    btree_map::Entry::Vacant(vacant) => _ = vacant.insert(Service { host, entry, port }),
-                    btree_map::Entry::Occupied(first) => self.errors.at(
-                        &port.number,
-                        format!(
-                            "port {} of {} is already defined at {}; remove one of them",
-                            port.number.value,
-                            host.value,
-                            first.get().port.number.location,
-                        ),
-                    ),
-                }
+    /// First what `VirtualService`s say, as that decides on ports that they lead to; then the ports that are left.
+    fn compile(&mut self) {
+        // By the hosts that they list: those that a ServiceEntry's host falls under, and those that lead anywhere.
+        let mut concerned: HashSet<*const HostPattern> = HashSet::new();
+        let mut in_force: HashSet<*const HostPattern> = HashSet::new();
+        let mut rest = Vec::new();
+        for service in self.index.services.iter().flat_map(|(_, ports)| ports.values()).copied() {
+            let routed = self.index.virtual_services.covering(service.host).next().map(|(_, routed)| routed);
+            concerned.extend(routed.map(|routed| &raw const routed.host.value));
+            let Some(routed) = routed.filter(|_| is_http(service)) else {
+                rest.push(service);
+                continue;
+            };
+            match self.compile_routed(routed, service) {
+                Outcome::Rule | Outcome::Wrong => _ = in_force.insert(&raw const routed.host.value),
+                Outcome::NotConcerned => rest.push(service),
+            }
+        }
+        for service in rest {
+            self.compile_port(service);
+        }
+        for (host, routed) in self.index.virtual_services.iter() {
+            if in_force.contains(&(&raw const routed.host.value)) {
+                continue;
+            }
+            let is_known = concerned.contains(&(&raw const routed.host.value));
+            let outcome = if is_known { Outcome::NotConcerned } else { self.compile_unknown(routed) };
+            if matches!(outcome, Outcome::NotConcerned) {
+                let text = format!(
+                    "no request for {host} is sent on over TLS by this, so it is left alone and goes to where it was going; add a \
+                     DestinationRule with `tls` for a destination",
+                );
+                self.reports.at(routed.host, Code::UnusedVirtualService.because(text));
             }
         }
     }
 
-    fn add_destination_rule(&mut self, rule: &'d DestinationRule) {
-        match self.destinations.entry(&rule.host.value) {
-            btree_map::Entry::Vacant(vacant) => _ = vacant.insert(rule),
-            btree_map::Entry::Occupied(first) => self.errors.at(
-                &rule.host,
-                format!(
-                    "{} has a DestinationRule already, at {}; make one of the two",
-                    rule.host.value,
-                    first.get().host.location,
-                ),
-            ),
-        }
-    }
-
-    fn finish(mut self) -> Result<(Vec<Rule>, Vec<Warning>), Errors> {
-        for rule in self.destinations.clone().into_values() {
-            self.check_destination(rule);
-        }
-        let services: Vec<_> = self.services.values().flat_map(BTreeMap::values).copied().collect();
-        for service in services {
-            self.compile_port(service);
-        }
-        self.check_number_of_ports();
-        self.warnings.sort();
-        self.warnings.dedup();
-        self.errors.or((self.rules, self.warnings))
-    }
-
-    /// Looks for what a `DestinationRule` says in vain.
-    fn check_destination(&mut self, rule: &'d DestinationRule) {
-        let Some(policy) = &rule.traffic_policy else { return };
-        let blocks = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref()).chain(&policy.tls);
-        if !blocks.into_iter().any(|tls| matches!(tls.value, Tls::Originate(_))) {
-            return;
-        }
-        let services: Vec<_> = self.services.iter().filter(|(host, _)| rule.host.value.covers(host)).collect();
-        if services.is_empty() {
-            let text = format!("no ServiceEntry has the host {}, so this does nothing; add one", rule.host.value);
-            self.warn(&rule.host, text);
-            return;
-        }
-        let unknown: Vec<_> = policy
-            .port_level_settings
-            .iter()
-            .map(|settings| &settings.port.number)
-            .filter(|number| !services.iter().any(|(_, ports)| ports.contains_key(&number.value)))
-            .collect();
-        for number in unknown {
-            let text =
-                format!("no ServiceEntry has port {} of {}, so this does nothing", number.value, rule.host.value);
-            self.warn(number, text);
-        }
-    }
-
+    /// A port that no `VirtualService` has a say in.
     fn compile_port(&mut self, service: Service<'d>) {
         let Service { host, port, .. } = service;
-        let Some(asked) = self.asked(service) else {
+        let Some(asked) = self.asked(service, None) else {
             self.check_clear_text(service);
             return;
         };
         let number = port.number.value;
+        let place = asked.place();
         match &port.protocol {
-            Some(Located { value: Spoken::Http, .. }) => {
-                let rule = self.rule(service, host, asked);
-                self.rules.push(rule);
+            Some(Located { value: Spoken::Http | Spoken::Http2 | Spoken::Grpc, .. }) => {
+                let upstream = self.upstream(service, None, asked);
+                self.check_same_port(service, &upstream);
+                let location = upstream.location.clone();
+                let routes = vec![HttpRoute::catch_all(location.clone())];
+                self.push_rule(host, number, Some(service), vec![upstream], routes, location);
             }
             Some(Located { value: protocol @ (Spoken::Https | Spoken::Tls), .. }) => {
-                let text =
-                    format!("port {number} of {host} is {} as it is, and gets no TLS around it", protocol.name());
-                self.warn(asked.tls, text);
-            }
-            Some(protocol @ Located { value: Spoken::Http2 | Spoken::Grpc, .. }) => {
-                let message = format!(
-                    "TLS cannot be originated for {} yet, and {} asks for it; only for HTTP",
-                    protocol.value.name(),
-                    asked.tls.location,
-                );
-                self.errors.at(protocol, message);
+                if !self.led_to.contains(&(host, number)) {
+                    let text =
+                        format!("port {number} of {host} is {} as it is, and gets no TLS around it", protocol.name());
+                    self.reports.at(&place, Code::AlreadyTls.because(text));
+                }
             }
             protocol => {
                 let protocol = match protocol {
@@ -163,125 +144,222 @@ impl<'d> Compiler<'d> {
                     None => "no protocol".to_owned(),
                 };
                 if asked.for_this_port {
-                    let message = format!(
+                    let text = format!(
                         "TLS can be originated only for protocol HTTP, and port {number} of {host} has {protocol}"
                     );
-                    self.errors.at(asked.tls, message);
+                    self.reports.at(&place, Code::WrongProtocol.because(text));
                 } else {
                     let text =
                         format!("port {number} of {host} has {protocol}, so its traffic is left as it is: without TLS");
-                    self.warn(asked.tls, text);
+                    self.reports.at(&place, Code::NotOriginated.because(text));
                 }
             }
         }
     }
 
-    /// The `tls` block that asks for TLS on a port, if one does.
-    fn asked(&self, Service { host, port, .. }: Service<'d>) -> Option<Asked<'d>> {
-        // Else the most specific wildcard; they come last in the map.
-        let wildcards = self.destinations.iter().rev().take_while(|(pattern, _)| !pattern.is_exact());
-        let covering = wildcards.filter(|(pattern, _)| pattern.covers(host));
-        let destination = match self.destinations.get(host) {
-            Some(destination) => *destination,
-            None => *covering.max_by_key(|(pattern, _)| pattern.name().as_str().len())?.1,
+    /// A port that a `VirtualService` leads to is one for TLS, and what applications send there themselves is none of our
+    /// business: HTTPS is not intercepted.
+    fn leave_tls_alone(&mut self) {
+        let (index, led_to) = (self.index, &self.led_to);
+        let mut left_alone = Vec::new();
+        self.rules.retain(|rule| {
+            let Some(number) = NonZeroU16::new(rule.port).filter(|number| led_to.contains(&(&rule.host, *number)))
+            else {
+                return true;
+            };
+            let is_itself = |upstream: &Shared| upstream.host == rule.host && upstream.target_port == rule.port;
+            if rule.upstreams.iter().any(is_itself) {
+                left_alone.extend(index.services.get(&rule.host).and_then(|ports| ports.get(&number)).copied());
+                return false;
+            }
+            true
+        });
+        for Service { host, port, .. } in left_alone {
+            let text = format!(
+                "port {} of {host} is left alone, as a VirtualService leads to it: what applications send there themselves must \
+                 be TLS already; say so by protocol HTTPS",
+                port.number.value,
+            );
+            self.reports.at(&port.number, Code::AlreadyTls.because(text));
+        }
+    }
+
+    fn push_rule(
+        &mut self,
+        host: &HostPattern,
+        port: NonZeroU16,
+        service: Option<Service<'d>>,
+        upstreams: Vec<Shared>,
+        routes: Vec<HttpRoute>,
+        location: Location,
+    ) {
+        let protocol = service.and_then(|service| service.port.protocol.as_ref()).map(|protocol| protocol.value);
+        self.rules.push(Rule {
+            host: host.clone(),
+            port: port.get(),
+            protocol: match protocol {
+                Some(Spoken::Http2 | Spoken::Grpc) => Protocol::Http2,
+                _ => Protocol::Http1,
+            },
+            addresses: service
+                .map(|service| service.entry.addresses.iter().map(|range| range.value).collect())
+                .unwrap_or_default(),
+            upstreams,
+            routes,
+            location,
+        });
+    }
+
+    /// Who asks for TLS on a port, if anyone does.
+    fn asked(&mut self, service: Service<'d>, subset: Option<&'d Subset>) -> Option<Asked<'d>> {
+        let number = service.port.number.value;
+        let by_rule = self.index.settings(service.host, number, subset).tls;
+        let Some(policy) = self.index.policy(service.host, number) else { return by_rule };
+        if let Some(by_rule) = by_rule {
+            let text = format!(
+                "port {number} of {} has TLS already, by the DestinationRule at {}; remove one of them",
+                service.host,
+                by_rule.place().location,
+            );
+            self.reports.at(&policy.policy.validation, Code::Conflict.because(text));
+        }
+        Some(Asked { by: AskedBy::Policy(policy.policy), for_this_port: false, namespace: policy.namespace })
+    }
+
+    /// The upstream for a port that TLS is asked for on.
+    fn upstream(&mut self, service: Service<'d>, subset: Option<&'d Subset>, asked: Asked<'d>) -> Shared {
+        let number = service.port.number.value;
+        let key = (service.host, number, subset.map(|subset| subset.name.value.as_str()));
+        if let Some(upstream) = self.upstreams.get(&key) {
+            return upstream.clone();
+        }
+        let settings = self.index.settings(service.host, number, subset);
+        let upstream = Arc::new(upstream::build(service, subset, &settings, asked, self.index, &mut self.reports));
+        self.upstreams.insert(key, upstream.clone());
+        upstream
+    }
+
+    fn check_same_port(&mut self, Service { host, port, entry }: Service<'d>, upstream: &Shared) {
+        let number = port.number.value.get();
+        let is_same_port = match &upstream.targets {
+            Targets::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.port == number),
+            Targets::Resolve(_) | Targets::Original => upstream.target_port == number,
         };
-        let tls = destination.tls(port.number.value)?;
-        let Tls::Originate(origination) = &tls.value else { return None };
-        let top_level = destination.traffic_policy.as_ref().and_then(|policy| policy.tls.as_ref());
-        let for_this_port = !top_level.is_some_and(|top_level| std::ptr::eq(top_level, tls));
-        Some(Asked { tls, origination, for_this_port })
+        if is_same_port {
+            let text = format!(
+                "TLS is originated to port {number} itself, while servers mostly have it on 443; name its port as targetPort"
+            );
+            self.reports.at(&port.number, Code::SamePort.because(text));
+        }
+        if host.is_exact() && entry.resolution() == Resolution::None && entry.addresses.is_empty() {
+            let text = format!(
+                "with resolution NONE, Istio's default, requests for {host} go to whatever address the application has \
+                 connected to; use DNS"
+            );
+            match &entry.resolution {
+                Some(resolution) => self.reports.at(resolution, Code::ResolutionNone.because(text)),
+                None => self.reports.at(&entry.hosts, Code::ResolutionNone.because(text)),
+            }
+        }
     }
 
     /// Half of the seed's pair is the mistake to look for: a target port, and no TLS to it.
     fn check_clear_text(&mut self, Service { host, port, .. }: Service<'d>) {
-        let is_http = port.protocol.as_ref().is_some_and(|protocol| protocol.value == Spoken::Http);
-        if let Some(target) = port.target_port.as_ref().filter(|target| is_http && target.value != port.number.value) {
-            let number = port.number.value;
+        if port.protocol.as_ref().is_none_or(|protocol| protocol.value != Spoken::Http) {
+            return;
+        }
+        let number = port.number.value;
+        if let Some(target) = port.target_port.as_ref().filter(|target| target.value != number) {
             let text = format!(
-                "nothing originates TLS for port {number} of {host}, so its traffic is left as it is: in clear text to \
-                 port {number}, not to {}; add a DestinationRule",
+                "nothing originates TLS for port {number} of {host}, so its traffic is left as it is: in clear text to port \
+                 {number}, not to {}; {}",
                 target.value,
+                self.remedy_for_clear_text(host, number),
             );
-            self.warn(target, text);
-        }
-    }
-
-    fn rule(&mut self, service: Service<'d>, host: &HostPattern, asked: Asked<'d>) -> Rule {
-        let Service { entry, port, .. } = service;
-        let target_port = port.target_port.as_ref().unwrap_or(&port.number);
-        let targets = targets(entry, port, host, target_port.value);
-        let is_same_port = match &targets {
-            Targets::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.port == port.number.value.get()),
-            Targets::Resolve(_) | Targets::Original => target_port.value == port.number.value,
-        };
-        if is_same_port {
+            self.reports.at(target, Code::NotOriginated.because(text));
+        } else if number.get() == 443 {
             let text = format!(
-                "TLS is originated to port {} itself, as no targetPort leads elsewhere; servers mostly have it on 443",
-                port.number.value,
+                "port 443 of {host} is said to be HTTP and nothing originates TLS for it, so what is sent there in clear stays \
+                 so; use protocol HTTPS, or add a DestinationRule"
             );
-            self.warn(&port.number, text);
-        }
-        let location = asked.tls.location.clone();
-        let upstream = Upstream {
-            host: host.clone(),
-            port: port.number.value.get(),
-            subset: None,
-            target_port: target_port.value.get(),
-            targets,
-            protocol: UpstreamProtocol::Negotiated,
-            tls: self.tls_settings(host, asked.origination),
-            pool: ConnectionPool::default(),
-            outlier_detection: None,
-            balancer: None,
-            tunnel: None,
-            adjustments: Adjustments::default(),
-            preconnect: 0,
-            location: location.clone(),
-        };
-        Rule {
-            host: host.clone(),
-            port: port.number.value.get(),
-            protocol: Protocol::Http1,
-            addresses: entry.addresses.iter().map(|range| range.value).collect(),
-            upstreams: vec![Arc::new(upstream)],
-            routes: vec![HttpRoute::catch_all(location.clone())],
-            location,
+            self.reports.at(&port.number, Code::ClearTextPort.because(text));
         }
     }
 
-    fn tls_settings(&mut self, host: &HostPattern, asked: &Origination) -> TlsSettings {
-        if let Some(skip) = &asked.insecure_skip_verify {
-            self.warn(
-                skip,
-                format!("the certificate of {host} is not verified: anyone on the way can read and change all"),
-            );
+    /// The rule that was meant may be there, and name another port.
+    fn remedy_for_clear_text(&self, host: &HostPattern, number: NonZeroU16) -> String {
+        let rule = self.index.destinations(host).and_then(Destinations::main);
+        let settings =
+            rule.and_then(|(rule, _)| rule.traffic_policy.as_ref()).map(|policy| &policy.port_level_settings);
+        let other = settings
+            .into_iter()
+            .flatten()
+            .find(|settings| settings.tls.as_ref().is_some_and(|tls| matches!(tls.value, Tls::Originate(_))));
+        match other {
+            Some(other) => format!(
+                "the DestinationRule must name port {number}, which applications connect to, rather than {} (at {})",
+                other.port.number.value, other.port.number.location,
+            ),
+            None => "add a DestinationRule".to_owned(),
         }
-        let names = match &asked.sni {
-            _ if !asked.subject_alt_names.is_empty() => Verify::Names(asked.subject_alt_names.clone()),
-            Some(sni) => {
-                if asked.insecure_skip_verify.is_none() {
-                    let text = format!(
-                        "the certificate must be valid for {}, while Istio would accept any name, as there are no \
-                         subjectAltNames",
-                        sni.value,
-                    );
-                    self.warn(sni, text);
+    }
+
+    /// Looks for what `DestinationRule`s say in vain.
+    fn check_destinations(&mut self) {
+        // For each rule the ports of the hosts that it covers.
+        let mut ports: HashMap<*const DestinationRule, BTreeSet<NonZeroU16>> = HashMap::new();
+        for (host, services) in self.index.services.iter() {
+            for (_, destinations) in self.index.destinations.covering(host) {
+                for (rule, _) in &destinations.rules {
+                    ports.entry(&raw const **rule).or_default().extend(services.keys());
                 }
-                Verify::Names(vec![sni.to_server_name()])
             }
-            None => match host {
-                HostPattern::Exact(host) => Verify::Names(vec![host.to_server_name()]),
-                HostPattern::Wildcard(_) => Verify::Host,
-            },
+        }
+        for (host, destinations) in self.index.destinations.iter() {
+            for (rule, _) in &destinations.rules {
+                let known = ports.get(&(&raw const **rule));
+                self.check_destination(host, rule, known);
+            }
+        }
+    }
+
+    fn check_destination(&mut self, host: &HostPattern, rule: &DestinationRule, known: Option<&BTreeSet<NonZeroU16>>) {
+        let of_subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+        let policies: Vec<_> = rule.traffic_policy.iter().chain(of_subsets).collect();
+        if !policies.iter().any(|policy| originates(policy)) {
+            return;
+        }
+        let Some(known) = known else {
+            let text = format!("no ServiceEntry has the host {host}, so this does nothing; add one");
+            self.reports.at(&rule.host, Code::UnusedDestinationRule.because(text));
+            return;
         };
-        TlsSettings {
-            sni: asked.sni.as_ref().map(|sni| sni.value.clone()),
-            verify: if asked.insecure_skip_verify.is_some() { Verify::Skip } else { names },
-            roots: asked.ca_certificates.as_ref().map_or(Roots::System, |file| Roots::File(resolve(file))),
-            client: asked
-                .client
-                .as_ref()
-                .map(|client| ClientIdentity { certificate: resolve(&client.certificate), key: resolve(&client.key) }),
+        let settings = policies.iter().flat_map(|policy| &policy.port_level_settings);
+        for number in settings.map(|settings| &settings.port.number).filter(|number| !known.contains(&number.value)) {
+            let text = format!("no ServiceEntry has port {} of {host}, so this does nothing", number.value);
+            self.reports.at(number, Code::UnusedDestinationRule.because(text));
+        }
+    }
+
+    /// Of wildcards within wildcards the more specific one counts, which is easily overlooked.
+    fn check_wildcards(&mut self) {
+        let mut wildcards: HostMap<'_, Vec<&Rule>> = HostMap::default();
+        for rule in self.rules.iter().filter(|rule| !rule.host.is_exact()) {
+            wildcards.entry(&rule.host, Vec::new).push(rule);
+        }
+        for (host, rules) in wildcards.iter() {
+            for rule in rules {
+                let wider = wildcards.covering(host).skip(1).flat_map(|(_, rules)| rules);
+                if let Some(wider) = wider.into_iter().find(|wider| wider.port == rule.port) {
+                    let text = format!(
+                        "requests for {host} and port {} follow this, and not what is said of {} at {}, which has them too; \
+                         make sure that this is meant",
+                        rule.port, wider.host, wider.location,
+                    );
+                    let place = Located::new((), rule.location.clone());
+                    self.reports.at(&place, Code::OverlappingWildcards.because(text));
+                }
+            }
         }
     }
 
@@ -290,44 +368,116 @@ impl<'d> Compiler<'d> {
         if self.rules.iter().map(|rule| rule.port).collect::<BTreeSet<_>>().len() <= NAME_PORTS {
             return;
         }
-        // They come in the order of hosts.
-        for rule in self.rules.chunk_by(|one, other| one.host == other.host).filter_map(<[_]>::first) {
-            let covering = self.rules.iter().filter(|other| other.host.covers(&rule.host));
+        let mut by_host: HostMap<'_, Vec<&Rule>> = HostMap::default();
+        for rule in &self.rules {
+            by_host.entry(&rule.host, Vec::new).push(rule);
+        }
+        for (host, rules) in by_host.iter() {
+            let covering = by_host.covering(host).flat_map(|(_, rules)| rules);
             let ports: BTreeSet<_> = covering.map(|rule| rule.port).collect();
-            if ports.len() > NAME_PORTS {
+            if let Some(first) = rules.first().filter(|_| ports.len() > NAME_PORTS) {
                 let text = format!(
-                    "{} gets TLS on {} ports, rules for wildcards included; at most {NAME_PORTS} are possible",
-                    rule.host,
+                    "{host} gets TLS on {} ports, rules for wildcards included; leave some out, as at most {NAME_PORTS} are possible",
                     ports.len(),
                 );
-                self.errors.at(&Located::new((), rule.location.clone()), text);
+                let place = Located::new((), first.location.clone());
+                self.reports.at(&place, Code::TooManyPorts.because(text));
             }
         }
     }
+}
 
-    fn warn<T>(&mut self, place: &Located<T>, text: String) {
-        self.warnings.push(Warning { location: place.location.clone(), text });
+/// What a `VirtualService` makes of a port.
+enum Outcome {
+    /// A rule.
+    Rule,
+    /// Nothing, as it is at fault.
+    Wrong,
+    /// Nothing, as it has no say in it, or as no TLS is involved.
+    NotConcerned,
+}
+
+fn is_http(service: Service<'_>) -> bool {
+    let protocol = service.port.protocol.as_ref().map(|protocol| protocol.value);
+    matches!(protocol, Some(Spoken::Http | Spoken::Http2 | Spoken::Grpc))
+}
+
+fn originates(policy: &TrafficPolicy) -> bool {
+    let of_ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
+    of_ports.chain(&policy.tls).any(|tls| matches!(tls.value, Tls::Originate(_)))
+}
+
+/// Names the fields that are understood and change nothing.
+fn report_no_effect(document: &Document, reports: &mut Reports) {
+    const KUBERNETES: &str = "is in force in Kubernetes alone: here this holds for all applications";
+    let mut visible = |export_to: &Option<Located<Vec<String>>>| {
+        if let Some(place) = export_to.as_ref().filter(|names| names.iter().any(|name| name != "*")) {
+            reports.at(place, Code::NoEffect.because(format!("exportTo {KUBERNETES}")));
+        }
+    };
+    match &document.resource {
+        Resource::ServiceEntry(entry) => {
+            visible(&entry.export_to);
+            report_entry(entry, reports);
+        }
+        Resource::DestinationRule(rule) => {
+            visible(&rule.export_to);
+            if let Some(selector) = &rule.workload_selector {
+                reports.at(selector, Code::NoEffect.because(format!("workloadSelector {KUBERNETES}")));
+            } else {
+                report_credentials(rule, reports);
+            }
+        }
+        Resource::VirtualService(crate::config::virtual_service::VirtualService::Mesh(service)) => {
+            visible(&service.export_to);
+        }
+        Resource::VirtualService(_) | Resource::BackendTlsPolicy(_) | Resource::Secret(_) | Resource::ConfigMap(_) => {}
     }
 }
 
-fn targets(entry: &ServiceEntry, port: &ServicePort, host: &HostPattern, target_port: NonZeroU16) -> Targets {
-    match (entry.resolution(), entry.endpoints.as_slice(), host) {
-        // The entry has been refused if it wants a wildcard to be resolved.
-        (Resolution::None, ..) | (_, [], HostPattern::Wildcard(_)) => Targets::Original,
-        (Resolution::Static | Resolution::Dns, [], HostPattern::Exact(host)) => Targets::Resolve(host.clone()),
-        (Resolution::Static | Resolution::Dns, endpoints, _) => Targets::Endpoints(
-            endpoints
-                .iter()
-                .map(|endpoint| Endpoint {
-                    address: endpoint.address.value.clone(),
-                    port: endpoint.ports.get(&port.name.value).map_or(target_port, |port| port.value).get(),
-                    weight: NonZeroU32::MIN,
-                })
-                .collect(),
-        ),
+fn report_entry(entry: &ServiceEntry, reports: &mut Reports) {
+    if let Some(selector) = &entry.workload_selector {
+        let text = "workloadSelector is in force in Kubernetes alone: here the hosts are looked up by name";
+        reports.at(selector, Code::NoEffect.because(text));
+    }
+    for endpoint in &entry.endpoints {
+        if let Some(place) = &endpoint.locality {
+            let text = "locality changes nothing, as all endpoints are equally near; remove it, or use weights";
+            reports.at(place, Code::NoEffect.because(text));
+        }
+        if let Some(place) = &endpoint.service_account {
+            let text = "serviceAccount changes nothing outside of a mesh; name subjectAltNames to verify who answers";
+            reports.at(place, Code::NoEffect.because(text));
+        }
     }
 }
 
-fn resolve(file: &Located<PathBuf>) -> Located<Pem> {
-    file.with(Pem::File(file.location.resolve(&file.value)))
+/// Istio's sidecars take no notice of a `credentialName` in a rule without `workloadSelector`.
+fn report_credentials(rule: &DestinationRule, reports: &mut Reports) {
+    let of_subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+    for policy in rule.traffic_policy.iter().chain(of_subsets) {
+        let of_ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
+        for tls in of_ports.chain(&policy.tls) {
+            if let Tls::Originate(origination) = &tls.value
+                && let Some(credential) = &origination.credential
+            {
+                let text = "Istio's sidecars ignore credentialName in a DestinationRule without workloadSelector, egress does \
+                            not; to have both do the same, add a workloadSelector";
+                reports.at(&credential.name, Code::Credential.because(text));
+            }
+        }
+    }
+}
+
+impl<'d> Compiler<'_, 'd> {
+    /// A host with a `VirtualService` and no `ServiceEntry`: as in Istio it is in force on port 80.
+    fn compile_unknown(&mut self, routed: &Routed<'d>) -> Outcome {
+        const HTTP: NonZeroU16 = NonZeroU16::new(80).expect("80 is not zero");
+        self.compile_routes(routed, &routed.host.value, HTTP, None)
+    }
+
+    /// A port of a host with a `VirtualService`.
+    fn compile_routed(&mut self, routed: &Routed<'d>, service: Service<'d>) -> Outcome {
+        self.compile_routes(routed, service.host, service.port.number.value, Some(service))
+    }
 }

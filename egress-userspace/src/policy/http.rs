@@ -3,13 +3,12 @@
 //! All of it is read by every request, so whatever can be parsed is parsed: names and values of headers are those of
 //! [`http`], expressions are compiled, and weights add up.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, uri::Authority};
-use regex::Regex;
 
-use super::Location;
+use super::{Location, Pattern, TextMatch};
 
 /// A route of a rule: of all that a request matches, the first counts. A request that matches none gets 404.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,82 +79,6 @@ pub struct Match {
     pub without_headers: Vec<HeaderMatch>,
     /// Parameters of the query.
     pub query: Vec<QueryMatch>,
-}
-
-/// What a text must be like.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TextMatch {
-    /// The same.
-    Exact(Box<str>),
-    /// The start of it.
-    Prefix(Box<str>),
-    /// An expression that describes all of it.
-    Regex(Pattern),
-}
-
-impl TextMatch {
-    /// Whether `text` is like this; `ignore_case` leaves expressions alone, as in Istio.
-    pub fn matches(&self, text: &str, ignore_case: bool) -> bool {
-        let same = |part: &[u8], wanted: &str| {
-            if ignore_case { part.eq_ignore_ascii_case(wanted.as_bytes()) } else { part == wanted.as_bytes() }
-        };
-        match self {
-            Self::Exact(wanted) => same(text.as_bytes(), wanted),
-            Self::Prefix(wanted) => text.as_bytes().get(..wanted.len()).is_some_and(|start| same(start, wanted)),
-            Self::Regex(pattern) => pattern.is_match(text),
-        }
-    }
-}
-
-/// A compiled expression. Its syntax is that of RE2, and its cost linear in the text.
-#[derive(Clone)]
-pub struct Pattern {
-    source: Box<str>,
-    regex: Regex,
-}
-
-impl Pattern {
-    /// An expression that must describe all of a text.
-    ///
-    /// # Errors
-    /// It is not one.
-    pub fn whole(source: &str) -> Result<Self, regex::Error> {
-        // By itself first: `a)(b` makes sense only between the parentheses.
-        Regex::new(source)?;
-        Ok(Self { source: source.into(), regex: Regex::new(&format!("^(?:{source})$"))? })
-    }
-
-    /// An expression that is looked for within a text.
-    ///
-    /// # Errors
-    /// It is not one.
-    pub fn part(source: &str) -> Result<Self, regex::Error> {
-        Ok(Self { source: source.into(), regex: Regex::new(source)? })
-    }
-
-    /// Whether it describes `text`.
-    pub fn is_match(&self, text: &str) -> bool {
-        self.regex.is_match(text)
-    }
-
-    /// The expression, for replacing.
-    pub fn regex(&self) -> &Regex {
-        &self.regex
-    }
-}
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.regex.as_str() == other.regex.as_str()
-    }
-}
-
-impl Eq for Pattern {}
-
-impl fmt::Debug for Pattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.source, f)
-    }
 }
 
 /// What a header field must be like.
@@ -355,36 +278,5 @@ impl HttpRoute {
             mirrors: Vec::new(),
             location,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn texts_are_matched_as_in_istio() {
-        let [exact, prefix] = [TextMatch::Exact("/News".into()), TextMatch::Prefix("/News".into())];
-        let regex = TextMatch::Regex(Pattern::whole("/News|/a.c").expect("an expression"));
-        for (matcher, text, ignore_case, expected) in [
-            (&exact, "/News", false, true),
-            (&exact, "/news", false, false),
-            (&exact, "/news", true, true),
-            (&exact, "/News/x", true, false),
-            (&prefix, "/Newspaper", false, true),
-            (&prefix, "/nEWS", true, true),
-            (&prefix, "/New", true, false),
-            (&prefix, "/Né", true, false),
-            (&regex, "/News", false, true),
-            (&regex, "/abc", false, true),
-            // All of the text, whatever the alternatives are.
-            (&regex, "/Newsx", false, false),
-            (&regex, "x/abc", false, false),
-            (&regex, "/abc\n", false, false),
-            (&regex, "/news", true, false),
-        ] {
-            assert_eq!(matcher.matches(text, ignore_case), expected, "{matcher:?} {text} {ignore_case}");
-        }
-        Pattern::whole("a)(b").expect_err("unbalanced");
     }
 }

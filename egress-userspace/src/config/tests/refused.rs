@@ -59,23 +59,21 @@ fn service_entry_fields() {
         ),
         ("hosts: [a.com]\nresolution: dns", "@6: spec.resolution: unknown value \"dns\"; did you mean DNS?"),
         (
-            "hosts: [a.com]\nresolution: DNS_ROUND_ROBIN",
-            "@6: spec.resolution: Istio has DNS_ROUND_ROBIN, egress does not implement it: use DNS",
-        ),
-        (
             "hosts: [a.com]\nresolution: DYNAMIC_DNS",
-            "@6: spec.resolution: Istio has DYNAMIC_DNS, egress does not implement it: list each host and use DNS",
+            "@5: spec.hosts[0]: DYNAMIC_DNS is for wildcards; use DNS for the name of one host",
         ),
         (
-            "hosts: [a.com]\nexportTo: ['.']\nworkloadSelector:\n  labels: {}\nsubjectAltNames: []",
-            "@6: spec.exportTo: Istio has this field, egress does not implement it; remove it\n\
-             @7: spec.workloadSelector: Istio has this field, egress does not implement it; remove it\n\
-             @9: spec.subjectAltNames: Istio has this field, egress does not implement it; remove it",
+            "hosts: [a.com]\nresolution: STATIC\nendpoints: [{address: 203.0.113.7}]\nworkloadSelector: {labels: {}}",
+            "@8: spec.workloadSelector: endpoints and workloadSelector exclude each other; remove one of them",
+        ),
+        (
+            "hosts: [a.com]\nsubjectAltNames: ['spiffe://a/b']",
+            "@6: spec.subjectAltNames[0]: \"spiffe://a/b\" is a URI, which egress does not verify; give a DNS name or an IP address",
         ),
         ("hosts: [a.com]\nresolutoin: DNS", "@6: spec.resolutoin: unknown field; did you mean `resolution`?"),
         (
             "hosts: [a.com]\ncolour: red",
-            "@6: spec.colour: unknown field; the fields known here are hosts, addresses, ports, location, resolution, endpoints",
+            "@6: spec.colour: unknown field; the fields known here are hosts, addresses, ports, location, resolution, endpoints, subjectAltNames, exportTo, workloadSelector",
         ),
         ("hosts: [a.com]\nhosts: [b.com]", "@6: duplicate mapping key `hosts` is not allowed here"),
         (
@@ -103,9 +101,9 @@ fn service_entry_fields() {
             "@7: spec.endpoints[0].address: Istio has Unix sockets as endpoints, egress does not implement them",
         ),
         (
-            "hosts: [a.com]\nresolution: DNS\nendpoints:\n- ports: {}\n  weight: 2",
+            "hosts: [a.com]\nresolution: DNS\nendpoints:\n- ports: {}\n  network: n1",
             "@8: spec.endpoints[0].address: this field is required\n\
-             @9: spec.endpoints[0].weight: Istio has this field, egress does not implement it; remove it",
+             @9: spec.endpoints[0].network: Istio has this field, egress does not implement it; remove it",
         ),
     ];
     let rows: Vec<(String, &str)> = rows
@@ -166,19 +164,50 @@ fn destination_rule() {
         &[
             ("trafficPolicy: {}", "@4: spec.host: this field is required"),
             (
-                "host: a.com\nsubsets: []\nexportTo: []",
-                "@6: spec.subsets: Istio has this field, egress does not implement it; remove it\n\
-                 @7: spec.exportTo: Istio has this field, egress does not implement it; remove it",
+                "host: a.com\ntrafficPolicy:\n  tls: {mode: SIMPLE}\n  proxyProtocol: {version: V2}\n  retryBudget: {}",
+                "@8: spec.trafficPolicy.proxyProtocol: Istio has this field, egress does not implement it; remove it\n\
+                 @9: spec.trafficPolicy.retryBudget: Istio has this field, egress does not implement it; remove it",
             ),
             (
-                "host: a.com\ntrafficPolicy:\n  tls: {mode: SIMPLE}\n  loadBalancer:\n    simple: ROUND_ROBIN\n  connectionPool: {}",
-                "@8: spec.trafficPolicy.loadBalancer: Istio has this field, egress does not implement it; remove it\n\
-                 @10: spec.trafficPolicy.connectionPool: Istio has this field, egress does not implement it; remove it",
+                "host: a.com\ntrafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}",
+                "@6: spec.trafficPolicy.loadBalancer.consistentHash: Istio has this field, egress does not implement it; remove it",
             ),
             (
-                "host: a.com\ntrafficPolicy: {portLevelSettings: [{port: {number: 80}, outlierDetection: {}}]}",
-                "@6: spec.trafficPolicy.portLevelSettings[0].outlierDetection: Istio has this field, egress does not \
-                 implement it; remove it",
+                "host: a.com\ntrafficPolicy: {loadBalancer: {simple: LEAST_CONN}}",
+                "@6: spec.trafficPolicy.loadBalancer.simple: Istio has LEAST_CONN, egress does not implement it: Istio calls it \
+                 LEAST_REQUEST now; use that",
+            ),
+            (
+                "host: a.com\ntrafficPolicy: {connectionPool: {tcp: {connectTimeout: 10}, http: {maxRetries: -1}}}",
+                "@6: spec.trafficPolicy.connectionPool.http.maxRetries: -1 is out of range; use 0 to 2147483647\n\
+                 @6: spec.trafficPolicy.connectionPool.tcp.connectTimeout: expected text, found the number 10; put it in quotes \
+                 if it is meant",
+            ),
+            (
+                "host: a.com\ntrafficPolicy: {connectionPool: {tcp: {maxConnections: 0, connectTimeout: 1us}}}",
+                "@6: spec.trafficPolicy.connectionPool.tcp.connectTimeout: 1us is too short; use 1ms or more\n\
+                 @6: spec.trafficPolicy.connectionPool.tcp.maxConnections: 0 would let nothing through; use 1 or more, or remove \
+                 the field",
+            ),
+            (
+                "host: a.com\ntrafficPolicy: {outlierDetection: {maxEjectionPercent: 101, consecutiveErrors: 3}}",
+                "@6: spec.trafficPolicy.outlierDetection.consecutiveErrors: Istio has this field, egress does not implement it; \
+                 remove it\n\
+                 @6: spec.trafficPolicy.outlierDetection.maxEjectionPercent: 101 is not a percentage; use 0 to 100",
+            ),
+            (
+                "host: a.com\ntrafficPolicy: {outlierDetection: {consecutiveLocalOriginFailures: 3}}",
+                "@6: spec.trafficPolicy.outlierDetection: consecutiveLocalOriginFailures needs splitExternalLocalOriginErrors; \
+                 set that to true, or remove the former",
+            ),
+            (
+                "host: a.com\ntrafficPolicy: {tunnel: {protocol: GET, targetHost: b.com}}",
+                "@6: spec.trafficPolicy.tunnel.protocol: unknown value \"GET\"; use CONNECT, POST\n\
+                 @6: spec.trafficPolicy.tunnel.targetPort: this field is required",
+            ),
+            (
+                "host: a.com\nsubsets: [{name: v1}, {name: v1}]",
+                "@6: spec.subsets[1].name: v1 is already at rules.yaml:6; remove one of them",
             ),
             (
                 "host: a.com\ntrafficPolicy: {portLevelSettings: [{port: 80}]}",
@@ -223,8 +252,12 @@ fn tls() {
             "tls.caCertificates: the path is empty; name a file or remove the field",
         ),
         (
-            "{mode: SIMPLE, credentialName: x}",
-            "tls.credentialName: Istio has this field, egress does not implement it; remove it",
+            "{mode: SIMPLE, credentialName: x, caCertificates: /ca}",
+            "tls.caCertificates: credentialName says where this is; remove one of them",
+        ),
+        (
+            "{mode: DISABLE, credentialName: x}",
+            "tls.credentialName: mode DISABLE needs no credential; use SIMPLE or MUTUAL, or remove it",
         ),
         ("{mode: SIMPLE, caCrl: x}", "tls.caCrl: Istio has this field, egress does not implement it; remove it"),
         (
@@ -265,14 +298,23 @@ fn envelope() {
         ("hello\n".to_owned(), "@1: expected a map, found the text \"hello\""),
         ("kind: ServiceEntry\n".to_owned(), "@1: apiVersion: this field is required"),
         ("apiVersion: v1\nkind: List\nitems: 3\n".to_owned(), "@3: items: expected a list, found the number 3"),
-        (format!("{V1}kind: VirtualService\n"), "@2: kind VirtualService is not supported by egress yet"),
         (
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\n".to_owned(),
-            "@2: kind BackendTLSPolicy is not supported by egress yet",
+            "apiVersion: gateway.networking.k8s.io/v1alpha2\nkind: BackendTLSPolicy\n".to_owned(),
+            "@1: apiVersion: unknown version \"gateway.networking.k8s.io/v1alpha2\" of BackendTLSPolicy; use \
+             gateway.networking.k8s.io/v1, gateway.networking.k8s.io/v1alpha3",
         ),
         (
-            "apiVersion: v1\nkind: ConfigMap\n".to_owned(),
-            "@2: unknown kind ConfigMap; egress knows ServiceEntry and DestinationRule",
+            "apiVersion: v1\nkind: Deployment\n".to_owned(),
+            "@2: unknown kind Deployment; egress knows ServiceEntry, DestinationRule, VirtualService, BackendTLSPolicy, Secret, \
+             ConfigMap",
+        ),
+        (
+            "apiVersion: v1\nkind: ServiceEntry\n".to_owned(),
+            "@2: ServiceEntry is of another API group than \"\"; use networking.istio.io/v1",
+        ),
+        (
+            "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\ndata: {ca.crt: '%'}\n".to_owned(),
+            "@4: data[\"ca.crt\"]: not base64: Invalid symbol 37, offset 0.",
         ),
         (format!("{V1}kind: ServiceEntrie\n"), "@2: unknown kind ServiceEntrie; did you mean ServiceEntry?"),
         (
@@ -303,7 +345,7 @@ fn envelope() {
         ),
         (
             format!("{V1}kind: Sidecar\n---\n{V1}kind: Sidecar\n---\na: 1\na: 2\n"),
-            "@2: kind Sidecar is not supported by egress yet\n@5: kind Sidecar is not supported by egress yet\n@8: duplicate mapping key `a` is not allowed here",
+            "@2: kind Sidecar is not supported by egress yet; remove it\n@5: kind Sidecar is not supported by egress yet; remove it\n@8: duplicate mapping key `a` is not allowed here",
         ),
     ] {
         assert_eq!(errors(&text), expected.replace('@', "rules.yaml:"), "\n{text}");

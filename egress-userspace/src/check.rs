@@ -1,0 +1,223 @@
+//! What a configuration would do, and all that is wrong with it, found without the kernel, the network or root.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::{
+    config::{self, Code, Diagnostic, Errors, Location, Severity, Source},
+    policy::Policy,
+    route,
+    upstream::tls::{Material, Originator, TlsError, system_roots},
+};
+
+mod summary;
+#[cfg(test)]
+mod tests;
+
+/// What is known of a configuration. Displays as a text for people; serializes as the JSON of `--output json`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// What becomes of requests, in the order of host and port; empty where a document cannot be read.
+    pub rules: Vec<RuleReport>,
+    /// Errors and warnings in the order of files and lines.
+    pub diagnostics: Vec<Finding>,
+    /// How many of them are errors.
+    pub errors: usize,
+    /// How many of them are warnings.
+    pub warnings: usize,
+}
+
+/// What becomes of requests for one port of one host.
+#[derive(Debug, Serialize)]
+pub struct RuleReport {
+    /// The host, or a wildcard.
+    pub host: String,
+    /// The port that applications connect to.
+    pub port: u16,
+    /// Where that is written.
+    pub location: Place,
+    /// The routes, of which the first that a request matches counts.
+    pub routes: Vec<RouteReport>,
+}
+
+/// A route in words.
+#[derive(Debug, Serialize)]
+pub struct RouteReport {
+    /// The requests that it is for; all, if absent.
+    pub when: Option<String>,
+    /// What is done with them.
+    pub then: String,
+    /// Where that is written.
+    pub location: Place,
+}
+
+/// A line of a file.
+#[derive(Debug, Serialize)]
+pub struct Place {
+    /// The file.
+    pub file: String,
+    /// 1-based; absent when it is the file as a whole.
+    pub line: Option<u32>,
+}
+
+/// An error or a warning.
+#[derive(Debug, Serialize)]
+pub struct Finding {
+    /// Such as `EG0101`.
+    pub code: &'static str,
+    /// Such as `conflicting-resources`.
+    pub name: &'static str,
+    /// `error` or `warning`.
+    pub severity: String,
+    /// The line at fault.
+    pub location: Place,
+    /// The field at fault, if it is one.
+    pub path: Option<String>,
+    /// What is wrong.
+    pub reason: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+}
+
+/// Checks all sources together.
+pub fn check(sources: &[Source]) -> Report {
+    match config::load(sources) {
+        // What the other documents mean without the broken ones is anyone's guess.
+        Err(errors) => Report::new(Vec::new(), errors.iter().cloned().collect()),
+        Ok(documents) => {
+            let (policy, mut diagnostics) = Policy::analyze(&documents);
+            diagnostics.extend(check_files(&policy));
+            diagnostics.extend(policy.rules().filter_map(|rule| route::pending(rule)));
+            diagnostics.sort();
+            diagnostics.dedup();
+            Report::new(policy.rules().map(|rule| summary::describe(rule)).collect(), diagnostics)
+        }
+    }
+}
+
+/// Reads all that the rules name, and tries whether TLS can be made of it.
+fn check_files(policy: &Policy) -> Errors {
+    let upstreams = || policy.rules().flat_map(|rule| &rule.upstreams);
+    if upstreams().next().is_none() {
+        return Errors::default();
+    }
+    let roots = match system_roots() {
+        Ok(roots) => roots,
+        Err(error) => return [diagnostic(&error)].into_iter().collect(),
+    };
+    let problems = upstreams().filter_map(|upstream| {
+        Material::read(&upstream.tls)
+            .and_then(|material| {
+                Originator::build(&upstream.host, &upstream.tls, &material, &upstream.location, &roots)
+            })
+            .err()
+    });
+    problems.map(|error| diagnostic(&error)).collect()
+}
+
+fn diagnostic(error: &TlsError) -> Diagnostic {
+    let (location, message) = match error {
+        TlsError::Read { location, path, source } => {
+            (location.clone(), Code::UnreadableFile.because(format!("cannot read {}: {source}", path.display())))
+        }
+        TlsError::Content { location, path, problem } => {
+            (location.clone(), Code::BadFile.because(format!("{}: {problem}", path.display())))
+        }
+        TlsError::Settings { location, problem } => (location.clone(), Code::BadFile.because(problem.as_str())),
+        TlsError::NoSystemRoots => {
+            let nowhere = Location::whole(std::path::Path::new("this machine"));
+            (nowhere, Code::NoRoots.because(error.to_string()))
+        }
+    };
+    Diagnostic::new(location, "", message)
+}
+
+impl Report {
+    fn new(rules: Vec<RuleReport>, diagnostics: Vec<Diagnostic>) -> Self {
+        let errors = diagnostics.iter().filter(|found| found.severity() == Severity::Error).count();
+        let warnings = diagnostics.len() - errors;
+        Self { rules, diagnostics: diagnostics.into_iter().map(Finding::from).collect(), errors, warnings }
+    }
+}
+
+impl From<Diagnostic> for Finding {
+    fn from(found: Diagnostic) -> Self {
+        Self {
+            code: found.code.id(),
+            name: found.code.name(),
+            severity: found.severity().to_string(),
+            location: Place::from(&found.location),
+            path: found.path,
+            reason: found.reason,
+            remedy: found.remedy,
+        }
+    }
+}
+
+impl From<&Location> for Place {
+    fn from(location: &Location) -> Self {
+        Self { file: location.file.display().to_string(), line: (location.line > 0).then_some(location.line) }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}", self.file),
+            None => f.write_str(&self.file),
+        }
+    }
+}
+
+impl fmt::Display for RuleReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}:{}", self.host, self.port)?;
+        if let [RouteReport { when: None, then, .. }] = self.routes.as_slice() {
+            return write!(f, " -> {then}");
+        }
+        for route in &self.routes {
+            match &route.when {
+                Some(when) => write!(f, "\n    {when} -> {}", route.then)?,
+                None => write!(f, "\n    otherwise -> {}", route.then)?,
+            }
+        }
+        if self.routes.iter().all(|route| route.when.is_some()) {
+            write!(f, "\n    otherwise -> 404")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} [{} {}] ({}", self.severity, self.code, self.name, self.location)?;
+        if let Some(path) = &self.path {
+            write!(f, " {path}")?;
+        }
+        write!(f, ") {}", self.reason)?;
+        match &self.remedy {
+            Some(remedy) => write!(f, "\n    remedy: {remedy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for rule in &self.rules {
+            writeln!(f, "{rule}")?;
+        }
+        for finding in &self.diagnostics {
+            writeln!(f, "{finding}")?;
+        }
+        let plural = |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        write!(
+            f,
+            "{}, {}, {}",
+            plural(self.rules.len(), "rule"),
+            plural(self.errors, "error"),
+            plural(self.warnings, "warning"),
+        )
+    }
+}

@@ -1,0 +1,91 @@
+//! What the author of a configuration is told.
+
+use std::{fmt::Write as _, fs};
+
+use super::{Finding, check};
+use crate::config::{Code, Source};
+
+/// Documents, each followed by what is said of them. `UPDATE_EXPECT=1 cargo test check::` writes what is said now.
+const FILES: [&str; 2] = ["src/check/tests/broken.txt", "src/check/tests/traps.txt"];
+
+const ARROW: &str = "\n==> ";
+
+/// The answer for a text, without what is understood and only waits to be carried out.
+fn said(text: &str) -> String {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("rules.yaml");
+    fs::write(&file, text).expect("a file");
+    let mut report = check(&[Source::Path(file)]);
+    report.diagnostics.retain(|finding| finding.code != Code::Pending.id());
+    let is_error = |finding: &&Finding| finding.severity == "error";
+    report.errors = report.diagnostics.iter().filter(is_error).count();
+    report.to_string().replace(&format!("{}/", directory.path().display()), "")
+}
+
+#[test]
+fn broken_documents_are_explained() {
+    for path in FILES {
+        let text = fs::read_to_string(path).expect("the file of cases");
+        let (preface, cases) = text.split_once("\n## ").expect("a case");
+        let mut now = preface.to_owned();
+        for case in cases.split("\n## ") {
+            let (title, rest) = case.split_once('\n').expect("a title");
+            let (document, _) = rest.split_once(ARROW).unwrap_or((rest, ""));
+            let said = said(document).replace('\n', "\n    ");
+            write!(now, "\n## {title}\n{}{ARROW}{said}\n", document.trim_end()).expect("a String takes all");
+        }
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            fs::write(path, &now).expect("the file of cases");
+            continue;
+        }
+        for (now, expected) in now.split("\n## ").zip(text.split("\n## ")) {
+            assert_eq!(now.trim_end(), expected.trim_end(), "in {path}");
+        }
+        assert_eq!(now.trim_end(), text.trim_end(), "in {path}");
+    }
+}
+
+/// Whoever breaks a document learns of every kind of mistake that there is.
+#[test]
+fn every_code_has_a_case() {
+    let cases: String = FILES.map(|path| fs::read_to_string(path).expect("the file of cases")).concat();
+    let count = cases.matches("\n## ").count();
+    assert!(count >= 40, "only {count} cases");
+    // These need a file that cannot be read, a machine without roots, or a rule that egress does not carry out.
+    let elsewhere = [Code::Unreadable, Code::NoRoots, Code::Pending, Code::Questionable];
+    let untold: Vec<_> = Code::ALL
+        .iter()
+        .filter(|code| !elsewhere.contains(code) && !cases.contains(&format!("[{} {}]", code.id(), code.name())))
+        .collect();
+    assert!(untold.is_empty(), "no case for {untold:?}");
+}
+
+#[test]
+fn the_seed_is_explained() {
+    let seed = |name: &str| check(&[Source::Path(format!("src/config/tests/{name}").into())]).to_string();
+    assert_eq!(seed("seed-access.yaml"), "0 rules, 0 errors, 0 warnings");
+    assert_eq!(
+        seed("seed-origination.yaml"),
+        "http://edition.cnn.com:80 -> TLS 1.2+ edition.cnn.com:443, OS roots, SNI edition.cnn.com\n\
+         1 rule, 0 errors, 0 warnings"
+    );
+}
+
+#[test]
+fn json_has_all_of_it() {
+    let report = check(&[Source::Path("src/config/tests/seed-origination.yaml".into())]);
+    let json = serde_json::to_value(&report).expect("JSON");
+    assert_eq!(json["rules"][0]["host"], "edition.cnn.com");
+    assert_eq!(json["rules"][0]["port"], 80);
+    assert_eq!(json["rules"][0]["routes"][0]["when"], serde_json::Value::Null);
+    assert_eq!(json["rules"][0]["routes"][0]["location"]["line"], 28);
+
+    let report = check(&[Source::Path("src/check/tests/nowhere.yaml".into())]);
+    let finding = &serde_json::to_value(&report).expect("JSON")["diagnostics"][0];
+    assert_eq!(finding["code"], "EG0001");
+    assert_eq!(finding["name"], "unreadable");
+    assert_eq!(finding["severity"], "error");
+    assert_eq!(finding["location"]["file"], "src/check/tests/nowhere.yaml");
+    assert_eq!(finding["location"]["line"], serde_json::Value::Null);
+    assert_eq!((report.errors, report.warnings), (1, 0));
+}

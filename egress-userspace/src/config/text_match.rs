@@ -1,0 +1,175 @@
+//! Texts that requests are matched by.
+
+use std::fmt;
+
+use regex::Regex;
+
+use super::{
+    Code, Errors,
+    decode::{Decode, Fields},
+    node::Node,
+};
+
+/// What a text must be like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TextMatch {
+    /// The same.
+    Exact(Box<str>),
+    /// The start of it.
+    Prefix(Box<str>),
+    /// An expression that describes all of it.
+    Regex(Pattern),
+}
+
+impl TextMatch {
+    /// Whether `text` is like this; `ignore_case` leaves expressions alone, as in Istio.
+    pub fn matches(&self, text: &str, ignore_case: bool) -> bool {
+        let same = |part: &[u8], wanted: &str| {
+            if ignore_case { part.eq_ignore_ascii_case(wanted.as_bytes()) } else { part == wanted.as_bytes() }
+        };
+        match self {
+            Self::Exact(wanted) => same(text.as_bytes(), wanted),
+            Self::Prefix(wanted) => text.as_bytes().get(..wanted.len()).is_some_and(|start| same(start, wanted)),
+            Self::Regex(pattern) => pattern.is_match(text),
+        }
+    }
+}
+
+/// A compiled expression. Its syntax is that of RE2, and its cost linear in the text.
+#[derive(Clone)]
+pub struct Pattern {
+    source: Box<str>,
+    regex: Regex,
+}
+
+impl Pattern {
+    /// An expression that must describe all of a text.
+    ///
+    /// # Errors
+    /// It is not one.
+    pub fn whole(source: &str) -> Result<Self, regex::Error> {
+        // By itself first: `a)(b` makes sense only between the parentheses.
+        Regex::new(source)?;
+        Ok(Self { source: source.into(), regex: Regex::new(&format!("^(?:{source})$"))? })
+    }
+
+    /// An expression that is looked for within a text.
+    ///
+    /// # Errors
+    /// It is not one.
+    pub fn part(source: &str) -> Result<Self, regex::Error> {
+        Ok(Self { source: source.into(), regex: Regex::new(source)? })
+    }
+
+    /// Whether it describes `text`.
+    pub fn is_match(&self, text: &str) -> bool {
+        self.regex.is_match(text)
+    }
+
+    /// The expression as it is written.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The expression, for replacing.
+    pub fn regex(&self) -> &Regex {
+        &self.regex
+    }
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.regex.as_str() == other.regex.as_str()
+    }
+}
+
+impl Eq for Pattern {}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.source, f)
+    }
+}
+
+/// A [`TextMatch`], or `{}`, which asks only that there be a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OptionalMatch(pub Option<TextMatch>);
+
+impl Decode for TextMatch {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let matcher = OptionalMatch::decode(node, path, errors)?.0;
+        if matcher.is_none() {
+            let message = Code::MissingField.because("there is nothing to compare with; give exact, prefix or regex");
+            errors.push(node.location.clone(), path, message);
+        }
+        matcher
+    }
+}
+
+impl Decode for OptionalMatch {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let mut fields = Fields::of(node, path, errors)?;
+        let exact: Option<String> = fields.take("exact", errors)?;
+        let prefix: Option<String> = fields.take("prefix", errors)?;
+        let regex: Option<String> = fields.take("regex", errors)?;
+        fields.finish(&[], errors);
+        let mut given = [
+            exact.map(|text| Ok(TextMatch::Exact(text.into()))),
+            prefix.map(|text| Ok(TextMatch::Prefix(text.into()))),
+            regex.map(|source| Pattern::whole(&source).map(TextMatch::Regex)),
+        ]
+        .into_iter()
+        .flatten();
+        let (first, second) = (given.next(), given.next());
+        if second.is_some() {
+            let message = Code::Contradiction.because("exact, prefix and regex exclude each other; choose one");
+            errors.push(node.location.clone(), path, message);
+            return None;
+        }
+        match first.transpose() {
+            Ok(matcher) => Some(Self(matcher)),
+            Err(error) => {
+                errors.push(node.location.clone(), path, why_no_expression(&error));
+                None
+            }
+        }
+    }
+}
+
+/// What is wrong with an expression, on one line.
+pub(super) fn why_no_expression(error: &regex::Error) -> String {
+    let text = error.to_string();
+    let last = text.lines().last().unwrap_or_default();
+    format!("not a regular expression: {}; write one in the syntax of RE2", last.trim_start_matches("error: "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_matched_as_in_istio() {
+        let [exact, prefix] = [TextMatch::Exact("/News".into()), TextMatch::Prefix("/News".into())];
+        let regex = TextMatch::Regex(Pattern::whole("/News|/a.c").expect("an expression"));
+        for (matcher, text, ignore_case, expected) in [
+            (&exact, "/News", false, true),
+            (&exact, "/news", false, false),
+            (&exact, "/news", true, true),
+            (&exact, "/News/x", true, false),
+            (&prefix, "/Newspaper", false, true),
+            (&prefix, "/nEWS", true, true),
+            (&prefix, "/New", true, false),
+            (&prefix, "/Né", true, false),
+            (&regex, "/News", false, true),
+            (&regex, "/abc", false, true),
+            // All of the text, whatever the alternatives are.
+            (&regex, "/Newsx", false, false),
+            (&regex, "x/abc", false, false),
+            (&regex, "/abc\n", false, false),
+            (&regex, "/news", true, false),
+        ] {
+            assert_eq!(matcher.matches(text, ignore_case), expected, "{matcher:?} {text} {ignore_case}");
+        }
+        Pattern::whole("a)(b").expect_err("unbalanced");
+    }
+}

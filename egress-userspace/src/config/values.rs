@@ -1,0 +1,212 @@
+//! Single values: numbers, times, and the parts of HTTP.
+
+use std::{path::PathBuf, time::Duration};
+
+use http::{HeaderName, HeaderValue, StatusCode, uri::Authority};
+
+use super::{
+    Cidr, Code, Errors, HostName, HostPattern,
+    decode::{Decode, Text},
+    node::{Node, Value},
+};
+
+impl Decode for bool {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let Value::Bool(value) = node.value else {
+            let message = format!("expected true or false, found {}", node.value);
+            errors.push(node.location.clone(), path, Code::WrongType.because(message));
+            return None;
+        };
+        Some(value)
+    }
+}
+
+/// A port.
+impl Decode for std::num::NonZeroU16 {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let message = match node.value {
+            Value::Integer(number) => match u16::try_from(number).ok().and_then(Self::new) {
+                Some(port) => return Some(port),
+                None => Code::InvalidValue.because(format!("{number} is not a port; use 1 to 65535")),
+            },
+            ref other => Code::WrongType.because(format!("expected a port number, found {other}")),
+        };
+        errors.push(node.location.clone(), path, message);
+        None
+    }
+}
+
+/// A number of things.
+impl Decode for u32 {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let message = match node.value {
+            // Istio's numbers are signed, and so are its limits.
+            Value::Integer(number) => match i32::try_from(number).ok().and_then(|number| Self::try_from(number).ok()) {
+                Some(number) => return Some(number),
+                None => Code::InvalidValue.because(format!("{number} is out of range; use 0 to {}", i32::MAX)),
+            },
+            ref other => Code::WrongType.because(format!("expected a whole number, found {other}")),
+        };
+        errors.push(node.location.clone(), path, message);
+        None
+    }
+}
+
+/// A share in percent, with a fraction.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Percent(pub f64);
+
+// No NaN is let in.
+impl Eq for Percent {}
+
+impl Decode for Percent {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let number = match node.value {
+            Value::Integer(number) => number as f64,
+            Value::Float(number) => number,
+            ref other => {
+                let message = Code::WrongType.because(format!("expected a number, found {other}"));
+                errors.push(node.location.clone(), path, message);
+                return None;
+            }
+        };
+        if (0.0..=100.0).contains(&number) {
+            return Some(Self(number));
+        }
+        errors.push(node.location.clone(), path, format!("{number} is not a percentage; use 0 to 100"));
+        None
+    }
+}
+
+impl Text for String {
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+}
+
+impl Text for PathBuf {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            Err("the path is empty; name a file or remove the field".to_owned())
+        } else {
+            Ok(text.into())
+        }
+    }
+}
+
+impl Text for HostName {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: super::InvalidHostName| error.to_string())
+    }
+}
+
+impl Text for HostPattern {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: super::InvalidHostName| error.to_string())
+    }
+}
+
+impl Text for Cidr {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: super::InvalidCidr| error.to_string())
+    }
+}
+
+/// A time as Go and protobuf write it: numbers with units, such as `1h30m`, `10s` or `1.5ms`.
+impl Text for Duration {
+    fn parse(text: &str) -> Result<Self, String> {
+        let invalid = || format!("{text:?} is not a time; write one such as 10s, 250ms, 1.5h or 1h30m");
+        let mut total = 0.0;
+        let mut rest = text;
+        while !rest.is_empty() || text.is_empty() {
+            let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(invalid)?;
+            let number: f64 = rest[..digits].parse().map_err(|_| invalid())?;
+            rest = &rest[digits..];
+            let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+            total += number
+                * match &rest[..unit] {
+                    "h" => 3600.0,
+                    "m" => 60.0,
+                    "s" => 1.0,
+                    "ms" => 1e-3,
+                    "us" | "µs" => 1e-6,
+                    "ns" => 1e-9,
+                    _ => return Err(invalid()),
+                };
+            rest = &rest[unit..];
+        }
+        Self::try_from_secs_f64(total).map_err(|_| invalid())
+    }
+}
+
+impl Text for HeaderName {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| format!("{text:?} is not the name of a header field"))
+    }
+}
+
+/// A value to set, without the variables that Envoy would put in.
+impl Text for HeaderValue {
+    fn parse(text: &str) -> Result<Self, String> {
+        let plain = text.replace("%%", "");
+        if let Some(variable) = plain.split('%').nth(1) {
+            return Err(format!(
+                "Envoy has variables such as %{variable}%, egress does not implement them; write a plain value, and %% for a \
+                 percent sign"
+            ));
+        }
+        Self::from_str(&text.replace("%%", "%")).map_err(|_| format!("{text:?} is not the value of a header field"))
+    }
+}
+
+impl Text for Authority {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.parse::<Self>() {
+            Ok(authority) if !text.contains('@') => Ok(authority),
+            _ => Err(format!("{text:?} is not a host with or without a port")),
+        }
+    }
+}
+
+impl Decode for StatusCode {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let message = match node.value {
+            Value::Integer(number) => {
+                let status = u16::try_from(number).ok().filter(|status| (200..600).contains(status));
+                match status.and_then(|status| Self::from_u16(status).ok()) {
+                    Some(status) => return Some(status),
+                    None => Code::InvalidValue.because(format!("{number} is not a final status; use 200 to 599")),
+                }
+            }
+            ref other => Code::WrongType.because(format!("expected a status, found {other}")),
+        };
+        errors.push(node.location.clone(), path, message);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_in_go() {
+        for (text, millis) in [
+            ("0s", Some(0)),
+            ("10s", Some(10_000)),
+            ("1.5s", Some(1500)),
+            ("250ms", Some(250)),
+            ("1h30m", Some(5_400_000)),
+            ("1m1ms", Some(60_001)),
+            ("", None),
+            ("10", None),
+            ("s", None),
+            ("-1s", None),
+            ("1 s", None),
+            ("1d", None),
+            ("1..5s", None),
+        ] {
+            assert_eq!(Duration::parse(text).ok(), millis.map(Duration::from_millis), "{text}");
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! The documents by what they are about, and where they contradict each other.
+
+use std::collections::{BTreeMap, HashMap, btree_map};
+use std::num::NonZeroU16;
+
+use super::{Reports, host_map::HostMap};
+use crate::config::{
+    Code, Document, HostPattern, Located, Location, Resource,
+    annotations::Annotations,
+    backend_tls_policy::{BackendTlsPolicy, TargetKind},
+    destination_rule::{DestinationRule, Origination, Subset, Tls},
+    service_entry::{ServiceEntry, ServicePort},
+    store::Store,
+    traffic_policy::{ConnectionPool, LoadBalancer, OutlierDetection, TrafficPolicy, Tunnel},
+    virtual_service::{MeshService, VirtualService},
+};
+
+/// A namespace; resources that give none are in the same one.
+pub(super) type Namespace<'d> = Option<&'d str>;
+
+/// All documents.
+#[derive(Default)]
+pub(super) struct Index<'d> {
+    pub(super) services: HostMap<'d, BTreeMap<NonZeroU16, Service<'d>>>,
+    pub(super) destinations: HostMap<'d, Destinations<'d>>,
+    pub(super) virtual_services: HostMap<'d, Routed<'d>>,
+    policies: HashMap<(&'d HostPattern, NonZeroU16), TlsPolicy<'d>>,
+    stores: HashMap<(StoreKind, Namespace<'d>, &'d str), (&'d Store, &'d Location)>,
+}
+
+/// A port of a host.
+#[derive(Clone, Copy)]
+pub(super) struct Service<'d> {
+    pub(super) host: &'d HostPattern,
+    pub(super) entry: &'d ServiceEntry,
+    pub(super) port: &'d ServicePort,
+}
+
+/// The rules for a host: the first with a `trafficPolicy`, and the subsets of all.
+pub(super) struct Destinations<'d> {
+    pub(super) rules: Vec<(&'d DestinationRule, Namespace<'d>)>,
+}
+
+/// A `VirtualService` for a host.
+pub(super) struct Routed<'d> {
+    pub(super) service: &'d MeshService,
+    /// The host as it is listed there.
+    pub(super) host: &'d Located<HostPattern>,
+}
+
+/// A `BackendTLSPolicy` for a port.
+#[derive(Clone, Copy)]
+pub(super) struct TlsPolicy<'d> {
+    pub(super) policy: &'d BackendTlsPolicy,
+    pub(super) namespace: Namespace<'d>,
+}
+
+/// Where certificates can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum StoreKind {
+    Secret,
+    ConfigMap,
+}
+
+/// All that is said of one port of a host, or of a subset of it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Settings<'d> {
+    pub(super) tls: Option<Asked<'d>>,
+    pub(super) pool: Option<&'d ConnectionPool>,
+    pub(super) outlier_detection: Option<&'d OutlierDetection>,
+    pub(super) balancer: Option<&'d LoadBalancer>,
+    pub(super) tunnel: Option<&'d Tunnel>,
+    pub(super) annotations: Option<&'d Annotations>,
+}
+
+/// Who asks for TLS on a port.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'d> {
+    pub(super) by: AskedBy<'d>,
+    /// Whether that names the port, rather than to be there for all of them.
+    pub(super) for_this_port: bool,
+    pub(super) namespace: Namespace<'d>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum AskedBy<'d> {
+    Rule(&'d Located<Tls>, &'d Origination),
+    Policy(&'d BackendTlsPolicy),
+}
+
+impl Asked<'_> {
+    /// The place to name.
+    pub(super) fn place(&self) -> Located<()> {
+        match self.by {
+            AskedBy::Rule(tls, _) => tls.with(()),
+            AskedBy::Policy(policy) => policy.validation.with(()),
+        }
+    }
+}
+
+impl<'d> Index<'d> {
+    pub(super) fn of(documents: &'d [Document], reports: &mut Reports) -> Self {
+        let mut index = Self::default();
+        let mut entries: HashMap<(Namespace<'d>, &'d str), &'d ServiceEntry> = HashMap::new();
+        for document in documents {
+            let (name, namespace) = (document.metadata.name.as_str(), document.metadata.namespace.as_deref());
+            match &document.resource {
+                Resource::ServiceEntry(entry) => {
+                    entries.insert((namespace, name), entry);
+                    index.add_service_entry(entry, reports);
+                }
+                Resource::DestinationRule(rule) => index.add_destination_rule(rule, namespace, reports),
+                Resource::VirtualService(service) => index.add_virtual_service(service, reports),
+                Resource::Secret(store) => index.add_store(StoreKind::Secret, store, document, reports),
+                Resource::ConfigMap(store) => index.add_store(StoreKind::ConfigMap, store, document, reports),
+                Resource::BackendTlsPolicy(_) => {}
+            }
+        }
+        // They are about hosts that may come later in the files.
+        for document in documents {
+            if let Resource::BackendTlsPolicy(policy) = &document.resource {
+                index.add_policy(policy, document.metadata.namespace.as_deref(), &entries, reports);
+            }
+        }
+        index
+    }
+
+    fn add_service_entry(&mut self, entry: &'d ServiceEntry, reports: &mut Reports) {
+        for host in entry.hosts.iter() {
+            let services = self.services.entry(&host.value, BTreeMap::new);
+            for port in entry.ports.iter() {
+                match services.entry(port.number.value) {
+                    btree_map::Entry::Vacant(vacant) => _ = vacant.insert(Service { host, entry, port }),
+                    btree_map::Entry::Occupied(first) => {
+                        let text = format!(
+                            "port {} of {} is already defined at {}; remove one of them",
+                            port.number.value,
+                            host.value,
+                            first.get().port.number.location,
+                        );
+                        reports.at(&port.number, Code::Conflict.because(text));
+                    }
+                }
+            }
+        }
+    }
+
+    fn add_destination_rule(&mut self, rule: &'d DestinationRule, namespace: Namespace<'d>, reports: &mut Reports) {
+        let destinations = self.destinations.entry(&rule.host.value, || Destinations { rules: Vec::new() });
+        if let Some((first, _)) = destinations.rules.first() {
+            let (host, place) = (&rule.host.value, &first.host.location);
+            let is_decided = destinations.rules.iter().any(|(rule, _)| rule.traffic_policy.is_some());
+            reports.at(
+                &rule.host,
+                if is_decided && rule.traffic_policy.is_some() {
+                    Code::Conflict.because(format!(
+                        "{host} has a DestinationRule already, at {place}; make one of the two"
+                    ))
+                } else {
+                    Code::Merged.because(format!(
+                        "{host} has a DestinationRule already, at {place}: as in Istio, the subsets of both are in force, and \
+                         the one trafficPolicy; make one of the two"
+                    ))
+                },
+            );
+            let known: Vec<_> = destinations.subsets().collect();
+            for subset in &rule.subsets {
+                if let Some(first) = known.iter().find(|first| first.name.value == subset.name.value) {
+                    let text = format!(
+                        "subset {} of {host} is already defined at {}; remove one of them",
+                        subset.name.value, first.name.location,
+                    );
+                    reports.at(&subset.name, Code::Conflict.because(text));
+                }
+            }
+        }
+        destinations.rules.push((rule, namespace));
+    }
+
+    fn add_virtual_service(&mut self, service: &'d VirtualService, reports: &mut Reports) {
+        let service = match service {
+            VirtualService::Mesh(service) => service,
+            VirtualService::Gateways(gateways) => {
+                let text = "this VirtualService is for gateways alone, so it does nothing here; add `mesh`, if it is meant for \
+                            applications";
+                reports.at(gateways, Code::UnusedVirtualService.because(text));
+                return;
+            }
+        };
+        for host in service.hosts.iter() {
+            let mut is_new = false;
+            let first = self.virtual_services.entry(&host.value, || {
+                is_new = true;
+                Routed { service, host }
+            });
+            if !is_new {
+                let text = format!(
+                    "{} has a VirtualService already, at {}, and Istio would take either; make one of the two",
+                    host.value, first.host.location,
+                );
+                reports.at(host, Code::Conflict.because(text));
+            }
+        }
+    }
+
+    fn add_store(&mut self, kind: StoreKind, store: &'d Store, document: &'d Document, reports: &mut Reports) {
+        let key = (kind, document.metadata.namespace.as_deref(), document.metadata.name.as_str());
+        if let Some((_, first)) = self.stores.insert(key, (store, &document.location)) {
+            let text = format!("there is a {kind:?} {} already, at {first}; remove one of them", key.2);
+            reports.at(&Located::new((), document.location.clone()), Code::Conflict.because(text));
+        }
+    }
+
+    fn add_policy(
+        &mut self,
+        policy: &'d BackendTlsPolicy,
+        namespace: Namespace<'d>,
+        entries: &HashMap<(Namespace<'d>, &'d str), &'d ServiceEntry>,
+        reports: &mut Reports,
+    ) {
+        for target in policy.targets.iter() {
+            let name = target.name.as_str();
+            let hosts: Vec<&HostPattern> = match target.kind.value {
+                TargetKind::ServiceEntry => entries
+                    .get(&(namespace, name))
+                    .map(|entry| entry.hosts.iter().map(|host| &host.value).collect())
+                    .unwrap_or_default(),
+                TargetKind::Hostname => self.host(name).into_iter().collect(),
+                TargetKind::Service => {
+                    let namespace = namespace.unwrap_or("default");
+                    let names = [
+                        format!("{name}.{namespace}.svc.cluster.local"),
+                        format!("{name}.{namespace}"),
+                        name.to_owned(),
+                    ];
+                    names.iter().find_map(|name| self.host(name)).into_iter().collect()
+                }
+            };
+            if hosts.is_empty() {
+                let text = format!("no ServiceEntry is, or has, {:?} {name}; add one", target.kind.value);
+                reports.at(target, Code::UnknownDestination.because(text));
+            }
+            for host in hosts {
+                let services: Vec<_> =
+                    self.services.get(host).into_iter().flat_map(BTreeMap::values).copied().collect();
+                let chosen = |service: &&Service<'_>| {
+                    target.section.as_ref().is_none_or(|section| section.value == service.port.name.value)
+                };
+                if let Some(section) =
+                    target.section.as_ref().filter(|_| !services.iter().any(|service| chosen(&service)))
+                {
+                    let text = format!("{host} has no port of the name {:?}; use the name of one", section.value);
+                    reports.at(section, Code::UnknownDestination.because(text));
+                }
+                for service in services.iter().filter(chosen) {
+                    let key = (service.host, service.port.number.value);
+                    if let Some(first) = self.policies.insert(key, TlsPolicy { policy, namespace }) {
+                        let text = format!(
+                            "port {} of {host} has a BackendTLSPolicy already, at {}; remove one of them",
+                            key.1, first.policy.targets.location,
+                        );
+                        reports.at(target, Code::Conflict.because(text));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The host of a `ServiceEntry` by its name.
+    fn host(&self, name: &str) -> Option<&'d HostPattern> {
+        let host: HostPattern = name.parse().ok()?;
+        Some(self.services.get(&host)?.values().next()?.host)
+    }
+
+    /// The `Secret` or `ConfigMap` of a name.
+    pub(super) fn store(&self, kind: StoreKind, namespace: Namespace<'d>, name: &'d str) -> Option<&'d Store> {
+        self.stores.get(&(kind, namespace, name)).map(|(store, _)| *store)
+    }
+
+    /// The most specific rules that cover a host.
+    pub(super) fn destinations(&self, host: &HostPattern) -> Option<&Destinations<'d>> {
+        self.destinations.covering(host).next().map(|(_, destinations)| destinations)
+    }
+
+    /// What is said of a port, and of a subset of it; two that ask for TLS contradict each other.
+    pub(super) fn settings(&self, host: &HostPattern, port: NonZeroU16, subset: Option<&Subset>) -> Settings<'d> {
+        let mut settings = Settings::default();
+        if let Some(destinations) = self.destinations(host)
+            && let Some((rule, namespace)) = destinations.main()
+        {
+            settings.annotations = Some(&rule.annotations);
+            settings.apply(rule.traffic_policy.as_ref(), port, namespace);
+            let subset = subset.and_then(|subset| destinations.subset(&subset.name.value));
+            settings.apply(subset.and_then(|subset| subset.traffic_policy.as_ref()), port, namespace);
+        }
+        settings
+    }
+
+    /// The `BackendTLSPolicy` for a port.
+    pub(super) fn policy(&self, host: &'d HostPattern, port: NonZeroU16) -> Option<TlsPolicy<'d>> {
+        self.policies.get(&(host, port)).copied()
+    }
+}
+
+impl<'d> Destinations<'d> {
+    /// The rule whose `trafficPolicy` counts.
+    pub(super) fn main(&self) -> Option<(&'d DestinationRule, Namespace<'d>)> {
+        self.rules.iter().find(|(rule, _)| rule.traffic_policy.is_some()).or(self.rules.first()).copied()
+    }
+
+    fn subsets(&self) -> impl Iterator<Item = &'d Subset> {
+        self.rules.iter().flat_map(|(rule, _)| &rule.subsets)
+    }
+
+    /// The subset of a name.
+    pub(super) fn subset(&self, name: &str) -> Option<&'d Subset> {
+        self.subsets().find(|subset| subset.name.value == name)
+    }
+}
+
+impl<'d> Settings<'d> {
+    /// What `policy` says counts from now on. As in Istio it replaces field by field, and its settings for a port replace
+    /// all four of theirs, even by nothing.
+    fn apply(&mut self, policy: Option<&'d TrafficPolicy>, port: NonZeroU16, namespace: Namespace<'d>) {
+        let Some(policy) = policy else { return };
+        let asked = |tls: Option<&'d Located<Tls>>, for_this_port| {
+            let tls = tls?;
+            let Tls::Originate(origination) = &tls.value else { return None };
+            Some(Asked { by: AskedBy::Rule(tls, origination), for_this_port, namespace })
+        };
+        if policy.tls.is_some() {
+            self.tls = asked(policy.tls.as_ref(), false);
+        }
+        self.pool = policy.connection_pool.as_ref().map(|pool| &pool.value).or(self.pool);
+        self.outlier_detection = policy.outlier_detection.as_ref().map(|it| &it.value).or(self.outlier_detection);
+        self.balancer = policy.load_balancer.as_ref().or(self.balancer);
+        self.tunnel = policy.tunnel.as_ref().map(|tunnel| &tunnel.value).or(self.tunnel);
+        if let Some(settings) = policy.port_level_settings.iter().find(|settings| settings.port.number.value == port) {
+            self.tls = asked(settings.tls.as_ref(), true);
+            self.pool = settings.connection_pool.as_ref().map(|pool| &pool.value);
+            self.outlier_detection = settings.outlier_detection.as_ref().map(|it| &it.value);
+            self.balancer = settings.load_balancer.as_ref();
+        }
+    }
+}

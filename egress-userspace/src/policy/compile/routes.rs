@@ -1,0 +1,224 @@
+//! A `VirtualService` against one port of a host that it is for.
+
+use std::{num::NonZeroU16, sync::Arc};
+
+use super::{
+    Compiler, Outcome, http,
+    index::{Routed, Service},
+    upstream::Shared,
+};
+use crate::{
+    config::{
+        Code, HostPattern, Located,
+        service_entry::Protocol as Spoken,
+        virtual_service::{Destination, RequestMatch, Route},
+    },
+    policy::{Action, Fault, HttpRoute, Mirror, Rewrite, Share, UpstreamIndex, Weighted},
+};
+
+/// A destination of a route, and whether TLS is originated for it.
+enum Led<'d> {
+    Tls(Shared),
+    Clear(&'d Located<Destination>, String),
+}
+
+/// A route with the matches that can apply to the port.
+struct Applicable<'d> {
+    route: &'d Located<Route>,
+    matches: Vec<&'d Located<RequestMatch>>,
+}
+
+impl<'d> Compiler<'_, 'd> {
+    pub(super) fn compile_routes(
+        &mut self,
+        routed: &Routed<'d>,
+        host: &'d HostPattern,
+        port: NonZeroU16,
+        service: Option<Service<'d>>,
+    ) -> Outcome {
+        let routes: Vec<_> = routed.service.http.iter().filter_map(|route| applicable(route, port)).collect();
+        if routes.is_empty() {
+            return Outcome::NotConcerned;
+        }
+        let errors = self.reports.errors;
+        let led: Vec<Vec<Led<'d>>> = routes.iter().map(|route| self.destinations(route.route, host, port)).collect();
+        if self.reports.errors > errors {
+            return Outcome::Wrong;
+        }
+        let own = self.own_tls(host, port, service);
+        let first_tls = routes.iter().zip(&led).find_map(|(route, led)| {
+            led.iter().any(|led| matches!(led, Led::Tls(_))).then(|| route.route.location.to_string())
+        });
+        let Some(tls) = own.or(first_tls) else { return Outcome::NotConcerned };
+        for led in led.iter().flatten() {
+            if let Led::Clear(destination, what) = led {
+                let text = format!(
+                    "requests for port {port} of {host} would leave in clear to {what}, while TLS is originated for the host at \
+                     {tls}; add `tls` for this destination to a DestinationRule",
+                );
+                self.reports.at(destination, Code::ClearText.because(text));
+            }
+        }
+        if self.reports.errors > errors {
+            return Outcome::Wrong;
+        }
+        self.check_reachable(&routes);
+
+        let mut upstreams = Vec::new();
+        let routes = routes.iter().zip(led).map(|(route, led)| compile_route(route, led, &mut upstreams)).collect();
+        self.push_rule(host, port, service, upstreams, routes, routed.host.location.clone());
+        Outcome::Rule
+    }
+
+    /// Where TLS is originated for the port without any routes, or for a wildcard that has the host.
+    fn own_tls(&mut self, host: &'d HostPattern, port: NonZeroU16, service: Option<Service<'d>>) -> Option<String> {
+        let covering = self.index.services.covering(host).filter_map(|(_, ports)| ports.get(&port)).copied().next();
+        let asked = self.asked(service.or(covering)?, None)?;
+        Some(asked.place().location.to_string())
+    }
+
+    /// All destinations of a route in the order of its weighted ones and its mirrors. What is wrong with one is reported.
+    fn destinations(&mut self, route: &'d Route, host: &'d HostPattern, port: NonZeroU16) -> Vec<Led<'d>> {
+        let weighted = http::weights(&route.route).map(|(destination, _)| &destination.destination);
+        let mirrors = route.mirror.iter().chain(route.mirrors.iter().map(|mirror| &mirror.destination));
+        let destinations: Vec<_> = weighted.chain(mirrors).collect();
+        destinations.into_iter().filter_map(|destination| self.destination(destination, host, port)).collect()
+    }
+
+    fn destination(
+        &mut self,
+        destination: &'d Located<Destination>,
+        from: &'d HostPattern,
+        port: NonZeroU16,
+    ) -> Option<Led<'d>> {
+        let host = &destination.host.value;
+        let Some(ports) = self.index.services.get(host) else {
+            let text = format!("no ServiceEntry has the host {host}; add one, or correct the name");
+            self.reports.at(&destination.host, Code::UnknownDestination.because(text));
+            return None;
+        };
+        // As in Istio: the one that is named, the only one, or the one that the request came to.
+        let number = match (&destination.port, ports.len()) {
+            (Some(port), _) => port.number.value,
+            (None, 1) => *ports.keys().next()?,
+            (None, _) => port,
+        };
+        let Some(&service) = ports.get(&number) else {
+            let text = format!("no ServiceEntry has port {number} of {host}; add it, or name another port");
+            self.reports.at(destination, Code::UnknownDestination.because(text));
+            return None;
+        };
+        let subset = match &destination.subset {
+            None => None,
+            Some(name) => {
+                let found = self.index.destinations(host).and_then(|destinations| destinations.subset(&name.value));
+                if found.is_none() {
+                    let text = format!("no DestinationRule for {host} defines the subset {}; define it", name.value);
+                    self.reports.at(name, Code::UnknownSubset.because(text));
+                    return None;
+                }
+                found
+            }
+        };
+        let Some(asked) = self.asked(service, subset) else {
+            return Some(Led::Clear(destination, format!("port {number} of {host}")));
+        };
+        let protocol = service.port.protocol.as_ref().map(|protocol| protocol.value);
+        if let None | Some(Spoken::Opaque(_)) = protocol {
+            let text = format!("port {number} of {host} is not said to be HTTP or HTTPS; give it such a protocol");
+            self.reports.at(destination, Code::WrongProtocol.because(text));
+            return None;
+        }
+        if (from, port) != (service.host, number) {
+            self.led_to.insert((service.host, number));
+        }
+        Some(Led::Tls(self.upstream(service, subset, asked)))
+    }
+
+    /// Says which routes and matches no request gets to.
+    fn check_reachable(&mut self, routes: &[Applicable<'d>]) {
+        let mut earlier: Vec<(crate::policy::Match, &Located<RequestMatch>)> = Vec::new();
+        let mut catch_all: Option<&Located<Route>> = None;
+        for route in routes {
+            if let Some(first) = catch_all {
+                let text =
+                    format!("the route at {} takes every request, so none gets here; put it last", first.location);
+                self.reports.at(route.route, Code::NeverMatches.because(text));
+                continue;
+            }
+            if route.matches.is_empty() {
+                catch_all = Some(route.route);
+                continue;
+            }
+            for matched in &route.matches {
+                let compiled = http::request_match(matched);
+                match earlier.iter().find(|(earlier, _)| http::covers(earlier, &compiled)) {
+                    Some((_, first)) => {
+                        let text = format!(
+                            "the match at {} takes every request that this one is for; put it after this one",
+                            first.location,
+                        );
+                        self.reports.at(*matched, Code::NeverMatches.because(text));
+                    }
+                    None => earlier.push((compiled, matched)),
+                }
+            }
+        }
+    }
+}
+
+/// A route as far as it concerns a port; None if it does not.
+fn applicable(route: &Located<Route>, port: NonZeroU16) -> Option<Applicable<'_>> {
+    let concerns = |matched: &&Located<RequestMatch>| {
+        matched.is_for_mesh() && matched.port.as_ref().is_none_or(|wanted| wanted.value == port)
+    };
+    let matches: Vec<_> = route.matches.iter().filter(concerns).collect();
+    (route.matches.is_empty() || !matches.is_empty()).then_some(Applicable { route, matches })
+}
+
+fn compile_route(applicable: &Applicable<'_>, led: Vec<Led<'_>>, upstreams: &mut Vec<Shared>) -> HttpRoute {
+    let route = applicable.route;
+    let mut led = led.into_iter().filter_map(|led| match led {
+        Led::Tls(upstream) => Some(index_of(upstream, upstreams)),
+        Led::Clear(..) => None,
+    });
+    let mut up_to = 0;
+    let weighted: Vec<_> = http::weights(&route.route)
+        .zip(led.by_ref().take(http::weights(&route.route).count()))
+        .map(|((destination, weight), upstream)| {
+            up_to += weight;
+            Weighted { upstream, up_to, headers: http::changes(destination.headers.as_ref()) }
+        })
+        .collect();
+    let of_mirror = route.mirror.iter().map(|_| route.mirror_percentage.as_ref().map(|percentage| &percentage.value));
+    let of_mirrors = route.mirrors.iter().map(|mirror| mirror.percentage.as_ref());
+    let mirrors = led
+        .zip(of_mirror.chain(of_mirrors))
+        .map(|(upstream, percentage)| Mirror { upstream, share: percentage.map_or(Share::ALL, http::share_of) })
+        .collect();
+    HttpRoute {
+        name: route.name.as_deref().map(Arc::from),
+        matches: applicable.matches.iter().map(|matched| http::request_match(matched)).collect(),
+        action: match (&route.redirect, &route.direct_response) {
+            (Some(redirect), _) => Action::Redirect(http::redirect(redirect)),
+            (None, Some(response)) => Action::Respond(http::direct_response(response)),
+            (None, None) => Action::Forward(weighted),
+        },
+        rewrite: route.rewrite.as_ref().map_or_else(Rewrite::default, |rewrite| http::rewrite(rewrite)),
+        headers: http::changes(route.headers.as_ref()),
+        timeout: route.timeout.filter(|time| !time.is_zero()),
+        retries: route.retries.as_ref().map(http::retries),
+        fault: route.fault.as_ref().map_or_else(Fault::default, http::fault),
+        mirrors,
+        location: route.location.clone(),
+    }
+}
+
+/// The index of an upstream among those of the rule, to which it is added if it is new.
+fn index_of(upstream: Shared, upstreams: &mut Vec<Shared>) -> UpstreamIndex {
+    let known = upstreams.iter().position(|known| Arc::ptr_eq(known, &upstream));
+    UpstreamIndex(known.unwrap_or_else(|| {
+        upstreams.push(upstream);
+        upstreams.len() - 1
+    }))
+}

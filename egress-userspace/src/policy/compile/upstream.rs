@@ -1,0 +1,312 @@
+//! A port of a host, with all that is said of it, to an [`Upstream`].
+
+use std::{
+    num::{NonZeroU16, NonZeroU32},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    Reports,
+    index::{Asked, AskedBy, Index, Namespace, Service, Settings, StoreKind},
+};
+use crate::{
+    config::{
+        Code, HostPattern, Located,
+        annotations::Annotations,
+        backend_tls_policy::{BackendTlsPolicy, CaKind},
+        destination_rule::{Credential, Origination, Subset},
+        service_entry::{Protocol as Spoken, Resolution, ServiceEntry},
+        traffic_policy::{self as raw, H2UpgradePolicy, Simple, TunnelProtocol},
+    },
+    policy::{
+        Adjustments, ClientIdentity, ConnectionPool, Endpoint, Keepalive, LoadBalancer, OutlierDetection, Pem, Roots,
+        Targets, TlsSettings, Tunnel, TunnelMethod, Upstream, UpstreamProtocol, Verify,
+    },
+};
+
+/// What Istio has if nothing is said; Envoy's own number.
+const CONSECUTIVE_ERRORS: u32 = 5;
+
+/// The upstream for a service that `asked` asks TLS for.
+pub(super) fn build<'d>(
+    service: Service<'d>,
+    subset: Option<&'d Subset>,
+    settings: &Settings<'d>,
+    asked: Asked<'d>,
+    index: &Index<'d>,
+    reports: &mut Reports,
+) -> Upstream {
+    let Service { host, entry, port } = service;
+    let target_port = port.target_port.as_ref().unwrap_or(&port.number).value;
+    let balancer = settings.balancer.and_then(|balancer| balancer.simple.as_ref()).map(|simple| simple.value);
+    let http = settings.pool.and_then(|pool| pool.http.as_ref());
+    let annotations = settings.annotations.cloned().unwrap_or_default();
+    Upstream {
+        host: host.clone(),
+        port: port.number.value.get(),
+        subset: subset.map(|subset| subset.name.value.as_str().into()),
+        target_port: target_port.get(),
+        targets: match balancer {
+            Some(Simple::Passthrough) => Targets::Original,
+            _ => targets(service, target_port, subset, reports),
+        },
+        protocol: match (&port.protocol, http.and_then(|http| http.h2_upgrade_policy)) {
+            (Some(Located { value: Spoken::Http2 | Spoken::Grpc, .. }), _) | (_, Some(H2UpgradePolicy::Upgrade)) => {
+                UpstreamProtocol::Http2
+            }
+            (_, Some(H2UpgradePolicy::DoNotUpgrade)) => UpstreamProtocol::Http1,
+            (_, Some(H2UpgradePolicy::Default) | None) => UpstreamProtocol::Negotiated,
+        },
+        tls: match asked.by {
+            AskedBy::Rule(_, origination) => tls_settings(host, entry, origination, asked.namespace, index, reports),
+            AskedBy::Policy(policy) => validation(policy, asked.namespace, index, reports),
+        },
+        pool: settings.pool.map(connection_pool).unwrap_or_default(),
+        outlier_detection: settings.outlier_detection.map(outlier_detection),
+        balancer: match balancer {
+            Some(Simple::RoundRobin) => Some(LoadBalancer::RoundRobin),
+            Some(Simple::LeastRequest) => Some(LoadBalancer::LeastRequest),
+            Some(Simple::Random) => Some(LoadBalancer::Random),
+            Some(Simple::Unspecified | Simple::Passthrough) | None => None,
+        },
+        tunnel: settings.tunnel.map(|tunnel| Tunnel {
+            method: match tunnel.protocol {
+                Some(TunnelProtocol::Post) => TunnelMethod::Post,
+                Some(TunnelProtocol::Connect) | None => TunnelMethod::Connect,
+            },
+            host: tunnel.target_host.clone(),
+            port: tunnel.target_port,
+        }),
+        adjustments: adjustments(&annotations),
+        preconnect: annotations.preconnect,
+        location: asked.place().location,
+    }
+}
+
+fn adjustments(annotations: &Annotations) -> Adjustments {
+    Adjustments {
+        strip_forwarded_headers: annotations.strip_forwarded_headers,
+        drop_secure_cookie_attribute: annotations.drop_secure_cookie_attribute,
+        rewrite_location: annotations.rewrite_location,
+    }
+}
+
+/// Where a service's target port is; for a subset, those of its endpoints that have its labels.
+pub(super) fn targets(
+    Service { host, entry, port }: Service<'_>,
+    target_port: NonZeroU16,
+    subset: Option<&Subset>,
+    reports: &mut Reports,
+) -> Targets {
+    let labels = subset.map(|subset| &subset.labels).filter(|labels| !labels.is_empty());
+    let endpoints: Vec<_> = entry
+        .endpoints
+        .iter()
+        .filter(|endpoint| {
+            labels.is_none_or(|labels| labels.iter().all(|(key, value)| endpoint.labels.get(key) == Some(value)))
+        })
+        .map(|endpoint| Endpoint {
+            address: endpoint.address.value.clone(),
+            port: endpoint.ports.get(&port.name.value).map_or(target_port, |port| port.value).get(),
+            weight: endpoint.weight.and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
+        })
+        .collect();
+    if let Some(subset) = subset.filter(|_| labels.is_some() && endpoints.is_empty()) {
+        let text = format!("no endpoint of {host} has the labels of subset {}; give them to one", subset.name.value);
+        reports.at(&subset.name, Code::UnknownSubset.because(text));
+    }
+    match (entry.resolution(), host) {
+        // The application has looked the name up a moment ago, which is as good as if we did: TLS proves who answers.
+        (Resolution::None | Resolution::DynamicDns, _) => Targets::Original,
+        (Resolution::Static | Resolution::Dns, _) if !entry.endpoints.is_empty() => Targets::Endpoints(endpoints),
+        // The entry has been refused if it wants a wildcard to be resolved.
+        (Resolution::Static | Resolution::Dns, HostPattern::Wildcard(_)) => Targets::Original,
+        (Resolution::Static | Resolution::Dns, HostPattern::Exact(host)) => Targets::Resolve(host.clone()),
+    }
+}
+
+fn tls_settings<'d>(
+    host: &HostPattern,
+    entry: &ServiceEntry,
+    asked: &'d Origination,
+    namespace: Namespace<'d>,
+    index: &Index<'d>,
+    reports: &mut Reports,
+) -> TlsSettings {
+    if let Some(skip) = &asked.insecure_skip_verify {
+        let text = format!(
+            "the certificate of {host} is not verified: anyone on the way can read and change all; trust its issuer by \
+             caCertificates"
+        );
+        reports.at(skip, Code::Unverified.because(text));
+    }
+    let of_entry = entry.subject_alt_names.iter().map(|name| name.value.clone().into_server_name());
+    let names = match &asked.sni {
+        _ if !asked.subject_alt_names.is_empty() => Verify::Names(asked.subject_alt_names.clone()),
+        _ if !entry.subject_alt_names.is_empty() => Verify::Names(of_entry.collect()),
+        Some(sni) => {
+            if asked.insecure_skip_verify.is_none() {
+                let text = format!(
+                    "the certificate must be valid for {0}, while Istio would accept any name, as there are no \
+                     subjectAltNames; to have both do the same, add subjectAltNames: [{0}]",
+                    sni.value,
+                );
+                reports.at(sni, Code::SniWithoutNames.because(text));
+            }
+            Verify::Names(vec![sni.to_server_name()])
+        }
+        None => match host {
+            HostPattern::Exact(host) => Verify::Names(vec![host.to_server_name()]),
+            HostPattern::Wildcard(_) => Verify::Host,
+        },
+    };
+    let (roots, client) = match &asked.credential {
+        Some(credential) => of_credential(credential, namespace, index, reports),
+        None => (
+            asked.ca_certificates.as_ref().map_or(Roots::System, |file| Roots::File(resolve(file))),
+            asked
+                .client
+                .as_ref()
+                .map(|client| ClientIdentity { certificate: resolve(&client.certificate), key: resolve(&client.key) }),
+        ),
+    };
+    TlsSettings {
+        sni: asked.sni.as_ref().map(|sni| sni.value.clone()),
+        verify: if asked.insecure_skip_verify.is_some() { Verify::Skip } else { names },
+        roots,
+        client,
+    }
+}
+
+fn resolve(file: &Located<PathBuf>) -> Located<Pem> {
+    file.with(Pem::File(file.location.resolve(&file.value)))
+}
+
+/// Certificates as Istio looks for them: the authorities in the `Secret` itself, or in one of its name and `-cacert`.
+fn of_credential<'d>(
+    credential: &'d Credential,
+    namespace: Namespace<'d>,
+    index: &Index<'d>,
+    reports: &mut Reports,
+) -> (Roots, Option<ClientIdentity>) {
+    let name = credential.name.value.as_str();
+    let found = |name: &str, keys: &[&str]| {
+        let (key, content) = index.store(StoreKind::Secret, namespace, name)?.first(keys)?;
+        let called = format!("{key} of Secret {name}").into();
+        Some(credential.name.with(Pem::Inline { name: called, content: content.clone() }))
+    };
+    let authorities = format!("{name}-cacert");
+    const AUTHORITIES: [&str; 2] = ["ca.crt", "cacert"];
+    let roots = found(name, &AUTHORITIES).or_else(|| found(&authorities, &AUTHORITIES));
+    let is_there = [name, &authorities].iter().any(|name| index.store(StoreKind::Secret, namespace, name).is_some());
+    if !is_there {
+        let namespace = namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
+        let text = format!("there is no Secret {name}{namespace} in these files; add it");
+        reports.at(&credential.name, Code::UnknownCredential.because(text));
+    } else if roots.is_none() {
+        let text = format!(
+            "neither Secret {name} nor {authorities} has ca.crt, which Istio needs: the system's roots are trusted in its stead; \
+             add it"
+        );
+        reports.at(&credential.name, Code::Credential.because(text));
+    }
+    let mut client = None;
+    if credential.is_mutual && is_there {
+        let (certificate, key) = (found(name, &["tls.crt", "cert"]), found(name, &["tls.key", "key"]));
+        for (what, _) in [("tls.crt", certificate.is_none()), ("tls.key", key.is_none())].iter().filter(|(_, is)| *is) {
+            let text = format!("Secret {name} has no {what}, as MUTUAL needs; add it");
+            reports.at(&credential.name, Code::UnknownCredential.because(text));
+        }
+        client = certificate.zip(key).map(|(certificate, key)| ClientIdentity { certificate, key });
+    }
+    (roots.map_or(Roots::System, Roots::File), client)
+}
+
+/// The TLS of a `BackendTLSPolicy`.
+fn validation<'d>(
+    policy: &'d BackendTlsPolicy,
+    namespace: Namespace<'d>,
+    index: &Index<'d>,
+    reports: &mut Reports,
+) -> TlsSettings {
+    let validation = &policy.validation;
+    let mut bundle = Vec::new();
+    let mut names = Vec::new();
+    for reference in &validation.ca_certificates {
+        let (kind, name) = match reference.kind {
+            CaKind::ConfigMap => (StoreKind::ConfigMap, reference.name.as_str()),
+            CaKind::Secret => (StoreKind::Secret, reference.name.as_str()),
+        };
+        match index.store(kind, namespace, name).and_then(|store| store.first(&["ca.crt"])) {
+            Some((_, content)) => {
+                bundle.extend_from_slice(content);
+                bundle.push(b'\n');
+                names.push(format!("ca.crt of {kind:?} {name}"));
+            }
+            None => {
+                let text = format!("these files have no {kind:?} {name} with ca.crt; add it");
+                reports.at(reference, Code::UnknownCredential.because(text));
+            }
+        }
+    }
+    let pem = Pem::Inline { name: names.join(", ").into(), content: bundle.into() };
+    let alternatives: Vec<_> = validation.subject_alt_names.iter().map(|name| name.0.clone()).collect();
+    TlsSettings {
+        sni: Some(validation.hostname.value.clone()),
+        verify: Verify::Names(if alternatives.is_empty() {
+            vec![validation.hostname.to_server_name()]
+        } else {
+            alternatives
+        }),
+        // What was not found has been reported.
+        roots: match validation.ca_certificates.first() {
+            Some(first) if !names.is_empty() => Roots::File(first.with(pem)),
+            Some(_) | None => Roots::System,
+        },
+        client: None,
+    }
+}
+
+fn connection_pool(pool: &raw::ConnectionPool) -> ConnectionPool {
+    let (tcp, http) = (pool.tcp.as_ref(), pool.http.as_ref());
+    let unlimited = ConnectionPool::default();
+    let limit = |given: Option<raw::Positive>| given.map_or(u32::MAX, |number| number.0.get());
+    ConnectionPool {
+        max_connections: limit(tcp.and_then(|tcp| tcp.max_connections)),
+        connect_timeout: tcp.and_then(|tcp| tcp.connect_timeout).map_or(unlimited.connect_timeout, |time| time.0),
+        keepalive: tcp.and_then(|tcp| tcp.keepalive.as_ref()).map(|keepalive| Keepalive {
+            probes: keepalive.probes.map(|probes| probes.0),
+            time: keepalive.time.map(|time| time.0),
+            interval: keepalive.interval.map(|time| time.0),
+        }),
+        tcp_idle_timeout: tcp.and_then(|tcp| tcp.idle_timeout).filter(|time| !time.is_zero()),
+        max_connection_duration: tcp.and_then(|tcp| tcp.max_connection_duration).map(|time| time.0),
+        max_pending_requests: limit(http.and_then(|http| http.max_pending_requests)),
+        max_requests: limit(http.and_then(|http| http.max_requests)),
+        max_requests_per_connection: http.and_then(|http| http.max_requests_per_connection).and_then(NonZeroU32::new),
+        max_retries: http.and_then(|http| http.max_retries).unwrap_or(u32::MAX),
+        idle_timeout: http.and_then(|http| http.idle_timeout).map(|time| time.0),
+        max_concurrent_streams: http.and_then(|http| http.max_concurrent_streams).map(|number| number.0),
+    }
+}
+
+fn outlier_detection(given: &raw::OutlierDetection) -> OutlierDetection {
+    let count = |given: Option<u32>, otherwise| NonZeroU32::new(given.unwrap_or(otherwise));
+    OutlierDetection {
+        server_errors: count(given.consecutive_5xx_errors, CONSECUTIVE_ERRORS),
+        gateway_errors: count(given.consecutive_gateway_errors, 0),
+        local_origin: match given.split {
+            Some(true) => count(given.consecutive_local_origin_failures, CONSECUTIVE_ERRORS),
+            Some(false) | None => None,
+        },
+        interval: given.interval.map_or(Duration::from_secs(10), |time| time.0),
+        base_ejection_time: given.base_ejection_time.map_or(Duration::from_secs(30), |time| time.0),
+        max_ejection_percent: given.max_ejection_percent.map_or(10, |percent| percent.0),
+        min_health_percent: given.min_health_percent.map_or(0, |percent| percent.0),
+    }
+}
+
+/// The same upstream behind one pointer, for rules that share it.
+pub(super) type Shared = Arc<Upstream>;

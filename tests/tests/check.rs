@@ -1,0 +1,71 @@
+//! `egress check`: what it prints and how it exits, without root's powers and without a kernel that helps.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use harness::{
+    TestBed,
+    agent::binary,
+    process::{Command, Output},
+};
+
+/// The example of Istio's page, which is the README's as well.
+const SEED: &str = include_str!("../../egress-userspace/src/config/tests/seed-origination.yaml");
+
+/// Nobody, as far as the kernel is concerned.
+const NOBODY: u32 = 65534;
+
+fn check(bed: &TestBed, text: &str, arguments: &[&str]) -> Result<Output> {
+    let file = bed.dir().join("rules.yaml");
+    fs::write(&file, text)?;
+    Command::new(binary()?).arg("check").args(arguments).arg(&file).uid(NOBODY).run()
+}
+
+#[test]
+fn the_exit_code_says_whether_rules_can_be_used() -> Result<()> {
+    let bed = TestBed::new("check-codes")?;
+    let warned = SEED.replace("mode: SIMPLE", "mode: SIMPLE\n          sni: www.cnn.com");
+    let broken = SEED.replace("mode: SIMPLE", "mode: SIMPEL");
+    for (text, arguments, code, expected) in [
+        (
+            SEED,
+            [].as_slice(),
+            0,
+            "http://edition.cnn.com:80 -> TLS 1.2+ edition.cnn.com:443, OS roots, SNI edition.cnn.com",
+        ),
+        (SEED, &["--strict"], 0, "1 rule, 0 errors, 0 warnings"),
+        (&warned, &[], 0, "warning [EG0207 sni-without-subject-alt-names]"),
+        (&warned, &["--strict"], 1, "1 rule, 0 errors, 1 warning"),
+        (&broken, &[], 1, "did you mean SIMPLE?"),
+        (&broken, &["--strict", "--output", "json"], 1, "\"EG0008\""),
+        ("", &[], 0, "0 rules, 0 errors, 0 warnings"),
+    ] {
+        let output = check(&bed, text, arguments)?;
+        ensure!(output.code() == code && output.text().contains(expected), "{arguments:?}: {output:?}");
+        ensure!(output.stderr.is_empty(), "{output:?}");
+    }
+    let usage = Command::new(binary()?).arg("check").run()?;
+    ensure!(usage.code() == 64 && usage.stderr.contains("<PATH>"), "{usage:?}");
+    Ok(())
+}
+
+#[test]
+fn json_can_be_read_by_machines() -> Result<()> {
+    let bed = TestBed::new("check-json")?;
+    let output =
+        check(&bed, &SEED.replace("number: 80\n        tls", "number: 81\n        tls"), &["--output", "json"])?;
+    ensure!(output.code() == 0, "{output:?}");
+    let report: serde_json::Value = serde_json::from_str(&output.text())?;
+    ensure!(report["rules"].as_array().is_some_and(Vec::is_empty), "{report}");
+    ensure!(report["errors"] == 0 && report["warnings"] == 2, "{report}");
+    let finding = &report["diagnostics"][0];
+    ensure!(finding["code"] == "EG0202" && finding["name"] == "not-originated", "{finding}");
+    ensure!(finding["severity"] == "warning" && finding["path"] == "spec.ports[0].targetPort", "{finding}");
+    ensure!(finding["location"]["file"] == bed.dir().join("rules.yaml").display().to_string(), "{finding}");
+    ensure!(finding["location"]["line"] == 12, "{finding}");
+    ensure!(
+        finding["reason"].is_string() && finding["remedy"].as_str().is_some_and(|text| text.contains("81")),
+        "{finding}"
+    );
+    Ok(())
+}
