@@ -19,6 +19,7 @@ pub use self::{
     resource::Metadata,
 };
 
+pub mod annotations;
 mod cidr;
 mod decode;
 pub mod destination_rule;

@@ -11,7 +11,10 @@ use std::{
 use rustls_pki_types::ServerName;
 
 pub use crate::config::{
-    Cidr, HostName, HostPattern, Located, Location, Warning, destination_rule::ClientIdentity, parents,
+    Cidr, HostName, HostPattern, Located, Location, Warning,
+    annotations::{Pin, PinsMode, Requirements, TlsVersion},
+    destination_rule::ClientIdentity,
+    parents,
     service_entry::EndpointAddress,
 };
 use crate::config::{Document, Errors};
@@ -75,8 +78,12 @@ pub struct TlsSettings {
     pub verify: Verify,
     /// Whom to trust.
     pub roots: Roots,
+    /// The PEM file of what these have revoked, if that is to be looked at.
+    pub crl: Option<Located<PathBuf>>,
     /// Who we are, if the server wants to know.
     pub client: Option<ClientIdentity>,
+    /// What there must be besides: versions, pins, key exchange.
+    pub requirements: Requirements,
 }
 
 /// What is verified of a server's certificate.
@@ -107,7 +114,7 @@ impl TlsSettings {
             Roots::File(file) => Some(file),
         };
         let client = self.client.iter().flat_map(|client| [&client.certificate, &client.key]);
-        roots.into_iter().chain(client).map(|file| file.value.as_path())
+        roots.into_iter().chain(&self.crl).chain(client).map(|file| file.value.as_path())
     }
 }
 

@@ -9,14 +9,12 @@ use std::{
     },
 };
 
-use rustls::RootCertStore;
-
 use crate::{
     kernel::{Intercepted, Watched},
     policy::{EndpointAddress, HostName, HostPattern, Policy, Rule, Upstream, parents},
     resolve::{Addresses, Names, ResolveError},
     upstream::pool::To,
-    upstream::tls::{Material, Originator, TlsError, system_roots},
+    upstream::tls::{Clients, Originator, TlsError, Workshop},
 };
 
 /// Names a route among all that ever were, so that pooled connections of an old one are not taken for a new one's.
@@ -39,7 +37,6 @@ pub struct Route {
     pub rule: Arc<Rule>,
     /// How TLS is originated.
     pub originator: Originator,
-    material: Material,
     targets: Vec<Target>,
 }
 
@@ -111,6 +108,8 @@ pub struct RouteTable {
     exact: HashMap<HostName, Vec<Arc<Route>>>,
     /// By what comes after the `*.`.
     wildcards: HashMap<HostName, Vec<Arc<Route>>>,
+    /// What the routes share.
+    clients: Clients,
 }
 
 impl RouteTable {
@@ -182,33 +181,27 @@ impl RouteTable {
     pub fn build(policy: &Policy, previous: &Self, names: &Names) -> Result<Self, Vec<TlsError>> {
         let mut table = Self::default();
         let mut errors = Vec::new();
-        // Without rules nothing is verified, and a machine without roots is fine.
-        let roots = if policy.rules().len() == 0 {
-            Arc::new(RootCertStore::empty())
-        } else {
-            system_roots().map_err(|error| vec![error])?
-        };
+        let mut workshop = Workshop::new(&previous.clients);
         for rule in policy.rules() {
-            let built = Material::read(&rule.tls).and_then(|material| {
-                let kept = previous.route_of(rule).filter(|old| old.material == material);
-                if let Some(kept) = kept {
-                    return Ok(kept.clone());
-                }
-                let originator = Originator::build(&rule.host, &rule.tls, &material, &rule.location, &roots)?;
-                let targets = targets(rule, names);
-                Ok(Arc::new(Route { id: RouteId::next(), rule: rule.clone(), originator, material, targets }))
-            });
-            match built {
-                Ok(route) => {
+            match workshop.originator(&rule.host, &rule.tls, &rule.location) {
+                Ok(originator) => {
+                    let kept = previous.route_of(rule).filter(|old| old.originator.is_same_client(&originator));
+                    let route = kept.cloned().unwrap_or_else(|| {
+                        let targets = targets(rule, names);
+                        Arc::new(Route { id: RouteId::next(), rule: rule.clone(), originator, targets })
+                    });
                     let routes = match &rule.host {
                         HostPattern::Exact(_) => &mut table.exact,
                         HostPattern::Wildcard(_) => &mut table.wildcards,
                     };
                     routes.entry(rule.host.name().clone()).or_default().push(route);
                 }
+                // The same for all of them.
+                Err(error @ TlsError::NoSystemRoots) => return Err(vec![error]),
                 Err(error) => errors.push(error),
             }
         }
+        table.clients = workshop.finish();
         if errors.is_empty() { Ok(table) } else { Err(errors) }
     }
 

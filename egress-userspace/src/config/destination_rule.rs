@@ -6,6 +6,7 @@ use rustls_pki_types::ServerName;
 
 use super::{
     Errors, HostName, HostPattern, Located,
+    annotations::Requirements,
     decode::{Decode, Text, choose, shape},
     node::Node,
     service_entry::check_unique,
@@ -73,8 +74,12 @@ pub struct Origination {
     pub insecure_skip_verify: Option<Located<bool>>,
     /// The file of the certificate authorities to trust, if they are not the system's.
     pub ca_certificates: Option<Located<PathBuf>>,
+    /// The file of what these authorities have revoked, if that is to be looked at.
+    pub ca_crl: Option<Located<PathBuf>>,
     /// Who we are, for `MUTUAL`.
     pub client: Option<ClientIdentity>,
+    /// What the annotations of the resource ask for.
+    pub requirements: Requirements,
 }
 
 /// The files of a client certificate.
@@ -97,6 +102,8 @@ shape! {
         "privateKey" => private_key: Option<Located<PathBuf>>,
         /// Whom to trust.
         "caCertificates" => ca_certificates: Option<Located<PathBuf>>,
+        /// What they have revoked.
+        "caCrl" => ca_crl: Option<Located<PathBuf>>,
         /// The name to ask for.
         "sni" => sni: Option<Located<HostName>>,
         /// The names to verify.
@@ -104,7 +111,7 @@ shape! {
         /// Whether to verify nothing.
         "insecureSkipVerify" => insecure_skip_verify: Option<Located<bool>>,
     }
-    refused ["caCrl", "credentialName"]
+    refused ["credentialName"]
 }
 
 /// The `mode` of a `tls` block.
@@ -157,7 +164,9 @@ impl Decode for Tls {
             subject_alt_names: block.subject_alt_names.into_iter().map(|PeerName(name)| name).collect(),
             insecure_skip_verify: block.insecure_skip_verify.filter(|skip| skip.value),
             ca_certificates: block.ca_certificates,
+            ca_crl: block.ca_crl,
             client,
+            requirements: Requirements::default(),
         })))
     }
 }
@@ -165,8 +174,11 @@ impl Decode for Tls {
 /// Who wants nothing verified cannot say against what.
 fn check_verification(block: &TlsBlock, errors: &mut Errors) {
     let Some(skip) = block.insecure_skip_verify.as_ref().filter(|skip| skip.value) else { return };
-    let contradicted =
-        [("caCertificates", block.ca_certificates.is_some()), ("subjectAltNames", !block.subject_alt_names.is_empty())];
+    let contradicted = [
+        ("caCertificates", block.ca_certificates.is_some()),
+        ("caCrl", block.ca_crl.is_some()),
+        ("subjectAltNames", !block.subject_alt_names.is_empty()),
+    ];
     for (field, _) in contradicted.into_iter().filter(|(_, is_set)| *is_set) {
         errors.at(skip, format!("this verifies nothing, yet {field} says against what to verify; remove one of them"));
     }
@@ -195,13 +207,31 @@ fn client_identity(block: &TlsBlock, errors: &mut Errors) -> Option<Option<Clien
     }
 }
 
-/// Decodes `spec` and checks what its fields say about each other.
-pub(super) fn decode(spec: &Node, errors: &mut Errors) -> Option<DestinationRule> {
-    let rule = DestinationRule::decode(spec, "spec", errors)?;
-    if let Some(policy) = &rule.traffic_policy {
+/// Decodes `spec`, to which the annotations add requirements, and checks what its fields say about each other.
+pub(super) fn decode(spec: &Node, requirements: &Requirements, errors: &mut Errors) -> Option<DestinationRule> {
+    let mut rule = DestinationRule::decode(spec, "spec", errors)?;
+    if let Some(policy) = &mut rule.traffic_policy {
         check_unique(policy.port_level_settings.iter().map(|settings| &settings.port.number), errors);
+        let blocks = policy.port_level_settings.iter_mut().filter_map(|settings| settings.tls.as_mut());
+        for tls in blocks.chain(&mut policy.tls) {
+            if let Tls::Originate(origination) = &mut tls.value {
+                origination.require(requirements, errors);
+            }
+        }
     }
     Some(rule)
+}
+
+impl Origination {
+    /// Adds what the annotations ask for.
+    fn require(&mut self, requirements: &Requirements, errors: &mut Errors) {
+        self.requirements = requirements.clone();
+        if let Some(skip) = self.insecure_skip_verify.as_ref().filter(|_| !requirements.pins.is_empty()) {
+            let text = "this verifies nothing, yet the annotation egress.dev/pins pins keys of the verified chain; remove \
+                        one of them (a certificate that vouches for itself can be named in caCertificates)";
+            errors.at(skip, text);
+        }
+    }
 }
 
 impl DestinationRule {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     Document, Errors, Located, Resource,
-    decode::{Decode, Fields, closest, join},
+    annotations::{self, Requirements},
+    decode::{Decode, Fields, closest},
     destination_rule,
     node::{Node, Value},
     service_entry,
@@ -57,9 +58,6 @@ const SERVER_METADATA: [&str; 9] = [
     "selfLink",
 ];
 
-/// Annotations under this prefix are ours; whatever is there must be known.
-const ANNOTATIONS: &str = "egress.dev/";
-
 /// The name of a resource and what is attached to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata {
@@ -69,7 +67,7 @@ pub struct Metadata {
     pub namespace: Option<String>,
     /// Labels, which mean nothing to egress.
     pub labels: BTreeMap<String, String>,
-    /// Annotations of others; egress has none yet.
+    /// Annotations; what ours ask for is with what they are about.
     pub annotations: BTreeMap<String, Located<String>>,
 }
 
@@ -102,14 +100,16 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
         return;
     }
 
-    let metadata = fields.take("metadata", errors);
+    let metadata: Option<Metadata> = fields.take("metadata", errors);
+    let requirements =
+        metadata.as_ref().map(|metadata| annotations::decode(&kind, &metadata.annotations, errors)).unwrap_or_default();
     let spec: Option<Spec<'_>> = fields.node("spec").map(Spec).or_else(|| {
         errors.push(node.location.clone(), "spec", "this field is required");
         None
     });
     fields.ignore(&["status"]);
     fields.finish(&[], errors);
-    let resource = spec.and_then(|spec| spec.decode(&kind, errors));
+    let resource = spec.and_then(|spec| spec.decode(&kind, &requirements, errors));
     if let (Some(metadata), Some(resource)) = (metadata, resource) {
         documents.push(Document { location: node.location.clone(), metadata, resource });
     }
@@ -119,11 +119,11 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
 struct Spec<'n>(&'n Node);
 
 impl Spec<'_> {
-    fn decode(self, kind: &str, errors: &mut Errors) -> Option<Resource> {
+    fn decode(self, kind: &str, requirements: &Requirements, errors: &mut Errors) -> Option<Resource> {
         if kind == KINDS[0] {
             service_entry::decode(self.0, errors).map(Resource::ServiceEntry)
         } else {
-            destination_rule::decode(self.0, errors).map(Resource::DestinationRule)
+            destination_rule::decode(self.0, requirements, errors).map(Resource::DestinationRule)
         }
     }
 }
@@ -151,15 +151,10 @@ impl Decode for Metadata {
         let name = fields.take("name", errors);
         let namespace = fields.take("namespace", errors);
         let labels = fields.take("labels", errors);
-        let annotations: Option<BTreeMap<String, Located<String>>> = fields.take("annotations", errors);
+        let annotations = fields.take("annotations", errors);
         fields.ignore(&SERVER_METADATA);
         fields.ignore(&["uid"]);
         fields.finish(&[], errors);
-        let annotations = annotations?;
-        for (name, value) in annotations.iter().filter(|(name, _)| name.starts_with(ANNOTATIONS)) {
-            let path = join(&join(path, "annotations"), name);
-            errors.push(value.location.clone(), &path, "unknown annotation; egress has none of this name");
-        }
-        Some(Self { name: name?, namespace: namespace?, labels: labels?, annotations })
+        Some(Self { name: name?, namespace: namespace?, labels: labels?, annotations: annotations? })
     }
 }

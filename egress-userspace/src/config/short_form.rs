@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroU16, path::Path};
 
 use super::{
     Document, HostPattern, Located, Location, Metadata, Resource,
+    annotations::Requirements,
     destination_rule::{DestinationRule, Origination, PortPolicy, PortSelector, Tls, TrafficPolicy},
     service_entry::{Protocol, Resolution, ServiceEntry, ServicePort},
 };
@@ -54,7 +55,9 @@ fn destination_rule(host: &HostPattern, location: &Location) -> DestinationRule 
         subject_alt_names: Vec::new(),
         insecure_skip_verify: None,
         ca_certificates: None,
+        ca_crl: None,
         client: None,
+        requirements: Requirements::default(),
     }));
     DestinationRule {
         host: at(location, host.clone()),

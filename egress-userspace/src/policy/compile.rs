@@ -257,10 +257,12 @@ impl<'d> Compiler<'d> {
             sni: asked.sni.as_ref().map(|sni| sni.value.clone()),
             verify: if asked.insecure_skip_verify.is_some() { Verify::Skip } else { names },
             roots: asked.ca_certificates.as_ref().map_or(Roots::System, |file| Roots::File(resolve(file))),
+            crl: asked.ca_crl.as_ref().map(resolve),
             client: asked
                 .client
                 .as_ref()
                 .map(|client| ClientIdentity { certificate: resolve(&client.certificate), key: resolve(&client.key) }),
+            requirements: asked.requirements.clone(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Policy, Upstream, Verify};
+use super::{Policy, Requirements, TlsVersion, Upstream, Verify};
 use crate::config::{self, Source};
 
 const SEED_ACCESS: &str = include_str!("../config/tests/seed-access.yaml");
@@ -58,6 +58,19 @@ fn describe(rule: &super::Rule) -> String {
     }
     if let super::Roots::File(file) = &rule.tls.roots {
         line += &format!(" roots={}", file.display());
+    }
+    if let Some(file) = &rule.tls.crl {
+        line += &format!(" crl={}", file.display());
+    }
+    let Requirements { min_version, pins, pins_mode, post_quantum } = &rule.tls.requirements;
+    if *min_version != TlsVersion::V12 {
+        line += &format!(" min={min_version:?}");
+    }
+    for pin in pins {
+        line += &format!(" {pins_mode:?} {pin}");
+    }
+    if *post_quantum {
+        line += " post-quantum";
     }
     if let Some(client) = &rule.tls.client {
         line += &format!(" client={}+{}", client.certificate.display(), client.key.display());
@@ -157,6 +170,25 @@ fn rules() {
     ] {
         assert_eq!(outcome(&(entry("a.com", spec) + &destination("A.com.", policy))), expected, "{spec} {policy}");
     }
+}
+
+#[test]
+fn annotations_hold_for_every_port_of_the_rule() {
+    const PINS: &str =
+        "sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=, BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let both = "ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}, {number: 8080, name: b, protocol: HTTP, \
+                targetPort: 8443}], resolution: DNS";
+    let policy = "tls: {mode: SIMPLE, caCrl: crl.pem}, portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]";
+    let annotations = format!(
+        "metadata: {{name: x, annotations: {{egress.dev/min-tls: '1.3', egress.dev/pins: '{PINS}', egress.dev/pins-mode: \
+         report, egress.dev/require-post-quantum: 'true'}}}}"
+    );
+    let text = entry("a.com", both) + &destination("a.com", policy).replace("metadata: {name: x}", &annotations);
+    let pins = "min=V13 Report sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= Report \
+                sha256/BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= post-quantum (@9)";
+    let expected =
+        format!("a.com:80 -> 443 verify=a.com {pins}\na.com:8080 -> 8443 verify=a.com crl=/etc/egress/crl.pem {pins}");
+    assert_eq!(outcome(&text), expected);
 }
 
 #[test]

@@ -31,10 +31,10 @@ const fn case(host: &'static str, status: u16, error: &'static str, cause: &'sta
 
 const CASES: [Case; 9] = [
     case("refused.example", 502, "connection_refused", "Connection refused"),
-    case("plain.example", 502, "tls_protocol_error", "InvalidContentType"),
+    case("plain.example", 502, "tls_protocol_error", "HTTP in clear on this port"),
     case("reset.example", 502, "connection_terminated", "broke during the TLS handshake"),
-    case("closed.example", 502, "connection_terminated", "broke during the TLS handshake"),
-    case("no-alpn.example", 502, "tls_alert_received", "NoApplicationProtocol"),
+    case("closed.example", 502, "connection_terminated", "closed the connection during the TLS handshake"),
+    case("no-alpn.example", 502, "tls_alert_received", "alert no_application_protocol"),
     case("stalled.example", 504, "connection_timeout", "did not finish the TLS handshake within 10 s"),
     case("half.example", 504, "connection_timeout", "did not finish the TLS handshake within 10 s"),
     Case {
