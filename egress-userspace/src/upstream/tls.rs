@@ -3,10 +3,11 @@
 //! ```text
 //! settings -> material (files) -> originator (clients, shared) -> handshake -> a stream
 //!                                   verify: whom to trust            |
-//!                                   certificate, witness: the facts -> refusal: a cause and a text
+//!                    certificate, witness: the facts -> explain, refusal: a cause and a text
 //! ```
 
 mod certificate;
+mod explain;
 mod handshake;
 mod material;
 mod originator;

@@ -127,13 +127,13 @@ fn a_revocation_list_that_changes_counts_for_the_next_request() -> Result<()> {
     ensure!(ask()?.statuses() == [200]);
     // Neither the pooled connection nor the session is of any use then.
     agent.apply(|| config.write("crl.pem", &list(&[SERIAL])?))?;
-    check_failure(&ask()?, 502, "tls_certificate_error", "is revoked by a list in")?;
+    check_failure(&ask()?, 502, "tls_certificate_error", "is revoked: ")?;
     // One that cannot be read is refused, and the last good one stays in force.
     let mark = agent.process().stderr_mark();
     config.write("crl.pem", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n")?;
     agent.process().wait_for_line_after(mark, "the refusal", |line| line.contains("configuration refused"))?;
     ensure!(agent.log_text().contains("crl.pem: a certificate revocation list that cannot be used"));
-    check_failure(&ask()?, 502, "tls_certificate_error", "is revoked by a list in")?;
+    check_failure(&ask()?, 502, "tls_certificate_error", "is revoked: ")?;
     agent.apply(|| config.write("crl.pem", &list(&[SERIAL + 1])?))?;
     ensure!(ask()?.statuses() == [200]);
     origin.wait_for_requests(2).map(drop)

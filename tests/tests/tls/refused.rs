@@ -9,7 +9,7 @@ use harness::{
     TestBed,
     agent::{Agent, ConfigDir, LogLine},
     clients::CurlResult,
-    nginx::{NginxRequest, Site},
+    nginx::{NginxBuilder, NginxRequest, Site},
     origin::ServerTls,
     pki::Pki,
     testbed::Families,
@@ -45,7 +45,7 @@ fn whatever_is_wrong_with_an_origin_has_a_name_and_nothing_leaves() -> Result<()
         nginx = nginx.site(Site::new(&[host], bed.pki().server(&[host])?));
     }
     for case in &CASES {
-        nginx = case.site(&bed)?.into_iter().fold(nginx, |nginx, site| nginx.site(site));
+        nginx = case.site(&bed)?.into_iter().fold(nginx, NginxBuilder::site);
         servers.extend(case.openssl(&bed)?);
         raw.extend(case.raw(&bed)?);
     }
@@ -127,11 +127,10 @@ fn check(agent: &Agent<'_>, case: &Case, result: &CurlResult) -> Result<()> {
         agent.records().into_iter().find(|record| record.text("host") == case.host)
     })?;
     let proxy_status = proxy_status(result)?;
-    ensure!((case.error == "tls_alert_received") == !proxy_status.get("alert-id").is_empty(), "{proxy_status:?}");
-    ensure!(
-        proxy_status.get("alert-id").is_empty() == proxy_status.get("alert-message").is_empty(),
-        "{proxy_status:?}"
-    );
+    for parameter in ["alert-id", "alert-message"] {
+        let is_there = !proxy_status.get(parameter).is_empty();
+        ensure!(is_there == (case.error == "tls_alert_received"), "{parameter}: {proxy_status:?}");
+    }
     for text in case.says {
         ensure!(proxy_status.get("details").contains(text), "the details do not name {text:?}: {proxy_status:?}");
         check_failed_record(&record, case.status, text)?;

@@ -107,6 +107,15 @@ fn every_way_to_fail_has_a_name() -> Result<()> {
     for case in &CASES {
         check_failed_record(&record_of(&records, case.host)?, case.status, case.cause)?;
     }
+    for (host, cause) in [
+        ("refused.example", "connection_refused"),
+        ("unroutable.example", "unroutable"),
+        ("silent.example", "connect_timeout"),
+        ("closed.example", "handshake_closed"),
+        ("half.example", "handshake_timeout"),
+    ] {
+        ensure!(record_of(&records, host)?.text("cause") == cause, "{host}: {records:?}");
+    }
     ensure!(!trace.contains(b"secret"), "something of the request was to be seen");
     ensure!(trace.packets_of_port(80) == 0);
     origin.wait_for_requests(1)?;

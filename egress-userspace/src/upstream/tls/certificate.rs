@@ -1,7 +1,5 @@
 //! What certificates say about themselves, in words for people. Nothing is decided by them.
 
-use std::fmt::Write as _;
-
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::{
     certificate::X509Certificate,
@@ -73,18 +71,18 @@ impl Facts {
 
     /// The names, as far as there is room for them.
     pub fn names(&self) -> String {
-        match self.names.len() {
-            0 => "no host at all".to_owned(),
-            count => {
-                let mut text = self.names.iter().take(MAX_NAMES).map(|name| shown(name)).collect::<Vec<_>>().join(", ");
-                if count > MAX_NAMES {
-                    // Writing to a string does not fail.
-                    let _ = write!(text, " and {} more", count - MAX_NAMES);
-                }
-                text
-            }
-        }
+        if self.names.is_empty() { "no host at all".to_owned() } else { listed(&self.names, ", ") }
     }
+}
+
+/// Names with `separator` between them, of which there can be too many to be shown.
+pub fn listed<S: AsRef<str>>(names: &[S], separator: &str) -> String {
+    let first: Vec<_> = names.iter().take(MAX_NAMES).map(|name| shown(name.as_ref())).collect();
+    let more = match names.len().saturating_sub(MAX_NAMES) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    first.join(separator) + &more
 }
 
 /// A point in time, as `2031-05-01 12:00:00 UTC`.

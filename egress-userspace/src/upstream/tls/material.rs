@@ -50,17 +50,20 @@ pub enum TlsError {
     },
 }
 
+/// What is in a file.
+type Content = Arc<[u8]>;
+
 /// Contents of files and of the system's store, each read once. What is as it was before is the very same value as before,
 /// so that thousands of rules can be compared by pointer.
 #[derive(Debug, Default)]
 pub(super) struct Store {
-    files: HashMap<PathBuf, Arc<[u8]>>,
+    files: HashMap<PathBuf, Content>,
     system_roots: Option<Arc<RootCertStore>>,
 }
 
 impl Store {
     /// The file's content, which is read unless that was done already; `before` is the store of the policy before.
-    fn file(&mut self, file: &Located<PathBuf>, before: &Self) -> Result<Arc<[u8]>, TlsError> {
+    fn file(&mut self, file: &Located<PathBuf>, before: &Self) -> Result<Content, TlsError> {
         if let Some(content) = self.files.get(&file.value) {
             return Ok(content.clone());
         }
@@ -106,11 +109,11 @@ pub(super) struct Material {
     /// Unless the settings name a file, or nothing is verified.
     pub system_roots: Option<Arc<RootCertStore>>,
     /// `caCertificates`.
-    pub roots: Option<Arc<[u8]>>,
+    pub roots: Option<Content>,
     /// `caCrl`.
-    pub crl: Option<Arc<[u8]>>,
+    pub crl: Option<Content>,
     /// `clientCertificate` and `privateKey`.
-    pub client: Option<(Arc<[u8]>, Arc<[u8]>)>,
+    pub client: Option<(Content, Content)>,
 }
 
 impl Material {

@@ -21,8 +21,11 @@ use crate::{
     policy::{HostPattern, PinsMode, Requirements, Roots, TlsSettings, TlsVersion, Verify},
 };
 
-/// Sessions that a client remembers. rustls counts eight for each server; the server that was added first goes first.
+/// Sessions that the client remembers which all rules share that say nothing special. rustls counts eight for each server,
+/// and lets go of the server that came first.
 const SESSIONS: usize = 8 * 1024;
+/// The same for each of the others, of which there can be as many as there are rules.
+const SESSIONS_OF_FEW: usize = 8 * 32;
 
 /// How to originate TLS for one rule.
 #[derive(Clone, Debug)]
@@ -184,6 +187,12 @@ impl Recipe {
             requirements: settings.requirements.clone(),
         }
     }
+
+    /// Whether it is that of `mode: SIMPLE` and nothing else.
+    fn is_plain(&self) -> bool {
+        let Self { names, roots: None, crl: None, client: None, requirements } = self else { return false };
+        *names == Names::Asked && *requirements == Requirements::default()
+    }
 }
 
 impl Client {
@@ -219,7 +228,7 @@ impl Client {
             _ => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        config.resumption = Resumption::in_memory_sessions(SESSIONS);
+        config.resumption = Resumption::in_memory_sessions(if recipe.is_plain() { SESSIONS } else { SESSIONS_OF_FEW });
         let offer = Offer { min_version, post_quantum, client_certificate: settings.client.is_some() };
         Ok(Self { config: Arc::new(config), verifier, offer, material })
     }
