@@ -12,6 +12,13 @@ use super::{
 /// Annotations under this prefix are ours; whatever is there must be known.
 const PREFIX: &str = "egress.dev/";
 
+/// What ours on one `DestinationRule` ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Annotations {
+    /// Of TLS.
+    pub tls: Requirements,
+}
+
 /// What TLS must be beyond what Istio can say.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Requirements {
@@ -62,41 +69,41 @@ impl fmt::Debug for Pin {
 }
 
 /// Takes an annotation's text in, or says what is wrong with it.
-type Parse = fn(&mut Requirements, &str) -> Result<(), String>;
+type Parse = fn(&mut Annotations, &str) -> Result<(), String>;
 
 /// Every annotation that there is.
 const KNOWN: [(&str, Parse); 4] = [
-    ("min-tls", |requirements, text| {
+    ("min-tls", |annotations, text| {
         // Another number is no slip of the pen that one of these could be meant by.
-        requirements.min_version = match text {
+        annotations.tls.min_version = match text {
             "1.2" => TlsVersion::V12,
             "1.3" => TlsVersion::V13,
             _ => return Err(format!("unknown value {text:?}; use 1.2 or 1.3")),
         };
         Ok(())
     }),
-    ("pins", |requirements, text| pins(text).map(|pins| requirements.pins = pins)),
-    ("pins-mode", |requirements, text| {
+    ("pins", |annotations, text| pins(text).map(|pins| annotations.tls.pins = pins)),
+    ("pins-mode", |annotations, text| {
         let modes = [("enforce", PinsMode::Enforce), ("report", PinsMode::Report)];
-        choose(text, &modes, &[]).map(|mode| requirements.pins_mode = mode)
+        choose(text, &modes, &[]).map(|mode| annotations.tls.pins_mode = mode)
     }),
-    ("require-post-quantum", |requirements, text| {
-        choose(text, &[("true", true), ("false", false)], &[]).map(|required| requirements.post_quantum = required)
+    ("require-post-quantum", |annotations, text| {
+        choose(text, &[("true", true), ("false", false)], &[]).map(|required| annotations.tls.post_quantum = required)
     }),
 ];
 
 /// What the annotations of a resource ask for. Ours are refused by name if they are not known, or not on a
 /// `DestinationRule`.
-pub(super) fn decode(kind: &str, annotations: &BTreeMap<String, Located<String>>, errors: &mut Errors) -> Requirements {
-    let mut requirements = Requirements::default();
-    for (name, value) in annotations {
+pub(super) fn decode(kind: &str, written: &BTreeMap<String, Located<String>>, errors: &mut Errors) -> Annotations {
+    let mut annotations = Annotations::default();
+    for (name, value) in written {
         let Some(name) = name.strip_prefix(PREFIX) else { continue };
         let known = KNOWN.iter().find(|(known, _)| *known == name);
         let result = match known {
             Some(_) if kind != "DestinationRule" => {
                 Err(format!("this annotation is for a DestinationRule, not for a {kind}"))
             }
-            Some((_, parse)) => parse(&mut requirements, value.trim()),
+            Some((_, parse)) => parse(&mut annotations, value.trim()),
             None => Err(match closest(name, KNOWN.iter().map(|(known, _)| known)) {
                 Some(meant) => format!("unknown annotation; did you mean {PREFIX}{meant}?"),
                 None => "unknown annotation; egress has none of this name".to_owned(),
@@ -106,12 +113,12 @@ pub(super) fn decode(kind: &str, annotations: &BTreeMap<String, Located<String>>
             errors.at(value, message);
         }
     }
-    if let Some(mode) = annotations.get("egress.dev/pins-mode")
-        && !annotations.contains_key("egress.dev/pins")
+    if let Some(mode) = written.get("egress.dev/pins-mode")
+        && !written.contains_key("egress.dev/pins")
     {
         errors.at(mode, "there are no pins for this mode; add egress.dev/pins, or remove it");
     }
-    requirements
+    annotations
 }
 
 /// Pins with commas or blanks between them, each with or without `sha256/` in front.

@@ -6,7 +6,7 @@ use rustls_pki_types::ServerName;
 
 use super::{
     Errors, HostName, HostPattern, Located,
-    annotations::Requirements,
+    annotations::{Annotations, Requirements},
     decode::{Decode, Text, choose, shape},
     node::Node,
     service_entry::check_unique,
@@ -207,15 +207,15 @@ fn client_identity(block: &TlsBlock, errors: &mut Errors) -> Option<Option<Clien
     }
 }
 
-/// Decodes `spec`, to which the annotations add requirements, and checks what its fields say about each other.
-pub(super) fn decode(spec: &Node, requirements: &Requirements, errors: &mut Errors) -> Option<DestinationRule> {
+/// Decodes `spec`, to which the annotations add, and checks what its fields say about each other.
+pub(super) fn decode(spec: &Node, annotations: &Annotations, errors: &mut Errors) -> Option<DestinationRule> {
     let mut rule = DestinationRule::decode(spec, "spec", errors)?;
     if let Some(policy) = &mut rule.traffic_policy {
         check_unique(policy.port_level_settings.iter().map(|settings| &settings.port.number), errors);
         let blocks = policy.port_level_settings.iter_mut().filter_map(|settings| settings.tls.as_mut());
         for tls in blocks.chain(&mut policy.tls) {
             if let Tls::Originate(origination) = &mut tls.value {
-                origination.require(requirements, errors);
+                origination.require(&annotations.tls, errors);
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Document, Errors, Located, Resource,
-    annotations::{self, Requirements},
+    annotations::{self, Annotations},
     decode::{Decode, Fields, closest},
     destination_rule,
     node::{Node, Value},
@@ -101,7 +101,7 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
     }
 
     let metadata: Option<Metadata> = fields.take("metadata", errors);
-    let requirements =
+    let annotations =
         metadata.as_ref().map(|metadata| annotations::decode(&kind, &metadata.annotations, errors)).unwrap_or_default();
     let spec: Option<Spec<'_>> = fields.node("spec").map(Spec).or_else(|| {
         errors.push(node.location.clone(), "spec", "this field is required");
@@ -109,7 +109,7 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
     });
     fields.ignore(&["status"]);
     fields.finish(&[], errors);
-    let resource = spec.and_then(|spec| spec.decode(&kind, &requirements, errors));
+    let resource = spec.and_then(|spec| spec.decode(&kind, &annotations, errors));
     if let (Some(metadata), Some(resource)) = (metadata, resource) {
         documents.push(Document { location: node.location.clone(), metadata, resource });
     }
@@ -119,11 +119,11 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
 struct Spec<'n>(&'n Node);
 
 impl Spec<'_> {
-    fn decode(self, kind: &str, requirements: &Requirements, errors: &mut Errors) -> Option<Resource> {
+    fn decode(self, kind: &str, annotations: &Annotations, errors: &mut Errors) -> Option<Resource> {
         if kind == KINDS[0] {
             service_entry::decode(self.0, errors).map(Resource::ServiceEntry)
         } else {
-            destination_rule::decode(self.0, requirements, errors).map(Resource::DestinationRule)
+            destination_rule::decode(self.0, annotations, errors).map(Resource::DestinationRule)
         }
     }
 }

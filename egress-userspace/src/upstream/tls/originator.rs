@@ -244,22 +244,24 @@ fn provider(post_quantum: bool) -> CryptoProvider {
 
 /// What origins are to be verified by; None if by nothing.
 fn expected(recipe: &Recipe, settings: &TlsSettings, material: &Material) -> Result<Option<Expected>, TlsError> {
-    let trust = match (&settings.roots, &material.roots, &material.system_roots) {
-        (Roots::File(file), Some(pem), _) => Trust {
-            roots: Arc::new(parse_roots(file, pem)?),
-            place: format!("among those in {}", file.value.display()),
-        },
-        (_, _, Some(roots)) => Trust { roots: roots.clone(), place: "among this machine's".to_owned() },
-        _ => return Ok(None),
-    };
     let names = match &recipe.names {
         Names::Any => return Ok(None),
         Names::Asked => None,
         Names::Listed(names) => Some(names.clone()),
     };
+    let trust = match (&settings.roots, &material.roots, &material.system_roots) {
+        (Roots::File(file), Some(pem), _) => Trust {
+            roots: Arc::new(parse_roots(file, pem)?),
+            place: format!("among those in {}", file.value.display()),
+        },
+        (Roots::System, _, Some(roots)) => Trust { roots: roots.clone(), place: "among this machine's".to_owned() },
+        // They are read for all who verify; if they were not, then nobody is trusted.
+        _ => return Err(TlsError::NoSystemRoots),
+    };
     let crls = match (&settings.crl, &material.crl) {
         (Some(file), Some(pem)) => Some((parse_crls(file, pem)?, file.value.clone())),
-        _ => None,
+        (Some(file), None) => return Err(content(file, "it was not read".to_owned())),
+        (None, _) => None,
     };
     let Requirements { pins, pins_mode, .. } = &recipe.requirements;
     Ok(Some(Expected { trust, names, crls, pins: pins.clone(), enforces_pins: *pins_mode == PinsMode::Enforce }))
