@@ -8,7 +8,7 @@ use crate::{
     config::{self, Code, Diagnostic, Errors, Location, Severity, Source},
     policy::Policy,
     route,
-    upstream::tls::{Material, Originator, TlsError, system_roots},
+    upstream::tls::{Clients, TlsError, Workshop},
 };
 
 mod summary;
@@ -98,21 +98,11 @@ pub fn check(sources: &[Source]) -> Report {
 
 /// Reads all that the rules name, and tries whether TLS can be made of it.
 fn check_files(policy: &Policy) -> Errors {
-    let upstreams = || policy.rules().flat_map(|rule| &rule.upstreams);
-    if upstreams().next().is_none() {
-        return Errors::default();
-    }
-    let roots = match system_roots() {
-        Ok(roots) => roots,
-        Err(error) => return [diagnostic(&error)].into_iter().collect(),
-    };
-    let problems = upstreams().filter_map(|upstream| {
-        Material::read(&upstream.tls)
-            .and_then(|material| {
-                Originator::build(&upstream.host, &upstream.tls, &material, &upstream.location, &roots)
-            })
-            .err()
-    });
+    let nothing = Clients::default();
+    let mut workshop = Workshop::new(&nothing);
+    let upstreams = policy.rules().flat_map(|rule| &rule.upstreams);
+    let problems =
+        upstreams.filter_map(|upstream| workshop.originator(&upstream.host, &upstream.tls, &upstream.location).err());
     problems.map(|error| diagnostic(&error)).collect()
 }
 
@@ -122,7 +112,7 @@ fn diagnostic(error: &TlsError) -> Diagnostic {
             (location.clone(), Code::UnreadableFile.because(format!("cannot read {}: {source}", path.display())))
         }
         TlsError::Content { location, path, problem } => {
-            (location.clone(), Code::BadFile.because(format!("{}: {problem}", path.display())))
+            (location.clone(), Code::BadFile.because(format!("{path}: {problem}")))
         }
         TlsError::Settings { location, problem } => (location.clone(), Code::BadFile.because(problem.as_str())),
         TlsError::NoSystemRoots => {

@@ -13,7 +13,10 @@ use rustls_pki_types::ServerName;
 
 pub use self::{http::*, upstream::*};
 pub use crate::config::{
-    Cidr, HostName, HostPattern, Located, Location, Pattern, TextMatch, parents, service_entry::EndpointAddress,
+    Cidr, HostName, HostPattern, Located, Location, Pattern, TextMatch,
+    annotations::{Pin, PinsMode, Requirements, TlsVersion},
+    parents,
+    service_entry::EndpointAddress,
 };
 use crate::config::{Diagnostic, Document, Errors, Severity};
 
@@ -76,8 +79,12 @@ pub struct TlsSettings {
     pub verify: Verify,
     /// Whom to trust.
     pub roots: Roots,
+    /// The PEM file of what these have revoked, if that is to be looked at.
+    pub crl: Option<Located<Pem>>,
     /// Who we are, if the server wants to know.
     pub client: Option<ClientIdentity>,
+    /// What there must be besides: versions, pins, key exchange.
+    pub requirements: Requirements,
 }
 
 /// What is verified of a server's certificate.
@@ -110,7 +117,7 @@ pub struct ClientIdentity {
 }
 
 /// Something in PEM (RFC 7468); displays as what it is called.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Pem {
     /// In a file, which is read when routes are built.
     File(PathBuf),
@@ -150,6 +157,11 @@ impl fmt::Debug for Pem {
 }
 
 impl TlsSettings {
+    /// The same, with what annotations ask for.
+    fn requiring(self, requirements: Requirements) -> Self {
+        Self { requirements, ..self }
+    }
+
     /// The files that it names.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let roots = match &self.roots {
@@ -157,7 +169,7 @@ impl TlsSettings {
             Roots::File(file) => Some(file),
         };
         let client = self.client.iter().flat_map(|client| [&client.certificate, &client.key]);
-        roots.into_iter().chain(client).filter_map(|pem| pem.value.file())
+        roots.into_iter().chain(&self.crl).chain(client).filter_map(|pem| pem.value.file())
     }
 }
 

@@ -182,8 +182,7 @@ impl Conversation<'_> {
                     if reused && upstream::connect::is_gone(&source) && attempt.restore(unsent) {
                         continue;
                     }
-                    let address = connection.info.address;
-                    return Err(UpstreamError::of_exchange(address, source).into());
+                    return Err(UpstreamError::of_exchange(&connection.info, source).into());
                 }
             }
         }

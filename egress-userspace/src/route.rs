@@ -9,8 +9,6 @@ use std::{
     },
 };
 
-use rustls::RootCertStore;
-
 use crate::{
     config::{Code, Diagnostic},
     kernel::{Intercepted, Watched},
@@ -20,7 +18,7 @@ use crate::{
     },
     resolve::{Addresses, Names, ResolveError},
     upstream::pool::To,
-    upstream::tls::{Material, Originator, TlsError, system_roots},
+    upstream::tls::{Clients, Originator, TlsError, Workshop},
 };
 
 /// Names a route among all that ever were, so that pooled connections of an old one are not taken for a new one's.
@@ -45,7 +43,6 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// How TLS is originated.
     pub originator: Originator,
-    material: Material,
     targets: Vec<Target>,
 }
 
@@ -117,6 +114,8 @@ pub struct RouteTable {
     exact: HashMap<HostName, Vec<Arc<Route>>>,
     /// By what comes after the `*.`.
     wildcards: HashMap<HostName, Vec<Arc<Route>>>,
+    /// What the routes share.
+    clients: Clients,
 }
 
 impl RouteTable {
@@ -194,29 +193,14 @@ impl RouteTable {
     pub fn build(policy: &Policy, previous: &Self, names: &Names) -> Result<Self, Vec<TlsError>> {
         let mut table = Self::default();
         let mut errors = Vec::new();
-        // Without rules nothing is verified, and a machine without roots is fine.
-        let roots = if policy.rules().len() == 0 {
-            Arc::new(RootCertStore::empty())
-        } else {
-            system_roots().map_err(|error| vec![error])?
-        };
+        let mut workshop = Workshop::new(&previous.clients);
         for rule in policy.rules() {
             let built = sole_upstream(rule).and_then(|upstream| {
-                let material = Material::read(&upstream.tls)?;
-                let kept = previous.route_of(rule).filter(|old| old.material == material);
-                if let Some(kept) = kept {
-                    return Ok(kept.clone());
-                }
-                let originator =
-                    Originator::build(&upstream.host, &upstream.tls, &material, &upstream.location, &roots)?;
-                let (id, targets) = (RouteId::next(), targets(upstream, names));
-                Ok(Arc::new(Route {
-                    id,
-                    rule: rule.clone(),
-                    upstream: upstream.clone(),
-                    originator,
-                    material,
-                    targets,
+                let originator = workshop.originator(&upstream.host, &upstream.tls, &upstream.location)?;
+                let kept = previous.route_of(rule).filter(|old| old.originator.is_same_client(&originator));
+                Ok(kept.cloned().unwrap_or_else(|| {
+                    let (id, targets) = (RouteId::next(), targets(upstream, names));
+                    Arc::new(Route { id, rule: rule.clone(), upstream: upstream.clone(), originator, targets })
                 }))
             });
             match built {
@@ -227,9 +211,12 @@ impl RouteTable {
                     };
                     routes.entry(rule.host.name().clone()).or_default().push(route);
                 }
+                // The same for all of them.
+                Err(error @ TlsError::NoSystemRoots) => return Err(vec![error]),
                 Err(error) => errors.push(error),
             }
         }
+        table.clients = workshop.finish();
         if errors.is_empty() { Ok(table) } else { Err(errors) }
     }
 

@@ -1,5 +1,6 @@
 //! Connections to origins: made from the application's own network namespace, over TLS for configured hosts, pooled.
 
+mod cause;
 pub mod connect;
 pub mod limits;
 pub mod outlier;
@@ -10,7 +11,10 @@ pub mod tunnel;
 use std::{error::Error, io, iter, net::SocketAddr, rc::Rc, time::Duration};
 
 use hyper::client::conn::http1;
+use rustls::AlertDescription;
 
+pub use self::cause::Cause;
+use self::{tls::Refusal, tunnel::TunnelError};
 use crate::body::RequestBody;
 
 /// What is known of an upstream connection from its making.
@@ -33,6 +37,8 @@ pub struct TlsInfo {
     pub group: &'static str,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
+    /// Whether there is a client certificate to be shown on demand.
+    pub client_certificate: bool,
 }
 
 /// A connection on which a request can be sent.
@@ -73,7 +79,7 @@ pub enum UpstreamError {
         /// The origin, as the proxy was asked for it.
         host: String,
         /// Why.
-        source: tunnel::TunnelError,
+        source: TunnelError,
     },
     /// TLS could not be made, or the origin could not be verified.
     #[error("TLS with {host} at {address} failed: {source}")]
@@ -82,36 +88,16 @@ pub enum UpstreamError {
         host: String,
         /// The address.
         address: SocketAddr,
-        /// rustls's words.
-        source: rustls::Error,
+        /// What was wrong.
+        source: Refusal,
     },
-    /// The connection broke while TLS was being made.
-    #[error("the connection to {host} at {address} broke during the TLS handshake: {source}")]
-    TlsBroken {
-        /// Whom we wanted to talk to.
-        host: String,
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// TLS took too long.
-    #[error("{host} at {address} did not finish the TLS handshake within {} s", .limit.as_secs())]
-    TlsTimeout {
-        /// Whom we wanted to talk to.
-        host: String,
-        /// The address.
-        address: SocketAddr,
-        /// The limit.
-        limit: Duration,
-    },
-    /// The origin ended TLS after the handshake: with TLS 1.3 that is when it tells that it misses a client certificate.
-    #[error("{address} ended TLS: {source}")]
+    /// The origin ended TLS after the handshake.
+    #[error("TLS with {address} ended: {source}")]
     TlsEnded {
         /// The address.
         address: SocketAddr,
-        /// rustls's words.
-        source: rustls::Error,
+        /// What was wrong.
+        source: Refusal,
     },
     /// The connection was made, but the exchange failed.
     #[error("{address}: {}", causes(source))]
@@ -125,11 +111,45 @@ pub enum UpstreamError {
 
 impl UpstreamError {
     /// The failure of an exchange on a connection that was made.
-    pub fn of_exchange(address: SocketAddr, source: hyper::Error) -> Self {
+    pub fn of_exchange(info: &ConnectionInfo, source: hyper::Error) -> Self {
+        let address = info.address;
         let io_error = source.source().and_then(|cause| cause.downcast_ref::<io::Error>());
         match io_error.and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>()) {
-            Some(source) => Self::TlsEnded { address, source: source.clone() },
+            Some(error) => {
+                let client_certificate = info.tls.as_ref().is_some_and(|tls| tls.client_certificate);
+                Self::TlsEnded { address, source: Refusal::of_ended(error, client_certificate) }
+            }
             None => Self::Http { address, source },
+        }
+    }
+
+    /// What it is counted as.
+    pub fn cause(&self) -> Cause {
+        use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
+        match self {
+            Self::NoAddress => Cause::NoAddress,
+            Self::Connect { source, .. } => match source.kind() {
+                ConnectionRefused => Cause::ConnectionRefused,
+                HostUnreachable | NetworkUnreachable => Cause::Unroutable,
+                TimedOut => Cause::ConnectTimeout,
+                _ => Cause::ConnectFailed,
+            },
+            Self::ConnectTimeout { .. } => Cause::ConnectTimeout,
+            Self::Tunnel { source: TunnelError::Timeout, .. } => Cause::TunnelTimeout,
+            Self::Tunnel { source: TunnelError::Broken(_), .. } => Cause::TunnelBroken,
+            Self::Tunnel { .. } => Cause::TunnelRefused,
+            Self::Tls { source, .. } | Self::TlsEnded { source, .. } => source.cause,
+            Self::Http { source, .. } if source.is_incomplete_message() => Cause::HttpIncomplete,
+            Self::Http { source, .. } if source.is_parse() => Cause::HttpProtocol,
+            Self::Http { .. } => Cause::ConnectionLost,
+        }
+    }
+
+    /// The alert by which the origin ended TLS, if it did.
+    pub fn alert(&self) -> Option<AlertDescription> {
+        match self {
+            Self::Tls { source, .. } | Self::TlsEnded { source, .. } => source.alert,
+            _ => None,
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod topology;
 pub mod capture;
 pub mod dns;
 pub mod nginx;
+pub mod openssl;
 pub mod origin;
 pub mod raw_server;
 pub mod tripwire;

@@ -32,6 +32,7 @@ pub struct Site {
     identity: Identity,
     port_80_redirects: bool,
     http2: bool,
+    clear: bool,
     directives: String,
 }
 
@@ -43,6 +44,7 @@ impl Site {
             identity,
             port_80_redirects: false,
             http2: true,
+            clear: false,
             directives: String::new(),
         }
     }
@@ -58,6 +60,13 @@ impl Site {
     #[must_use]
     pub fn without_http2(mut self) -> Self {
         self.http2 = false;
+        self
+    }
+
+    /// It speaks HTTP in clear, on the port where TLS should be.
+    #[must_use]
+    pub fn in_clear(mut self) -> Self {
+        self.clear = true;
         self
     }
 
@@ -132,7 +141,12 @@ impl<'bed> NginxBuilder<'bed> {
             let names = site.names.join(" ");
             writeln!(text, "  server {{\n    server_name {names};")?;
             for address in &addresses {
-                writeln!(text, "    listen {address} ssl{};", if site.http2 { " http2" } else { "" })?;
+                let protocol = match (site.clear, site.http2) {
+                    (true, _) => "",
+                    (false, true) => " ssl http2",
+                    (false, false) => " ssl",
+                };
+                writeln!(text, "    listen {address}{protocol};")?;
             }
             writeln!(text, "    ssl_certificate {};", site.identity.certificate_file.display())?;
             writeln!(text, "    ssl_certificate_key {};", site.identity.key_file.display())?;
@@ -174,8 +188,10 @@ impl NginxRequest {
 impl Nginx {
     /// The requests so far, oldest first. nginx logs a request after it has answered: prefer `wait_for_requests`.
     pub fn requests(&self) -> Result<Vec<NginxRequest>> {
-        let text = fs::read_to_string(&self.access_log)?;
-        text.split_inclusive('\n')
+        // What comes as a request on a port in clear need not be text.
+        let log = fs::read(&self.access_log)?;
+        String::from_utf8_lossy(&log)
+            .split_inclusive('\n')
             .filter(|line| line.ends_with('\n'))
             .map(|line| Ok(NginxRequest(serde_json::from_str(line).context("a line of nginx's access log")?)))
             .collect()

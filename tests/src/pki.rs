@@ -8,10 +8,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints, PublicKeyData,
+    RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::process::Command;
 
 /// The authorities of one test and a directory for what they sign.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub struct Pki {
     trusted: Authority,
     untrusted: Authority,
     clients: Authority,
+    intermediate: Authority,
+    constrained: Authority,
     issued: AtomicUsize,
 }
 
@@ -27,9 +32,16 @@ impl Pki {
     /// Makes the authorities and writes their certificates into `dir`.
     pub fn create(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
+        let trusted = Authority::create(dir, "trusted")?;
+        let constraints = NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::DnsName("permitted.example".to_owned())],
+            excluded_subtrees: Vec::new(),
+        };
         Ok(Self {
             dir: dir.to_owned(),
-            trusted: Authority::create(dir, "trusted")?,
+            intermediate: Authority::below(&trusted, dir, "intermediate", None)?,
+            constrained: Authority::below(&trusted, dir, "constrained", Some(constraints))?,
+            trusted,
             untrusted: Authority::create(dir, "untrusted")?,
             clients: Authority::create(dir, "clients")?,
             issued: AtomicUsize::new(0),
@@ -44,6 +56,11 @@ impl Pki {
     /// The authority that nobody trusts by default.
     pub fn untrusted_ca_file(&self) -> &Path {
         &self.untrusted.pem
+    }
+
+    /// The authority below the trusted one.
+    pub fn intermediate_file(&self) -> &Path {
+        &self.intermediate.pem
     }
 
     /// The authority of client certificates.
@@ -89,12 +106,105 @@ impl Pki {
         self.issue(&self.untrusted, &server_params(names)?)
     }
 
+    /// A server's certificate with a serial number to revoke it by.
+    pub fn numbered(&self, names: &[&str], serial: u64) -> Result<Identity> {
+        let mut params = server_params(names)?;
+        params.serial_number = Some(SerialNumber::from(serial));
+        self.issue(&self.trusted, &params)
+    }
+
+    /// A server's certificate from an authority below the one that is trusted.
+    pub fn by_intermediate(&self, names: &[&str]) -> Result<Identity> {
+        self.issue(&self.intermediate, &server_params(names)?)
+    }
+
+    /// The same, but without the certificate of that authority in its file.
+    pub fn without_intermediate(&self, names: &[&str]) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        let certificate = server_params(names)?.signed_by(&key, &self.intermediate.issuer)?;
+        self.write(&key, &certificate, "")
+    }
+
+    /// A server's certificate from an authority that may vouch for permitted.example alone.
+    pub fn by_constrained(&self, names: &[&str]) -> Result<Identity> {
+        self.issue(&self.constrained, &server_params(names)?)
+    }
+
+    /// A server's certificate that has its name as common name alone.
+    pub fn without_names(&self, common_name: &str) -> Result<Identity> {
+        let mut params = server_params(&[])?;
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        self.issue(&self.trusted, &params)
+    }
+
+    /// A server's certificate whose key file has another private key beside the right public one: openssl compares only the
+    /// latter when it loads them. The file is in DER.
+    pub fn with_another_key(&self, names: &[&str]) -> Result<Identity> {
+        /// What precedes the private key of 32 bytes (RFC 5915 section 3).
+        const BEFORE: [u8; 5] = [2, 1, 1, 4, 32];
+        let mut identity = self.server(names)?;
+        let other = KeyPair::generate()?.serialize_der();
+        let place = |key: &[u8]| {
+            let found =
+                key.windows(BEFORE.len()).position(|window| window == BEFORE).context("no private key in it")?;
+            Ok::<_, anyhow::Error>(found + BEFORE.len()..found + BEFORE.len() + 32)
+        };
+        let (to, from) = (place(&identity.key)?, place(&other)?);
+        identity.key[to].copy_from_slice(&other[from]);
+        identity.key_file.set_extension("der");
+        fs::write(&identity.key_file, &identity.key)?;
+        Ok(identity)
+    }
+
+    /// A server's certificate made by openssl: with a key that is asked for as `rsa:1024`, signed by a digest such as `sha1`.
+    pub fn by_openssl(&self, name: &str, key: &str, digest: &str) -> Result<Identity> {
+        let stem = format!("{:02}", self.issued.fetch_add(1, Ordering::Relaxed));
+        let file = |ending: &str| self.dir.join(format!("{stem}.{ending}"));
+        // Without this the machine's own configuration makes an authority of it.
+        fs::write(file("cnf"), "[req]\ndistinguished_name=dn\n[dn]\n")?;
+        Command::new("openssl")
+            .args(["req", "-x509", "-nodes", "-days", "30", "-newkey", key, &format!("-{digest}")])
+            .args(["-subj", &format!("/CN={name}"), "-addext", &format!("subjectAltName=DNS:{name}")])
+            .arg("-config")
+            .arg(file("cnf"))
+            .arg("-CA")
+            .arg(&self.trusted.pem)
+            .arg("-CAkey")
+            .arg(&self.trusted.key_file)
+            .arg("-keyout")
+            .arg(file("key"))
+            .arg("-out")
+            .arg(file("crt"))
+            .run()?
+            .success()
+            .context("openssl is missing or refuses")?;
+        Ok(Identity {
+            certificate_file: file("crt"),
+            key_file: file("key"),
+            public_key: Vec::new(),
+            certificate: CertificateDer::from(Vec::new()),
+            key: Vec::new(),
+        })
+    }
+
+    /// The trusted authority's revocation list, due to be replaced at the beginning of a year.
+    pub fn revocation_list(&self, revoked: &[u64], until: i32) -> Result<String> {
+        self.trusted.revocation_list(revoked, until)
+    }
+
+    /// The revocation list of an authority that has not issued what is to be looked up.
+    pub fn foreign_revocation_list(&self) -> Result<String> {
+        self.untrusted.revocation_list(&[], 2124)
+    }
+
     /// A client's certificate with this common name.
     pub fn client(&self, name: &str) -> Result<Identity> {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(&self.clients, &params)
+        self.issue(&self.clients, &client_params(name)?)
+    }
+
+    /// A client's certificate from an authority that no server asks for.
+    pub fn foreign_client(&self, name: &str) -> Result<Identity> {
+        self.issue(&self.untrusted, &client_params(name)?)
     }
 
     fn issue(&self, authority: &Authority, params: &CertificateParams) -> Result<Identity> {
@@ -143,20 +253,70 @@ struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
     pem: PathBuf,
+    key_file: PathBuf,
 }
 
 impl Authority {
     fn create(dir: &Path, name: &str) -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let params = Self::params(name)?;
+        let certificate = params.self_signed(&key)?;
+        Self::write(dir, name, params, &certificate, key)
+    }
+
+    fn below(parent: &Self, dir: &Path, name: &str, constraints: Option<NameConstraints>) -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = Self::params(name)?;
+        params.name_constraints = constraints;
+        let certificate = params.signed_by(&key, &parent.issuer)?;
+        Self::write(dir, name, params, &certificate, key)
+    }
+
+    fn params(name: &str) -> Result<CertificateParams> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, format!("egress test authority: {name}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate()?;
-        let certificate = params.self_signed(&key)?;
-        let pem = dir.join(format!("ca-{name}.crt"));
-        fs::write(&pem, certificate.pem()).with_context(|| format!("writing {}", pem.display()))?;
-        Ok(Self { certificate: certificate.der().clone(), issuer: Issuer::new(params, key), pem })
+        Ok(params)
     }
+
+    fn write(
+        dir: &Path,
+        name: &str,
+        params: CertificateParams,
+        certificate: &Certificate,
+        key: KeyPair,
+    ) -> Result<Self> {
+        let [pem, key_file] = ["crt", "key"].map(|ending| dir.join(format!("ca-{name}.{ending}")));
+        fs::write(&pem, certificate.pem()).with_context(|| format!("writing {}", pem.display()))?;
+        fs::write(&key_file, key.serialize_pem())?;
+        Ok(Self { certificate: certificate.der().clone(), issuer: Issuer::new(params, key), pem, key_file })
+    }
+
+    fn revocation_list(&self, revoked: &[u64], until: i32) -> Result<String> {
+        let revoked_certs = revoked.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2019, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2019, 1, 1),
+            next_update: date_time_ymd(until, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
+    }
+}
+
+fn client_params(name: &str) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(params)
 }
 
 fn server_params(names: &[&str]) -> Result<CertificateParams> {

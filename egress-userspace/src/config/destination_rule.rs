@@ -100,6 +100,8 @@ pub struct Origination {
     pub insecure_skip_verify: Option<Located<bool>>,
     /// The file of the certificate authorities to trust, if they are not the system's.
     pub ca_certificates: Option<Located<PathBuf>>,
+    /// The file of what these authorities have revoked, if that is to be looked at.
+    pub ca_crl: Option<Located<PathBuf>>,
     /// Who we are, for `MUTUAL`.
     pub client: Option<ClientIdentity>,
     /// The `Secret` that has what `ca_certificates` and `client` would name files for.
@@ -137,6 +139,8 @@ shape! {
         "caCertificates" => ca_certificates: Option<Located<PathBuf>>,
         /// The `Secret` that has all of them.
         "credentialName" => credential_name: Option<Located<String>>,
+        /// What they have revoked.
+        "caCrl" => ca_crl: Option<Located<PathBuf>>,
         /// The name to ask for.
         "sni" => sni: Option<Located<HostName>>,
         /// The names to verify.
@@ -144,7 +148,7 @@ shape! {
         /// Whether to verify nothing.
         "insecureSkipVerify" => insecure_skip_verify: Option<Located<bool>>,
     }
-    refused ["caCrl"]
+    refused []
 }
 
 /// The `mode` of a `tls` block.
@@ -205,6 +209,7 @@ impl Decode for Tls {
             subject_alt_names: block.subject_alt_names.into_iter().map(PeerName::into_server_name).collect(),
             insecure_skip_verify: block.insecure_skip_verify.filter(|skip| skip.value),
             ca_certificates: block.ca_certificates,
+            ca_crl: block.ca_crl,
             client,
             credential: block
                 .credential_name
@@ -216,8 +221,11 @@ impl Decode for Tls {
 /// Who wants nothing verified cannot say against what.
 fn check_verification(block: &TlsBlock, errors: &mut Errors) {
     let Some(skip) = block.insecure_skip_verify.as_ref().filter(|skip| skip.value) else { return };
-    let contradicted =
-        [("caCertificates", block.ca_certificates.is_some()), ("subjectAltNames", !block.subject_alt_names.is_empty())];
+    let contradicted = [
+        ("caCertificates", block.ca_certificates.is_some()),
+        ("caCrl", block.ca_crl.is_some()),
+        ("subjectAltNames", !block.subject_alt_names.is_empty()),
+    ];
     for (field, _) in contradicted.into_iter().filter(|(_, is_set)| *is_set) {
         let text = format!("this verifies nothing, yet {field} says against what to verify; remove one of them");
         errors.at(skip, Code::Contradiction.because(text));
@@ -273,6 +281,25 @@ pub(super) fn decode(spec: &Node, annotations: Annotations, errors: &mut Errors)
     let Spec { host, traffic_policy, subsets, export_to, workload_selector } = Spec::decode(spec, "spec", errors)?;
     check_unique(subsets.iter().map(|subset| &subset.name), errors);
     let of_subsets = subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
-    traffic_policy.iter().chain(of_subsets).for_each(|policy| traffic_policy::check(policy, errors));
+    for policy in traffic_policy.iter().chain(of_subsets) {
+        traffic_policy::check(policy, errors);
+        if !annotations.requirements.pins.is_empty() {
+            check_pins(policy, errors);
+        }
+    }
     Some(DestinationRule { host, traffic_policy, subsets, export_to, workload_selector, annotations })
+}
+
+/// What is not verified has no chain in which a pinned key could be.
+fn check_pins(policy: &TrafficPolicy, errors: &mut Errors) {
+    let blocks = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
+    for tls in blocks.chain(&policy.tls) {
+        if let Tls::Originate(origination) = &tls.value
+            && let Some(skip) = &origination.insecure_skip_verify
+        {
+            let text = "this verifies nothing, yet the annotation egress.dev/pins pins keys of the verified chain; remove one \
+                        of them (a certificate that vouches for itself can be named in caCertificates)";
+            errors.at(skip, Code::Contradiction.because(text));
+        }
+    }
 }

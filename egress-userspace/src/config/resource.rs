@@ -127,7 +127,6 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
     let annotations = annotations::decode(
         metadata.as_ref().map_or(&no_annotations, |metadata| &metadata.annotations),
         *known == Kind::DestinationRule,
-        "metadata.annotations",
         errors,
     );
     let resource = match known {

@@ -59,6 +59,7 @@ fn destination_rule(host: &HostPattern, location: &Location) -> DestinationRule 
         subject_alt_names: Vec::new(),
         insecure_skip_verify: None,
         ca_certificates: None,
+        ca_crl: None,
         client: None,
         credential: None,
     }));

@@ -1,12 +1,12 @@
 //! What documents mean together.
 
-use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, StatusCode, uri::Authority};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::{
-    Action, Adjustments, ConnectionPool, HttpRoute, LoadBalancer, Mirror, PathRewrite, Policy, Retries, RetryOn, Share,
-    Targets, TunnelMethod, Upstream, UpstreamIndex, UpstreamProtocol, Verify,
+    Action, Adjustments, ConnectionPool, HttpRoute, LoadBalancer, Mirror, PathRewrite, Policy, Requirements, Retries,
+    RetryOn, Share, Targets, TlsVersion, TunnelMethod, Upstream, UpstreamIndex, UpstreamProtocol, Verify,
 };
 use crate::config::{self, Source};
 
@@ -64,6 +64,19 @@ fn describe(rule: &super::Rule) -> String {
     }
     if let super::Roots::File(file) = &upstream.tls.roots {
         line += &format!(" roots={}", file.value);
+    }
+    if let Some(file) = &upstream.tls.crl {
+        line += &format!(" crl={}", file.value);
+    }
+    let Requirements { min_version, pins, pins_mode, post_quantum } = &upstream.tls.requirements;
+    if *min_version != TlsVersion::V12 {
+        line += &format!(" min={min_version:?}");
+    }
+    for pin in pins {
+        line += &format!(" {pins_mode:?} {pin}");
+    }
+    if *post_quantum {
+        line += " post-quantum";
     }
     if let Some(client) = &upstream.tls.client {
         line += &format!(" client={}+{}", client.certificate.value, client.key.value);
@@ -171,6 +184,25 @@ fn rules() {
     ] {
         assert_eq!(outcome(&(entry("a.com", spec) + &destination("A.com.", policy))), expected, "{spec} {policy}");
     }
+}
+
+#[test]
+fn annotations_hold_for_every_port_of_the_rule() {
+    const PINS: &str =
+        "sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=, BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let both = "ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}, {number: 8080, name: b, protocol: HTTP, \
+                targetPort: 8443}], resolution: DNS";
+    let policy = "tls: {mode: SIMPLE, caCrl: crl.pem}, portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]";
+    let annotations = format!(
+        "metadata: {{name: x, annotations: {{egress.dev/min-tls: '1.3', egress.dev/pins: '{PINS}', egress.dev/pins-mode: \
+         report, egress.dev/require-post-quantum: 'true'}}}}"
+    );
+    let text = entry("a.com", both) + &destination("a.com", policy).replace("metadata: {name: x}", &annotations);
+    let pins = "min=V13 Report sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= Report \
+                sha256/BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= post-quantum (@9)";
+    let expected =
+        format!("a.com:80 -> 443 verify=a.com {pins}\na.com:8080 -> 8443 verify=a.com crl=/etc/egress/crl.pem {pins}");
+    assert_eq!(outcome(&text), expected);
 }
 
 #[test]
@@ -334,7 +366,7 @@ fn routes_are_compiled() {
 
     let Some(PathRewrite::Regex(pattern, substitution)) = &route.rewrite.path else { panic!("{:?}", route.rewrite) };
     assert_eq!(pattern.regex().replace_all("/v1/$", &**substitution), "/v1$x");
-    assert_eq!(route.rewrite.authority.as_ref().map(Authority::as_str), Some("c.com:8080"));
+    assert_eq!(route.rewrite.authority.as_ref().map(|authority| authority.as_str()), Some("c.com:8080"));
     assert_eq!(route.headers.response.add, [(HeaderName::from_static("x-b"), HeaderValue::from_static("b"))]);
     assert_eq!(route.headers.response.remove, [HeaderName::from_static("x-c")]);
     let retries = Retries {
@@ -391,7 +423,7 @@ fn traffic_policies_are_compiled() {
     assert_eq!(full.pool.keepalive.and_then(|keepalive| keepalive.time), Some(Duration::from_secs(60)));
     assert_eq!((full.protocol, full.balancer), (UpstreamProtocol::Http1, Some(LoadBalancer::Random)));
     let outliers = full.outlier_detection.expect("it is asked for");
-    assert_eq!((outliers.server_errors, outliers.local_origin.map(NonZeroU32::get)), (None, Some(5)));
+    assert_eq!((outliers.server_errors, outliers.local_origin.map(|number| number.get())), (None, Some(5)));
     assert_eq!((outliers.interval, outliers.max_ejection_percent), (Duration::from_secs(10), 10));
     assert_eq!(full.tunnel.as_ref().map(|tunnel| tunnel.method), Some(TunnelMethod::Connect));
     assert!(full.adjustments.rewrite_location && !full.adjustments.strip_forwarded_headers);

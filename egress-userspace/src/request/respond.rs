@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
-use rustls::Error as TlsError;
-use sfv::{ItemSerializer, StringRef, TokenRef, key_ref, string_ref, token_ref};
+use rustls::AlertDescription;
+use sfv::{Integer, ItemSerializer, StringRef, TokenRef, key_ref, string_ref, token_ref};
 
 use crate::{
     body::ResponseBody,
     telemetry::access_log::{Outcome, Record},
-    upstream::{UpstreamError, tunnel::TunnelError},
+    upstream::{Cause, UpstreamError, tls::alert_name},
 };
 
 /// Why a request is not answered by its origin.
@@ -17,8 +17,12 @@ pub struct ProxyError {
     status: StatusCode,
     /// The proxy error type (RFC 9209 section 2.3).
     kind: &'static TokenRef,
+    /// The alert by which the origin ended TLS.
+    alert: Option<AlertDescription>,
     details: String,
     outcome: Outcome,
+    /// Why the origin did not answer; none if it was not asked.
+    cause: Option<Cause>,
 }
 
 impl ProxyError {
@@ -27,8 +31,10 @@ impl ProxyError {
         Self {
             status: StatusCode::BAD_REQUEST,
             kind: token_ref("http_request_error"),
+            alert: None,
             details: details.to_owned(),
             outcome: Outcome::Refused,
+            cause: None,
         }
     }
 
@@ -49,9 +55,11 @@ impl ProxyError {
     pub fn unasked_switch() -> Self {
         Self {
             status: StatusCode::BAD_GATEWAY,
-            kind: token_ref("http_protocol_error"),
+            kind: token_ref(Cause::HttpProtocol.proxy_error()),
+            alert: None,
             details: "the origin switched protocols (101) without being asked to".to_owned(),
             outcome: Outcome::Failed,
+            cause: Some(Cause::HttpProtocol),
         }
     }
 
@@ -60,8 +68,10 @@ impl ProxyError {
         Self {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             kind: token_ref("proxy_internal_error"),
+            alert: None,
             details: "a request was to be sent twice; please report this".to_owned(),
             outcome: Outcome::Failed,
+            cause: None,
         }
     }
 
@@ -70,7 +80,7 @@ impl ProxyError {
         let text = format!("egress could not forward this request: {}\n", self.details);
         record.respond(self.status, self.outcome);
         let proxy_status = self.proxy_status();
-        record.error(self.details);
+        record.failed(self.details, self.cause);
         let mut response = Response::new(ResponseBody::message(Bytes::from(text), record));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
@@ -82,64 +92,31 @@ impl ProxyError {
     fn proxy_status(&self) -> HeaderValue {
         // Strings of structured fields are printable ASCII (RFC 9651 section 3.3.3).
         let details: String = self.details.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect();
-        let serialized = ItemSerializer::new()
-            .bare_item(token_ref("egress"))
-            .parameter(key_ref("error"), self.kind)
-            .parameter(key_ref("details"), StringRef::from_str(&details).unwrap_or(string_ref("")))
-            .finish();
+        let mut item = ItemSerializer::new().bare_item(token_ref("egress")).parameter(key_ref("error"), self.kind);
+        if let Some(alert) = self.alert {
+            let name = alert_name(alert);
+            item = item
+                .parameter(key_ref("alert-id"), Integer::from(u8::from(alert)))
+                .parameter(key_ref("alert-message"), StringRef::from_str(&name).unwrap_or(string_ref("")));
+        }
+        let details = StringRef::from_str(&details).unwrap_or(string_ref(""));
+        let serialized = item.parameter(key_ref("details"), details).finish();
         HeaderValue::try_from(serialized).unwrap_or(HeaderValue::from_static("egress"))
     }
 }
 
 impl From<UpstreamError> for ProxyError {
     fn from(error: UpstreamError) -> Self {
-        let (status, kind) = classify(&error);
-        Self { status, kind, details: error.to_string(), outcome: Outcome::Failed }
-    }
-}
-
-/// Status and error type by RFC 9209 section 2.3.
-fn classify(error: &UpstreamError) -> (StatusCode, &'static TokenRef) {
-    let (status, kind) = status_and_kind(error);
-    (status, token_ref(kind))
-}
-
-fn status_and_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
-    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
-    match error {
-        UpstreamError::NoAddress => (StatusCode::BAD_GATEWAY, "dns_error"),
-        UpstreamError::Connect { source, .. } => match source.kind() {
-            ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
-            HostUnreachable | NetworkUnreachable => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
-            TimedOut => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
-            _ => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable"),
-        },
-        UpstreamError::ConnectTimeout { .. } | UpstreamError::TlsTimeout { .. } => {
-            (StatusCode::GATEWAY_TIMEOUT, "connection_timeout")
-        }
-        UpstreamError::Tunnel { source: TunnelError::Timeout, .. } => {
-            (StatusCode::GATEWAY_TIMEOUT, "connection_timeout")
-        }
-        UpstreamError::Tunnel { source: TunnelError::Broken(_), .. } => {
-            (StatusCode::BAD_GATEWAY, "connection_terminated")
-        }
-        UpstreamError::Tunnel { .. } => (StatusCode::BAD_GATEWAY, "destination_unavailable"),
-        UpstreamError::Tls { source, .. } | UpstreamError::TlsEnded { source, .. } => match source {
-            TlsError::InvalidCertificate(_) | TlsError::NoCertificatesPresented => {
-                (StatusCode::BAD_GATEWAY, "tls_certificate_error")
-            }
-            TlsError::AlertReceived(_) => (StatusCode::BAD_GATEWAY, "tls_alert_received"),
-            _ => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
-        },
-        UpstreamError::TlsBroken { .. } => (StatusCode::BAD_GATEWAY, "connection_terminated"),
-        UpstreamError::Http { source, .. } => {
-            if source.is_incomplete_message() {
-                (StatusCode::BAD_GATEWAY, "http_response_incomplete")
-            } else if source.is_parse() {
-                (StatusCode::BAD_GATEWAY, "http_protocol_error")
-            } else {
-                (StatusCode::BAD_GATEWAY, "connection_terminated")
-            }
+        let (cause, alert) = (error.cause(), error.alert());
+        // Whatever an alert is about, that it came by one is what is said of it (RFC 9209 section 2.3.21).
+        let kind = if alert.is_some() { "tls_alert_received" } else { cause.proxy_error() };
+        Self {
+            status: cause.status(),
+            kind: token_ref(kind),
+            alert,
+            details: error.to_string(),
+            outcome: Outcome::Failed,
+            cause: Some(cause),
         }
     }
 }

@@ -7,7 +7,7 @@ use egress_common::origin::Origin;
 use http::{Method, StatusCode};
 
 use super::metrics::Metrics;
-use crate::upstream::{ConnectionInfo, causes};
+use crate::upstream::{Cause, ConnectionInfo, causes};
 
 /// How a request ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -69,6 +69,7 @@ pub struct Record {
     intended: Outcome,
     complete: bool,
     error: Option<String>,
+    cause: Option<Cause>,
 }
 
 impl Record {
@@ -88,6 +89,7 @@ impl Record {
             intended: Outcome::Aborted,
             complete: false,
             error: None,
+            cause: None,
         }
     }
 
@@ -105,6 +107,12 @@ impl Record {
     /// Notes why it fails.
     pub fn error(&mut self, error: String) {
         self.error = Some(error);
+    }
+
+    /// Notes why it fails, and what that is counted as if it is for the origin.
+    pub fn failed(&mut self, error: String, cause: Option<Cause>) {
+        self.error = Some(error);
+        self.cause = cause;
     }
 
     /// Notes that the response broke off.
@@ -134,6 +142,9 @@ impl Drop for Record {
     fn drop(&mut self) {
         let outcome = if self.complete { self.intended } else { Outcome::Aborted };
         self.metrics.request(outcome);
+        if let Some(cause) = self.cause {
+            self.metrics.failure(cause);
+        }
         let (info, reused) = self.upstream.as_ref().map_or((None, None), |(info, reused)| (Some(info), Some(*reused)));
         let tls = info.and_then(|info| info.tls.as_ref());
         tracing::info!(
@@ -154,6 +165,7 @@ impl Drop for Record {
             cipher = tls.map(|tls| tls.cipher),
             group = tls.map(|tls| tls.group),
             reused,
+            cause = self.cause.map(Cause::label),
             error = self.error,
             "request"
         );

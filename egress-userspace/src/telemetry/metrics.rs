@@ -17,7 +17,7 @@ use prometheus_client::{
 use super::access_log::Outcome;
 use crate::{
     kernel::{Learnings, Outcomes},
-    upstream::TlsInfo,
+    upstream::{Cause, TlsInfo},
 };
 
 /// All counters. Shared by all threads; those on the request path are looked up once.
@@ -28,6 +28,9 @@ pub struct Metrics {
     handshakes_full: Counter,
     handshakes_resumed: Counter,
     handshakes_failed: Counter,
+    failures: [Counter; Cause::ALL.len()],
+    /// Connections to origins that have none of the pinned keys, and were used all the same.
+    pub unenforced_pins: Counter,
     self_tests_passed: Counter,
     self_tests_failed: Counter,
     /// Accepted connections whose origin the kernel did not know.
@@ -61,6 +64,11 @@ struct OutcomeLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabel {
+    cause: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
 }
@@ -75,6 +83,14 @@ impl Metrics {
         let handshakes = Family::<ResultLabel, Counter>::default();
         registry.register("upstream_handshakes", "TLS handshakes with origins", handshakes.clone());
         let handshake = |result| handshakes.get_or_create(&ResultLabel { result }).clone();
+        let failures = Family::<CauseLabel, Counter>::default();
+        registry.register("upstream_failures", "Requests that origins did not answer, by cause", failures.clone());
+        let unenforced_pins = Counter::default();
+        registry.register(
+            "pin_mismatches_unenforced",
+            "Connections to origins without a pinned key, where pins are only reported",
+            unenforced_pins.clone(),
+        );
         let self_tests = Family::<ResultLabel, Counter>::default();
         registry.register("self_tests", "Connects of the agent's own that were to be intercepted", self_tests.clone());
         let self_test = |result| self_tests.get_or_create(&ResultLabel { result }).clone();
@@ -134,6 +150,10 @@ impl Metrics {
             handshakes_full: handshake("full"),
             handshakes_resumed: handshake("resumed"),
             handshakes_failed: handshake("failed"),
+            failures: std::array::from_fn(|index| {
+                failures.get_or_create(&CauseLabel { cause: Cause::ALL[index].label() }).clone()
+            }),
+            unenforced_pins,
             self_tests_passed: self_test("passed"),
             self_tests_failed: self_test("failed"),
             unknown_origin,
@@ -155,6 +175,11 @@ impl Metrics {
     /// Counts a request.
     pub fn request(&self, outcome: Outcome) {
         self.requests[outcome as usize].inc();
+    }
+
+    /// Counts a request that an origin did not answer.
+    pub fn failure(&self, cause: Cause) {
+        self.failures[cause as usize].inc();
     }
 
     /// Counts a connection that was passed on as it is, to its end or until it broke off.

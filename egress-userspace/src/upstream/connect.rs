@@ -12,9 +12,11 @@ use tokio::{
     task,
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{Connection, ConnectionInfo, TlsInfo, UpstreamError};
+use super::{
+    Connection, ConnectionInfo, TlsInfo, UpstreamError,
+    tls::{TlsStream, handshake},
+};
 use crate::{
     body::RequestBody,
     route::Route,
@@ -26,8 +28,6 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an address has before the next is tried beside it (RFC 8305 section 8).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// For the TLS handshake.
-const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connects to where the application was going, and adds nothing.
 ///
@@ -53,19 +53,16 @@ pub async fn tls(
 ) -> Result<Connection, UpstreamError> {
     let stream = tcp(sockets, from, &route.candidates(origin.ip())).await?;
     let address = peer(&stream, origin);
-    let host = || server_name.to_str().into_owned();
-    let handshake = TlsConnector::from(route.originator.config.clone()).connect(server_name.clone(), stream);
-    let result = match timeout(TLS_TIMEOUT, handshake).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(source) => UpstreamError::Tls { host: host(), address, source: source.clone() },
-            None => UpstreamError::TlsBroken { host: host(), address, source: error },
-        }),
-        Err(_) => Err(UpstreamError::TlsTimeout { host: host(), address, limit: TLS_TIMEOUT }),
-    };
-    let info = result.as_ref().ok().map(tls_info);
+    let host = server_name.to_str().into_owned();
+    let result = handshake(&route.originator, server_name, stream).await;
+    let info = result.as_ref().ok().map(|stream| tls_info(stream, route));
     metrics.handshake(info.as_ref());
-    http(TokioIo::new(result?), ConnectionInfo { address, tls: info }).await
+    let stream = result.map_err(|source| UpstreamError::Tls { host: host.clone(), address, source })?;
+    if let Some(mismatch) = route.originator.unenforced_pins(stream.get_ref().1.peer_certificates()) {
+        metrics.unenforced_pins.inc();
+        tracing::warn!(host, %address, "pins: {mismatch}");
+    }
+    http(TokioIo::new(stream), ConnectionInfo { address, tls: info }).await
 }
 
 /// Tries the addresses in order, each a moment after the one before or as soon as that fails; the first connection wins
@@ -106,7 +103,7 @@ fn peer(stream: &TcpStream, otherwise: SocketAddr) -> SocketAddr {
     stream.peer_addr().unwrap_or(otherwise)
 }
 
-fn tls_info(stream: &TlsStream<TcpStream>) -> TlsInfo {
+fn tls_info(stream: &TlsStream, route: &Route) -> TlsInfo {
     let (_, session) = stream.get_ref();
     TlsInfo {
         version: match session.protocol_version() {
@@ -117,6 +114,7 @@ fn tls_info(stream: &TlsStream<TcpStream>) -> TlsInfo {
         cipher: session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("unknown"),
         group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()).unwrap_or("unknown"),
         resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
+        client_certificate: route.upstream.tls.client.is_some(),
     }
 }
 
@@ -125,12 +123,12 @@ async fn http<I>(io: I, info: ConnectionInfo) -> Result<Connection, UpstreamErro
 where
     I: rt::Read + rt::Write + Send + Unpin + 'static,
 {
-    let address = info.address;
     let (sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
         .handshake::<_, RequestBody>(io)
         .await
-        .map_err(|source| UpstreamError::of_exchange(address, source))?;
+        .map_err(|source| UpstreamError::of_exchange(&info, source))?;
+    let address = info.address;
     task::spawn_local(async move {
         // The exchange that it concerns sees the same error.
         if let Err(error) = connection.with_upgrades().await {

@@ -50,6 +50,38 @@ fn the_client_certificate_is_shown_to_an_origin_that_demands_one() -> Result<()>
 }
 
 #[test]
+fn a_client_certificate_that_changes_is_used_from_then_on_and_drops_no_connection() -> Result<()> {
+    let bed = TestBed::new("tls-mutual-changed")?;
+    let demands = format!("ssl_client_certificate {};\nssl_verify_client on;", bed.pki().client_ca_file().display());
+    let nginx = bed.nginx().site(Site::new(&[HOST], bed.pki().server(&[HOST])?).directives(&demands)).start()?;
+    let [first, second] = [bed.pki().client("first")?, bed.pki().client("second")?];
+    let config = configure(&bed, &[])?;
+    let show = |identity: &Identity| -> Result<()> {
+        // Between the two the files do not go together: such a change is refused, and the next one is taken.
+        config.write("client.key", &fs::read_to_string(&identity.key_file)?)?;
+        config.write("client.crt", &fs::read_to_string(&identity.certificate_file)?)
+    };
+    show(&first)?;
+    config.write("rules.yaml", &rule(HOST, DNS, &mutual(Path::new("client.crt"), Path::new("client.key"))))?;
+    let mut agent = bed.agent(&config)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let held = bed
+        .client_command(env!("CARGO_BIN_EXE_client"))?
+        .args(["hold", &address, "--host", HOST, "--path", "/politics", "--count", "2"])
+        .spawn();
+    let mut held = held?;
+    held.write_stdin(b"\n")?;
+    nginx.wait_for_requests(1)?;
+    agent.apply(|| show(&second))?;
+    held.write_stdin(b"\n")?;
+    let requests = nginx.wait_for_requests(2)?;
+    ensure!(held.wait(PATIENCE)?.success(), "{:?}", held.stderr());
+    let shown: Vec<_> = requests.iter().map(|request| request.get("client_certificate")).collect();
+    ensure!(shown == ["CN=first", "CN=second"], "{shown:?}");
+    Ok(())
+}
+
+#[test]
 fn an_origin_that_refuses_us_by_an_alert_is_a_502_that_says_so() -> Result<()> {
     for tls12 in [false, true] {
         let bed = TestBed::new("tls-no-client-certificate")?;
@@ -59,7 +91,7 @@ fn an_origin_that_refuses_us_by_an_alert_is_a_502_that_says_so() -> Result<()> {
         let tripwire = bed.tripwire(&[HOST])?;
         let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
         let agent = bed.agent(&config)?;
-        let cause = "CertificateRequired";
+        let cause = "requires a client certificate (alert certificate_required)";
         for _ in 0..3 {
             check_failure(&bed.curl(URL)?.run()?, 502, "tls_alert_received", cause)?;
         }

@@ -1,5 +1,6 @@
 //! TLS with origins: what is verified and how failures show, what the settings of a rule do, and where connections lead.
 
+mod annotations;
 mod client_certificates;
 mod offers;
 mod refused;
@@ -20,6 +21,11 @@ const DNS: &str = "resolution: DNS";
 
 /// The pair of resources for one host: `entry` goes into the ServiceEntry's `spec`, `tls` is the block for port 80.
 fn rule(host: &str, entry: &str, tls: &str) -> String {
+    annotated_rule(host, entry, tls, "")
+}
+
+/// The same with annotations on the DestinationRule.
+fn annotated_rule(host: &str, entry: &str, tls: &str, annotations: &str) -> String {
     format!(
         "---
 apiVersion: networking.istio.io/v1
@@ -32,7 +38,7 @@ spec:
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
-metadata: {{name: {host}}}
+metadata: {{name: {host}, annotations: {{{annotations}}}}}
 spec:
   host: {host}
   trafficPolicy:
@@ -67,15 +73,21 @@ fn only_head(result: &CurlResult) -> Result<&Head> {
 fn check_failure(result: &CurlResult, status: u16, error: &str, cause: &str) -> Result<()> {
     let head = only_head(result)?;
     ensure!(head.status == status, "{status} was expected: {result:?}");
-    let field = head.header("proxy-status").with_context(|| format!("no Proxy-Status: {head:?}"))?;
-    let proxy_status = ProxyStatus::parse(field)?;
-    ensure!((proxy_status.proxy.as_str(), proxy_status.get("error")) == ("egress", error), "{error}: {field}");
-    ensure!(proxy_status.get("details").contains(cause), "the details do not name {cause:?}: {field}");
+    let proxy_status = proxy_status(result)?;
+    let found = (proxy_status.proxy.as_str(), proxy_status.get("error"));
+    ensure!(found == ("egress", error), "{error} was expected: {proxy_status:?}");
+    ensure!(proxy_status.get("details").contains(cause), "the details do not name {cause:?}: {proxy_status:?}");
     ensure!(head.header("content-type") == Some("text/plain; charset=utf-8"), "{head:?}");
     let text = String::from_utf8_lossy(&result.body);
-    ensure!(text.contains(cause) && text.len() < 400 && text.ends_with('\n'), "the text: {text}");
+    ensure!(text.contains(cause) && text.len() < 600 && text.ends_with('\n'), "the text: {text}");
     ensure!(head.header("content-length") == Some(&text.len().to_string()), "{head:?}");
     Ok(())
+}
+
+/// Our word on a failure.
+fn proxy_status(result: &CurlResult) -> Result<ProxyStatus> {
+    let head = only_head(result)?;
+    ProxyStatus::parse(head.header("proxy-status").with_context(|| format!("no Proxy-Status: {head:?}"))?)
 }
 
 /// The only record for a host.

@@ -31,10 +31,10 @@ const fn case(host: &'static str, status: u16, error: &'static str, cause: &'sta
 
 const CASES: [Case; 9] = [
     case("refused.example", 502, "connection_refused", "Connection refused"),
-    case("plain.example", 502, "tls_protocol_error", "InvalidContentType"),
+    case("plain.example", 502, "tls_protocol_error", "HTTP in clear on this port"),
     case("reset.example", 502, "connection_terminated", "broke during the TLS handshake"),
-    case("closed.example", 502, "connection_terminated", "broke during the TLS handshake"),
-    case("no-alpn.example", 502, "tls_alert_received", "NoApplicationProtocol"),
+    case("closed.example", 502, "connection_terminated", "closed the connection during the TLS handshake"),
+    case("no-alpn.example", 502, "tls_alert_received", "alert no_application_protocol"),
     case("stalled.example", 504, "connection_timeout", "did not finish the TLS handshake within 10 s"),
     case("half.example", 504, "connection_timeout", "did not finish the TLS handshake within 10 s"),
     Case {
@@ -106,6 +106,15 @@ fn every_way_to_fail_has_a_name() -> Result<()> {
     let records = agent.wait_for_records(CASES.len() + 1)?;
     for case in &CASES {
         check_failed_record(&record_of(&records, case.host)?, case.status, case.cause)?;
+    }
+    for (host, cause) in [
+        ("refused.example", "connection_refused"),
+        ("unroutable.example", "unroutable"),
+        ("silent.example", "connect_timeout"),
+        ("closed.example", "handshake_closed"),
+        ("half.example", "handshake_timeout"),
+    ] {
+        ensure!(record_of(&records, host)?.text("cause") == cause, "{host}: {records:?}");
     }
     ensure!(!trace.contains(b"secret"), "something of the request was to be seen");
     ensure!(trace.packets_of_port(80) == 0);

@@ -259,7 +259,11 @@ fn tls() {
             "{mode: DISABLE, credentialName: x}",
             "tls.credentialName: mode DISABLE needs no credential; use SIMPLE or MUTUAL, or remove it",
         ),
-        ("{mode: SIMPLE, caCrl: x}", "tls.caCrl: Istio has this field, egress does not implement it; remove it"),
+        ("{mode: SIMPLE, caCrl: ''}", "tls.caCrl: the path is empty; name a file or remove the field"),
+        (
+            "{mode: SIMPLE, insecureSkipVerify: true, caCrl: /crl}",
+            "tls.insecureSkipVerify: this verifies nothing, yet caCrl says against what to verify; remove one of them",
+        ),
         (
             "{mode: SIMPLE, sni: 'a.com:443'}",
             "tls.sni: \"a.com:443\" contains a port; write `a.com` and give the port in its own field",
@@ -288,6 +292,47 @@ fn tls() {
         check("DestinationRule", &[(&spec, &format!("@7: spec.trafficPolicy.{expected}"))]);
     }
 }
+
+#[test]
+fn annotations() {
+    for (name, value, expected) in [
+        ("min-tls", "'1.1'", "unknown value \"1.1\"; use 1.2 or 1.3"),
+        ("min-tls", "1.3", "expected text, found the number 1.3; put it in quotes if it is meant"),
+        ("pins", "' , '", "no pin in it; give at least one, or remove the annotation"),
+        (
+            "pins",
+            "sha256/AAAA",
+            "\"sha256/AAAA\" is not a pin: the SHA-256 of a public key (SubjectPublicKeyInfo), 44 characters of base64",
+        ),
+        (
+            "pins",
+            "sha1/ISpUCnT3SuwGS4cHxWmQYrUGrqs=",
+            "\"sha1/ISpUCnT3SuwGS4cHxWmQYrUGrqs=\" is not a pin: the SHA-256 of a public key (SubjectPublicKeyInfo), 44 \
+             characters of base64",
+        ),
+        ("pins-mode", "Enforce", "unknown value \"Enforce\"; did you mean enforce?"),
+        ("pins-mode", "report", "there are no pins for this mode; add egress.dev/pins, or remove it"),
+        ("require-post-quantum", "'yes'", "unknown value \"yes\"; use true, false"),
+        ("require-postquantum", "'true'", "unknown annotation; did you mean egress.dev/require-post-quantum?"),
+        ("colour", "red", "unknown annotation; egress has none of this name"),
+    ] {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: x\n  annotations:\n    \
+             other.dev/x: y\n    egress.dev/{name}: {value}\nspec: {{host: a.com}}\n"
+        );
+        let found = errors(&text);
+        let expected = format!("rules.yaml:7: metadata.annotations[\"egress.dev/{name}\"]: {expected}");
+        assert!(found.lines().any(|line| line == expected), "{expected}\n{found}");
+    }
+    let text = format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: x\n  annotations:\n    \
+         egress.dev/pins: {PIN}\nspec:\n  host: a.com\n  trafficPolicy:\n    tls: {{mode: SIMPLE, insecureSkipVerify: true}}\n"
+    );
+    let place = "rules.yaml:10: spec.trafficPolicy.tls.insecureSkipVerify: this verifies nothing, yet the annotation";
+    assert!(errors(&text).starts_with(place), "{}", errors(&text));
+}
+
+const PIN: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 #[test]
 fn envelope() {
@@ -326,7 +371,13 @@ fn envelope() {
         (format!("{V1}kind: ServiceEntry\nmetadata: {{}}\n{SPEC}"), "@3: metadata.name: this field is required"),
         (
             format!("{V1}kind: ServiceEntry\nmetadata:\n  name: x\n  annotations:\n    egress.dev/pin: y\n{SPEC}"),
-            "@6: metadata.annotations[\"egress.dev/pin\"]: unknown annotation; egress has none of this name",
+            "@6: metadata.annotations[\"egress.dev/pin\"]: unknown annotation; did you mean egress.dev/pins?",
+        ),
+        (
+            format!(
+                "{V1}kind: ServiceEntry\nmetadata:\n  name: x\n  annotations:\n    egress.dev/min-tls: '1.3'\n{SPEC}"
+            ),
+            "@6: metadata.annotations[\"egress.dev/min-tls\"]: this annotation is for a DestinationRule, not for a ServiceEntry",
         ),
         (
             format!("{V1}kind: ServiceEntry\nmetadata: {{name: x, nmespace: y}}\n{SPEC}"),

@@ -21,8 +21,8 @@ use crate::{
         traffic_policy::{self as raw, H2UpgradePolicy, Simple, TunnelProtocol},
     },
     policy::{
-        Adjustments, ClientIdentity, ConnectionPool, Endpoint, Keepalive, LoadBalancer, OutlierDetection, Pem, Roots,
-        Targets, TlsSettings, Tunnel, TunnelMethod, Upstream, UpstreamProtocol, Verify,
+        Adjustments, ClientIdentity, ConnectionPool, Endpoint, Keepalive, LoadBalancer, OutlierDetection, Pem,
+        Requirements, Roots, Targets, TlsSettings, Tunnel, TunnelMethod, Upstream, UpstreamProtocol, Verify,
     },
 };
 
@@ -62,7 +62,8 @@ pub(super) fn build<'d>(
         tls: match asked.by {
             AskedBy::Rule(_, origination) => tls_settings(host, entry, origination, asked.namespace, index, reports),
             AskedBy::Policy(policy) => validation(policy, asked.namespace, index, reports),
-        },
+        }
+        .requiring(annotations.requirements.clone()),
         pool: settings.pool.map(connection_pool).unwrap_or_default(),
         outlier_detection: settings.outlier_detection.map(outlier_detection),
         balancer: match balancer {
@@ -176,7 +177,9 @@ fn tls_settings<'d>(
         sni: asked.sni.as_ref().map(|sni| sni.value.clone()),
         verify: if asked.insecure_skip_verify.is_some() { Verify::Skip } else { names },
         roots,
+        crl: asked.ca_crl.as_ref().map(resolve),
         client,
+        requirements: Requirements::default(),
     }
 }
 
@@ -265,7 +268,9 @@ fn validation<'d>(
             Some(first) if !names.is_empty() => Roots::File(first.with(pem)),
             Some(_) | None => Roots::System,
         },
+        crl: None,
         client: None,
+        requirements: Requirements::default(),
     }
 }
 

@@ -1,0 +1,144 @@
+//! What certificates say about themselves, in words for people. Nothing is decided by them.
+
+use rustls_pki_types::{CertificateDer, UnixTime};
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::GeneralName,
+    objects::{oid_registry, oid2sn},
+    prelude::FromDer as _,
+    public_key::PublicKey,
+    time::ASN1Time,
+    x509::{AlgorithmIdentifier, X509Name},
+};
+
+/// Shortest RSA keys that are verified, in bits: what rustls's provider takes.
+pub const MIN_RSA_BITS: usize = 2048;
+/// Names of a certificate that are listed; the rest is counted.
+const MAX_NAMES: usize = 5;
+/// Characters of what a certificate says in one field that are shown: it is in the hands of whoever made it.
+const MAX_LENGTH: usize = 100;
+
+/// What a certificate says.
+#[derive(Debug)]
+pub struct Facts {
+    /// Whom it is for.
+    pub subject: String,
+    /// Who vouches for it.
+    pub issuer: String,
+    /// The serial number in hexadecimal.
+    pub serial: String,
+    /// Seconds since 1970.
+    pub not_before: i64,
+    /// Seconds since 1970.
+    pub not_after: i64,
+    /// The names in subjectAltName that a host can be verified by.
+    pub names: Vec<String>,
+    /// The length of an RSA key in bits.
+    pub rsa_bits: Option<usize>,
+    /// The algorithm that it is signed by.
+    pub signature: String,
+    /// Whether subject and issuer are the same.
+    pub is_self_issued: bool,
+}
+
+impl Facts {
+    /// Reads a certificate; None if it is not one.
+    pub fn read(der: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let names = certificate.subject_alternative_name().ok().flatten();
+        let names = names.iter().flat_map(|names| &names.value.general_names);
+        let rsa_bits = match certificate.public_key().parsed() {
+            Ok(PublicKey::RSA(key)) => Some(key.key_size()),
+            _ => None,
+        };
+        Some(Self {
+            subject: name(certificate.subject()),
+            issuer: name(certificate.issuer()),
+            serial: shown(&certificate.raw_serial_as_string()),
+            not_before: certificate.validity().not_before.timestamp(),
+            not_after: certificate.validity().not_after.timestamp(),
+            names: names.filter_map(host).collect(),
+            rsa_bits,
+            signature: algorithm(&certificate.signature_algorithm),
+            is_self_issued: certificate.subject().as_raw() == certificate.issuer().as_raw(),
+        })
+    }
+
+    /// Whether its key is too short to verify anything by.
+    pub fn has_weak_key(&self) -> bool {
+        self.rsa_bits.is_some_and(|bits| bits < MIN_RSA_BITS)
+    }
+
+    /// The names, as far as there is room for them.
+    pub fn names(&self) -> String {
+        if self.names.is_empty() { "no host at all".to_owned() } else { listed(&self.names, ", ") }
+    }
+}
+
+/// Names with `separator` between them, of which there can be too many to be shown.
+pub fn listed<S: AsRef<str>>(names: &[S], separator: &str) -> String {
+    let first: Vec<_> = names.iter().take(MAX_NAMES).map(|name| shown(name.as_ref())).collect();
+    let more = match names.len().saturating_sub(MAX_NAMES) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    first.join(separator) + &more
+}
+
+/// A point in time, as `2031-05-01 12:00:00 UTC`.
+pub fn date(seconds: i64) -> String {
+    match ASN1Time::from_timestamp(seconds).map(|time| time.to_datetime()) {
+        Ok(time) => format!(
+            "{:04}-{:02}-{:02} {:02}:{:02}:{:02} UTC",
+            time.year(),
+            u8::from(time.month()),
+            time.day(),
+            time.hour(),
+            time.minute(),
+            time.second()
+        ),
+        Err(_) => format!("second {seconds} of 1970"),
+    }
+}
+
+/// The same for a time as verification has it.
+pub fn unix_date(time: UnixTime) -> String {
+    date(time.as_secs().try_into().unwrap_or(i64::MAX))
+}
+
+/// What others have written, made fit to be shown: of one line, and not too long.
+pub fn shown(text: &str) -> String {
+    let clean = |c: char| if c.is_control() { '?' } else { c };
+    let mut shown: String = text.chars().take(MAX_LENGTH).map(clean).collect();
+    if text.chars().nth(MAX_LENGTH).is_some() {
+        shown += "...";
+    }
+    shown
+}
+
+fn name(name: &X509Name<'_>) -> String {
+    match name.to_string() {
+        empty if empty.is_empty() => "nobody".to_owned(),
+        text => shown(&text),
+    }
+}
+
+fn host(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match <[u8; 4]>::try_from(*bytes) {
+            Ok(v4) => Some(std::net::Ipv4Addr::from(v4).to_string()),
+            Err(_) => <[u8; 16]>::try_from(*bytes).ok().map(|v6| std::net::Ipv6Addr::from(v6).to_string()),
+        },
+        _ => None,
+    }
+}
+
+fn algorithm(algorithm: &AlgorithmIdentifier<'_>) -> String {
+    match (oid2sn(&algorithm.algorithm, oid_registry()), algorithm.algorithm.to_id_string().as_str()) {
+        (Ok(name), _) => name.to_owned(),
+        // RFC 3279 section 2.2.3; the library's registry lacks it.
+        (Err(_), "1.2.840.10045.4.1") => "ecdsa-with-SHA1".to_owned(),
+        (Err(_), number) => number.to_owned(),
+    }
+}

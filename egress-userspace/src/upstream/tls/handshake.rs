@@ -1,0 +1,36 @@
+//! The handshake itself.
+
+use std::time::Duration;
+
+use rustls_pki_types::ServerName;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::{TlsConnector, client};
+
+use super::{Originator, Refusal, witness::Witnessed};
+
+/// For the handshake as a whole.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A connection over TLS.
+pub type TlsStream = client::TlsStream<Witnessed<TcpStream>>;
+
+/// Originates TLS on a connection, and verifies who is at its other end.
+///
+/// # Errors
+/// TLS cannot be made, or the peer is not who it should be. Nothing but the handshake has been sent then.
+pub async fn handshake(
+    originator: &Originator,
+    server_name: ServerName<'static>,
+    stream: TcpStream,
+) -> Result<TlsStream, Refusal> {
+    let (stream, witness) = Witnessed::new(stream);
+    let connecting = TlsConnector::from(originator.config().clone()).connect(server_name, stream);
+    match timeout(LIMIT, connecting).await {
+        Ok(Ok(mut stream)) => {
+            stream.get_mut().0.release();
+            Ok(stream)
+        }
+        Ok(Err(error)) => Err(Refusal::of_handshake(&error, &witness.seen(), originator.offer())),
+        Err(_) => Err(Refusal::of_timeout(LIMIT, &witness.seen())),
+    }
+}

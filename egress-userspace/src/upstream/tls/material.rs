@@ -1,0 +1,203 @@
+//! The files that TLS settings name, and what is in them.
+
+use std::{collections::HashMap, fs, io, path::PathBuf, sync::Arc};
+
+use rustls::RootCertStore;
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
+    pem::{self, PemObject},
+};
+use webpki::{CertRevocationList, OwnedCertRevocationList};
+
+use crate::{
+    config::{Located, Location},
+    policy::{Pem, Roots, TlsSettings},
+};
+
+/// Settings that cannot be carried out. The whole policy is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{location}: cannot read {path}: {source}")]
+    Read {
+        /// Where the file is named.
+        location: Location,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file, or a `Secret` or `ConfigMap`, does not hold what it should.
+    #[error("{location}: {path}: {problem}")]
+    Content {
+        /// Where it is named.
+        location: Location,
+        /// What it is called.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// There are no trusted roots on this machine.
+    #[error("no root certificates found; install the package ca-certificates, or set SSL_CERT_FILE or SSL_CERT_DIR")]
+    NoSystemRoots,
+    /// rustls refuses the combination.
+    #[error("{location}: {problem}")]
+    Settings {
+        /// The rule's TLS block.
+        location: Location,
+        /// Why.
+        problem: String,
+    },
+}
+
+/// What is in a file, or in a `Secret` or `ConfigMap`.
+type Content = Arc<[u8]>;
+
+/// Contents of files and of the system's store, each read once. What is as it was before is the very same value as before,
+/// so that thousands of rules can be compared by pointer.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    contents: HashMap<Pem, Content>,
+    system_roots: Option<Arc<RootCertStore>>,
+}
+
+impl Store {
+    /// What is in there. A file is read unless that was done already; `before` is the store of the policy before.
+    fn content(&mut self, pem: &Located<Pem>, before: &Self) -> Result<Content, TlsError> {
+        if let Some(content) = self.contents.get(&pem.value) {
+            return Ok(content.clone());
+        }
+        let content: Content = match &pem.value {
+            Pem::Inline { content, .. } => content.clone(),
+            Pem::File(path) => fs::read(path)
+                .map_err(|source| TlsError::Read { location: pem.location.clone(), path: path.clone(), source })?
+                .into(),
+        };
+        let content = before.contents.get(&pem.value).filter(|old| **old == content).cloned().unwrap_or(content);
+        self.contents.insert(pem.value.clone(), content.clone());
+        Ok(content)
+    }
+
+    /// The roots that this machine trusts: those of SSL_CERT_FILE or SSL_CERT_DIR where set, else the system's.
+    fn system_roots(&mut self, before: &Self) -> Result<Arc<RootCertStore>, TlsError> {
+        if let Some(roots) = &self.system_roots {
+            return Ok(roots.clone());
+        }
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(%error, "a root certificate could not be loaded");
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(found.certs);
+        if roots.is_empty() {
+            return Err(TlsError::NoSystemRoots);
+        }
+        let roots = match before.system_roots.as_ref().filter(|old| old.roots == roots.roots) {
+            Some(old) => old.clone(),
+            None => Arc::new(roots),
+        };
+        self.system_roots = Some(roots.clone());
+        Ok(roots)
+    }
+}
+
+/// What a client is made of besides its settings.
+#[derive(Clone, Debug)]
+pub(super) struct Material {
+    /// Unless the settings name a file, or nothing is verified.
+    pub system_roots: Option<Arc<RootCertStore>>,
+    /// `caCertificates`.
+    pub roots: Option<Content>,
+    /// `caCrl`.
+    pub crl: Option<Content>,
+    /// `clientCertificate` and `privateKey`.
+    pub client: Option<(Content, Content)>,
+}
+
+impl Material {
+    /// Reads what the settings name.
+    ///
+    /// # Errors
+    /// A file cannot be read, or the machine has no roots.
+    pub(super) fn read(
+        settings: &TlsSettings,
+        verifies: bool,
+        store: &mut Store,
+        before: &Store,
+    ) -> Result<Self, TlsError> {
+        let (system_roots, roots) = match &settings.roots {
+            Roots::File(file) => (None, Some(store.content(file, before)?)),
+            Roots::System if verifies => (Some(store.system_roots(before)?), None),
+            Roots::System => (None, None),
+        };
+        let crl = settings.crl.as_ref().map(|file| store.content(file, before)).transpose()?;
+        let client = match &settings.client {
+            None => None,
+            Some(identity) => {
+                Some((store.content(&identity.certificate, before)?, store.content(&identity.key, before)?))
+            }
+        };
+        Ok(Self { system_roots, roots, crl, client })
+    }
+
+    /// Whether it is the very same.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        fn same<T: ?Sized>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
+            match (one, other) {
+                (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+                (None, None) => true,
+                _ => false,
+            }
+        }
+        let (one, two) = (self.client.as_ref(), other.client.as_ref());
+        same(self.system_roots.as_ref(), other.system_roots.as_ref())
+            && same(self.roots.as_ref(), other.roots.as_ref())
+            && same(self.crl.as_ref(), other.crl.as_ref())
+            && same(one.map(|(certificate, _)| certificate), two.map(|(certificate, _)| certificate))
+            && same(one.map(|(_, key)| key), two.map(|(_, key)| key))
+    }
+}
+
+/// Blames a file for its content.
+pub(super) fn content(file: &Located<Pem>, problem: String) -> TlsError {
+    TlsError::Content { location: file.location.clone(), path: file.value.to_string(), problem }
+}
+
+/// A chain of certificates; at least one.
+pub(super) fn parse_chain(file: &Located<Pem>, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    parse(file, pem, "certificate")
+}
+
+/// Certificates to trust; at least one.
+pub(super) fn parse_roots(file: &Located<Pem>, pem: &[u8]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in parse_chain(file, pem)? {
+        roots
+            .add(certificate)
+            .map_err(|error| content(file, format!("a certificate that cannot be a root: {error}")))?;
+    }
+    Ok(roots)
+}
+
+/// Revocation lists; at least one.
+pub(super) fn parse_crls(file: &Located<Pem>, pem: &[u8]) -> Result<Vec<CertRevocationList<'static>>, TlsError> {
+    let ders: Vec<CertificateRevocationListDer<'static>> = parse(file, pem, "certificate revocation list")?;
+    ders.iter()
+        .map(|der| match OwnedCertRevocationList::from_der(der) {
+            Ok(list) => Ok(CertRevocationList::Owned(list)),
+            Err(error) => Err(content(file, format!("a certificate revocation list that cannot be used: {error}"))),
+        })
+        .collect()
+}
+
+/// A private key.
+pub(super) fn parse_key(file: &Located<Pem>, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| content(file, format!("not a private key in PEM: {error}")))
+}
+
+fn parse<T: PemObject>(file: &Located<Pem>, pem: &[u8], what: &str) -> Result<Vec<T>, TlsError> {
+    let found = T::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, pem::Error>>()
+        .map_err(|error| content(file, format!("not {what}s in PEM: {error}")))?;
+    if found.is_empty() { Err(content(file, format!("no {what} in PEM in it"))) } else { Ok(found) }
+}

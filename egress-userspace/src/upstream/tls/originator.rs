@@ -1,0 +1,326 @@
+//! TLS clients, made once for all rules that want the same.
+
+use std::{collections::HashMap, sync::Arc};
+
+use rustls::{
+    ClientConfig, SupportedProtocolVersion,
+    client::Resumption,
+    crypto::{CryptoProvider, aws_lc_rs},
+    version::{TLS12, TLS13},
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::{
+    TlsError,
+    material::{Material, Store, content, parse_chain, parse_crls, parse_key, parse_roots},
+    refusal::Offer,
+    verify::{Expected, PeerVerifier, PinMismatch, Trust},
+};
+use crate::{
+    config::Location,
+    policy::{HostPattern, Pem, PinsMode, Requirements, Roots, TlsSettings, TlsVersion, Verify},
+};
+
+/// Sessions that the client remembers which all rules share that say nothing special. rustls counts eight for each server,
+/// and lets go of the server that came first.
+const SESSIONS: usize = 8 * 1024;
+/// The same for each of the others, of which there can be as many as there are rules.
+const SESSIONS_OF_FEW: usize = 8 * 32;
+
+/// How to originate TLS for one rule.
+#[derive(Clone, Debug)]
+pub struct Originator {
+    client: Arc<Client>,
+    /// Whom to ask for (SNI); None for whomever the request is for.
+    server_name: Option<ServerName<'static>>,
+}
+
+impl Originator {
+    /// What connections are made by. It also remembers sessions, by the name of the server.
+    pub fn config(&self) -> &Arc<ClientConfig> {
+        &self.client.config
+    }
+
+    /// What origins are offered.
+    pub(super) fn offer(&self) -> Offer {
+        self.client.offer
+    }
+
+    /// Whom to ask for, for a request to `host` (lower case, no port, no trailing dot). None if TLS has no such name.
+    pub fn server_name(&self, host: &str) -> Option<ServerName<'static>> {
+        match &self.server_name {
+            Some(name) => Some(name.clone()),
+            None => ServerName::try_from(host.trim_matches(['[', ']'])).ok().map(|name| name.to_owned()),
+        }
+    }
+
+    /// What to report of an origin that was verified and has none of the pinned keys, where pins are only to be reported.
+    pub fn unenforced_pins(&self, presented: Option<&[CertificateDer<'_>]>) -> Option<PinMismatch> {
+        self.client.verifier.unenforced_pins(presented?, UnixTime::now())
+    }
+
+    /// Whether it is made by the very same client.
+    pub fn is_same_client(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.client, &other.client)
+    }
+}
+
+#[derive(Debug)]
+struct Client {
+    config: Arc<ClientConfig>,
+    verifier: Arc<PeerVerifier>,
+    offer: Offer,
+    material: Material,
+}
+
+/// All that clients differ in, but for the contents of files.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Recipe {
+    names: Names,
+    roots: Option<Pem>,
+    crl: Option<Pem>,
+    client: Option<(Pem, Pem)>,
+    requirements: Requirements,
+}
+
+/// What certificates must be valid for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Names {
+    /// The name that was asked for.
+    Asked,
+    /// One of these.
+    Listed(Vec<ServerName<'static>>),
+    /// Nothing is verified.
+    Any,
+}
+
+/// The clients of one policy.
+#[derive(Debug, Default)]
+pub struct Clients {
+    clients: HashMap<Recipe, Arc<Client>>,
+    store: Store,
+}
+
+impl Clients {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.clients.is_empty()
+    }
+}
+
+/// Makes the clients of a policy; those of the one before are used again, with the sessions that they remember, where
+/// settings and files are the same.
+pub struct Workshop<'a> {
+    before: &'a Clients,
+    clients: Clients,
+}
+
+impl<'a> Workshop<'a> {
+    /// A workshop that starts from the clients of the policy before.
+    pub fn new(before: &'a Clients) -> Self {
+        Self { before, clients: Clients::default() }
+    }
+
+    /// What was made.
+    pub fn finish(self) -> Clients {
+        self.clients
+    }
+
+    /// What originates TLS for `host` by its settings.
+    ///
+    /// # Errors
+    /// A file cannot be read or is not what it should be: no certificate in it, or a key that does not match.
+    pub fn originator(
+        &mut self,
+        host: &HostPattern,
+        settings: &TlsSettings,
+        location: &Location,
+    ) -> Result<Originator, TlsError> {
+        let server_name = match (&settings.sni, host) {
+            (Some(name), _) | (None, HostPattern::Exact(name)) => Some(name.to_server_name()),
+            (None, HostPattern::Wildcard(_)) => None,
+        };
+        let client = self.client(Recipe::of(settings, server_name.as_ref()), settings, location)?;
+        Ok(Originator { client, server_name })
+    }
+
+    fn client(&mut self, recipe: Recipe, settings: &TlsSettings, location: &Location) -> Result<Arc<Client>, TlsError> {
+        if let Some(made) = self.clients.clients.get(&recipe) {
+            return Ok(made.clone());
+        }
+        let verifies = recipe.names != Names::Any;
+        let material = Material::read(settings, verifies, &mut self.clients.store, &self.before.store)?;
+        let kept = self.before.clients.get(&recipe).filter(|old| old.material.is(&material));
+        let client = match kept {
+            Some(kept) => kept.clone(),
+            None => Arc::new(Client::build(&recipe, settings, material, location)?),
+        };
+        self.clients.clients.insert(recipe, client.clone());
+        Ok(client)
+    }
+}
+
+impl Recipe {
+    fn of(settings: &TlsSettings, server_name: Option<&ServerName<'static>>) -> Self {
+        let names = match &settings.verify {
+            Verify::Skip => Names::Any,
+            Verify::Host => Names::Asked,
+            // So that all rules that say nothing special share one client.
+            Verify::Names(names) if server_name.is_some_and(|asked| names == std::slice::from_ref(asked)) => {
+                Names::Asked
+            }
+            Verify::Names(names) => Names::Listed(names.clone()),
+        };
+        Self {
+            names,
+            roots: match &settings.roots {
+                Roots::System => None,
+                Roots::File(file) => Some(file.value.clone()),
+            },
+            crl: settings.crl.as_ref().map(|file| file.value.clone()),
+            client: settings.client.as_ref().map(|client| (client.certificate.value.clone(), client.key.value.clone())),
+            requirements: settings.requirements.clone(),
+        }
+    }
+
+    /// Whether it is that of `mode: SIMPLE` and nothing else.
+    fn is_plain(&self) -> bool {
+        let Self { names, roots: None, crl: None, client: None, requirements } = self else { return false };
+        *names == Names::Asked && *requirements == Requirements::default()
+    }
+}
+
+impl Client {
+    fn build(
+        recipe: &Recipe,
+        settings: &TlsSettings,
+        material: Material,
+        location: &Location,
+    ) -> Result<Self, TlsError> {
+        let Requirements { min_version, post_quantum, .. } = recipe.requirements;
+        let provider = Arc::new(provider(post_quantum));
+        let verifier = Arc::new(PeerVerifier {
+            algorithms: provider.signature_verification_algorithms,
+            expected: expected(recipe, settings, &material)?,
+        });
+        // There is no such key exchange in TLS 1.2.
+        let versions: &[&SupportedProtocolVersion] =
+            if min_version == TlsVersion::V13 || post_quantum { &[&TLS13] } else { &[&TLS13, &TLS12] };
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .map_err(|error| TlsError::Settings { location: location.clone(), problem: error.to_string() })?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier.clone());
+        let mut config = match (&settings.client, &material.client) {
+            (Some(identity), Some((certificate, key))) => {
+                let chain = parse_chain(&identity.certificate, certificate)?;
+                let key = parse_key(&identity.key, key)?;
+                builder.with_client_auth_cert(chain, key).map_err(|error| {
+                    let certificate = &identity.certificate.value;
+                    content(&identity.key, format!("does not go with {certificate}: {error}"))
+                })?
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.resumption = Resumption::in_memory_sessions(if recipe.is_plain() { SESSIONS } else { SESSIONS_OF_FEW });
+        let offer = Offer { min_version, post_quantum, client_certificate: settings.client.is_some() };
+        Ok(Self { config: Arc::new(config), verifier, offer, material })
+    }
+}
+
+fn provider(post_quantum: bool) -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    if post_quantum {
+        provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::SECP256R1MLKEM768];
+    }
+    provider
+}
+
+/// What origins are to be verified by; None if by nothing.
+fn expected(recipe: &Recipe, settings: &TlsSettings, material: &Material) -> Result<Option<Expected>, TlsError> {
+    let trust = match (&settings.roots, &material.roots, &material.system_roots) {
+        (Roots::File(file), Some(pem), _) => {
+            Trust { roots: Arc::new(parse_roots(file, pem)?), place: format!("among those in {}", file.value) }
+        }
+        (_, _, Some(roots)) => Trust { roots: roots.clone(), place: "among this machine's".to_owned() },
+        _ => return Ok(None),
+    };
+    let names = match &recipe.names {
+        Names::Any => return Ok(None),
+        Names::Asked => None,
+        Names::Listed(names) => Some(names.clone()),
+    };
+    let crls = match (&settings.crl, &material.crl) {
+        (Some(file), Some(pem)) => Some((parse_crls(file, pem)?, file.value.to_string())),
+        _ => None,
+    };
+    let Requirements { pins, pins_mode, .. } = &recipe.requirements;
+    Ok(Some(Expected { trust, names, crls, pins: pins.clone(), enforces_pins: *pins_mode == PinsMode::Enforce }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        config::{Located, annotations::Pin},
+        policy::HostName,
+    };
+
+    fn rule(host: &str, roots: &Path) -> (HostPattern, TlsSettings) {
+        let host: HostName = host.parse().expect("a host name");
+        let location = Location::whole(Path::new("rules.yaml"));
+        let settings = TlsSettings {
+            sni: None,
+            verify: Verify::Names(vec![host.to_server_name()]),
+            roots: Roots::File(Located::new(Pem::File(roots.to_owned()), location)),
+            crl: None,
+            client: None,
+            requirements: Requirements::default(),
+        };
+        (HostPattern::Exact(host), settings)
+    }
+
+    fn make(workshop: &mut Workshop<'_>, (host, settings): &(HostPattern, TlsSettings)) -> Originator {
+        workshop
+            .originator(host, settings, &Location::whole(Path::new("rules.yaml")))
+            .expect("nothing is wrong with it")
+    }
+
+    #[test]
+    fn rules_that_want_the_same_share_a_client_and_changed_files_make_a_new_one() {
+        const ROOT: &[u8] = include_bytes!("tests/root.pem");
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let roots = home.path().join("ca.pem");
+        std::fs::write(&roots, ROOT).expect("a file");
+        let (one, two) = (rule("a.example", &roots), rule("b.example", &roots));
+        let mut other_name = rule("c.example", &roots);
+        other_name.1.sni = Some("front.example".parse().expect("a host name"));
+        let mut pinned = rule("d.example", &roots);
+        pinned.1.requirements.pins.push(Pin([0; 32]));
+
+        let nothing = Clients::default();
+        let mut workshop = Workshop::new(&nothing);
+        let first = make(&mut workshop, &one);
+        assert!(first.is_same_client(&make(&mut workshop, &two)));
+        assert_eq!(first.server_name("b.example"), ServerName::try_from("a.example").ok());
+        assert!(!first.is_same_client(&make(&mut workshop, &other_name)), "it is not verified by the name asked for");
+        assert!(!first.is_same_client(&make(&mut workshop, &pinned)));
+        let clients = workshop.finish();
+        assert_eq!(clients.len(), 3);
+
+        std::fs::write(&roots, ROOT).expect("a file");
+        let mut workshop = Workshop::new(&clients);
+        assert!(first.is_same_client(&make(&mut workshop, &two)), "the file has not changed");
+        let clients = workshop.finish();
+        std::fs::write(&roots, [ROOT, b"\n"].concat()).expect("a file");
+        assert!(!first.is_same_client(&make(&mut Workshop::new(&clients), &one)), "the file has changed");
+    }
+}

@@ -1,0 +1,140 @@
+//! What annotations and revocation lists let pass, and when; what they refuse is in `refused`.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    TestBed,
+    nginx::Site,
+    origin::{Reply, ServerTls},
+    pki::{Identity, Pki},
+    process::Command,
+};
+
+use super::{DNS, SIMPLE, annotated_rule, check_failure, configure, rule};
+
+/// A chain, and the certificate of which the key is pinned.
+struct Pinned {
+    host: &'static str,
+    certificate: fn(&Pki, &str) -> Result<Identity>,
+    pinned: fn(&Pki, &Identity) -> std::path::PathBuf,
+    passes: bool,
+}
+
+const PINNED: [Pinned; 4] = [
+    Pinned {
+        host: "own.example",
+        certificate: |pki, host| pki.server(&[host]),
+        pinned: |_, own| own.certificate_file.clone(),
+        passes: true,
+    },
+    Pinned {
+        host: "authority.example",
+        certificate: |pki, host| pki.by_intermediate(&[host]),
+        pinned: |pki, _| pki.intermediate_file().to_owned(),
+        passes: true,
+    },
+    // Which the origin does not show.
+    Pinned {
+        host: "root.example",
+        certificate: |pki, host| pki.by_intermediate(&[host]),
+        pinned: |pki, _| pki.ca_file().to_owned(),
+        passes: true,
+    },
+    // A pinned certificate beside a chain that it has nothing to do with: anybody could put it there.
+    Pinned {
+        host: "beside.example",
+        certificate: |pki, host| {
+            let own = pki.server(&[host])?;
+            let chain = fs::read_to_string(&own.certificate_file)? + &fs::read_to_string(pki.intermediate_file())?;
+            fs::write(&own.certificate_file, chain)?;
+            Ok(own)
+        },
+        pinned: |pki, _| pki.intermediate_file().to_owned(),
+        passes: false,
+    },
+];
+
+#[test]
+fn one_pinned_key_of_the_verified_chain_is_enough() -> Result<()> {
+    let bed = PINNED.iter().fold(TestBed::builder("tls-pins"), |builder, case| builder.host(case.host)).build()?;
+    let (mut nginx, mut rules) = (bed.nginx().file("fine", "fine"), Vec::new());
+    for case in &PINNED {
+        let identity = (case.certificate)(bed.pki(), case.host)?;
+        let pin = pin(&(case.pinned)(bed.pki(), &identity))?;
+        let pins = format!("egress.dev/pins: 'sha256/{}= {pin}'", "A".repeat(43));
+        rules.push(annotated_rule(case.host, DNS, SIMPLE, &pins));
+        nginx = nginx.site(Site::new(&[case.host], identity));
+    }
+    let _nginx = nginx.start()?;
+    let _agent = bed.agent(&configure(&bed, &rules)?)?;
+    for case in &PINNED {
+        let result = bed.curl(&format!("http://{}/fine", case.host))?.run()?;
+        if case.passes {
+            ensure!(result.statuses() == [200] && result.body == b"fine", "{}: {result:?}", case.host);
+        } else {
+            check_failure(&result, 502, "tls_certificate_error", "none of the keys").with_context(|| case.host)?;
+        }
+    }
+    Ok(())
+}
+
+/// By the command that the README gives.
+fn pin(certificate: &Path) -> Result<String> {
+    let script = "openssl x509 -in \"$1\" -noout -pubkey | openssl pkey -pubin -outform DER | openssl dgst -sha256 -binary \
+                  | base64";
+    let output = Command::new("sh").args(["-ec", script, "sh"]).arg(certificate).run()?.success()?;
+    Ok(output.text().trim().to_owned())
+}
+
+#[test]
+fn an_origin_that_has_what_is_required_is_used() -> Result<()> {
+    let hosts = ["a.example", "b.example"];
+    let bed = TestBed::builder("tls-required").host(hosts[0]).host(hosts[1]).build()?;
+    let mut origin = bed.embedded_origin().handler(|_| Reply::ok("fine"));
+    for host in hosts {
+        let tls = ServerTls::new(bed.pki().server(&[host])?);
+        origin = origin.tls(&bed.sockets(host, 443), &tls)?;
+    }
+    let origin = origin.start()?;
+    let requirements = ["egress.dev/require-post-quantum: 'true'", "egress.dev/min-tls: '1.3'"];
+    let rules = [0, 1].map(|index| annotated_rule(hosts[index], DNS, SIMPLE, requirements[index]));
+    let agent = bed.agent(&configure(&bed, &rules)?)?;
+    for host in hosts {
+        ensure!(bed.curl(&format!("http://{host}/"))?.response()?.body == b"fine", "{host}");
+    }
+    origin.wait_for_requests(2)?;
+    for record in agent.wait_for_records(2)? {
+        ensure!(record.text("tls") == "TLSv1.3" && record.text("group") == "X25519MLKEM768", "{record:?}");
+        ensure!(record.text("cause").is_empty(), "{record:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_revocation_list_that_changes_counts_for_the_next_request() -> Result<()> {
+    const HOST: &str = "edition.cnn.com";
+    const SERIAL: u64 = 77;
+    let bed = TestBed::new("tls-crl")?;
+    let tls = ServerTls::new(bed.pki().numbered(&[HOST], SERIAL)?);
+    let origin = bed.embedded_origin().handler(|_| Reply::ok("fine")).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let config = configure(&bed, &[])?;
+    let list = |revoked: &[u64]| bed.pki().revocation_list(revoked, 2124);
+    config.write("crl.pem", &list(&[])?)?;
+    config.write("rules.yaml", &rule(HOST, DNS, "{mode: SIMPLE, caCrl: crl.pem}"))?;
+    let mut agent = bed.agent(&config)?;
+    let ask = || bed.curl("http://edition.cnn.com/")?.run();
+    ensure!(ask()?.statuses() == [200]);
+    // Neither the pooled connection nor the session is of any use then.
+    agent.apply(|| config.write("crl.pem", &list(&[SERIAL])?))?;
+    check_failure(&ask()?, 502, "tls_certificate_error", "is revoked: ")?;
+    // One that cannot be read is refused, and the last good one stays in force.
+    let mark = agent.process().stderr_mark();
+    config.write("crl.pem", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n")?;
+    agent.process().wait_for_line_after(mark, "the refusal", |line| line.contains("configuration refused"))?;
+    ensure!(agent.log_text().contains("crl.pem: a certificate revocation list that cannot be used"));
+    check_failure(&ask()?, 502, "tls_certificate_error", "is revoked: ")?;
+    agent.apply(|| config.write("crl.pem", &list(&[SERIAL + 1])?))?;
+    ensure!(ask()?.statuses() == [200]);
+    origin.wait_for_requests(2).map(drop)
+}
