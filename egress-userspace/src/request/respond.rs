@@ -8,7 +8,7 @@ use sfv::{ItemSerializer, StringRef, TokenRef, key_ref, string_ref, token_ref};
 use crate::{
     body::ResponseBody,
     telemetry::access_log::{Outcome, Record},
-    upstream::UpstreamError,
+    upstream::{UpstreamError, http2_error},
 };
 
 /// Why a request is not answered by its origin.
@@ -91,9 +91,9 @@ impl ProxyError {
     }
 }
 
-impl From<UpstreamError> for ProxyError {
-    fn from(error: UpstreamError) -> Self {
-        let (status, kind) = classify(&error);
+impl From<&UpstreamError> for ProxyError {
+    fn from(error: &UpstreamError) -> Self {
+        let (status, kind) = classify(error);
         Self { status, kind, details: error.to_string(), outcome: Outcome::Failed }
     }
 }
@@ -126,9 +126,10 @@ fn status_and_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
         },
         UpstreamError::TlsBroken { .. } => (StatusCode::BAD_GATEWAY, "connection_terminated"),
         UpstreamError::Http { source, .. } => {
-            if source.is_incomplete_message() {
+            let http2 = http2_error(source);
+            if source.is_incomplete_message() || http2.is_some_and(h2::Error::is_remote) {
                 (StatusCode::BAD_GATEWAY, "http_response_incomplete")
-            } else if source.is_parse() {
+            } else if source.is_parse() || http2.is_some_and(h2::Error::is_library) {
                 (StatusCode::BAD_GATEWAY, "http_protocol_error")
             } else {
                 (StatusCode::BAD_GATEWAY, "connection_terminated")

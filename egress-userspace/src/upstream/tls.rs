@@ -169,7 +169,7 @@ impl Originator {
             }
             _ => builder.with_no_client_auth(),
         };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let server_name = match (&settings.sni, host) {
             (Some(name), _) | (None, HostPattern::Exact(name)) => Some(name.to_server_name()),
             (None, HostPattern::Wildcard(_)) => None,
