@@ -52,6 +52,8 @@ pub struct Options {
     pub pin_dir: Option<PathBuf>,
     /// Which connections are redirected.
     pub captured: Captured,
+    /// How long the last good answer for a name is used after its TTL while no name server answers.
+    pub dns_max_stale: Duration,
 }
 
 /// The running agent. Dropping it detaches the programs, unless they are pinned.
@@ -98,7 +100,7 @@ impl Agent {
     /// The configuration is bad (nothing has been touched then), or the machine cannot run the agent.
     pub fn start(options: Options) -> Result<Self, AgentError> {
         let started = Instant::now();
-        let Options { sources, cgroups, workers, log_ebpf, reset_existing, pin_dir, captured } = options;
+        let Options { sources, cgroups, workers, log_ebpf, reset_existing, pin_dir, captured, dns_max_stale } = options;
         // Watched before it is read: a change in between is then seen.
         let watcher =
             Watcher::new(watched(&sources, &Policy::default())).map_err(io_error("cannot watch the configuration"))?;
@@ -108,7 +110,7 @@ impl Agent {
             tracing::warn!("{warning}");
         }
         let resolver = Resolver::from_system().map_err(|error| AgentError::Resolver(error.to_string()))?;
-        let mut names = Names::new(resolver);
+        let mut names = Names::new(resolver, dns_max_stale);
         names.set(&RouteTable::names(&policy));
         let table = RouteTable::build(&policy, &RouteTable::default(), &names).map_err(ConfigError::Tls)?;
 

@@ -1,16 +1,18 @@
 //! Bodies on their way through: streamed, counted, never held back.
 
 use std::{
-    cell::Cell,
-    convert::Infallible,
+    cell::{Cell, RefCell},
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::timeout;
 
 use crate::{
     telemetry::access_log::Record,
@@ -20,15 +22,67 @@ use crate::{
     },
 };
 
-/// How far a request body has got; shared between the body, which hyper owns, and the exchange.
-#[derive(Debug, Default)]
-pub struct Progress {
+/// How much of a request body is kept for the case that it must be sent again, in bytes.
+const KEPT: usize = 64 * 1024;
+
+/// How long an HTTP/2 stream may take to end after its last content.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a body does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// Where it comes from it breaks off.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// The origin gave up (RST_STREAM), though without an error, before the end.
+    #[error("the origin reset the stream before the end of its response")]
+    Reset,
+    /// The request is being sent anew, by somebody else.
+    #[error("the request was given up and is sent again")]
+    Superseded,
+}
+
+/// The content of a request as it comes from the client; shared between the bodies that carry it, which hyper owns, and the
+/// exchange.
+pub struct Content {
+    incoming: RefCell<Incoming>,
+    /// What was read of it, for as long as it may have to be sent again.
+    kept: RefCell<Kept>,
+    /// Which body may read on: the last one.
+    body: Cell<u32>,
     bytes: Cell<u64>,
     complete: Cell<bool>,
 }
 
-impl Progress {
-    /// Bytes of content that were read from the client.
+/// What was read of a request's content.
+enum Kept {
+    /// Nothing, as it will not be sent again; so far nothing was read either.
+    Off,
+    /// All of it, in so many bytes.
+    All(Vec<Bytes>, usize),
+    /// Not all of it.
+    Lost,
+}
+
+impl Content {
+    /// The content that `incoming` brings.
+    pub fn new(incoming: Incoming) -> Rc<Self> {
+        let complete = Cell::new(incoming.is_end_stream());
+        Rc::new(Self {
+            incoming: RefCell::new(incoming),
+            kept: RefCell::new(Kept::Off),
+            body: Cell::new(0),
+            bytes: Cell::new(0),
+            complete,
+        })
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.get() == 0 && self.incoming.borrow().is_end_stream()
+    }
+
+    /// Bytes that were read from the client.
     pub fn bytes(&self) -> u64 {
         self.bytes.get()
     }
@@ -37,68 +91,123 @@ impl Progress {
     pub fn is_complete(&self) -> bool {
         self.complete.get()
     }
+
+    /// A body that carries it from the beginning. Earlier ones come to an end.
+    pub fn body(self: &Rc<Self>) -> RequestBody {
+        self.body.set(self.body.get() + 1);
+        RequestBody { content: self.clone(), number: self.body.get(), replayed: 0 }
+    }
+
+    /// Keeps what is read from now on, up to a limit, so that it can be sent again.
+    pub fn keep(&self) {
+        let mut kept = self.kept.borrow_mut();
+        if matches!(*kept, Kept::Off) {
+            *kept = if self.bytes.get() == 0 { Kept::All(Vec::new(), 0) } else { Kept::Lost };
+        }
+    }
+
+    /// Whether a new body would carry all of it.
+    pub fn is_repeatable(&self) -> bool {
+        match *self.kept.borrow() {
+            Kept::All(..) => true,
+            Kept::Off => self.bytes.get() == 0,
+            Kept::Lost => false,
+        }
+    }
+
+    /// Reads on.
+    pub fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let mut incoming = self.incoming.borrow_mut();
+        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        if frame.is_none() || incoming.is_end_stream() {
+            self.complete.set(true);
+        }
+        if let Some(Ok(frame)) = &frame {
+            let data = frame.data_ref();
+            self.bytes.set(self.bytes.get() + data.map_or(0, |data| data.len() as u64));
+            let mut kept = self.kept.borrow_mut();
+            match (&mut *kept, data) {
+                (Kept::All(chunks, size), Some(data)) if *size + data.len() <= KEPT => {
+                    chunks.push(data.clone());
+                    *size += data.len();
+                }
+                // Too much, or trailers.
+                (Kept::All(..), _) => *kept = Kept::Lost,
+                (Kept::Off | Kept::Lost, _) => {}
+            }
+        }
+        Poll::Ready(frame)
+    }
 }
 
 /// The body of a request on its way to the origin.
 pub struct RequestBody {
-    incoming: Option<Incoming>,
-    progress: Rc<Progress>,
+    content: Rc<Content>,
+    number: u32,
+    /// How many of the chunks that were kept it has passed on.
+    replayed: usize,
 }
 
 impl RequestBody {
-    /// Streams `incoming`.
-    pub fn new(incoming: Incoming, progress: Rc<Progress>) -> Self {
-        progress.complete.set(incoming.is_end_stream());
-        Self { incoming: Some(incoming), progress }
-    }
-
-    /// No content.
-    pub fn empty(progress: Rc<Progress>) -> Self {
-        progress.complete.set(true);
-        Self { incoming: None, progress }
+    /// How many bytes earlier bodies have read that this one has still to pass on.
+    fn ahead(&self) -> usize {
+        match &*self.content.kept.borrow() {
+            Kept::All(chunks, _) => chunks.iter().skip(self.replayed).map(Bytes::len).sum(),
+            Kept::Off | Kept::Lost => 0,
+        }
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
-        let complete = frame.is_none() || incoming.is_end_stream();
-        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-            self.progress.bytes.set(self.progress.bytes() + data.len() as u64);
+        if self.number != self.content.body.get() {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
-        if complete {
-            self.progress.complete.set(true);
+        let kept = match &*self.content.kept.borrow() {
+            Kept::All(chunks, _) => chunks.get(self.replayed).cloned(),
+            Kept::Off | Kept::Lost => None,
+        };
+        self.replayed += 1;
+        if let Some(chunk) = kept {
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
-        Poll::Ready(frame)
+        let read = self.content.poll_read(cx);
+        if read.is_pending() {
+            self.replayed -= 1;
+        }
+        read.map(|frame| frame.map(|frame| frame.map_err(BodyError::Broken)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.ahead() == 0 && self.content.incoming.borrow().is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        match self.content.incoming.borrow().size_hint().exact() {
+            // Of no content hyper would say that its length is 0, though the client has not.
+            Some(rest) if !self.is_end_stream() => SizeHint::with_exact(self.ahead() as u64 + rest),
+            _ => SizeHint::default(),
+        }
     }
 }
 
 /// The body of a response on its way to the client. Dropping it ends the exchange: the record is written, and the
 /// upstream connection goes back to the pool if the exchange is complete.
 pub struct ResponseBody {
-    content: Content,
+    source: Source,
     /// None once somebody else has it.
     record: Option<Record>,
 }
 
-enum Content {
+enum Source {
     /// From the origin.
-    Upstream { incoming: Incoming, lease: Lease },
+    Upstream { incoming: Incoming, http2: bool, lease: Lease },
     /// Made by us.
     Message(Option<Bytes>),
 }
@@ -107,18 +216,20 @@ enum Content {
 pub struct Lease {
     /// None once it has been given back.
     pub connection: Option<Connection>,
+    /// Whether it speaks HTTP/2.
+    pub http2: bool,
     /// Where it goes back to.
     pub pool: Rc<Pool>,
     /// Under which key.
     pub key: Key,
-    /// The request's body, which must be complete for the connection to be of further use.
-    pub progress: Rc<Progress>,
+    /// What the request carries, which must be complete for the connection to be of further use.
+    pub content: Rc<Content>,
 }
 
 impl Lease {
     fn give_back(&mut self) {
         if let Some(connection) = self.connection.take()
-            && self.progress.is_complete()
+            && self.content.is_complete()
         {
             self.pool.put(&self.key, connection);
         }
@@ -126,54 +237,73 @@ impl Lease {
 }
 
 impl ResponseBody {
-    /// Streams the origin's content.
-    pub fn upstream(incoming: Incoming, mut lease: Lease, mut record: Record) -> Self {
-        if incoming.is_end_stream() {
-            lease.give_back();
+    /// Streams the origin's content, of which there is none if the response `is_bare`: one to HEAD, 204 or 304. hyper does not
+    /// even look for it then.
+    pub fn upstream(incoming: Incoming, is_bare: bool, mut lease: Lease, mut record: Record) -> Self {
+        if is_bare || incoming.is_end_stream() {
             record.complete();
+            lease.give_back();
         }
-        Self { content: Content::Upstream { incoming, lease }, record: Some(record) }
+        let http2 = lease.http2;
+        Self { source: Source::Upstream { incoming, http2, lease }, record: Some(record) }
     }
 
     /// No content, of a response that switches protocols: the request's record goes with the tunnel.
     pub fn switching() -> Self {
-        Self { content: Content::Message(None), record: None }
+        Self { source: Source::Message(None), record: None }
     }
 
     /// A text of our own.
     pub fn message(text: Bytes, mut record: Record) -> Self {
         record.add_sent(text.len() as u64);
         record.complete();
-        Self { content: Content::Message(Some(text)), record: Some(record) }
+        Self { source: Source::Message(Some(text)), record: Some(record) }
     }
 }
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if let (Content::Upstream { lease, .. }, Some(record)) = (&self.content, &mut self.record) {
-            record.set_received(lease.progress.bytes());
+        let Source::Upstream { incoming, http2, lease } = std::mem::replace(&mut self.source, Source::Message(None))
+        else {
+            return;
+        };
+        if let Some(record) = &mut self.record {
+            record.set_received(lease.content.bytes());
+            if http2 && record.is_complete() && !incoming.is_end_stream() {
+                tokio::task::spawn_local(read_to_end(incoming));
+            }
         }
     }
 }
 
+/// Reads the end of a stream of which all content has come. Dropped before, hyper would reset it, and origins count resets
+/// as an attack (CVE-2023-44487).
+async fn read_to_end(mut incoming: Incoming) {
+    // One that does not end, or has content after all, is reset.
+    let _ = timeout(END_TIMEOUT, poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx))).await;
+}
+
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = &mut *self;
-        match &mut this.content {
-            Content::Message(text) => Poll::Ready(
-                text.take()
-                    .map(|text| Ok::<_, Infallible>(Frame::data(text)))
-                    .map(|frame| frame.map_err(|never| match never {})),
-            ),
-            Content::Upstream { incoming, lease } => {
-                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
-                let ended = frame.is_none() || incoming.is_end_stream();
+        match &mut this.source {
+            Source::Message(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Source::Upstream { incoming, http2, lease } => {
+                let mut frame =
+                    ready!(Pin::new(&mut *incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::from));
+                // hyper takes a reset without an error for the end.
+                if frame.is_none() && *http2 && !incoming.is_end_stream() {
+                    frame = Some(Err(BodyError::Reset));
+                }
+                // Once all of an announced length has come, nobody asks for more. In HTTP/2 the end can still be to come.
+                let whole = incoming.size_hint().exact() == Some(0);
+                let ended = frame.is_none() || incoming.is_end_stream() || whole;
                 if ended {
                     lease.give_back();
                 }
@@ -194,16 +324,16 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Message(text) => text.is_none(),
-            Content::Upstream { incoming, .. } => incoming.is_end_stream(),
+        match &self.source {
+            Source::Message(text) => text.is_none(),
+            Source::Upstream { incoming, .. } => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.content {
-            Content::Message(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
-            Content::Upstream { incoming, .. } => incoming.size_hint(),
+        match &self.source {
+            Source::Message(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Source::Upstream { incoming, .. } => incoming.size_hint(),
         }
     }
 }

@@ -127,6 +127,10 @@ pub(crate) struct RunOptions {
     /// as 30s, 500ms or 2m.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub(crate) drain_timeout: Duration,
+    /// How long the last good answer for a name is used after its TTL while no name server answers. Its addresses stay
+    /// intercepted in any case.
+    #[arg(long, value_name = "TIME", default_value = "60m", value_parser = parse_duration)]
+    pub(crate) dns_max_stale: Duration,
     /// Where programs and maps are pinned, on a bpffs. They stay when the agent ends: connects to configured
     /// destinations are then refused, until the next start or `egress detach`.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]

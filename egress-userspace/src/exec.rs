@@ -9,6 +9,7 @@ use egress::{
     agent::{Agent, AgentError, Options},
     capture::Captured,
     kernel::cgroup::{CgroupError, ChildCgroup},
+    resolve::MAX_STALE,
 };
 use nix::sys::signal::{SigSet, Signal};
 use tokio::{runtime, sync::Notify};
@@ -97,6 +98,7 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
         // The guardian does for exec what pins do for an agent.
         pin_dir: None,
         captured: Captured::new(options.capture.mode()).await.map_err(AgentError::from)?,
+        dns_max_stale: MAX_STALE,
     })?;
     agent.serve_own_namespace()?;
     agent.attach()?;

@@ -20,8 +20,8 @@ use self::requests::{Next, Requests};
 pub use self::rewound::Rewound;
 use crate::{
     request::Accepted,
-    socket::{self, SocketFactory},
-    upstream::{UpstreamError, connect},
+    socket,
+    upstream::{UpstreamError, connect::Connector},
 };
 
 /// A client that is silent for so long waits for the server to speak first. It still may not say anything unseen.
@@ -66,17 +66,17 @@ pub enum PassError {
 /// # Errors
 /// It cannot be passed on to its end. The client's connection is reset.
 pub async fn pass(
-    sockets: &SocketFactory,
+    connector: &Connector,
     accepted: &Accepted,
     mut client: TcpStream,
     is_configured: impl Fn(&str) -> bool,
 ) -> Result<Passed, PassError> {
     let mut outbound = Outbound { requests: Requests::new(is_configured), pending: BytesMut::new() };
     let passed = async {
-        let origin = [accepted.origin.socket_addr()];
+        let origin = accepted.origin.socket_addr();
         let mut upstream = None;
         if timeout(SPEAKS_FIRST, client.readable()).await.is_err() {
-            let stream = connect::tcp(sockets, &accepted.from, &origin).await?;
+            let stream = connector.tcp(&accepted.from, origin).await?;
             tokio::select! {
                 ready = client.readable() => ready?,
                 ready = stream.readable() => {
@@ -92,7 +92,7 @@ pub async fn pass(
         }
         let upstream = match upstream {
             Some(upstream) => upstream,
-            None => connect::tcp(sockets, &accepted.from, &origin).await?,
+            None => connector.tcp(&accepted.from, origin).await?,
         };
         relay(&mut client, upstream, outbound, Some(first)).await.map(|()| None)
     };

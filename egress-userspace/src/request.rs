@@ -1,6 +1,7 @@
 //! One request: which rule it falls under, its exchange with the origin, and the errors that we answer ourselves.
 
 pub mod answer;
+mod attempt;
 pub mod headers;
 pub mod host;
 mod respond;
@@ -9,27 +10,23 @@ pub mod rewrite;
 pub mod select;
 pub mod tunnel;
 
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, rc::Rc, sync::Arc};
 
-use bytes::Bytes;
 use egress_common::origin::Origin;
-use http::{Method, Request, Response, Uri, header, request, uri::PathAndQuery};
-use http_body::Body as _;
-use http_body_util::BodyExt as _;
+use http::{Method, Request, Response, StatusCode, header, request};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use rustls_pki_types::ServerName;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use self::{host::RequestHost, respond::ProxyError, tunnel::Tunnel};
+use self::{attempt::Attempt, host::RequestHost, respond::ProxyError, tunnel::Tunnel};
 use crate::{
-    body::{Lease, Progress, RequestBody, ResponseBody},
+    body::{Content, Lease, ResponseBody},
     route::Route,
     socket::Place,
     telemetry::access_log::{Client, Outcome, Record},
     upstream::{
-        self, Connection, UpstreamError,
-        pool::{self, Key, To},
+        Made, Offer, UpstreamError,
+        pool::{Key, To},
     },
     worker::Worker,
 };
@@ -44,11 +41,8 @@ pub struct Accepted {
     pub origin: Origin,
 }
 
-/// How much of a request's body is read, and for how long, before an error is answered.
-const DISCARD_LIMIT: usize = 1024 * 1024;
-const DISCARD_TIME: Duration = Duration::from_secs(1);
-
 /// Where a request goes.
+#[derive(Clone)]
 enum Routed {
     /// A rule names its host.
     Originate(Arc<Route>, ServerName<'static>),
@@ -77,6 +71,8 @@ struct Answer {
     response: Response<Incoming>,
     lease: Lease,
     outcome: Outcome,
+    /// Whether no content follows, whatever the head says.
+    is_bare: bool,
     /// The upstream end, if it switches protocols.
     switched: Option<OnUpgrade>,
 }
@@ -90,9 +86,10 @@ impl Conversation<'_> {
         let (metrics, method) = (self.worker.metrics.clone(), request.method().clone());
         let knows_chunks = request.version() >= http::Version::HTTP_11;
         let mut record = Record::open(metrics, self.client.clone(), method, shown, request.uri().path());
-        let progress = Rc::<Progress>::default();
+        let (head, body) = request.into_parts();
+        let content = Content::new(body);
         let result = match host {
-            Ok(host) => self.exchange(&host, request, &progress, &mut record).await,
+            Ok(host) => self.exchange(&host, head, &content, &mut record).await,
             Err(error) => Err(error),
         };
         match result {
@@ -102,7 +99,7 @@ impl Conversation<'_> {
                 self.respond(answer, record)
             }
             Err(error) => {
-                record.set_received(progress.bytes());
+                record.set_received(content.bytes());
                 error.respond(record)
             }
         }
@@ -117,7 +114,7 @@ impl Conversation<'_> {
                 self.tunnel.set(Some(Tunnel::new(upstream, record)));
                 ResponseBody::switching()
             }
-            None => ResponseBody::upstream(body, answer.lease, record),
+            None => ResponseBody::upstream(body, answer.is_bare, answer.lease, record),
         };
         Response::from_parts(head, body)
     }
@@ -125,11 +122,11 @@ impl Conversation<'_> {
     async fn exchange(
         &self,
         host: &RequestHost,
-        request: Request<Incoming>,
-        progress: &Rc<Progress>,
+        head: request::Parts,
+        content: &Rc<Content>,
         record: &mut Record,
     ) -> Result<Answer, ProxyError> {
-        if request.method() == Method::CONNECT {
+        if head.method == Method::CONNECT {
             return Err(ProxyError::connect_method());
         }
         let origin = self.accepted.origin.socket_addr();
@@ -146,126 +143,59 @@ impl Conversation<'_> {
         };
         let Place { netns, device } = &self.accepted.from;
         let key = Key { netns: netns.cookie(), device: *device, to };
-        let asks_to_switch = headers::asks_to_switch(request.headers());
-        let (mut head, body) = request.into_parts();
-        prepare(&mut head, host);
-        let mut attempt = Attempt::new(head, body, progress);
+        let is_head = head.method == Method::HEAD;
+        let asks_to_switch = headers::asks_to_switch(&head.headers);
+        // RFC 8441 is rarely offered, and needs another request than the one that the client has made.
+        let http2 = matches!(routed, Routed::Originate(..)) && !asks_to_switch;
+        let mut attempt = Attempt::new(head, host, content, http2);
 
-        let mut pooled = self.worker.pool.take(&key, attempt.max_idle());
         loop {
-            let reused = pooled.is_some();
-            let mut connection = match pooled.take() {
-                Some(connection) => connection,
-                None => match self.connect(&routed).await {
-                    Ok(connection) => connection,
-                    Err(error) => {
-                        attempt.discard().await;
-                        return Err(error.into());
-                    }
-                },
+            let connecting = self.worker.pool.get(&key, attempt.wanted(), |offer| self.connect(&routed, offer));
+            let mut connection = match connecting.await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    attempt.discard().await;
+                    return Err(error.as_ref().into());
+                }
             };
-            record.upstream(&connection.info, reused);
-            match connection.sender.try_send_request(attempt.request()?).await {
+            record.upstream(connection.info(), connection.is_reused());
+            let failure = match connection.send(attempt.request(&connection)?).await {
                 Ok(mut response) => {
                     let switched = Tunnel::agreed(&mut response);
                     if switched.is_some() && !asks_to_switch {
                         return Err(ProxyError::unasked_switch());
                     }
-                    let pool = self.worker.pool.clone();
-                    let lease = Lease { connection: Some(connection), pool, key, progress: progress.clone() };
-                    return Ok(Answer { response, lease, outcome, switched });
+                    let is_bare =
+                        is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+                    let (http2, pool) = (connection.is_http2(), self.worker.pool.clone());
+                    let lease = Lease { connection: Some(connection), http2, pool, key, content: content.clone() };
+                    return Ok(Answer { response, lease, outcome, is_bare, switched });
                 }
-                Err(mut failure) => {
-                    let unsent = failure.take_message();
-                    let source = failure.into_error();
-                    // Once, and on a fresh connection: a pooled one may have been closed by the origin just now.
-                    if reused && upstream::connect::is_gone(&source) && attempt.restore(unsent) {
-                        continue;
-                    }
-                    return Err(UpstreamError::of_exchange(&connection.info, source).into());
-                }
+                Err(failure) => failure,
+            };
+            if let Err(error) = attempt.again(failure, &connection) {
+                return Err((&connection.failure(error)).into());
+            }
+            if attempt.needs_http1() {
+                self.worker.pool.require_http1(&key);
             }
         }
     }
 
-    async fn connect(&self, routed: &Routed) -> Result<Connection, UpstreamError> {
-        let Worker { sockets, metrics, .. } = self.worker;
+    /// Makes a connection, which may outlive this exchange: others may be waiting for it too.
+    fn connect(
+        &self,
+        routed: &Routed,
+        offer: Offer,
+    ) -> impl Future<Output = Result<Made, UpstreamError>> + use<> + 'static {
+        let connector = self.worker.connector.clone();
         let Accepted { from, origin, .. } = &self.accepted;
-        let origin = origin.socket_addr();
-        match routed {
-            Routed::Originate(route, name) => {
-                upstream::connect::tls(sockets, metrics, from, route, name.clone(), origin).await
+        let (from, origin, routed) = (from.clone(), origin.socket_addr(), routed.clone());
+        async move {
+            match routed {
+                Routed::Originate(route, name) => connector.tls(&from, &route, &name, origin, offer).await,
+                Routed::PassThrough => connector.plain(&from, origin).await,
             }
-            Routed::PassThrough => upstream::connect::plain(sockets, from, origin).await,
         }
-    }
-}
-
-/// Makes the head what the origin should see: what the application sent, less what concerns our connection alone.
-fn prepare(head: &mut request::Parts, host: &RequestHost) {
-    head.version = http::Version::HTTP_11;
-    headers::remove_hop_by_hop(&mut head.headers);
-    if head.uri.authority().is_some() {
-        // To an origin goes the origin form, with the target's authority as Host (RFC 9112 sections 3.2.1 and 3.2.2).
-        let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        head.uri = Uri::from(target);
-        headers::replace_host(&mut head.headers, host.authority());
-    }
-}
-
-/// A request on its way, and what is needed to send it a second time where that is safe: it was not sent at all, or it
-/// is idempotent (RFC 9110 section 9.2.2) and has no content.
-struct Attempt {
-    request: Option<Request<RequestBody>>,
-    /// The head of a request that may be repeated.
-    repeatable: Option<request::Parts>,
-    progress: Rc<Progress>,
-}
-
-impl Attempt {
-    fn new(head: request::Parts, body: Incoming, progress: &Rc<Progress>) -> Self {
-        let repeatable = (body.is_end_stream() && head.method.is_idempotent()).then(|| head.clone());
-        let request = Request::from_parts(head, RequestBody::new(body, progress.clone()));
-        Self { request: Some(request), repeatable, progress: progress.clone() }
-    }
-
-    fn max_idle(&self) -> Duration {
-        if self.repeatable.is_some() { pool::MAX_IDLE } else { pool::MAX_IDLE_UNREPEATABLE }
-    }
-
-    /// The request to send; an error only if it was sent and not restored.
-    fn request(&mut self) -> Result<Request<RequestBody>, ProxyError> {
-        self.request.take().ok_or_else(ProxyError::internal)
-    }
-
-    /// Reads some of a body that goes nowhere. What is left unread when the connection is closed makes the kernel reset it,
-    /// and a client that is still sending would never see our answer.
-    async fn discard(&mut self) {
-        let Some(request) = self.request.take() else { return };
-        // Such a client waits for our answer first.
-        if request.headers().contains_key(header::EXPECT) {
-            return;
-        }
-        let mut body = request.into_body();
-        let mut left = DISCARD_LIMIT;
-        let reading = async {
-            while let Some(Ok(frame)) = body.frame().await {
-                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-                if left == 0 {
-                    return;
-                }
-            }
-        };
-        // What could not be read in time stays unread.
-        let _ = timeout(DISCARD_TIME, reading).await;
-    }
-
-    /// Makes the request ready to be sent again, if that is safe.
-    fn restore(&mut self, unsent: Option<Request<RequestBody>>) -> bool {
-        self.request = unsent.or_else(|| {
-            let head = self.repeatable.take()?;
-            Some(Request::from_parts(head, RequestBody::empty(self.progress.clone())))
-        });
-        self.request.is_some()
     }
 }

@@ -15,7 +15,7 @@ use hickory_resolver::{
     Hosts, TokioResolver,
     config::{ResolveHosts, ResolverConfig},
     lookup::Lookup,
-    net::{NetError, runtime::TokioRuntimeProvider},
+    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{
         op::Query,
         rr::{Name, RecordType},
@@ -23,15 +23,17 @@ use hickory_resolver::{
 };
 use tokio::sync::watch;
 
-pub use self::names::{Addresses, Names};
+pub use self::names::{Addresses, MAX_STALE, Names};
 use crate::policy::HostName;
 
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// Longest time between two look-ups of a name, for the sake of answers without a useful TTL (the hosts file's).
-const MAX_TTL: Duration = Duration::from_secs(60);
-/// Time between two look-ups of a name that has no addresses.
-const NEGATIVE_TTL: Duration = Duration::from_secs(10);
+/// Time between two look-ups of a name that the hosts file lists. A change of the file is noticed anyway.
+const HOSTS_TTL: Duration = Duration::from_secs(60);
+/// Longest time between two look-ups of a name, whatever its TTL.
+const MAX_TTL: Duration = Duration::from_secs(3600);
+/// Shortest and longest time between two look-ups of a name that has no addresses.
+const NEGATIVE_TTL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
 /// Shortest time between two look-ups of a name: a TTL of 0 must not become a flood.
 const MIN_TTL: Duration = Duration::from_secs(1);
 
@@ -56,6 +58,19 @@ pub struct Answer {
     pub v6: Result<Vec<IpAddr>, String>,
     /// When to ask again.
     pub valid_for: Duration,
+}
+
+impl Answer {
+    /// None, for both families for the same reason.
+    fn failed(reason: &str) -> Self {
+        Self { v4: Err(reason.to_owned()), v6: Err(reason.to_owned()), valid_for: HOSTS_TTL }
+    }
+}
+
+/// What there is of one family.
+struct Found {
+    addresses: Vec<IpAddr>,
+    valid_for: Duration,
 }
 
 /// The node's resolver. It reads its files anew when they change.
@@ -110,10 +125,7 @@ impl Resolver {
                 query.set_fqdn(name.as_str().contains('.'));
                 query
             }
-            Err(error) => {
-                let error = error.to_string();
-                return Answer { v4: Err(error.clone()), v6: Err(error), valid_for: MAX_TTL };
-            }
+            Err(error) => return Answer::failed(&error.to_string()),
         };
         let current = self.current.load_full();
         let listed = |kind| current.hosts.lookup_static_host(&Query::query(query.clone(), kind));
@@ -122,29 +134,42 @@ impl Resolver {
                 ask(&current.resolver, &query, RecordType::A),
                 ask(&current.resolver, &query, RecordType::AAAA)
             ),
-            (v4, v6) => (Ok(v4), Ok(v6)),
+            (v4, v6) => (Ok(Found::listed(v4.as_ref())), Ok(Found::listed(v6.as_ref()))),
         };
-        let now = Instant::now();
-        let valid_for = [&v4, &v6]
-            .into_iter()
-            .filter_map(|answer| answer.as_ref().ok()?.as_ref())
-            .map(|lookup| lookup.valid_until().saturating_duration_since(now))
-            .min()
-            .unwrap_or(NEGATIVE_TTL)
-            .clamp(MIN_TTL, MAX_TTL);
-        Answer {
-            v4: v4.map(|lookup| addresses(lookup.as_ref())),
-            v6: v6.map(|lookup| addresses(lookup.as_ref())),
-            valid_for,
-        }
+        let valid_for = valid_for([&v4, &v6].map(|found| found.as_ref().ok()));
+        Answer { v4: v4.map(|found| found.addresses), v6: v6.map(|found| found.addresses), valid_for }
     }
 }
 
-/// The answer to one query; None if the servers say that there is nothing.
-async fn ask(resolver: &TokioResolver, name: &Name, kind: RecordType) -> Result<Option<Lookup>, String> {
+/// When to ask again, by what there is of each family. One that the host does not have has no say.
+fn valid_for(families: [Option<&Found>; 2]) -> Duration {
+    let ttls = |exists: bool| {
+        let found = families.into_iter().flatten().filter(move |found| found.addresses.is_empty() != exists);
+        found.map(|found| found.valid_for).min()
+    };
+    match ttls(true) {
+        Some(ttl) => ttl.clamp(MIN_TTL, MAX_TTL),
+        None => ttls(false).unwrap_or_default().clamp(NEGATIVE_TTL.0, NEGATIVE_TTL.1),
+    }
+}
+
+impl Found {
+    fn listed(lookup: Option<&Lookup>) -> Self {
+        Self { addresses: addresses(lookup), valid_for: HOSTS_TTL }
+    }
+}
+
+/// The answer to one query; without addresses if the servers say that there is nothing.
+async fn ask(resolver: &TokioResolver, name: &Name, kind: RecordType) -> Result<Found, String> {
     match resolver.lookup(name.clone(), kind).await {
-        Ok(answer) => Ok(Some(answer)),
-        Err(error) if error.is_no_records_found() => Ok(None),
+        Ok(answer) => Ok(Found {
+            addresses: addresses(Some(&answer)),
+            valid_for: answer.valid_until().saturating_duration_since(Instant::now()),
+        }),
+        Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => Ok(Found {
+            addresses: Vec::new(),
+            valid_for: Duration::from_secs(nothing.negative_ttl.unwrap_or_default().into()),
+        }),
         Err(error) => Err(error.to_string()),
     }
 }

@@ -126,6 +126,7 @@ async fn start(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
         reset_existing: options.reset_existing,
         pin_dir: (!options.fail_open).then_some(options.pin_dir),
         captured: Captured::new(options.capture.mode()).await?,
+        dns_max_stale: options.dns_max_stale,
     })?;
     agent.succeed(&state, options.admin).await?;
     agent.test_self();

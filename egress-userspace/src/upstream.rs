@@ -2,15 +2,25 @@
 
 mod cause;
 pub mod connect;
+pub mod health;
+pub mod http1;
+pub mod http2;
 pub mod limits;
 pub mod outlier;
 pub mod pool;
 pub mod tls;
 pub mod tunnel;
 
-use std::{error::Error, io, iter, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    error::Error,
+    io, iter,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
-use hyper::client::conn::http1;
+use http::{Request, Response};
+use hyper::{body::Incoming, client::conn::TrySendError};
 use rustls::AlertDescription;
 
 pub use self::cause::Cause;
@@ -22,6 +32,8 @@ use crate::body::RequestBody;
 pub struct ConnectionInfo {
     /// The origin's address.
     pub address: SocketAddr,
+    /// `HTTP/1.1` or `HTTP/2`.
+    pub protocol: &'static str,
     /// What TLS agreed on; none where a request is passed through as it came.
     pub tls: Option<TlsInfo>,
 }
@@ -41,12 +53,85 @@ pub struct TlsInfo {
     pub client_certificate: bool,
 }
 
+/// The protocols that an origin may choose from (ALPN, RFC 7301).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Offer {
+    /// HTTP/2 and HTTP/1.1.
+    Both,
+    /// HTTP/1.1 alone.
+    Http1,
+}
+
+/// A connection that was just made.
+pub enum Made {
+    /// For one request at a time.
+    Http1(http1::Exclusive),
+    /// For many.
+    Http2(http2::Shared),
+}
+
 /// A connection on which a request can be sent.
-pub struct Connection {
-    /// The sending half; the rest is driven by a task of its own.
-    pub sender: http1::SendRequest<RequestBody>,
+pub enum Connection {
+    /// Nobody else's until its exchange has ended.
+    Http1(http1::Exclusive),
+    /// Shared with others.
+    Http2(http2::Stream),
+}
+
+impl Connection {
     /// Facts for the log.
-    pub info: Rc<ConnectionInfo>,
+    pub fn info(&self) -> &Rc<ConnectionInfo> {
+        match self {
+            Self::Http1(exclusive) => &exclusive.info,
+            Self::Http2(stream) => &stream.connection().info,
+        }
+    }
+
+    /// When it was made.
+    pub fn made(&self) -> Instant {
+        match self {
+            Self::Http1(exclusive) => exclusive.made,
+            Self::Http2(stream) => stream.connection().made(),
+        }
+    }
+
+    /// Whether it has served other requests.
+    pub fn is_reused(&self) -> bool {
+        match self {
+            Self::Http1(exclusive) => exclusive.reused,
+            Self::Http2(stream) => stream.reused,
+        }
+    }
+
+    /// Whether it speaks HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        matches!(self, Self::Http2(_))
+    }
+
+    /// Why a request got no response on it.
+    pub fn failure(&self, source: hyper::Error) -> UpstreamError {
+        let info = self.info();
+        match self {
+            Self::Http2(stream) if let Some(error) = stream.connection().tls_failure() => {
+                UpstreamError::of_ended(info, &error)
+            }
+            _ => UpstreamError::of_exchange(info, source),
+        }
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// There is no response to it. It comes back if it was not sent.
+    pub async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        match self {
+            Self::Http1(exclusive) => exclusive.send(request).await,
+            Self::Http2(stream) => stream.send(request).await,
+        }
+    }
 }
 
 /// Why a request got no response from its origin.
@@ -112,15 +197,22 @@ pub enum UpstreamError {
 impl UpstreamError {
     /// The failure of an exchange on a connection that was made.
     pub fn of_exchange(info: &ConnectionInfo, source: hyper::Error) -> Self {
-        let address = info.address;
         let io_error = source.source().and_then(|cause| cause.downcast_ref::<io::Error>());
         match io_error.and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>()) {
-            Some(error) => {
-                let client_certificate = info.tls.as_ref().is_some_and(|tls| tls.client_certificate);
-                Self::TlsEnded { address, source: Refusal::of_ended(error, client_certificate) }
-            }
-            None => Self::Http { address, source },
+            Some(error) => Self::of_ended(info, error),
+            None => Self::Http { address: info.address, source },
         }
+    }
+
+    /// The end of TLS after the handshake: with TLS 1.3 that is when an origin tells that it misses a client certificate.
+    fn of_ended(info: &ConnectionInfo, error: &rustls::Error) -> Self {
+        let client_certificate = info.tls.as_ref().is_some_and(|tls| tls.client_certificate);
+        Self::TlsEnded { address: info.address, source: Refusal::of_ended(error, client_certificate) }
+    }
+
+    /// Whether the connection broke during the handshake, as one to another address might not.
+    fn is_broken_handshake(&self) -> bool {
+        matches!(self.cause(), Cause::HandshakeReset | Cause::HandshakeClosed)
     }
 
     /// What it is counted as.
@@ -139,9 +231,16 @@ impl UpstreamError {
             Self::Tunnel { source: TunnelError::Broken(_), .. } => Cause::TunnelBroken,
             Self::Tunnel { .. } => Cause::TunnelRefused,
             Self::Tls { source, .. } | Self::TlsEnded { source, .. } => source.cause,
-            Self::Http { source, .. } if source.is_incomplete_message() => Cause::HttpIncomplete,
-            Self::Http { source, .. } if source.is_parse() => Cause::HttpProtocol,
-            Self::Http { .. } => Cause::ConnectionLost,
+            Self::Http { source, .. } => {
+                let http2 = http2_error(source);
+                if source.is_incomplete_message() || http2.is_some_and(h2::Error::is_remote) {
+                    Cause::HttpIncomplete
+                } else if source.is_parse() || http2.is_some_and(h2::Error::is_library) {
+                    Cause::HttpProtocol
+                } else {
+                    Cause::ConnectionLost
+                }
+            }
         }
     }
 
@@ -154,8 +253,50 @@ impl UpstreamError {
     }
 }
 
+/// What a failed exchange says of its request: whether it may be sent again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// The origin has not looked at it, and says so (RFC 9113 section 8.7): whatever it is, it may be sent again.
+    Unprocessed {
+        /// Whether the connection will take no other either.
+        gone: bool,
+    },
+    /// The origin takes it over HTTP/1.1 alone.
+    NeedsHttp1,
+    /// The connection was gone, rather than that the origin answered nonsense. The request may have been heard.
+    Lost,
+    /// The origin had it.
+    Failed,
+}
+
+impl Fate {
+    /// What became of a request that got no response.
+    pub fn of(error: &hyper::Error) -> Self {
+        if let Some(error) = http2_error(error) {
+            return match error.reason() {
+                // Only streams above the last one that GOAWAY names get this; the others go on.
+                _ if error.is_go_away() && error.is_remote() => Self::Unprocessed { gone: true },
+                Some(h2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Unprocessed { gone: false },
+                Some(h2::Reason::HTTP_1_1_REQUIRED) if error.is_remote() => Self::NeedsHttp1,
+                _ if error.is_io() => Self::Lost,
+                _ => Self::Failed,
+            };
+        }
+        let broken =
+            error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some() && !error.is_parse();
+        let gone = error.is_incomplete_message() || error.is_canceled() || error.is_closed() || broken;
+        // hyper drops a request with this that waited for a stream when its connection ended.
+        if gone || error.is_user() { Self::Lost } else { Self::Failed }
+    }
+}
+
+/// The error of a stream, or of a connection, that HTTP/2 knows.
+pub fn http2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    error.source()?.downcast_ref::<h2::Error>()
+}
+
 /// An error with all that led to it: hyper's own words leave the cause to its sources.
-pub fn causes(error: &hyper::Error) -> String {
-    let chain = iter::successors(Some(error as &dyn Error), |&error| error.source());
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let chain = iter::successors(Some(error), |&error| error.source());
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -40,7 +40,7 @@ use crate::{
     route::RouteTable,
     socket::{self, SocketFactory},
     telemetry::{access_log::Client, metrics::Metrics},
-    upstream::{pool::Pool, tls},
+    upstream::{connect::Connector, pool::Pool, tls},
 };
 
 /// How often idle upstream connections are looked through.
@@ -55,9 +55,9 @@ pub struct Worker {
     pub routes: Arc<ArcSwap<RouteTable>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Makes upstream sockets.
-    pub sockets: SocketFactory,
-    /// Idle upstream connections.
+    /// Makes upstream connections.
+    pub connector: Rc<Connector>,
+    /// Keeps them.
     pub pool: Rc<Pool>,
     /// Origins of accepted connections.
     pub flows: Flows,
@@ -142,10 +142,11 @@ impl Workers {
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 tls::warm_up();
+                let connector = Connector::new(SocketFactory::new(own_sockets), metrics.clone());
                 let worker = Rc::new(Worker {
                     routes,
                     metrics,
-                    sockets: SocketFactory::new(own_sockets),
+                    connector: Rc::new(connector),
                     pool: Rc::default(),
                     flows,
                     crew,
@@ -240,10 +241,16 @@ impl Worker {
                     Some(Command::Serve(stream, accepted, load)) => {
                         self.clone().serve(stream, *accepted, load, draining.clone());
                     }
-                    Some(Command::Forget(netns)) => self.pool.forget(netns),
+                    Some(Command::Forget(netns)) => {
+                        self.pool.forget(netns);
+                        self.connector.health.forget(netns);
+                    }
                     Some(Command::Stop) | None => return,
                 },
-                _ = expire.tick() => self.pool.expire(),
+                _ = expire.tick() => {
+                    self.pool.expire();
+                    self.connector.health.expire();
+                }
             }
         }
     }
@@ -288,7 +295,7 @@ impl Worker {
         let (origin, gone) = (accepted.origin.socket_addr(), accepted.gone.clone());
         let is_configured = |host: &str| self.routes.load().route(host, origin.port()).is_some();
         let passed = tokio::select! {
-            passed = passthrough::pass(&self.sockets, &accepted, stream, is_configured) => passed,
+            passed = passthrough::pass(&self.connector, &accepted, stream, is_configured) => passed,
             () = gone.cancelled() => return,
         };
         match passed {

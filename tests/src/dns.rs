@@ -106,6 +106,7 @@ pub struct Answer {
     nonexistent: bool,
     uncompressed: bool,
     edns: bool,
+    ttl: Option<u32>,
 }
 
 impl Answer {
@@ -123,6 +124,13 @@ impl Answer {
     #[must_use]
     pub fn alias(mut self, name: &str) -> Self {
         self.aliases.push(name.to_owned());
+        self
+    }
+
+    /// With this TTL, in seconds, in place of a minute.
+    #[must_use]
+    pub fn ttl(mut self, ttl: u32) -> Self {
+        self.ttl = Some(ttl);
         self
     }
 
@@ -152,7 +160,7 @@ impl Answer {
                 message.extend((0xc000 | owner.1 as u16).to_be_bytes());
             }
             message.extend([kind, CLASS_IN].into_iter().flat_map(u16::to_be_bytes));
-            message.extend(TTL.to_be_bytes());
+            message.extend(self.ttl.unwrap_or(TTL).to_be_bytes());
             message.extend((data.len() as u16).to_be_bytes());
             message.extend(data);
             count += 1;

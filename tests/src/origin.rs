@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -26,11 +27,13 @@ use crate::{
     wait::{PATIENCE, wait_until},
 };
 
+mod frames;
 mod http1;
 mod http2;
 mod script;
 mod tls;
 
+pub use frames::{Frames, code};
 pub use script::{Script, Wire, script};
 pub use tls::{ServerTls, TlsSeen};
 
@@ -92,6 +95,8 @@ pub enum Reply {
     Stream(tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>),
     /// These bytes (the head of a 101), and then everything that comes is sent back.
     Echo(Vec<u8>),
+    /// An answer that is held back until the test says so, in the protocol of the request.
+    Later(tokio::sync::watch::Receiver<bool>, Box<Self>),
     /// A close without an answer.
     Close,
     /// A reset without an answer.
@@ -104,6 +109,14 @@ impl Reply {
     /// A 200 with a text.
     pub fn ok(body: impl Into<Vec<u8>>) -> Self {
         Self::status(200, &[("Content-Type", "text/html; charset=utf-8")], body)
+    }
+
+    /// Waits until it is to be given.
+    async fn in_time(self) -> Self {
+        let Self::Later(mut released, reply) = self else { return self };
+        // A test that has ended waits for nothing.
+        released.wait_for(|released| *released).await.ok();
+        *reply
     }
 
     /// A response with these headers.
@@ -129,18 +142,21 @@ pub fn news_site(request: &Request) -> Reply {
 type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
 type Scripts = dyn Fn(&Request) -> Option<Script> + Send + Sync;
 
+type FrameScripts = dyn Fn(Frames) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send + Sync;
+
 /// An origin to be given addresses.
 pub struct OriginBuilder<'bed> {
     netns: &'bed Netns,
     ports: Vec<(SocketAddr, Option<Arc<ServerConfig>>)>,
     handler: Arc<Handler>,
     scripts: Arc<Scripts>,
+    frames: Option<Arc<FrameScripts>>,
 }
 
 impl<'bed> OriginBuilder<'bed> {
     /// An origin in `netns` that answers as `news_site`.
     pub fn new(netns: &'bed Netns) -> Self {
-        Self { netns, ports: Vec::new(), handler: Arc::new(news_site), scripts: Arc::new(|_| None) }
+        Self { netns, ports: Vec::new(), handler: Arc::new(news_site), scripts: Arc::new(|_| None), frames: None }
     }
 
     /// Listens with TLS on these addresses.
@@ -172,12 +188,23 @@ impl<'bed> OriginBuilder<'bed> {
         self
     }
 
+    /// Serves each HTTP/2 connection by this conversation of frames. Its requests are not among those of the origin.
+    #[must_use]
+    pub fn frames<F>(mut self, conversation: impl Fn(Frames) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.frames = Some(Arc::new(move |frames| Box::pin(conversation(frames))));
+        self
+    }
+
     /// Starts it. It accepts connections when this returns.
     pub fn start(self) -> Result<Origin> {
         let netns = self.netns.try_clone_handle()?;
         let shared = Arc::new(Shared {
             handler: self.handler,
             scripts: self.scripts,
+            frames: self.frames,
             requests: Mutex::default(),
             failures: Mutex::default(),
             count: AtomicUsize::new(0),
@@ -258,6 +285,7 @@ impl Drop for Origin {
 struct Shared {
     handler: Arc<Handler>,
     scripts: Arc<Scripts>,
+    frames: Option<Arc<FrameScripts>>,
     requests: Mutex<Vec<Request>>,
     failures: Mutex<Vec<String>>,
     count: AtomicUsize,
@@ -343,5 +371,9 @@ async fn connection_of(
     let seen = TlsSeen::of(stream.get_ref().1);
     let http2 = seen.alpn.as_deref() == Some("h2");
     peer.tls = Some(seen);
+    if http2 && let Some(conversation) = &shared.frames {
+        let wire = Wire { received: Vec::new(), stream: Box::new(stream) };
+        return conversation(Frames { connection, wire, received: Vec::new() }).await;
+    }
     if http2 { http2::serve(stream, peer, shared).await } else { http1::serve(stream, peer, shared).await }
 }

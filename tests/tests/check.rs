@@ -18,7 +18,7 @@ const NOBODY: u32 = 65534;
 fn check(bed: &TestBed, text: &str, arguments: &[&str]) -> Result<Output> {
     let file = bed.dir().join("rules.yaml");
     fs::write(&file, text)?;
-    Command::new(binary()).arg("check").args(arguments).arg(&file).uid(NOBODY).run()
+    Command::new(binary()?).arg("check").args(arguments).arg(&file).uid(NOBODY).run()
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn the_exit_code_says_whether_rules_can_be_used() -> Result<()> {
         ensure!(output.code() == code && output.text().contains(expected), "{arguments:?}: {output:?}");
         ensure!(output.stderr.is_empty(), "{output:?}");
     }
-    let usage = Command::new(binary()).arg("check").run()?;
+    let usage = Command::new(binary()?).arg("check").run()?;
     ensure!(usage.code() == 64 && usage.stderr.contains("<PATH>"), "{usage:?}");
     Ok(())
 }

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use super::{Place, RouteReport, RuleReport};
 use crate::policy::{
-    Abort, Action, EndpointAddress, Fault, HeaderMatch, HostPattern, HttpRoute, Match, Redirect, RedirectPath,
-    RedirectPort, Roots, Rule, Share, Targets, TextMatch, TlsSettings, Upstream, Verify,
+    Abort, Action, EndpointAddress, Fault, HeaderMatch, HostPattern, HttpRoute, Match, PinsMode, Redirect,
+    RedirectPath, RedirectPort, Requirements, Roots, Rule, Share, Targets, TextMatch, TlsSettings, TlsVersion,
+    Upstream, Verify,
 };
 
 /// What becomes of requests for a rule's host and port.
@@ -146,7 +147,12 @@ fn describe_upstream(upstream: &Upstream) -> String {
         };
         format!(", through it to {host}:{}", tunnel.port)
     });
-    format!("TLS 1.2+ {to}{subset}{}, {}", tunnel.unwrap_or_default(), describe_tls(&upstream.tls, &upstream.host))
+    let version = match &upstream.tls.requirements {
+        Requirements { post_quantum: false, min_version: TlsVersion::V12, .. } => "TLS 1.2+",
+        // There is no post-quantum key exchange in TLS 1.2.
+        Requirements { post_quantum: true, .. } | Requirements { min_version: TlsVersion::V13, .. } => "TLS 1.3",
+    };
+    format!("{version} {to}{subset}{}, {}", tunnel.unwrap_or_default(), describe_tls(&upstream.tls, &upstream.host))
 }
 
 fn describe_tls(tls: &TlsSettings, host: &HostPattern) -> String {
@@ -167,6 +173,21 @@ fn describe_tls(tls: &TlsSettings, host: &HostPattern) -> String {
             let _ = write!(text, ", valid for {}", names.join(" or "));
         }
         Verify::Names(_) | Verify::Host | Verify::Skip => {}
+    }
+    if let Some(crl) = &tls.crl {
+        let _ = write!(text, ", revoked by {}", crl.value);
+    }
+    let Requirements { pins, pins_mode, post_quantum, .. } = &tls.requirements;
+    if *post_quantum {
+        text += ", post-quantum key exchange";
+    }
+    if !pins.is_empty() {
+        let mode = match pins_mode {
+            PinsMode::Enforce => "pinned",
+            PinsMode::Report => "pinned (reported only)",
+        };
+        let pins: Vec<_> = pins.iter().map(ToString::to_string).collect();
+        let _ = write!(text, ", {mode} to {}", pins.join(" or "));
     }
     if let Some(client) = &tls.client {
         let _ = write!(text, ", client certificate {}", client.certificate.value);

@@ -1,8 +1,8 @@
 //! What documents mean together.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode, uri::Authority};
 
 use super::{
     Action, Adjustments, ConnectionPool, HttpRoute, LoadBalancer, Mirror, PathRewrite, Policy, Requirements, Retries,
@@ -366,7 +366,7 @@ fn routes_are_compiled() {
 
     let Some(PathRewrite::Regex(pattern, substitution)) = &route.rewrite.path else { panic!("{:?}", route.rewrite) };
     assert_eq!(pattern.regex().replace_all("/v1/$", &**substitution), "/v1$x");
-    assert_eq!(route.rewrite.authority.as_ref().map(|authority| authority.as_str()), Some("c.com:8080"));
+    assert_eq!(route.rewrite.authority.as_ref().map(Authority::as_str), Some("c.com:8080"));
     assert_eq!(route.headers.response.add, [(HeaderName::from_static("x-b"), HeaderValue::from_static("b"))]);
     assert_eq!(route.headers.response.remove, [HeaderName::from_static("x-c")]);
     let retries = Retries {
@@ -423,7 +423,7 @@ fn traffic_policies_are_compiled() {
     assert_eq!(full.pool.keepalive.and_then(|keepalive| keepalive.time), Some(Duration::from_secs(60)));
     assert_eq!((full.protocol, full.balancer), (UpstreamProtocol::Http1, Some(LoadBalancer::Random)));
     let outliers = full.outlier_detection.expect("it is asked for");
-    assert_eq!((outliers.server_errors, outliers.local_origin.map(|number| number.get())), (None, Some(5)));
+    assert_eq!((outliers.server_errors, outliers.local_origin.map(NonZeroU32::get)), (None, Some(5)));
     assert_eq!((outliers.interval, outliers.max_ejection_percent), (Duration::from_secs(10), 10));
     assert_eq!(full.tunnel.as_ref().map(|tunnel| tunnel.method), Some(TunnelMethod::Connect));
     assert!(full.adjustments.rewrite_location && !full.adjustments.strip_forwarded_headers);

@@ -17,6 +17,11 @@ pub fn asks_to_switch(headers: &HeaderMap) -> bool {
     protocols(headers).is_some()
 }
 
+/// Whether a request says that its client takes trailers (RFC 9110 section 10.1.4).
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    tokens(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"))
+}
+
 /// Removes hop-by-hop fields and those that Connection names, except for what it takes to switch protocols. What stays
 /// keeps its order.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {

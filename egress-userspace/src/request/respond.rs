@@ -105,8 +105,8 @@ impl ProxyError {
     }
 }
 
-impl From<UpstreamError> for ProxyError {
-    fn from(error: UpstreamError) -> Self {
+impl From<&UpstreamError> for ProxyError {
+    fn from(error: &UpstreamError) -> Self {
         let (cause, alert) = (error.cause(), error.alert());
         // Whatever an alert is about, that it came by one is what is said of it (RFC 9209 section 2.3.21).
         let kind = if alert.is_some() { "tls_alert_received" } else { cause.proxy_error() };

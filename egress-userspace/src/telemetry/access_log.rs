@@ -7,7 +7,10 @@ use egress_common::origin::Origin;
 use http::{Method, StatusCode};
 
 use super::metrics::Metrics;
-use crate::upstream::{Cause, ConnectionInfo, causes};
+use crate::{
+    body::BodyError,
+    upstream::{Cause, ConnectionInfo, causes},
+};
 
 /// How a request ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -116,7 +119,7 @@ impl Record {
     }
 
     /// Notes that the response broke off.
-    pub fn truncated(&mut self, error: &hyper::Error) {
+    pub fn truncated(&mut self, error: &BodyError) {
         self.intended = Outcome::Truncated;
         self.complete = true;
         self.error = Some(causes(error));
@@ -125,6 +128,11 @@ impl Record {
     /// Notes that the response's end was reached.
     pub fn complete(&mut self) {
         self.complete = true;
+    }
+
+    /// Whether it was, without an error.
+    pub fn is_complete(&self) -> bool {
+        self.complete && self.intended != Outcome::Truncated
     }
 
     /// Counts content sent to the client, in bytes.
@@ -161,6 +169,7 @@ impl Drop for Record {
             process = self.client.process,
             origin = %self.client.origin.socket_addr(),
             upstream = info.map(|info| tracing::field::display(info.address)),
+            protocol = info.map(|info| info.protocol),
             tls = tls.map(|tls| tls.version),
             cipher = tls.map(|tls| tls.cipher),
             group = tls.map(|tls| tls.group),

@@ -1,24 +1,24 @@
 //! Making connections.
 
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use hyper::{client::conn::http1, rt};
 use hyper_util::rt::TokioIo;
 use rustls::{HandshakeKind, ProtocolVersion};
 use rustls_pki_types::ServerName;
 use tokio::{
     net::TcpStream,
-    task,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{
-    Connection, ConnectionInfo, TlsInfo, UpstreamError,
-    tls::{TlsStream, handshake},
+    Cause, ConnectionInfo, Made, Offer, TlsInfo, UpstreamError,
+    health::Health,
+    http1::Exclusive,
+    http2::Shared,
+    tls::{HTTP2, TlsStream, handshake},
 };
 use crate::{
-    body::RequestBody,
     route::Route,
     socket::{Place, SocketFactory},
     telemetry::metrics::Metrics,
@@ -29,78 +29,162 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an address has before the next is tried beside it (RFC 8305 section 8).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Connects to where the application was going, and adds nothing.
-///
-/// # Errors
-/// The origin refuses, is unreachable, or does not answer.
-pub async fn plain(sockets: &SocketFactory, from: &Place, origin: SocketAddr) -> Result<Connection, UpstreamError> {
-    let stream = tcp(sockets, from, &[origin]).await?;
-    let info = ConnectionInfo { address: origin, tls: None };
-    http(TokioIo::new(stream), info).await
+/// Makes the connections of one worker.
+pub struct Connector {
+    sockets: SocketFactory,
+    metrics: Arc<Metrics>,
+    /// Which addresses to try last.
+    pub health: Health,
 }
 
-/// Connects to a configured host, originates TLS and verifies the peer.
-///
-/// # Errors
-/// No address can be reached, or TLS fails. Nothing but the handshake has been sent then.
-pub async fn tls(
-    sockets: &SocketFactory,
-    metrics: &Metrics,
-    from: &Place,
-    route: &Route,
-    server_name: ServerName<'static>,
-    origin: SocketAddr,
-) -> Result<Connection, UpstreamError> {
-    let stream = tcp(sockets, from, &route.candidates(origin.ip())).await?;
-    let address = peer(&stream, origin);
-    let host = server_name.to_str().into_owned();
-    let result = handshake(&route.originator, server_name, stream).await;
-    let info = result.as_ref().ok().map(|stream| tls_info(stream, route));
-    metrics.handshake(info.as_ref());
-    let stream = result.map_err(|source| UpstreamError::Tls { host: host.clone(), address, source })?;
-    if let Some(mismatch) = route.originator.unenforced_pins(stream.get_ref().1.peer_certificates()) {
-        metrics.unenforced_pins.inc();
-        tracing::warn!(host, %address, "pins: {mismatch}");
+impl Connector {
+    /// A connector that makes its sockets with `sockets`.
+    pub fn new(sockets: SocketFactory, metrics: Arc<Metrics>) -> Self {
+        Self { sockets, metrics, health: Health::default() }
     }
-    http(TokioIo::new(stream), ConnectionInfo { address, tls: info }).await
-}
 
-/// Tries the addresses in order, each a moment after the one before or as soon as that fails; the first connection wins
-/// (RFC 8305 section 5). All of them share one time limit.
-///
-/// # Errors
-/// None can be reached; the error is the last one's.
-pub async fn tcp(sockets: &SocketFactory, from: &Place, candidates: &[SocketAddr]) -> Result<TcpStream, UpstreamError> {
-    let Some(&first) = candidates.first() else { return Err(UpstreamError::NoAddress) };
-    let attempts = async {
-        let mut waiting = candidates.iter();
-        let mut under_way = FuturesUnordered::new();
-        let mut failure = UpstreamError::NoAddress;
+    /// Connects to where the application was going, and adds nothing.
+    ///
+    /// # Errors
+    /// The origin refuses, is unreachable, or does not answer.
+    pub async fn plain(&self, from: &Place, origin: SocketAddr) -> Result<Made, UpstreamError> {
+        let stream = self.tcp(from, origin).await?;
+        let info = ConnectionInfo { address: origin, protocol: "HTTP/1.1", tls: None };
+        Exclusive::start(TokioIo::new(stream), info).await.map(Made::Http1)
+    }
+
+    /// Connects to a configured host, originates TLS and verifies the peer.
+    ///
+    /// An address whose connection breaks during the handshake is passed over like one that refuses; whatever else is wrong
+    /// with TLS there is the host's answer.
+    ///
+    /// # Errors
+    /// No address can be reached, or TLS fails. Nothing but the handshake has been sent then.
+    pub async fn tls(
+        &self,
+        from: &Place,
+        route: &Route,
+        server_name: &ServerName<'static>,
+        origin: SocketAddr,
+        offer: Offer,
+    ) -> Result<Made, UpstreamError> {
+        let netns = from.netns.cookie();
+        let mut candidates = route.candidates(origin.ip());
+        self.health.order(netns, &mut candidates);
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let mut broken = None;
         loop {
-            if let Some(&address) = waiting.next() {
-                under_way.push(async move {
-                    sockets.connect(from, address).await.map_err(|source| UpstreamError::Connect { address, source })
-                });
+            let (stream, address) = match self.first_of(from, &candidates, deadline).await {
+                Ok(connected) => connected,
+                // What has got furthest says most.
+                Err(error) => return Err(broken.unwrap_or(error)),
+            };
+            let handshake = self.handshake(stream, address, route, server_name, offer).await;
+            match &handshake {
+                Ok(_) => self.health.succeeded(netns, address),
+                Err(error) if error.is_broken_handshake() || error.cause() == Cause::HandshakeTimeout => {
+                    self.health.failed(netns, address);
+                }
+                Err(_) => {}
             }
-            let more = waiting.len() > 0;
-            tokio::select! {
-                result = under_way.next() => match result {
-                    Some(Ok(stream)) => return Ok(stream),
-                    Some(Err(error)) => failure = error,
-                    None => return Err(failure),
-                },
-                () = sleep(ATTEMPT_DELAY), if more => {}
+            match handshake {
+                Ok((stream, tls)) => return http(stream, address, tls).await,
+                Err(error) if error.is_broken_handshake() => {
+                    candidates.retain(|candidate| *candidate != address);
+                    broken = Some(error);
+                }
+                Err(error) => return Err(error),
             }
         }
-    };
-    match timeout(CONNECT_TIMEOUT, attempts).await {
-        Ok(result) => result,
-        Err(_) => Err(UpstreamError::ConnectTimeout { address: first, limit: CONNECT_TIMEOUT }),
+    }
+
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        route: &Route,
+        server_name: &ServerName<'static>,
+        offer: Offer,
+    ) -> Result<(TlsStream, TlsInfo), UpstreamError> {
+        let host = || server_name.to_str().into_owned();
+        let result = handshake(&route.originator, server_name.clone(), offer, stream).await;
+        self.metrics.handshake(result.as_ref().ok().map(|stream| tls_info(stream, route)).as_ref());
+        let stream = result.map_err(|source| UpstreamError::Tls { host: host(), address, source })?;
+        if let Some(mismatch) = route.originator.unenforced_pins(stream.get_ref().1.peer_certificates()) {
+            self.metrics.unenforced_pins.inc();
+            tracing::warn!(host = host(), %address, "pins: {mismatch}");
+        }
+        let info = tls_info(&stream, route);
+        Ok((stream, info))
+    }
+
+    /// Connects to one address.
+    ///
+    /// # Errors
+    /// It refuses, is unreachable, or does not answer.
+    pub async fn tcp(&self, from: &Place, address: SocketAddr) -> Result<TcpStream, UpstreamError> {
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        self.first_of(from, &[address], deadline).await.map(|(stream, _)| stream)
+    }
+
+    /// Tries the addresses in order, each a moment after the one before or as soon as that fails; the first connection wins
+    /// (RFC 8305 section 5). All of them share one time limit.
+    async fn first_of(
+        &self,
+        from: &Place,
+        candidates: &[SocketAddr],
+        deadline: Instant,
+    ) -> Result<(TcpStream, SocketAddr), UpstreamError> {
+        let Some(&first) = candidates.first() else { return Err(UpstreamError::NoAddress) };
+        let failed = |address| {
+            // The only address of a host cannot be put behind others.
+            if candidates.len() > 1 {
+                self.health.failed(from.netns.cookie(), address);
+            }
+        };
+        let mut waiting = candidates.iter();
+        let mut silent = Vec::new();
+        let attempts = async {
+            let mut under_way = FuturesUnordered::new();
+            let mut failure = UpstreamError::NoAddress;
+            loop {
+                if let Some(&address) = waiting.next() {
+                    silent.push(address);
+                    under_way.push(async move { (self.sockets.connect(from, address).await, address) });
+                }
+                let more = waiting.len() > 0;
+                tokio::select! {
+                    result = under_way.next() => match result {
+                        Some((Ok(stream), address)) => return Ok((stream, address)),
+                        Some((Err(source), address)) => {
+                            failed(address);
+                            silent.retain(|silent| *silent != address);
+                            failure = UpstreamError::Connect { address, source };
+                        }
+                        None => return Err(failure),
+                    },
+                    () = sleep(ATTEMPT_DELAY), if more => {}
+                }
+            }
+        };
+        let result = timeout_at(deadline, attempts).await;
+        // Those that had their time before the one that answered, or all.
+        let winner = result.as_ref().ok().and_then(|result| result.as_ref().ok()).map(|(_, address)| *address);
+        silent.into_iter().take_while(|address| Some(*address) != winner).for_each(failed);
+        result.unwrap_or(Err(UpstreamError::ConnectTimeout { address: first, limit: CONNECT_TIMEOUT }))
     }
 }
 
-fn peer(stream: &TcpStream, otherwise: SocketAddr) -> SocketAddr {
-    stream.peer_addr().unwrap_or(otherwise)
+/// Starts what the origin has picked; HTTP/1.1 if it does not know ALPN.
+async fn http(stream: TlsStream, address: SocketAddr, tls: TlsInfo) -> Result<Made, UpstreamError> {
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
+    let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
+    let (io, info) = (TokioIo::new(stream), ConnectionInfo { address, protocol, tls: Some(tls) });
+    if http2 {
+        Shared::start(io, info).await.map(Made::Http2)
+    } else {
+        Exclusive::start(io, info).await.map(Made::Http1)
+    }
 }
 
 fn tls_info(stream: &TlsStream, route: &Route) -> TlsInfo {
@@ -116,31 +200,4 @@ fn tls_info(stream: &TlsStream, route: &Route) -> TlsInfo {
         resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
         client_certificate: route.upstream.tls.client.is_some(),
     }
-}
-
-/// Starts HTTP on a connection. A task of its own drives it until it ends.
-async fn http<I>(io: I, info: ConnectionInfo) -> Result<Connection, UpstreamError>
-where
-    I: rt::Read + rt::Write + Send + Unpin + 'static,
-{
-    let (sender, connection) = http1::Builder::new()
-        .preserve_header_case(true)
-        .handshake::<_, RequestBody>(io)
-        .await
-        .map_err(|source| UpstreamError::of_exchange(&info, source))?;
-    let address = info.address;
-    task::spawn_local(async move {
-        // The exchange that it concerns sees the same error.
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%address, %error, "upstream connection ended");
-        }
-    });
-    Ok(Connection { sender, info: Rc::new(info) })
-}
-
-/// Whether a failure of an exchange says that the connection was gone, rather than that the origin answered nonsense.
-pub fn is_gone(error: &hyper::Error) -> bool {
-    use std::error::Error as _;
-    let broken = error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some();
-    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || (broken && !error.is_parse())
 }

@@ -18,7 +18,7 @@ mod witness;
 use rustls::crypto::aws_lc_rs;
 
 pub use self::{
-    handshake::{TlsStream, handshake},
+    handshake::{HTTP2, TlsStream, handshake},
     material::TlsError,
     originator::{Clients, Originator, Workshop},
     refusal::{Refusal, alert_name},

@@ -18,7 +18,7 @@ pub(super) async fn serve<S: Transport + Send + 'static>(mut stream: S, peer: Pe
         close |= request.version == "HTTP/1.0" && request.header("connection").is_none();
         let head_only = request.method == "HEAD";
         let stream = &mut *input.stream;
-        match shared.answer(request) {
+        match shared.answer(request).in_time().await {
             Reply::Response { status, headers, body } => {
                 let mut bytes = response_head(status, &headers, body.len());
                 if !head_only {
@@ -26,6 +26,7 @@ pub(super) async fn serve<S: Transport + Send + 'static>(mut stream: S, peer: Pe
                 }
                 stream.write_all(&bytes).await?;
             }
+            Reply::Later(..) => bail!("an answer that is held back twice"),
             Reply::Raw(bytes) => stream.write_all(&bytes).await?,
             Reply::RawThenClose(bytes) => {
                 stream.write_all(&bytes).await?;

@@ -24,7 +24,7 @@ where
         let (peer, shared, close) = (peer.clone(), Arc::clone(shared), Arc::clone(&close));
         async move {
             let reply = match record(request, peer).await {
-                Ok(request) => shared.answer(request),
+                Ok(request) => shared.answer(request).in_time().await,
                 Err(error) => Reply::status(400, &[], format!("{error:#}")),
             };
             let response = match response(reply) {

@@ -25,7 +25,7 @@ const SIZE: u64 = 64 * MIB;
 const GROWTH: u64 = 16 * MIB;
 
 /// The most memory that the agent ever had.
-fn peak_memory(agent: &mut Agent<'_>) -> Result<u64> {
+pub(crate) fn peak_memory(agent: &mut Agent<'_>) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.process().pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     Ok(1024 * line.trim().trim_end_matches(" kB").parse::<u64>()?)
@@ -76,7 +76,7 @@ fn a_large_answer_streams_through_a_small_agent() -> Result<()> {
         let record = agent.wait_for_records(done + 1)?.pop().context("no record")?;
         ensure!(record.text("sent") == SIZE.to_string(), "{record:?}");
     }
-    let growth = peak_memory(&mut agent)? - before;
+    let growth = peak_memory(&mut agent)?.saturating_sub(before);
     ensure!(growth < GROWTH, "the agent grew by {} KiB", growth / 1024);
     Ok(())
 }
@@ -116,7 +116,7 @@ fn a_large_request_streams_through_a_small_agent() -> Result<()> {
         ensure!(record.text("received") == SIZE.to_string(), "{record:?}");
     }
     ensure!(origin.failures().is_empty(), "{:?}", origin.failures());
-    let growth = peak_memory(&mut agent)? - before;
+    let growth = peak_memory(&mut agent)?.saturating_sub(before);
     ensure!(growth < GROWTH, "the agent grew by {} KiB", growth / 1024);
     Ok(())
 }
@@ -158,7 +158,7 @@ fn a_slow_reader_slows_the_origin_down() -> Result<()> {
     let held_at = written.load(Ordering::Relaxed);
     ensure!(held_at < SIZE / 2, "the origin could write {} MiB to a reader that stands still", held_at / MIB);
     ensure!(agent.records().is_empty());
-    let growth = peak_memory(&mut agent)? - before;
+    let growth = peak_memory(&mut agent)?.saturating_sub(before);
     ensure!(growth < GROWTH, "the agent grew by {} KiB", growth / 1024);
     reader.kill();
     ensure!(agent.wait_for_records(1)?[0].text("outcome") == "aborted");
@@ -196,7 +196,7 @@ fn a_slow_origin_slows_the_client_down() -> Result<()> {
     let sent = || agent_receive_queue_is_full(&bed);
     wait_until("the client to be held up", PATIENCE, sent)?;
     ensure!(client.is_running() && agent.records().is_empty());
-    let growth = peak_memory(&mut agent)? - before;
+    let growth = peak_memory(&mut agent)?.saturating_sub(before);
     ensure!(growth < GROWTH, "the agent grew by {} KiB", growth / 1024);
     go.send_replace(true);
     client.wait_for_output("fine")?;

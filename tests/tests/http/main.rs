@@ -1,11 +1,14 @@
 //! HTTP on its way through: what the origin and the application see of each other.
 
+mod addresses;
 mod broken;
 mod fidelity;
+mod http2;
 mod large;
 mod record;
 mod requests;
 mod reuse;
+mod sharing;
 mod switch;
 
 use std::sync::{Arc, Mutex};
@@ -25,8 +28,14 @@ const RULES: &str = include_str!("../../seed/tls-origination.yaml");
 /// An answer without content.
 const EMPTY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
-/// The embedded origin on the addresses of HOST, over TLS.
+/// The embedded origin on the addresses of HOST, over TLS and HTTP/1.1: whose every byte counts.
 fn origin(bed: &TestBed) -> Result<OriginBuilder<'_>> {
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?).http1_only();
+    bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)
+}
+
+/// The same, where HTTP/2 is picked by who can.
+fn origin_http2(bed: &TestBed) -> Result<OriginBuilder<'_>> {
     let tls = ServerTls::new(bed.pki().server(&[HOST])?);
     bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)
 }

@@ -45,7 +45,7 @@ fn what_is_agreed_on_shows_in_the_access_log() -> Result<()> {
         alpn: Option<&'static str>,
     }
     let cases = [
-        Case { host: "a.example", tls: |tls| tls, version: ["TLSv1_3", "TLSv1.3"], alpn: Some("http/1.1") },
+        Case { host: "a.example", tls: |tls| tls, version: ["TLSv1_3", "TLSv1.3"], alpn: Some("h2") },
         Case {
             host: "b.example",
             tls: |tls| tls.http1_only(),
@@ -54,12 +54,7 @@ fn what_is_agreed_on_shows_in_the_access_log() -> Result<()> {
         },
         // A server that has never heard of ALPN.
         Case { host: "c.example", tls: |tls| tls.alpn(&[]), version: ["TLSv1_3", "TLSv1.3"], alpn: None },
-        Case {
-            host: "d.example",
-            tls: |tls| tls.tls12_only(),
-            version: ["TLSv1_2", "TLSv1.2"],
-            alpn: Some("http/1.1"),
-        },
+        Case { host: "d.example", tls: |tls| tls.tls12_only(), version: ["TLSv1_2", "TLSv1.2"], alpn: Some("h2") },
     ];
     let bed = cases.iter().fold(TestBed::builder("tls-agreed"), |builder, case| builder.host(case.host)).build()?;
     let mut origin = bed.embedded_origin();
@@ -79,6 +74,8 @@ fn what_is_agreed_on_shows_in_the_access_log() -> Result<()> {
         ensure!(seen.version == case.version[0] && !seen.resumed, "{seen:?}");
         let record = agent.wait_for_records(done + 1)?.pop().context("no record")?;
         ensure!(record.text("tls") == case.version[1], "{record:?}");
+        let protocol = if case.alpn == Some("h2") { "HTTP/2" } else { "HTTP/1.1" };
+        ensure!(record.text("protocol") == protocol && request.version == protocol, "{record:?}");
         ensure!(!record.text("cipher").is_empty() && !record.text("group").is_empty(), "{record:?}");
     }
     Ok(())
@@ -87,7 +84,7 @@ fn what_is_agreed_on_shows_in_the_access_log() -> Result<()> {
 #[test]
 fn the_name_asked_for_is_the_host_however_the_application_writes_it() -> Result<()> {
     let bed = TestBed::new("tls-sni")?;
-    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?).http1_only();
     let origin = bed.embedded_origin().handler(closing).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
     let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
     let _agent = bed.agent(&config)?;
@@ -108,7 +105,7 @@ fn the_name_asked_for_is_the_host_however_the_application_writes_it() -> Result<
 fn a_second_connection_resumes_the_session() -> Result<()> {
     for tls12 in [false, true] {
         let bed = TestBed::new("tls-resumed")?;
-        let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+        let tls = ServerTls::new(bed.pki().server(&[HOST])?).http1_only();
         let tls = if tls12 { tls.tls12_only() } else { tls };
         let origin = bed.embedded_origin().handler(closing).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
         let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
@@ -129,7 +126,7 @@ fn a_second_connection_resumes_the_session() -> Result<()> {
 fn a_session_with_one_host_is_not_resumed_with_another() -> Result<()> {
     let hosts = ["a.example", "b.example"];
     let bed = TestBed::builder("tls-not-resumed").host(hosts[0]).alias(hosts[1], hosts[0]).build()?;
-    let tls = ServerTls::new(bed.pki().server(&hosts)?);
+    let tls = ServerTls::new(bed.pki().server(&hosts)?).http1_only();
     let origin = bed.embedded_origin().handler(closing).tls(&bed.sockets(hosts[0], 443), &tls)?.start()?;
     let config = configure(&bed, &hosts.map(|host| rule(host, DNS, SIMPLE)))?;
     let _agent = bed.agent(&config)?;

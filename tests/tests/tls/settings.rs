@@ -185,8 +185,10 @@ fn turning_verification_off_is_warned_of() -> Result<()> {
     let config = configure(&bed, &[rule(HOST, DNS, "{mode: SIMPLE, insecureSkipVerify: true}")])?;
     let agent = bed.agent(&config)?;
     let file = config.path().join("rules.yaml");
-    let warning = format!("{}:18: the certificate of {HOST} is not verified", file.display());
-    let warned = agent.log().iter().any(|line| line.text("level") == "WARN" && line.message().contains(&warning));
+    let place = format!("{}:18: ", file.display());
+    let warning = format!("tls.insecureSkipVerify: the certificate of {HOST} is not verified");
+    let says = |message: &str| message.contains(&place) && message.contains(&warning);
+    let warned = agent.log().iter().any(|line| line.text("level") == "WARN" && says(&line.message()));
     ensure!(warned, "{warning} was expected:\n{}", agent.log_text());
     Ok(())
 }

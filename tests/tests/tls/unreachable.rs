@@ -72,7 +72,7 @@ fn every_way_to_fail_has_a_name() -> Result<()> {
         .tls(&bed.sockets(GOOD, 443), &ServerTls::new(bed.pki().server(&[GOOD])?))?
         .tls(
             &bed.sockets("no-alpn.example", 443),
-            &ServerTls::new(bed.pki().server(&["no-alpn.example"])?).alpn(&["h2"]),
+            &ServerTls::new(bed.pki().server(&["no-alpn.example"])?).alpn(&["h3"]),
         )?
         .start()?;
     let tripwire = bed.tripwire(&hosts)?;

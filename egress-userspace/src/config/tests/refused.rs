@@ -312,8 +312,8 @@ fn annotations() {
         ),
         ("pins-mode", "Enforce", "unknown value \"Enforce\"; did you mean enforce?"),
         ("pins-mode", "report", "there are no pins for this mode; add egress.dev/pins, or remove it"),
-        ("require-post-quantum", "'yes'", "unknown value \"yes\"; use true, false"),
-        ("require-postquantum", "'true'", "unknown annotation; did you mean egress.dev/require-post-quantum?"),
+        ("require-post-quantum", "'yes'", "\"yes\" is neither \"true\" nor \"false\"; use one of them, in quotes"),
+        ("require-postquantum", "'true'", "unknown annotation; did you mean `egress.dev/require-post-quantum`?"),
         ("colour", "red", "unknown annotation; egress has none of this name"),
     ] {
         let text = format!(
@@ -371,13 +371,13 @@ fn envelope() {
         (format!("{V1}kind: ServiceEntry\nmetadata: {{}}\n{SPEC}"), "@3: metadata.name: this field is required"),
         (
             format!("{V1}kind: ServiceEntry\nmetadata:\n  name: x\n  annotations:\n    egress.dev/pin: y\n{SPEC}"),
-            "@6: metadata.annotations[\"egress.dev/pin\"]: unknown annotation; did you mean egress.dev/pins?",
+            "@6: metadata.annotations[\"egress.dev/pin\"]: unknown annotation; did you mean `egress.dev/pins`?",
         ),
         (
             format!(
                 "{V1}kind: ServiceEntry\nmetadata:\n  name: x\n  annotations:\n    egress.dev/min-tls: '1.3'\n{SPEC}"
             ),
-            "@6: metadata.annotations[\"egress.dev/min-tls\"]: this annotation is for a DestinationRule, not for a ServiceEntry",
+            "@6: metadata.annotations[\"egress.dev/min-tls\"]: this annotation belongs on a DestinationRule; move it there",
         ),
         (
             format!("{V1}kind: ServiceEntry\nmetadata: {{name: x, nmespace: y}}\n{SPEC}"),

@@ -1,4 +1,4 @@
-//! One route of a `VirtualService` to an [`HttpRoute`], apart from where its destinations lead.
+//! One route of a `VirtualService` to an [`HttpRoute`](crate::policy::HttpRoute), apart from where its destinations lead.
 
 use std::time::Duration;
 

@@ -7,6 +7,11 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client};
 
 use super::{Originator, Refusal, witness::Witnessed};
+use crate::upstream::Offer;
+
+/// HTTP/2 and HTTP/1.1 by their names in ALPN.
+pub const HTTP2: &[u8] = b"h2";
+pub(super) const HTTP1: &[u8] = b"http/1.1";
 
 /// For the handshake as a whole.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -21,10 +26,15 @@ pub type TlsStream = client::TlsStream<Witnessed<TcpStream>>;
 pub async fn handshake(
     originator: &Originator,
     server_name: ServerName<'static>,
+    offer: Offer,
     stream: TcpStream,
 ) -> Result<TlsStream, Refusal> {
     let (stream, witness) = Witnessed::new(stream);
-    let connecting = TlsConnector::from(originator.config().clone()).connect(server_name, stream);
+    let connector = TlsConnector::from(originator.config().clone());
+    let connecting = match offer {
+        Offer::Both => connector.connect(server_name, stream),
+        Offer::Http1 => connector.with_alpn(vec![HTTP1.to_vec()]).connect(server_name, stream),
+    };
     match timeout(LIMIT, connecting).await {
         Ok(Ok(mut stream)) => {
             stream.get_mut().0.release();

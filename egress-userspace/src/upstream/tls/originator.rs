@@ -12,6 +12,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{
     TlsError,
+    handshake::{HTTP1, HTTP2},
     material::{Material, Store, content, parse_chain, parse_crls, parse_key, parse_roots},
     refusal::Offer,
     verify::{Expected, PeerVerifier, PinMismatch, Trust},
@@ -227,7 +228,7 @@ impl Client {
             }
             _ => builder.with_no_client_auth(),
         };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
         config.resumption = Resumption::in_memory_sessions(if recipe.is_plain() { SESSIONS } else { SESSIONS_OF_FEW });
         let offer = Offer { min_version, post_quantum, client_certificate: settings.client.is_some() };
         Ok(Self { config: Arc::new(config), verifier, offer, material })
@@ -244,21 +245,23 @@ fn provider(post_quantum: bool) -> CryptoProvider {
 
 /// What origins are to be verified by; None if by nothing.
 fn expected(recipe: &Recipe, settings: &TlsSettings, material: &Material) -> Result<Option<Expected>, TlsError> {
-    let trust = match (&settings.roots, &material.roots, &material.system_roots) {
-        (Roots::File(file), Some(pem), _) => {
-            Trust { roots: Arc::new(parse_roots(file, pem)?), place: format!("among those in {}", file.value) }
-        }
-        (_, _, Some(roots)) => Trust { roots: roots.clone(), place: "among this machine's".to_owned() },
-        _ => return Ok(None),
-    };
     let names = match &recipe.names {
         Names::Any => return Ok(None),
         Names::Asked => None,
         Names::Listed(names) => Some(names.clone()),
     };
+    let trust = match (&settings.roots, &material.roots, &material.system_roots) {
+        (Roots::File(file), Some(pem), _) => {
+            Trust { roots: Arc::new(parse_roots(file, pem)?), place: format!("among those in {}", file.value) }
+        }
+        (Roots::System, _, Some(roots)) => Trust { roots: roots.clone(), place: "among this machine's".to_owned() },
+        // They are read for all who verify; if they were not, then nobody is trusted.
+        _ => return Err(TlsError::NoSystemRoots),
+    };
     let crls = match (&settings.crl, &material.crl) {
         (Some(file), Some(pem)) => Some((parse_crls(file, pem)?, file.value.to_string())),
-        _ => None,
+        (Some(file), None) => return Err(content(file, "it was not read".to_owned())),
+        (None, _) => None,
     };
     let Requirements { pins, pins_mode, .. } = &recipe.requirements;
     Ok(Some(Expected { trust, names, crls, pins: pins.clone(), enforces_pins: *pins_mode == PinsMode::Enforce }))

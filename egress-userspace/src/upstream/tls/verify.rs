@@ -171,17 +171,12 @@ impl Expected {
         }
         let asked = [asked.to_owned()];
         let names = self.names.as_deref().unwrap_or(&asked);
-        let mut result = Ok(());
-        for name in names {
-            result = certificate.verify_is_valid_for_subject_name(name);
-            if !matches!(result, Err(webpki::Error::CertNotValidForName(_))) {
-                break;
-            }
-        }
-        match result {
-            Ok(()) => Ok(()),
-            Err(webpki::Error::CertNotValidForName(_)) => Err(wrong_name(presented, names)),
-            Err(error) => Err(explain(error)),
+        let mut results = names.iter().map(|name| certificate.verify_is_valid_for_subject_name(name));
+        // The first that is not just another name.
+        match results.find(|result| !matches!(result, Err(webpki::Error::CertNotValidForName(_)))) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(explain(error)),
+            None => Err(wrong_name(presented, names)),
         }
     }
 

@@ -1,0 +1,230 @@
+//! Sending one request, and again where that is safe.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Request, Uri, Version, header, request,
+    uri::{PathAndQuery, Scheme},
+};
+use hyper::client::conn::TrySendError;
+use tokio::time::timeout;
+
+use super::{headers, host::RequestHost, respond::ProxyError};
+use crate::{
+    body::{Content, RequestBody},
+    upstream::{
+        Connection, Fate,
+        pool::{self, Wanted},
+    },
+};
+
+/// How often a request is repeated that no origin has looked at.
+const REPEATS: u32 = 3;
+/// How much of a request's body is read, and for how long, before an error is answered.
+const DISCARD_LIMIT: usize = 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(1);
+
+/// A request on its way, and what is needed to send it a second time where that is safe: it was not sent at all or not
+/// processed, or it is idempotent (RFC 9110 section 9.2.2) and has no content.
+pub(super) struct Attempt<'a> {
+    /// As HTTP/1.1 has it; None while it is on its way and may not be sent again.
+    head: Option<request::Parts>,
+    host: &'a RequestHost,
+    content: &'a Rc<Content>,
+    /// Whether the client takes trailers, which HTTP/2 has a field for.
+    trailers: bool,
+    repeatable: bool,
+    http2: bool,
+    needs_http1: bool,
+    newer_than: Option<Instant>,
+    repeats: u32,
+}
+
+impl<'a> Attempt<'a> {
+    /// The request with this head, as the client has sent it.
+    pub(super) fn new(mut head: request::Parts, host: &'a RequestHost, content: &'a Rc<Content>, http2: bool) -> Self {
+        let repeatable = content.is_empty() && head.method.is_idempotent();
+        let trailers = headers::takes_trailers(&head.headers);
+        prepare(&mut head, host);
+        Self {
+            head: Some(head),
+            host,
+            content,
+            trailers,
+            repeatable,
+            http2,
+            needs_http1: false,
+            newer_than: None,
+            repeats: 0,
+        }
+    }
+
+    /// What the connection must be like.
+    pub(super) fn wanted(&self) -> Wanted {
+        let max_idle = if self.repeatable { pool::MAX_IDLE } else { pool::MAX_IDLE_UNREPEATABLE };
+        Wanted { max_idle, http2: self.http2, newer_than: self.newer_than }
+    }
+
+    /// Whether the origin has said that it takes the request over HTTP/1.1 alone.
+    pub(super) fn needs_http1(&self) -> bool {
+        self.needs_http1
+    }
+
+    /// The request as `connection` takes it; an error only if it may not be sent again.
+    pub(super) fn request(&mut self, connection: &Connection) -> Result<Request<RequestBody>, ProxyError> {
+        let head = if connection.is_http2() {
+            self.content.keep();
+            let head = self.head.as_ref().ok_or_else(ProxyError::internal)?;
+            translate(head, self.host, self.trailers)?
+        } else {
+            let head = if self.repeatable { self.head.clone() } else { self.head.take() };
+            head.ok_or_else(ProxyError::internal)?
+        };
+        Ok(Request::from_parts(head, self.content.body()))
+    }
+
+    /// Makes it ready to be sent again.
+    ///
+    /// # Errors
+    /// That is not safe.
+    pub(super) fn again(
+        &mut self,
+        mut failure: TrySendError<Request<RequestBody>>,
+        connection: &Connection,
+    ) -> Result<(), hyper::Error> {
+        let unsent = failure.take_message();
+        let error = failure.into_error();
+        let fate = if unsent.is_some() { Fate::Unprocessed { gone: true } } else { Fate::of(&error) };
+        // One that was fresh and takes nothing is no better the next time.
+        let hopeless = unsent.is_some() && !connection.is_reused();
+        if let Some(request) = unsent
+            && !connection.is_http2()
+        {
+            self.head = Some(request.into_parts().0);
+        }
+        let may = match fate {
+            Fate::Unprocessed { .. } | Fate::NeedsHttp1 => {
+                !hopeless && self.repeats < REPEATS && self.content.is_repeatable()
+            }
+            // Once, and on a younger connection: one that was idle may have been closed by the origin just now.
+            Fate::Lost => self.repeatable && connection.is_reused() && self.newer_than.is_none(),
+            Fate::Failed => false,
+        };
+        if !may || self.head.is_none() {
+            return Err(error);
+        }
+        if let (Fate::Unprocessed { gone: false }, Connection::Http2(stream)) = (fate, connection) {
+            stream.refused();
+        }
+        self.repeats += 1;
+        self.needs_http1 = fate == Fate::NeedsHttp1;
+        if matches!(fate, Fate::Unprocessed { gone: true } | Fate::Lost) {
+            self.newer_than = Some(connection.made());
+        }
+        Ok(())
+    }
+
+    /// Reads some of a body that goes nowhere. What is left unread when the connection is closed makes the kernel reset it,
+    /// and a client that is still sending would never see our answer.
+    pub(super) async fn discard(&self) {
+        // A client that asks first waits for our answer.
+        if self.head.as_ref().is_none_or(|head| head.headers.contains_key(header::EXPECT)) {
+            return;
+        }
+        let mut left = DISCARD_LIMIT;
+        let reading = async {
+            while let Some(Ok(frame)) = std::future::poll_fn(|cx| self.content.poll_read(cx)).await {
+                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+                if left == 0 {
+                    return;
+                }
+            }
+        };
+        // What could not be read in time stays unread.
+        let _ = timeout(DISCARD_TIME, reading).await;
+    }
+}
+
+/// Makes the head what the origin should see: what the application sent, less what concerns our connection alone.
+fn prepare(head: &mut request::Parts, host: &RequestHost) {
+    head.version = Version::HTTP_11;
+    headers::remove_hop_by_hop(&mut head.headers);
+    if head.uri.authority().is_some() {
+        // To an origin goes the origin form, with the target's authority as Host (RFC 9112 sections 3.2.1 and 3.2.2).
+        let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        head.uri = Uri::from(target);
+        headers::replace_host(&mut head.headers, host.authority());
+    }
+}
+
+/// Says in HTTP/2 what the head says in HTTP/1.1 (RFC 9113 sections 8.2.2 and 8.3.1). Fields keep their order.
+fn translate(head: &request::Parts, host: &RequestHost, trailers: bool) -> Result<request::Parts, ProxyError> {
+    let mut target = head.uri.clone().into_parts();
+    target.scheme = Some(Scheme::HTTPS);
+    target.authority = host.authority().to_str().ok().and_then(|authority| authority.trim().parse().ok());
+    let target = Uri::from_parts(target).map_err(|_| ProxyError::bad_request("HTTP/2 has no such target"))?;
+    let mut fields = HeaderMap::with_capacity(head.headers.len() + 1);
+    for (name, value) in &head.headers {
+        if name != header::HOST && name != header::TRANSFER_ENCODING {
+            fields.append(name, value.clone());
+        }
+    }
+    if trailers {
+        fields.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    let (mut translated, ()) = Request::new(()).into_parts();
+    translated.method = head.method.clone();
+    translated.uri = target;
+    translated.version = Version::HTTP_2;
+    translated.headers = fields;
+    Ok(translated)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(target: &str, fields: &[(&'static str, &str)], trailers: bool, uri: &str, expected: &[(&str, &str)]) {
+        let mut request = Request::builder().uri(target);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let (head, ()) = request.body(()).expect("a valid request").into_parts();
+        let host = RequestHost::parse(&head.headers[header::HOST]).expect("a valid host");
+        let head = translate(&head, &host, trailers).expect("HTTP/2 can say it");
+        assert_eq!(head.uri.to_string(), uri);
+        let found: Vec<_> =
+            head.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("ASCII values"))).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn host_becomes_the_authority_and_the_rest_keeps_its_order() {
+        check(
+            "/a?b=%7E",
+            &[("host", "Edition.CNN.com:80"), ("cookie", "a=1; b=2"), ("accept", "*/*"), ("x-a", "1")],
+            false,
+            "https://Edition.CNN.com:80/a?b=%7E",
+            &[("cookie", "a=1; b=2"), ("accept", "*/*"), ("x-a", "1")],
+        );
+        check(
+            "/",
+            &[("x-a", "1"), ("host", "a.example."), ("transfer-encoding", "chunked"), ("trailer", "x-sum")],
+            true,
+            "https://a.example./",
+            &[("x-a", "1"), ("trailer", "x-sum"), ("te", "trailers")],
+        );
+    }
+
+    #[test]
+    fn the_asterisk_is_a_target_as_well() {
+        let (head, ()) = Request::builder().method("OPTIONS").uri("*").body(()).expect("valid").into_parts();
+        let host = RequestHost::parse(&HeaderValue::from_static("a.example")).expect("a valid host");
+        let head = translate(&head, &host, false).expect("HTTP/2 can say it");
+        assert_eq!(head.uri.path(), "*");
+    }
+}

@@ -1,0 +1,309 @@
+//! HTTP/2 connections, which many requests share (RFC 9113).
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use hyper::{
+    client::conn::{TrySendError, http2},
+    rt::{self, Executor},
+};
+use tokio::task;
+
+use super::{ConnectionInfo, UpstreamError};
+use crate::body::RequestBody;
+
+/// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
+/// keep, and what one response can have under way: 2 MiB for each round trip.
+const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+/// The same for all responses of a connection: so much that readers who stand still hold up nobody else.
+const CONNECTION_WINDOW: u32 = 128 * STREAM_WINDOW;
+/// What is kept of one request's body until the origin takes it, in bytes.
+const SEND_BUFFER: usize = 256 * 1024;
+/// The largest head of a response, in bytes as RFC 9113 section 10.5.1 counts them.
+const MAX_HEAD: u32 = 256 * 1024;
+/// A connection on which requests have waited for so long without any answer takes no others: it may be dead.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// A connection that many requests use at the same time. It closes when the last of these handles is dropped.
+#[derive(Clone)]
+pub struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    /// Facts for the log.
+    pub info: Rc<ConnectionInfo>,
+    load: Rc<Load>,
+    tls_failure: TlsFailure,
+}
+
+/// How TLS has ended, if it has failed.
+type TlsFailure = Rc<RefCell<Option<rustls::Error>>>;
+
+/// What a connection is busy with.
+struct Load {
+    /// When it was made.
+    made: Instant,
+    /// Requests that use it.
+    streams: Cell<usize>,
+    /// How many may, as far as the origin has said (SETTINGS_MAX_CONCURRENT_STREAMS).
+    limit: Cell<usize>,
+    /// When the last request ended; of use while there are none.
+    idle_since: Cell<Instant>,
+    /// Requests without an answer.
+    waiting: Cell<usize>,
+    /// When the first of them was sent, or another was answered since.
+    waiting_since: Cell<Instant>,
+    /// Whether it has served a request.
+    used: Cell<bool>,
+}
+
+impl Shared {
+    /// Starts HTTP/2 on a connection. A task of its own drives it until it ends.
+    ///
+    /// # Errors
+    /// The connection breaks at once.
+    pub async fn start<I>(io: I, info: ConnectionInfo) -> Result<Self, UpstreamError>
+    where
+        I: rt::Read + rt::Write + Unpin + 'static,
+    {
+        let address = info.address;
+        let tls_failure = TlsFailure::default();
+        let io = Noting { io, tls_failure: tls_failure.clone(), write_failure: None };
+        let (sender, mut connection) = http2::Builder::new(LocalTasks)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(MAX_HEAD)
+            .handshake::<_, RequestBody>(io)
+            .await
+            .map_err(|source| match tls_failure.take() {
+                Some(error) => UpstreamError::of_ended(&info, &error),
+                None => UpstreamError::of_exchange(&info, source),
+            })?;
+        let now = Instant::now();
+        let load = Rc::new(Load {
+            made: now,
+            streams: Cell::new(0),
+            limit: Cell::new(connection.current_max_send_streams()),
+            idle_since: Cell::new(now),
+            waiting: Cell::new(0),
+            waiting_since: Cell::new(now),
+            used: Cell::new(false),
+        });
+        let limits = load.clone();
+        task::spawn_local(async move {
+            let ended = poll_fn(|cx| {
+                let polled = Pin::new(&mut connection).poll(cx);
+                limits.limit.set(connection.current_max_send_streams());
+                polled
+            });
+            // The exchanges that it concerns see the same error.
+            if let Err(error) = ended.await {
+                tracing::debug!(%address, %error, "upstream connection ended");
+            }
+        });
+        Ok(Self { sender, info: Rc::new(info), load, tls_failure })
+    }
+
+    /// Whether the connection has ended, or takes no more requests.
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Why TLS has ended, if it has failed.
+    pub fn tls_failure(&self) -> Option<rustls::Error> {
+        self.tls_failure.borrow().clone()
+    }
+
+    /// When it was made.
+    pub fn made(&self) -> Instant {
+        self.load.made
+    }
+
+    /// How many requests may use it at the same time, as far as is known.
+    pub fn limit(&self) -> usize {
+        self.load.limit.get()
+    }
+
+    /// How many do.
+    pub fn streams(&self) -> usize {
+        self.load.streams.get()
+    }
+
+    /// Whether one more request may use it, with at most `limit` in all, if it was not idle for longer than `max_idle`.
+    pub fn has_room(&self, limit: usize, max_idle: Duration) -> bool {
+        let load = &self.load;
+        let fresh = self.streams() > 0 || load.idle_since.get().elapsed() <= max_idle;
+        let silent = load.waiting.get() > 0 && load.waiting_since.get().elapsed() > SILENCE;
+        fresh && !silent && self.streams() < limit && !self.is_closed()
+    }
+
+    /// Whether nobody has used it for `max_idle`.
+    pub fn is_idle(&self, max_idle: Duration) -> bool {
+        self.streams() == 0 && self.load.idle_since.get().elapsed() >= max_idle
+    }
+
+    /// Uses it for one request.
+    pub fn stream(&self) -> Stream {
+        self.load.streams.set(self.streams() + 1);
+        Stream { reused: self.load.used.replace(true), waits: false, shared: self.clone() }
+    }
+}
+
+/// One request's use of a connection.
+pub struct Stream {
+    shared: Shared,
+    /// Whether the connection has served others.
+    pub reused: bool,
+    waits: bool,
+}
+
+impl Stream {
+    /// The connection.
+    pub fn connection(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Notes that the origin has refused this request: it takes fewer at once. What it has said of that is seen with the next
+    /// request that it is sent.
+    pub fn refused(&self) {
+        let load = &self.shared.load;
+        load.limit.set(load.limit.get().min(load.streams.get() - 1).max(1));
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// There is no response to it. It comes back if it was not sent.
+    pub async fn send(
+        &mut self,
+        request: http::Request<RequestBody>,
+    ) -> Result<http::Response<hyper::body::Incoming>, TrySendError<http::Request<RequestBody>>> {
+        let load = &self.shared.load;
+        if load.waiting.replace(load.waiting.get() + 1) == 0 {
+            load.waiting_since.set(Instant::now());
+        }
+        self.waits = true;
+        let result = self.shared.sender.try_send_request(request).await;
+        if result.is_ok() {
+            self.shared.load.waiting_since.set(Instant::now());
+        }
+        self.answered();
+        result
+    }
+
+    fn answered(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            let load = &self.shared.load;
+            load.waiting.set(load.waiting.get() - 1);
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.answered();
+        let load = &self.shared.load;
+        load.streams.set(load.streams.get() - 1);
+        load.idle_since.set(Instant::now());
+    }
+}
+
+/// Runs hyper's tasks on the worker that the connection belongs to.
+#[derive(Clone)]
+struct LocalTasks;
+
+impl<F: Future<Output: 'static> + 'static> Executor<F> for LocalTasks {
+    fn execute(&self, future: F) {
+        task::spawn_local(future);
+    }
+}
+
+/// Notes how TLS fails: of what ends a connection, h2 tells its streams no more than the words.
+struct Noting<I> {
+    io: I,
+    tls_failure: TlsFailure,
+    /// A write that has failed, while what the origin said before is still to be read.
+    write_failure: Option<io::Error>,
+}
+
+impl<I: rt::Read + rt::Write + Unpin> Noting<I> {
+    fn read(&mut self, cx: &mut Context<'_>, buffer: rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if let Poll::Ready(Err(error)) = &polled
+            && let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        {
+            *self.tls_failure.borrow_mut() = Some(error.clone());
+        }
+        polled
+    }
+
+    /// Writes. An origin that has closed may have said why in an alert, which is read before the failure is told.
+    fn write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut I>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.write_failure.is_none() {
+            match write(Pin::new(&mut self.io), cx) {
+                Poll::Ready(Err(error))
+                    if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+                {
+                    self.write_failure = Some(error);
+                }
+                other => return other,
+            }
+        }
+        let mut bytes = [0; 1024];
+        loop {
+            let mut buffer = rt::ReadBuf::new(&mut bytes);
+            let read = ready!(self.read(cx, buffer.unfilled()));
+            // What comes before the end is of no use any more.
+            if read.is_err() || buffer.filled().is_empty() {
+                let failure = self.write_failure.take();
+                return Poll::Ready(Err(failure.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())));
+            }
+        }
+    }
+}
+
+impl<I: rt::Read + rt::Write + Unpin> rt::Read for Noting<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.read(cx, buffer)
+    }
+}
+
+impl<I: rt::Read + rt::Write + Unpin> rt::Write for Noting<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.write(cx, |io, cx| io.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.write(cx, |io, cx| io.poll_write_vectored(cx, pieces))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write(cx, rt::Write::poll_flush)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

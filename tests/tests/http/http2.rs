@@ -1,0 +1,484 @@
+//! Origins that pick HTTP/2, which applications know nothing of.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    TestBed,
+    origin::{Frames, Reply, ServerTls, code},
+    wait::PATIENCE,
+};
+use tokio::{sync::watch, time::timeout};
+
+use super::{
+    CLIENT, EMPTY, HOST, URL, agent_with_one_worker, configure, converse, curl, large::peak_memory, origin_http2,
+};
+
+type Fields = &'static [(&'static str, &'static str)];
+
+#[test]
+fn a_request_says_in_http2_what_it_says_in_http1() -> Result<()> {
+    let bed = TestBed::new("http2-heads")?;
+    let origin = origin_http2(&bed)?.handler(|_| Reply::ok("fine")).start()?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    // Sent: method, target, host and fields. Seen: target, authority and fields.
+    let cases: [(&str, &str, &str, &str, Fields); 7] = [
+        ("GET /politics", "edition.cnn.com", "/politics", HOST, &[]),
+        (
+            "GET /a/../b//c?d=%7E&&e=1|2",
+            "Edition.CNN.com:80\r\nX-oDD: 1\r\nCookie: a=1; b=2\r\nX-Twice: 1\r\nX-Other: 3\r\nX-Twice: 2",
+            "/a/../b//c?d=%7E&&e=1|2",
+            "Edition.CNN.com:80",
+            &[("x-odd", "1"), ("cookie", "a=1; b=2"), ("x-twice", "1"), ("x-twice", "2"), ("x-other", "3")],
+        ),
+        // What concerns our connection with the application, and the order of the rest.
+        (
+            "GET /",
+            "edition.cnn.com\r\nX-A: 1\r\nConnection: keep-alive, X-Drop\r\nKeep-Alive: 5\r\nX-Drop: 1\r\nX-B: 2\r\nX-C: 3",
+            "/",
+            HOST,
+            &[("x-a", "1"), ("x-b", "2"), ("x-c", "3")],
+        ),
+        ("GET /", "edition.cnn.com\r\nConnection: Upgrade\r\nUpgrade: TLS/1.2, h2c", "/", HOST, &[]),
+        ("GET /", "edition.cnn.com\r\nConnection: TE\r\nTE: deflate, trailers", "/", HOST, &[("te", "trailers")]),
+        ("OPTIONS *", "edition.cnn.com", "*", HOST, &[]),
+        ("PROPFIND http://edition.cnn.com/x", "other.example", "/x", HOST, &[]),
+    ];
+    for (done, (line, host, target, authority, fields)) in cases.iter().enumerate() {
+        let output = converse(&bed, format!("{line} HTTP/1.1\r\nHost: {host}\r\n\r\n"))?;
+        ensure!(output.text().starts_with("HTTP/1.1 200 OK\r\n") && output.text().ends_with("fine"), "{output:?}");
+        let seen = origin.take_requests().pop().context("nothing came of it")?;
+        let expected: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        ensure!(seen.version == "HTTP/2" && seen.target == *target && seen.host == *authority, "{line}: {seen:?}");
+        ensure!(seen.headers == expected && line.starts_with(&seen.method), "{line}: {seen:?}");
+        let record = agent.wait_for_records(done + 1)?.pop().context("no record")?;
+        ensure!(record.text("protocol") == "HTTP/2" && record.text("outcome") == "upgraded", "{record:?}");
+    }
+    ensure!(origin.connections() == 1, "{} connections", origin.connections());
+    tripwire.assert_silent()
+}
+
+#[test]
+fn bodies_of_requests_arrive_however_they_are_framed() -> Result<()> {
+    let bed = TestBed::new("http2-bodies")?;
+    let origin = origin_http2(&bed)?.handler(|request| Reply::ok(request.body.len().to_string())).start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let long = "x".repeat(300_000);
+    let cases = [
+        ("POST", "Content-Length: 5\r\n", "hello".to_owned(), "hello"),
+        ("PUT", "Content-Length: 300000\r\n", long.clone(), long.as_str()),
+        ("POST", "Content-Length: 0\r\n", String::new(), ""),
+        ("POST", "", String::new(), ""),
+        ("GET", "Content-Length: 5\r\n", "hello".to_owned(), "hello"),
+        ("POST", "Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n".to_owned(), "hello"),
+        ("POST", "Transfer-Encoding: chunked\r\n", "0\r\n\r\n".to_owned(), ""),
+        (
+            "POST",
+            "Transfer-Encoding: chunked\r\nTrailer: X-Check\r\n",
+            "2\r\nhi\r\n0\r\nX-Check: 5\r\n\r\n".to_owned(),
+            "hi",
+        ),
+    ];
+    for (done, (method, framing, framed, body)) in cases.iter().enumerate() {
+        let output = converse(&bed, format!("{method} / HTTP/1.1\r\nHost: {HOST}\r\n{framing}\r\n{framed}"))?;
+        ensure!(output.text().ends_with(&format!("\r\n\r\n{}", body.len())), "{framing}: {output:?}");
+        let seen = origin.take_requests().pop().context("no request")?;
+        ensure!(seen.body == body.as_bytes() && seen.method == *method, "{framing}: {} bytes", seen.body.len());
+        ensure!(seen.header("transfer-encoding").is_none(), "{seen:?}");
+        let length = framing.strip_prefix("Content-Length: ").map(str::trim);
+        ensure!(length.is_none() || seen.header("content-length") == length, "{framing}: {seen:?}");
+        let trailers: &[_] = if framing.contains("Trailer") { &[("x-check".into(), "5".into())] } else { &[] };
+        ensure!(seen.trailers == trailers, "{seen:?}");
+        let record = agent.wait_for_records(done + 1)?.pop().context("no record")?;
+        ensure!(record.text("received") == body.len().to_string(), "{record:?}");
+    }
+    Ok(())
+}
+
+/// Serves one request on each connection by a conversation of frames, and gives what came to a client that sends `request`.
+fn answer_of<F>(name: &str, request: &str, conversation: fn(Frames, u32) -> F) -> Result<(String, String)>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let bed = TestBed::new(name)?;
+    let _origin = origin_http2(&bed)?
+        .frames(move |mut frames| async move {
+            frames.greet(100).await?;
+            let stream = frames.request().await?;
+            conversation(frames, stream).await
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    // Not closed by the client, so that it is the agent who closes.
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let output = bed.client_command(CLIENT)?.args(["raw", &address]).stdin(request).run()?;
+    let record = agent.wait_for_records(1)?.pop().context("no record")?;
+    Ok((output.text(), record.text("outcome")))
+}
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\nConnection: close\r\n\r\n";
+
+#[test]
+fn a_response_is_framed_as_its_client_understands_it() -> Result<()> {
+    let sized = |mut frames: Frames, stream| async move {
+        frames.head(stream, &[("x-a", "1"), ("content-length", "5")]).await?;
+        frames.data(stream, b"hello").await?;
+        frames.end(stream).await?;
+        frames.closed().await
+    };
+    let unsized_ = |mut frames: Frames, stream| async move {
+        frames.head(stream, &[("x-a", "1")]).await?;
+        frames.data(stream, b"hello").await?;
+        frames.end(stream).await?;
+        frames.closed().await
+    };
+    let old = "GET / HTTP/1.0\r\nHost: edition.cnn.com\r\n\r\n";
+    let (text, outcome) = answer_of("http2-sized", GET, sized)?;
+    ensure!(text.starts_with("HTTP/1.1 200 OK\r\nx-a: 1\r\ncontent-length: 5\r\n") && text.ends_with("\r\n\r\nhello"));
+    ensure!(outcome == "upgraded", "{outcome}");
+    let (text, outcome) = answer_of("http2-chunked", GET, unsized_)?;
+    ensure!(text.contains("\r\ntransfer-encoding: chunked\r\n"), "{text:?}");
+    ensure!(text.ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n") && outcome == "upgraded", "{outcome}: {text:?}");
+    let (text, outcome) = answer_of("http2-old-sized", old, sized)?;
+    ensure!(text == "HTTP/1.0 200 OK\r\nx-a: 1\r\ncontent-length: 5\r\n\r\nhello", "{text:?}");
+    ensure!(outcome == "upgraded", "{outcome}");
+    // The end of the connection is the end of the body.
+    let (text, outcome) = answer_of("http2-old", old, unsized_)?;
+    ensure!(text == "HTTP/1.0 200 OK\r\nx-a: 1\r\n\r\nhello" && outcome == "upgraded", "{outcome}: {text:?}");
+    Ok(())
+}
+
+#[test]
+fn trailers_arrive_where_the_client_takes_them() -> Result<()> {
+    let trailers = |mut frames: Frames, stream| async move {
+        frames.head(stream, &[("trailer", "x-sum")]).await?;
+        frames.data(stream, b"ok").await?;
+        frames.trailers(stream, &[("x-sum", "7")]).await?;
+        frames.closed().await
+    };
+    let asks = "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\nConnection: close, TE\r\nTE: trailers\r\n\r\n";
+    let (text, outcome) = answer_of("http2-trailers", asks, trailers)?;
+    ensure!(text.ends_with("2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n") && outcome == "upgraded", "{outcome}: {text:?}");
+    let (text, outcome) = answer_of("http2-no-trailers", GET, trailers)?;
+    ensure!(text.ends_with("2\r\nok\r\n0\r\n\r\n") && outcome == "upgraded", "{outcome}: {text:?}");
+    Ok(())
+}
+
+#[test]
+fn a_response_that_is_reset_does_not_look_complete() -> Result<()> {
+    async fn cut(mut frames: Frames, stream: u32, fields: &[(&str, &str)], code: u32) -> Result<()> {
+        frames.head(stream, fields).await?;
+        frames.data(stream, b"not all of it").await?;
+        frames.reset(stream, code).await?;
+        frames.closed().await
+    }
+    const LENGTH: &[(&str, &str)] = &[("content-length", "100")];
+    let check = |(text, outcome): (String, String)| {
+        // How far it gets is a matter of time.
+        ensure!((text.is_empty() || text.contains("200 OK")) && !text.ends_with("0\r\n\r\n"), "{text:?}");
+        ensure!(outcome == "truncated", "{outcome}: {text:?}");
+        Ok(())
+    };
+    check(answer_of("http2-reset", GET, |frames, stream| cut(frames, stream, &[], code::INTERNAL_ERROR))?)?;
+    check(answer_of("http2-cancel", GET, |frames, stream| cut(frames, stream, &[], code::CANCEL))?)?;
+    // Which libraries take for the end.
+    check(answer_of("http2-no-error", GET, |frames, stream| cut(frames, stream, &[], code::NO_ERROR))?)?;
+    check(answer_of("http2-reset-sized", GET, |frames, stream| cut(frames, stream, LENGTH, code::NO_ERROR))?)?;
+    check(answer_of("http2-gone", GET, |mut frames, stream| async move {
+        frames.head(stream, &[]).await?;
+        frames.data(stream, b"not all of it").await
+    })?)
+}
+
+#[test]
+fn curl_sees_that_a_response_was_cut() -> Result<()> {
+    let bed = TestBed::new("http2-truncated")?;
+    let (cut, seen) = watch::channel(0);
+    let _origin = origin_http2(&bed)?
+        .frames(move |mut frames| {
+            let mut seen = seen.clone();
+            async move {
+                frames.greet(100).await?;
+                for number in 1.. {
+                    let stream = frames.request().await?;
+                    frames.head(stream, &[]).await?;
+                    frames.data(stream, b"not all of it").await?;
+                    seen.wait_for(|seen| *seen >= number).await?;
+                    frames.reset(stream, code::NO_ERROR).await?;
+                }
+                Ok(())
+            }
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    for (number, version) in (1..).zip(["--http1.1", "--http1.0"]) {
+        let mut client = bed.client_command("curl")?.args(["-q", "-sSN", version, URL]).spawn()?;
+        client.wait_for_output("not all of it")?;
+        cut.send_replace(number);
+        let code = client.wait(PATIENCE)?.code();
+        // 18: part of the body is missing. 56: the connection was reset.
+        ensure!([Some(18), Some(56)].contains(&code), "{version}: {code:?}");
+        ensure!(agent.wait_for_records(number)?[number - 1].text("outcome") == "truncated");
+    }
+    Ok(())
+}
+
+#[test]
+fn answers_without_content_have_none() -> Result<()> {
+    let bed = TestBed::new("http2-bare")?;
+    // As some servers do it: the head does not end the stream, an empty frame does.
+    let _origin = origin_http2(&bed)?
+        .frames(|mut frames| async move {
+            frames.greet(100).await?;
+            loop {
+                let stream = frames.request().await?;
+                frames.head(stream, &[("content-length", "1234"), ("etag", "x")]).await?;
+                frames.end(stream).await?;
+            }
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let head = "HTTP/1.1 200 OK\r\ncontent-length: 1234\r\netag: x\r\n\r\n";
+    let output = converse(&bed, format!("HEAD / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").repeat(2))?;
+    ensure!(output.text() == head.repeat(2), "{output:?}");
+    for record in agent.wait_for_records(2)? {
+        ensure!(record.text("outcome") == "upgraded" && record.text("sent") == "0", "{record:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn statuses_without_content_and_empty_answers_are_what_they_are() -> Result<()> {
+    let bed = TestBed::new("http2-statuses")?;
+    let origin = origin_http2(&bed)?
+        .handler(|request| match request.target.as_str() {
+            "/204" => Reply::status(204, &[("x-a", "1")], ""),
+            "/304" => Reply::status(304, &[("etag", "x")], ""),
+            "/404" => Reply::status(404, &[], "sorry"),
+            _ => Reply::status(200, &[("set-cookie", "a=1; Secure"), ("set-cookie", "b=2")], ""),
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let ask = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    let output = converse(&bed, ["/204", "/304", "/", "/404"].map(ask).concat())?.text();
+    let answers: Vec<_> = output.split("HTTP/1.1 ").skip(1).collect();
+    let [no_content, not_modified, empty, not_found] = answers[..] else { anyhow::bail!("{output:?}") };
+    ensure!(no_content.starts_with("204 No Content\r\nx-a: 1\r\n") && !no_content.contains("transfer"), "{output:?}");
+    ensure!(not_modified.starts_with("304 Not Modified\r\netag: x\r\n"), "{output:?}");
+    ensure!(empty.starts_with("200 OK\r\nset-cookie: a=1; Secure\r\nset-cookie: b=2\r\n"), "{output:?}");
+    ensure!(empty.contains("content-length: 0\r\n"), "{output:?}");
+    ensure!(not_found.starts_with("404 Not Found\r\n") && not_found.ends_with("\r\n\r\nsorry"), "{output:?}");
+    ensure!(origin.connections() == 1);
+    Ok(())
+}
+
+#[test]
+fn an_early_answer_arrives_while_the_body_is_still_being_sent() -> Result<()> {
+    let bed = TestBed::new("http2-early")?;
+    let origin = origin_http2(&bed)?
+        .frames(|mut frames| async move {
+            frames.greet(100).await?;
+            let stream = frames.request().await?;
+            frames.answer(stream, b"too much").await?;
+            // It has its answer, and is not read any further (RFC 9113 section 8.1).
+            frames.reset(stream, code::NO_ERROR).await?;
+            let next = frames.request().await?;
+            frames.answer(next, b"next").await?;
+            frames.closed().await
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    // A client that has announced more than it sends until it has its answer.
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let sent = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1000000\r\n\r\nthe beginning");
+    let mut client = bed.client_command(CLIENT)?.args(["raw", &address]).stdin(sent).spawn()?;
+    client.wait_for_output("too much\r\n0\r\n\r\n")?;
+    client.kill();
+    ensure!(agent.wait_for_records(1)?[0].text("outcome") == "upgraded");
+    // The connection goes on.
+    ensure!(curl(&bed, &[])?.success()?.text() == "next");
+    ensure!(origin.connections() == 1);
+    Ok(())
+}
+
+#[test]
+fn a_client_that_leaves_resets_its_stream_and_nobody_elses() -> Result<()> {
+    let bed = TestBed::new("http2-leaves")?;
+    let (left, leaves) = std::sync::mpsc::channel();
+    let _origin = origin_http2(&bed)?
+        .frames(move |mut frames| {
+            let left = left.clone();
+            async move {
+                frames.greet(100).await?;
+                let stream = frames.request().await?;
+                frames.head(stream, &[]).await?;
+                // That it has gone is noticed when there is something to send to it.
+                let reset = loop {
+                    frames.data(stream, b"more").await?;
+                    if let Ok(reset) = timeout(Duration::from_millis(5), frames.reset_by_client()).await {
+                        break reset?;
+                    }
+                };
+                left.send(reset == (stream, code::CANCEL))?;
+                let next = frames.request().await?;
+                frames.answer(next, b"next").await?;
+                frames.closed().await
+            }
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let mut client = bed.client_command("curl")?.args(["-q", "-sSN", URL]).spawn()?;
+    client.wait_for_output("more")?;
+    client.kill();
+    ensure!(leaves.recv_timeout(PATIENCE).context("the stream stays open")?);
+    ensure!(agent.wait_for_records(1)?[0].text("outcome") == "aborted");
+    ensure!(curl(&bed, &[])?.success()?.text() == "next");
+    Ok(())
+}
+
+#[test]
+fn a_client_that_asks_before_it_sends_is_told_to_go_on() -> Result<()> {
+    let bed = TestBed::new("http2-continue")?;
+    let origin = origin_http2(&bed)?.handler(|request| Reply::ok(request.body.len().to_string())).start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let result = bed.curl(URL)?.header("Expect: 100-continue").args(["-v"]).body("hello".repeat(1000)).run()?;
+    ensure!(result.statuses() == [100, 200] && result.body == b"5000", "{result:?}");
+    ensure!(!result.stderr.contains("Done waiting for 100-continue"), "{result:?}");
+    origin.only_request().map(drop)
+}
+
+#[test]
+fn a_hundred_megabytes_stream_both_ways_through_a_small_agent() -> Result<()> {
+    const SIZE: usize = 100 * 1000 * 1000;
+    let bed = TestBed::new("http2-large")?;
+    let content: Vec<u8> = (0..SIZE).map(|at| b'a' + (at / 4099 % 26) as u8).collect();
+    let (answer, expected) = (bytes::Bytes::from(content.clone()), content.clone());
+    let _origin = origin_http2(&bed)?
+        .handler(move |request| match request.method.as_str() {
+            "GET" => Reply::status(200, &[], answer.clone()),
+            _ => Reply::ok((request.body == expected).to_string()),
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let mut agent = agent_with_one_worker(&bed, &config)?;
+    let before = peak_memory(&mut agent)?;
+    let response = bed.curl(URL)?.response()?;
+    ensure!(response.body == content, "{} bytes of another content", response.body.len());
+    let file = bed.dir().join("body");
+    fs::write(&file, &content)?;
+    for coding in ["X-A: 1", "Transfer-Encoding: chunked"] {
+        let output = curl(&bed, &["-H", coding, "-H", "Expect:", "-T", &file.display().to_string()])?.success()?;
+        ensure!(output.text() == "true", "{coding}: {output:?}");
+    }
+    let records = agent.wait_for_records(3)?;
+    ensure!(records[0].text("sent") == SIZE.to_string() && records[1].text("received") == SIZE.to_string());
+    let growth = peak_memory(&mut agent)?.saturating_sub(before);
+    ensure!(growth < 16 << 20, "the agent grew by {} KiB", growth / 1024);
+    Ok(())
+}
+
+#[test]
+fn readers_that_stand_still_hold_up_nobody_else_on_their_connection() -> Result<()> {
+    let bed = TestBed::new("http2-slow-readers")?;
+    let content = bytes::Bytes::from(vec![b'x'; 32 << 20]);
+    let origin = origin_http2(&bed)?
+        .handler(move |request| match request.target.as_str() {
+            "/slow" => Reply::status(200, &[], content.clone()),
+            _ => Reply::ok("fine"),
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let mut readers = Vec::new();
+    for _ in 0..8 {
+        // It reads the first line that it is sent, and then nothing until it is killed.
+        let arguments = ["-q", "-sS", "--limit-rate", "1K", "-o", "/dev/null", &format!("http://{HOST}/slow")];
+        readers.push(bed.client_command("curl")?.args(arguments).spawn()?);
+    }
+    origin.wait_for_requests(8)?;
+    let output = bed.client_command(CLIENT)?.args(["http", &address, "--count", "20"]).run()?.success()?;
+    ensure!(output.text().matches("fine").count() == 20, "{output:?}");
+    ensure!(origin.connections() == 1, "{} connections", origin.connections());
+    ensure!(agent.wait_for_records(20)?.iter().all(|record| record.text("outcome") == "upgraded"));
+    readers.iter_mut().for_each(harness::process::Running::kill);
+    Ok(())
+}
+
+/// What WebSocket clients send, and what servers answer.
+const ASK: &str = "GET /chat HTTP/1.1\r\nHost: edition.cnn.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+const AGREE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+
+#[test]
+fn a_web_socket_has_a_connection_of_its_own_where_http2_would_be_picked() -> Result<()> {
+    let bed = TestBed::new("http2-websocket")?;
+    let origin = origin_http2(&bed)?
+        .handler(|request| match request.target.as_str() {
+            "/chat" => Reply::Echo(AGREE.into()),
+            _ => Reply::ok("fine"),
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let mut versions = Vec::new();
+    for _ in 0..2 {
+        let output = converse(&bed, format!("{ASK}\u{0}frame"))?.success()?;
+        ensure!(output.text() == format!("{AGREE}\u{0}frame"), "{output:?}");
+        ensure!(curl(&bed, &[])?.success()?.text() == "fine");
+        versions.extend(origin.take_requests().into_iter().map(|request| (request.version, request.connection)));
+    }
+    let expected = [("HTTP/1.1", 0), ("HTTP/2", 1), ("HTTP/1.1", 2), ("HTTP/2", 1)];
+    ensure!(versions.iter().map(|(version, connection)| (version.as_str(), *connection)).eq(expected), "{versions:?}");
+    let protocols: Vec<_> = agent.wait_for_records(4)?.iter().map(|record| record.text("protocol")).collect();
+    ensure!(protocols == ["HTTP/1.1", "HTTP/2", "HTTP/1.1", "HTTP/2"], "{protocols:?}");
+    Ok(())
+}
+
+#[test]
+fn an_origin_that_asks_for_http1_gets_it_from_then_on() -> Result<()> {
+    let bed = TestBed::new("http2-required")?;
+    let origin = origin_http2(&bed)?
+        .handler(|_| Reply::Raw(EMPTY.into()))
+        .frames(|mut frames| async move {
+            frames.greet(100).await?;
+            let stream = frames.request().await?;
+            frames.reset(stream, code::HTTP_1_1_REQUIRED).await?;
+            frames.closed().await
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    for _ in 0..3 {
+        curl(&bed, &["-d", "amount=100"])?.success()?;
+    }
+    let requests = origin.wait_for_requests(3)?;
+    ensure!(requests.iter().all(|request| request.version == "HTTP/1.1" && request.body == b"amount=100"));
+    ensure!(origin.connections() == 2, "{} connections", origin.connections());
+    ensure!(agent.wait_for_records(3)?.iter().all(|record| record.text("protocol") == "HTTP/1.1"));
+    Ok(())
+}
+
+#[test]
+fn an_origin_that_speaks_http2_alone_is_served_too() -> Result<()> {
+    let bed = TestBed::new("http2-only")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?).alpn(&["h2"]);
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.handler(|_| Reply::ok("fine")).start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    ensure!(curl(&bed, &[])?.success()?.text() == "fine");
+    // For what only HTTP/1.1 can do there is nothing that both speak.
+    let output = converse(&bed, ASK)?;
+    ensure!(output.text().starts_with("HTTP/1.1 502 "), "{output:?}");
+    ensure!(output.text().contains("error=tls_alert_received"), "{output:?}");
+    origin.only_request().map(drop)
+}

@@ -1,0 +1,188 @@
+//! Names that the agent itself keeps resolved: when it asks, and what counts when nobody answers.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use harness::{
+    TestBed,
+    agent::{Agent, AgentOptions},
+    clients::Curl,
+    dns::{Answer, DnsServer},
+    origin::{Origin, Reply, ServerTls},
+    wait::{PATIENCE, wait_until},
+};
+
+/// Is in the hosts file; its requests go to BACKEND.
+const HOST: &str = "edition.cnn.com";
+/// Only the name server knows it.
+const BACKEND: &str = "backend.example";
+/// Likewise; it is intercepted, and its requests go to itself.
+const OTHER: &str = "other.example";
+const RESOLV_CONF: &str = "nameserver 198.51.100.1\noptions timeout:1 attempts:1\n";
+const SERVER: &str = "dns.example";
+
+/// What the name server does.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Mode {
+    Answers,
+    Denies,
+    IsSilent,
+}
+
+struct Site {
+    bed: TestBed,
+    mode: Arc<AtomicU8>,
+}
+
+impl Site {
+    fn new(name: &str) -> Result<Self> {
+        let bed = TestBed::builder(name).host(SERVER).host(HOST).unlisted_host(BACKEND).unlisted_host(OTHER);
+        Ok(Self { bed: bed.resolv_conf(RESOLV_CONF).build()?, mode: Arc::default() })
+    }
+
+    fn name_server(&self) -> Result<DnsServer> {
+        let mode = Arc::clone(&self.mode);
+        let known: BTreeMap<_, _> = [BACKEND, OTHER].map(|name| (name, self.bed.addresses(name).both())).into();
+        DnsServer::start(self.bed.origin(), self.bed.addresses(SERVER).v4.into(), move |question| {
+            match mode.load(Ordering::Relaxed) {
+                mode if mode == Mode::IsSilent as u8 => None,
+                mode if mode == Mode::Denies as u8 => Some(Answer::nonexistent()),
+                _ => Some(Answer::addresses(*known.get(question.name.as_str())?).ttl(1)),
+            }
+        })
+    }
+
+    fn set(&self, mode: Mode) {
+        self.mode.store(mode as u8, Ordering::Relaxed);
+    }
+
+    /// HOST at BACKEND, and OTHER.
+    fn origin(&self) -> Result<Origin> {
+        let tls = ServerTls::new(self.bed.pki().server(&[HOST, OTHER])?);
+        let addresses = [self.bed.sockets(BACKEND, 443), self.bed.sockets(OTHER, 443)].concat();
+        self.bed.embedded_origin().handler(|_| Reply::ok("over TLS")).tls(&addresses, &tls)?.start()
+    }
+
+    fn agent(&self, arguments: &[&str]) -> Result<Agent<'_>> {
+        let config = self.bed.config_dir()?;
+        let endpoint = format!("  resolution: DNS\n  endpoints: [{{address: {BACKEND}}}]\n");
+        config.write("host.yaml", &rules(HOST, &endpoint))?;
+        config.write("other.yaml", &rules(OTHER, "  resolution: DNS\n"))?;
+        Agent::start(&self.bed, &AgentOptions::new(config.path()).args(arguments))
+    }
+
+    fn status(&self) -> Result<Vec<u16>> {
+        Ok(self.bed.curl(&format!("http://{HOST}/"))?.header("Connection: close").run()?.statuses())
+    }
+
+    fn wait_for_status(&self, status: u16) -> Result<()> {
+        wait_until(&format!("a {status}"), PATIENCE, || self.status().is_ok_and(|seen| seen == [status]))
+    }
+
+    /// OTHER is intercepted where it was the last time that anybody knew.
+    fn check_interception(&self) -> Result<()> {
+        let IpAddr::V4(v4) = IpAddr::from(self.bed.addresses(OTHER).v4) else { unreachable!("it is of IPv4") };
+        let resolve = format!("{OTHER}:80:{v4}");
+        let response = self.bed.curl(&format!("http://{OTHER}/"))?.args(["--resolve", &resolve]).response()?;
+        ensure!(response.body == b"over TLS", "{response:?}");
+        Ok(())
+    }
+}
+
+fn rules(host: &str, resolution: &str) -> String {
+    let name = host.replace('.', "-");
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}}}\nspec:\n  hosts: [{host}]\n  \
+         ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 443}}]\n{resolution}---\n\
+         apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}}}\nspec:\n  host: {host}\n  \
+         trafficPolicy: {{tls: {{mode: SIMPLE}}}}\n"
+    )
+}
+
+#[test]
+fn the_last_good_answer_is_used_for_a_while_when_nobody_answers() -> Result<()> {
+    let site = Site::new("names-silent")?;
+    let _dns = site.name_server()?;
+    let _origin = site.origin()?;
+    let tripwire = site.bed.tripwire(&[HOST, OTHER])?;
+    let agent = site.agent(&["--dns-max-stale", "4s"])?;
+    ensure!(site.status()? == [200]);
+    site.set(Mode::IsSilent);
+    let silent = Instant::now();
+    // Its TTL has run out long before.
+    wait_until("the agent to notice", PATIENCE, || {
+        agent.log().iter().any(|line| line.message() == "a look-up failed" && line.text("kept") == "2")
+    })?;
+    ensure!(site.status()? == [200], "after {:?}", silent.elapsed());
+    // A connection that is there goes on, so the request needs another one: agents' pools are no substitute for names.
+    wait_until("the answer to be too old", PATIENCE, || {
+        agent.log().iter().any(|line| line.message() == "an answer has become too old" && line.text("name") == BACKEND)
+    })?;
+    ensure!(silent.elapsed() >= Duration::from_secs(4), "after {:?}", silent.elapsed());
+    site.check_interception()?;
+    site.set(Mode::Answers);
+    site.wait_for_status(200)?;
+    tripwire.assert_silent()
+}
+
+#[test]
+fn a_name_that_is_denied_is_dropped_at_once_and_intercepted_on() -> Result<()> {
+    let site = Site::new("names-denied")?;
+    let _dns = site.name_server()?;
+    let tripwire = site.bed.tripwire(&[HOST, OTHER])?;
+    let agent = site.agent(&[])?;
+    let destinations = agent.metrics()?.sum("egress_destinations", &[]);
+    // Nobody is there yet, so that no connection is kept.
+    ensure!(site.status()? == [502]);
+    site.set(Mode::Denies);
+    wait_until("the name to be dropped", PATIENCE, || {
+        let body = site.bed.curl(&format!("http://{HOST}/")).and_then(Curl::run).map(|result| result.body);
+        body.is_ok_and(|body| String::from_utf8_lossy(&body).contains("the name has no known address"))
+    })?;
+    let _origin = site.origin()?;
+    site.check_interception()?;
+    ensure!(agent.metrics()?.sum("egress_destinations", &[]) == destinations);
+    tripwire.assert_silent()
+}
+
+#[test]
+fn many_names_are_looked_up_a_few_at_a_time() -> Result<()> {
+    const COUNT: usize = 300;
+    const AT_ONCE: usize = 64;
+    let bed = TestBed::builder("names-many").host(SERVER).resolv_conf(RESOLV_CONF).build()?;
+    let asked = Arc::new(Mutex::new(BTreeMap::<String, Instant>::new()));
+    let answers = Arc::new(AtomicU8::new(0));
+    let (first_asked, answering) = (Arc::clone(&asked), Arc::clone(&answers));
+    let address = IpAddr::from(bed.addresses(SERVER).v4);
+    let _dns = DnsServer::start(bed.origin(), address, move |question| {
+        let name = question.name.to_ascii_lowercase();
+        first_asked.lock().expect("nobody panics with it").entry(name).or_insert_with(Instant::now);
+        (answering.load(Ordering::Relaxed) > 0).then(|| Answer::addresses([address]))
+    })?;
+    let config = bed.config_dir()?;
+    for number in 0..COUNT {
+        config.write(&format!("{number}.yaml"), &rules(&format!("host{number}.example"), "  resolution: DNS\n"))?;
+    }
+    let mut agent = Agent::spawn(&bed, &AgentOptions::new(config.path()))?;
+    let seen = || asked.lock().expect("nobody panics with it").clone();
+    wait_until("the first names to be asked for", PATIENCE, || seen().len() >= AT_ONCE)?;
+    // A look-up that nobody answers takes a second at least.
+    let times = seen();
+    let first = *times.values().min().expect("there are some");
+    let at_first = times.values().filter(|at| at.duration_since(first) < Duration::from_millis(500)).count();
+    ensure!(at_first <= AT_ONCE, "{at_first} names were asked for at once");
+    answers.store(1, Ordering::Relaxed);
+    agent.wait_until_ready()?;
+    ensure!(seen().len() == COUNT, "{} names were asked for", seen().len());
+    ensure!(agent.metrics()?.sum("egress_rules", &[]) == COUNT as f64);
+    Ok(())
+}
