@@ -113,24 +113,13 @@ impl Options {
         let mut peers = Vec::new();
         let is_asked = |peer: &Peer| self.peers.is_empty() || self.peers.contains(peer);
         for peer in Peer::ALL.into_iter().filter(is_asked) {
-            if let Some(program) = peer.program() {
-                if program.executable().is_none() {
-                    figures.notes.push(format!("{}: left out, as it is not installed", peer.label()));
-                    continue;
-                }
-                bench.servers.ensure(program)?;
-                let target = peer
-                    .target(bench.grounds, Upstream::Kept)
-                    .context("all go to the origin that keeps connections")?;
-                let protocol = target.protocol(bench.grounds).with_context(|| peer.label())?;
-                let version = program.version()?;
-                if protocol != peer.protocol() {
-                    figures.notes.push(format!("{}: left out, as it speaks {protocol} to the origin", peer.label()));
-                    continue;
-                }
-                figures.notes.push(format!("{}: {version}, speaks {protocol} to the origin", peer.label()));
+            let (found, is_usable) = look(peer, bench).with_context(|| peer.label())?;
+            if let Some(found) = found {
+                figures.notes.push(format!("{}: {found}", peer.label()));
             }
-            peers.push(peer);
+            if is_usable {
+                peers.push(peer);
+            }
         }
         ensure!(!peers.is_empty(), "there is nothing to measure");
         Ok(peers)
@@ -165,4 +154,27 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// What a peer turns out to be, and whether it can be compared.
+fn look(peer: Peer, bench: &mut Bench<'_>) -> Result<(Option<String>, bool)> {
+    let Some(program) = peer.program() else { return Ok((None, true)) };
+    if program.executable().is_none() {
+        return Ok((Some("left out, as it is not installed".to_owned()), false));
+    }
+    bench.servers.ensure(program)?;
+    let version = program.version()?;
+    let kept = peer.target(bench.grounds, Upstream::Kept).context("there is an origin for all")?;
+    let protocol = kept.protocol(bench.grounds)?;
+    if protocol != peer.protocol() {
+        return Ok((Some(format!("left out, as it speaks {protocol} to the origin")), false));
+    }
+    let mut found = format!("{version}, speaks {protocol} to the origin");
+    if let Some(closing) = peer.target(bench.grounds, Upstream::Closing) {
+        // Only the second connection can resume a session.
+        closing.protocol(bench.grounds)?;
+        let resumes = closing.protocol(bench.grounds)?.ends_with("resumed=r");
+        found += if resumes { ", resumes TLS sessions" } else { ", does not resume TLS sessions" };
+    }
+    Ok((Some(found), true))
 }

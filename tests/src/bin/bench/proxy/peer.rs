@@ -128,7 +128,8 @@ impl Target {
         arguments
     }
 
-    /// Asks the origin, through the proxy, which protocol the proxy speaks with it.
+    /// Asks the origin, through the proxy, which protocol the proxy speaks with it; the one that closes also says whether the
+    /// TLS session was resumed.
     pub(super) fn protocol(&self, grounds: &Grounds) -> Result<String> {
         let command = if self.is_intercepted {
             grounds.bed.client_command("curl")?
