@@ -96,7 +96,7 @@ impl Bench<'_> {
     fn idle(&mut self, target: &Target, program: Program) -> Result<Measured> {
         const CONNECTIONS: usize = 5000;
         /// So many in turn, so that few upstream connections are needed.
-        const PER_SECOND: &str = "4000";
+        const PER_SECOND: &str = "2000";
         /// What can be given back is given back by then.
         const HOLD: &str = "2000";
         self.servers.stop(program);
