@@ -1,6 +1,7 @@
 //! The agent under test, as its users run it: a process with files, signals, a log and an admin port.
 
 use std::{
+    fs::File,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::Signal;
+use nix::{sched::CpuSet, sys::signal::Signal};
 use serde_json::Value;
 
 use crate::{
@@ -36,6 +37,8 @@ pub struct AgentOptions {
     cgroup: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     inside: bool,
+    cpus: Option<CpuSet>,
+    log_file: Option<PathBuf>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
 }
@@ -50,6 +53,8 @@ impl AgentOptions {
             cgroup: None,
             state_dir: None,
             inside: false,
+            cpus: None,
+            log_file: None,
             arguments: Vec::new(),
             environment: Vec::new(),
         }
@@ -80,6 +85,20 @@ impl AgentOptions {
     #[must_use]
     pub fn inside_cgroup(mut self) -> Self {
         self.inside = true;
+        self
+    }
+
+    /// With all of its threads on these processors alone.
+    #[must_use]
+    pub fn cpus(mut self, cpus: CpuSet) -> Self {
+        self.cpus = Some(cpus);
+        self
+    }
+
+    /// With its log appended to a file, where a test cannot ask for it: for more requests than one wants to hold in memory.
+    #[must_use]
+    pub fn log_file(mut self, path: &Path) -> Self {
+        self.log_file = Some(path.to_owned());
         self
     }
 
@@ -131,6 +150,12 @@ impl<'bed> Agent<'bed> {
         }
         if options.inside {
             command = command.in_cgroup(bed.cgroup())?;
+        }
+        if let Some(cpus) = options.cpus {
+            command = command.cpus(cpus);
+        }
+        if let Some(path) = &options.log_file {
+            command = command.stderr(File::options().create(true).append(true).open(path)?);
         }
         Ok(Self { bed, running: command.spawn()?, admin: options.admin })
     }

@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
+    sched::CpuSet,
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
@@ -35,6 +36,7 @@ pub struct Command {
     inner: StdCommand,
     placement: Placement,
     stdin: Vec<u8>,
+    stderr: Option<File>,
     patience: Duration,
 }
 
@@ -45,6 +47,7 @@ impl Command {
             inner: StdCommand::new(program),
             placement: Placement::default(),
             stdin: Vec::new(),
+            stderr: None,
             patience: Duration::from_secs(20),
         }
     }
@@ -84,6 +87,13 @@ impl Command {
         self
     }
 
+    /// Where its standard error goes. Without this it is read, and can be asked for.
+    #[must_use]
+    pub fn stderr(mut self, file: File) -> Self {
+        self.stderr = Some(file);
+        self
+    }
+
     /// Runs it in a network namespace.
     pub fn in_netns(mut self, netns: &Netns) -> Result<Self> {
         self.placement.netns = Some(netns.try_clone_handle()?);
@@ -118,6 +128,13 @@ impl Command {
         self
     }
 
+    /// Runs all of its threads on these processors alone.
+    #[must_use]
+    pub fn cpus(mut self, cpus: CpuSet) -> Self {
+        self.placement.cpus = Some(cpus);
+        self
+    }
+
     /// How long `run` waits for the end before it kills.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
@@ -141,7 +158,8 @@ impl Command {
     /// Starts it. It is killed on drop.
     pub fn spawn(mut self) -> Result<Running> {
         let name = self.inner.get_program().to_string_lossy().into_owned();
-        self.inner.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let stderr = self.stderr.map_or_else(Stdio::piped, Stdio::from);
+        self.inner.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).process_group(0);
         let placement = self.placement.prepare()?;
         // SAFETY: after the fork `enter` makes system calls on descriptors and strings prepared before it, and neither
         // allocates nor takes a lock.
@@ -150,7 +168,6 @@ impl Command {
 
         let mut stdin = child.stdin.take().expect("stdin is piped");
         let mut stdout = child.stdout.take().expect("stdout is piped");
-        let stderr = child.stderr.take().expect("stderr is piped");
         let mut running = Running {
             name,
             child,
@@ -173,12 +190,14 @@ impl Command {
                 lock(&bytes).extend_from_slice(&buffer[..count]);
             }
         }));
-        let lines = Arc::clone(&running.stderr);
-        running.readers.push(thread::spawn(move || {
-            for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
-                lock(&lines).push_back(String::from_utf8_lossy(&line).into_owned());
-            }
-        }));
+        if let Some(stderr) = running.child.stderr.take() {
+            let lines = Arc::clone(&running.stderr);
+            running.readers.push(thread::spawn(move || {
+                for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                    lock(&lines).push_back(String::from_utf8_lossy(&line).into_owned());
+                }
+            }));
+        }
         Ok(running)
     }
 }

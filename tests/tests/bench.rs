@@ -1,8 +1,8 @@
 //! Benchmarks run, and what they count rather than time is as it should be.
 
-use std::fs;
+use std::{fs, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use harness::process::Command;
 use serde_json::Value;
 
@@ -61,5 +61,67 @@ fn interception_costs_nothing_once_connected() -> Result<()> {
             ensure!(program["runs"] == 0, "a program runs for each packet or request: {used:#}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn the_proxy_is_compared_with_another() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (json, svg) = (dir.path().join("figures.json"), dir.path().join("chart.svg"));
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_bench")).args(["proxy", "--quick", "--rounds", "1"]);
+    for peer in ["egress-http1", "nginx", "direct-https"] {
+        bench = bench.args(["--peer", peer]);
+    }
+    // One of each kind.
+    for scenario in ["keepalive", "connect", "handshake", "rate", "idle", "startup", "seed"] {
+        bench = bench.args(["--scenario", scenario]);
+    }
+    let bench = bench.arg("--json").arg(&json).arg("--svg").arg(&svg).patience(Duration::from_secs(120));
+    let output = bench.run()?.success()?;
+    for part in [
+        "to the origin, resumes TLS sessions\nnginx: ",
+        "\n1 KB on 64 kept connections (1 rounds)\n",
+        "egress, HTTP/1.1 : nginx ",
+    ] {
+        ensure!(output.text().contains(part), "{part:?} is missing: {output:?}");
+    }
+
+    let figures = serde_json::from_str::<Value>(&fs::read_to_string(json)?)?;
+    let rows = |scenario: &str| {
+        let tables = figures["scenarios"].as_array().context("scenarios")?;
+        let table = tables.iter().find(|table| table["scenario"] == scenario).with_context(|| scenario.to_owned())?;
+        table["rows"].as_array().cloned().context("rows")
+    };
+    let names = |scenario: &str| -> Result<Vec<String>> {
+        Ok(rows(scenario)?.iter().map(|row| row["name"].as_str().unwrap_or_default().to_owned()).collect())
+    };
+    let check = |scenario: &str, name: &str, measures: &[&str]| {
+        let rows = rows(scenario)?;
+        let row = rows.iter().find(|row| row["name"] == name).with_context(|| format!("{scenario}: {name}"))?;
+        for measure in measures {
+            let value = row["medians"][measure].as_f64().with_context(|| format!("{scenario}: {measure}: {row:#}"))?;
+            ensure!(value > 0.0, "{scenario}: {measure}: {row:#}");
+        }
+        anyhow::Ok(())
+    };
+    for name in ["egress, HTTP/1.1", "nginx"] {
+        for scenario in ["keepalive", "connect", "handshake", "rate"] {
+            check(scenario, name, &["cpu_us", "p50_us", "p99_us", "p999_us", "requests_per_second"])?;
+        }
+        check("idle", name, &["idle_resident_mib", "resident_mib"])?;
+        check("startup", name, &["milliseconds"])?;
+    }
+    check("keepalive", "direct HTTPS", &["p50_us", "requests_per_second"])?;
+    // There the handshakes would be the client's.
+    ensure!(names("handshake")? == ["egress, HTTP/1.1", "nginx"], "{figures:#}");
+    // Each round trip takes 40 ms: a warm upstream connection needs one, a cold one three, the redirect two more.
+    let seed = rows("seed")?;
+    let took = seed.iter().filter_map(|row| row["medians"]["milliseconds"].as_f64()).collect::<Vec<_>>();
+    let [redirected, direct, cold, warm] = took[..] else { bail!("{figures:#}") };
+    ensure!(redirected >= 200.0 && direct >= 120.0 && cold >= 120.0 && warm >= 40.0, "{figures:#}");
+    ensure!(warm < direct && direct < redirected, "{figures:#}");
+
+    let chart = fs::read_to_string(svg)?;
+    ensure!(chart.starts_with("<svg ") && chart.contains(">egress, HTTP/1.1</text>"), "{chart}");
     Ok(())
 }

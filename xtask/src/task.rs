@@ -5,6 +5,7 @@ mod bench;
 mod ebpf;
 mod kernel;
 mod lint;
+mod peers;
 mod run;
 mod setup;
 mod steps;

@@ -10,6 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 
 /// Files and directories of the machine that a process sees replaced by others.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +35,7 @@ pub(super) struct Placement {
     pub(super) mounts: Option<Mounts>,
     pub(super) uid: Option<u32>,
     pub(super) nice: Option<i32>,
+    pub(super) cpus: Option<CpuSet>,
 }
 
 impl Placement {
@@ -46,7 +51,14 @@ impl Placement {
                     .collect::<Result<Vec<_>>>()?,
             ),
         };
-        Ok(Prepared { cgroup_procs: self.cgroup_procs, netns: self.netns, binds, uid: self.uid, nice: self.nice })
+        Ok(Prepared {
+            cgroup_procs: self.cgroup_procs,
+            netns: self.netns,
+            binds,
+            uid: self.uid,
+            nice: self.nice,
+            cpus: self.cpus,
+        })
     }
 }
 
@@ -56,6 +68,7 @@ pub(super) struct Prepared {
     binds: Option<Vec<(CString, CString)>>,
     uid: Option<u32>,
     nice: Option<i32>,
+    cpus: Option<CpuSet>,
 }
 
 impl Prepared {
@@ -83,6 +96,10 @@ impl Prepared {
         if let Some(nice) = self.nice {
             // SAFETY: no memory is involved. 0 stands for the calling process.
             check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })?;
+        }
+        if let Some(cpus) = &self.cpus {
+            // 0 stands for the calling thread, the only one here.
+            sched_setaffinity(Pid::from_raw(0), cpus)?;
         }
         if let Some(uid) = self.uid {
             // SAFETY: the list of groups is empty; otherwise no memory is involved. The uid goes last: the others need it.

@@ -36,6 +36,20 @@ impl Apt {
         exec(&mut as_root(install)?)
     }
 
+    /// Installs packages that bring these services, which are neither started now nor at the next boot: what calls their
+    /// programs starts its own.
+    pub(crate) fn install_without_services<S: AsRef<str>>(&mut self, packages: &[S], services: &[&str]) -> Result<()> {
+        let no_services = if services.is_empty() { None } else { NoServices::declare()? };
+        self.install(packages)?;
+        drop(no_services);
+        if !services.is_empty() && which("systemctl").is_some() {
+            let mut disable = Command::new("systemctl");
+            disable.arg("disable").args(services);
+            exec(&mut as_root(disable)?)?;
+        }
+        Ok(())
+    }
+
     /// Whether every one of the packages is installed or could be.
     pub(crate) fn offers<S: AsRef<str>>(&mut self, packages: &[S]) -> Result<bool> {
         if packages.iter().all(|package| is_installed(package.as_ref())) || which("apt-get").is_none() {
@@ -79,11 +93,11 @@ impl Apt {
 
 /// As long as it lives, installed packages do not start their services.
 #[derive(Debug)]
-pub(crate) struct NoServices;
+struct NoServices;
 
 impl NoServices {
     /// `None` if the machine has a policy of its own.
-    pub(crate) fn declare() -> Result<Option<Self>> {
+    fn declare() -> Result<Option<Self>> {
         if Path::new(POLICY).exists() {
             return Ok(None);
         }

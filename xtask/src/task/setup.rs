@@ -12,8 +12,8 @@ use xtask::{
 };
 
 use super::{
-    apt::{Apt, NoServices, is_installed},
-    workspace::{as_root, cargo, find_program},
+    apt::{Apt, is_installed},
+    workspace::{cargo, find_program},
 };
 
 /// Install what building and testing need, and is missing
@@ -75,16 +75,8 @@ pub(crate) fn for_tests() -> Result<bool> {
     if packages.is_empty() {
         return Ok(build);
     }
-    let brings_service = packages.contains(&NGINX);
-    let no_services = if brings_service { NoServices::declare()? } else { None };
-    apt.install(&packages)?;
-    drop(no_services);
-    if brings_service && which("systemctl").is_some() {
-        // The tests start their own. The package's would take port 80 at the next boot.
-        let mut disable = Command::new("systemctl");
-        disable.args(["disable", "nginx"]);
-        exec(&mut as_root(disable)?)?;
-    }
+    let services: &[&str] = if packages.contains(&NGINX) { &["nginx"] } else { &[] };
+    apt.install_without_services(&packages, services)?;
     Ok(true)
 }
 

@@ -5,6 +5,7 @@
 
 mod intercept;
 mod namespaces;
+mod proxy;
 mod statistics;
 
 use anyhow::Result;
@@ -22,15 +23,21 @@ struct Options {
 enum Benchmark {
     Intercept(intercept::Options),
     Namespaces(namespaces::Options),
+    Proxy(proxy::Options),
     /// The part of `intercept` that is a process of its own.
     #[command(hide = true)]
     InterceptProbe(intercept::probe::Options),
+    /// The client of `proxy`, which is a process of its own.
+    #[command(hide = true)]
+    ProxyLoad(proxy::load::Options),
 }
 
 fn main() -> Result<()> {
     match Options::parse().benchmark {
         Benchmark::Intercept(options) => options.run(),
         Benchmark::Namespaces(options) => options.run(),
+        Benchmark::Proxy(options) => options.run(),
         Benchmark::InterceptProbe(options) => options.run(),
+        Benchmark::ProxyLoad(options) => options.run(),
     }
 }

@@ -157,10 +157,10 @@ impl Figures {
 }
 
 /// A process that lives in a network namespace and does nothing.
-struct Pod(Child);
+pub(crate) struct Pod(Child);
 
 impl Pod {
-    fn start(netns: &Netns, cgroup: &Cgroup) -> Result<Self> {
+    pub(crate) fn start(netns: &Netns, cgroup: &Cgroup) -> Result<Self> {
         let mut command = Command::new("nsenter");
         // The namespace first: the agent must not see the machine's own.
         command.arg(format!("--net={}", netns.path().display()));
@@ -176,7 +176,8 @@ impl Drop for Pod {
     }
 }
 
-fn wait_for(agent: &Agent<'_>, namespaces: usize) -> Result<()> {
+/// Waits until the agent serves so many network namespaces.
+pub(crate) fn wait_for(agent: &Agent<'_>, namespaces: usize) -> Result<()> {
     wait_until(&format!("the agent to serve {namespaces} namespaces"), PATIENCE, || {
         agent.metrics().is_ok_and(|metrics| metrics.sum("egress_network_namespaces", &[]) == namespaces as f64)
     })

@@ -1,0 +1,253 @@
+//! How a figure comes about.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use harness::{TestBed, cgroup::Cgroup, netns::Netns};
+use nix::time::{ClockId, clock_gettime};
+use serde_json::Value;
+
+use super::{
+    figures::{Measure, Measured},
+    grounds::{Cores, Grounds, Origin},
+    peer::{Peer, Target, Upstream},
+    program::{Program, Servers},
+    scenario::{Pattern, Scenario},
+    usage::Memory,
+};
+use crate::namespaces::{Pod, wait_for};
+
+/// How much of everything.
+#[derive(Clone, Copy)]
+pub(super) struct Effort {
+    /// Before what is measured: pools fill, caches warm.
+    pub(super) warm_up: Duration,
+    pub(super) time: Duration,
+    /// What the large counts are divided by.
+    pub(super) divisor: usize,
+}
+
+/// What measuring needs.
+pub(super) struct Bench<'a> {
+    pub(super) grounds: &'a Grounds,
+    pub(super) origin: &'a Origin,
+    pub(super) servers: Servers<'a>,
+    pub(super) effort: Effort,
+}
+
+/// The figures of a row.
+type Labelled = (&'static str, Measured);
+
+impl Bench<'_> {
+    /// A scenario that compares peers, for one of them. None if it has no part in it.
+    pub(super) fn peer(&mut self, scenario: Scenario, peer: Peer) -> Result<Option<Measured>> {
+        let upstream = scenario.pattern().map_or(Upstream::Kept, |pattern| pattern.upstream);
+        let Some(target) = peer.target(self.grounds, upstream) else { return Ok(None) };
+        match (scenario.pattern(), peer.program()) {
+            (Some(pattern), program) => {
+                if let Some(program) = program {
+                    self.servers.ensure(program)?;
+                }
+                self.load(&target, program, pattern).map(Some)
+            }
+            (None, Some(program)) if scenario == Scenario::Idle => self.idle(&target, program).map(Some),
+            (None, Some(program)) => self.startup(&target, program).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// A scenario that compares egress with itself.
+    pub(super) fn own(&mut self, scenario: Scenario) -> Result<Vec<Labelled>> {
+        match scenario {
+            Scenario::Seed => seed(self.grounds.cores),
+            Scenario::Cores => self.cores(),
+            Scenario::Connections => self.connections(),
+            _ => self.namespaces(),
+        }
+    }
+
+    fn load(&mut self, target: &Target, program: Option<Program>, pattern: Pattern) -> Result<Measured> {
+        let processes = program.map_or(Ok(Vec::new()), |program| self.servers.processes(program))?;
+        let mut arguments = target.arguments(self.grounds);
+        let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+        option("--path", pattern.path.to_owned());
+        option("--connections", pattern.connections.to_string());
+        option("--warm-up", self.effort.warm_up.as_millis().to_string());
+        option("--milliseconds", self.effort.time.as_millis().to_string());
+        if let Some(rate) = pattern.rate {
+            option("--rate", rate.to_string());
+        }
+        if let Some(requests) = pattern.requests {
+            option("--requests", requests.div_ceil(self.effort.divisor as u64).to_string());
+        }
+        processes.iter().for_each(|pid| option("--watch", pid.to_string()));
+        self.origin.processes()?.iter().for_each(|pid| option("--known", pid.to_string()));
+        if pattern.closes {
+            arguments.push("--close".to_owned());
+        }
+        let result = self.grounds.client(target.is_intercepted, &arguments)?;
+        if program == Some(Program::Egress) {
+            self.servers.forget_log()?;
+        }
+        measured(&result, program.is_some(), pattern)
+    }
+
+    /// Memory: just started, and with many connections that have had a response each.
+    fn idle(&mut self, target: &Target, program: Program) -> Result<Measured> {
+        const CONNECTIONS: usize = 5000;
+        /// So many in turn, so that few upstream connections are needed.
+        const PER_SECOND: &str = "2000";
+        /// What can be given back is given back by then.
+        const HOLD: &str = "2000";
+        self.servers.stop(program);
+        self.servers.ensure(program)?;
+        let processes = self.servers.processes(program)?;
+        let idle = Memory::of(&processes)?;
+        let count = (CONNECTIONS / self.effort.divisor).to_string();
+        let mut arguments = target.arguments(self.grounds);
+        arguments.extend(["--connections", &count, "--requests", &count, "--rate", PER_SECOND].map(str::to_owned));
+        arguments.extend(["--hold", HOLD].map(str::to_owned));
+        arguments.extend(processes.iter().flat_map(|pid| ["--watch".to_owned(), pid.to_string()]));
+        let result = self.grounds.client(target.is_intercepted, &arguments)?;
+        let mebibytes = |bytes: f64| bytes / 1024.0 / 1024.0;
+        Ok(vec![
+            (Measure::Resident, mebibytes(idle.resident as f64)),
+            (Measure::ResidentLoaded, mebibytes(number(&result, "resident")?)),
+            (Measure::Proportional, mebibytes(idle.proportional as f64)),
+            (Measure::ProportionalLoaded, mebibytes(number(&result, "proportional")?)),
+        ])
+    }
+
+    /// From before the fork to the first response. What an agent has pinned is there already: as at any start but the first.
+    fn startup(&mut self, target: &Target, program: Program) -> Result<Measured> {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        self.servers.ensure(program)?;
+        self.servers.stop(program);
+        let mut arguments = target.arguments(self.grounds);
+        arguments.push("--first".to_owned());
+        let mut client = self.grounds.client_command(target.is_intercepted, &arguments)?.spawn()?;
+        client.wait_for_output("ready")?;
+        let began: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC)?.into();
+        self.servers.start(program)?;
+        let status = client.wait(PATIENCE)?;
+        let output = client.stdout();
+        let result = output.lines().find(|line| line.starts_with('{'));
+        let result = result.with_context(|| format!("{status}: {}", client.stderr().join("\n")))?;
+        let first = number(&serde_json::from_str(result)?, "first")?;
+        // The next one to be measured needs a program that is quite up.
+        self.servers.stop(program);
+        Ok(vec![(Measure::Time, 1e3 * (first - began.as_secs_f64()))])
+    }
+
+    fn egress(&self) -> Result<Target> {
+        Peer::EgressHttp1.target(self.grounds, Upstream::Kept).context("egress has an origin")
+    }
+
+    fn cores(&mut self) -> Result<Vec<Labelled>> {
+        let target = self.egress()?;
+        let mut rows = Vec::new();
+        for (label, workers) in [("1 worker", 1), ("2 workers", 2)] {
+            self.servers.start_with_workers(workers)?;
+            rows.push((label, self.load(&target, Some(Program::Egress), Pattern::kept(64))?));
+        }
+        self.servers.stop(Program::Egress);
+        Ok(rows)
+    }
+
+    fn connections(&mut self) -> Result<Vec<Labelled>> {
+        let target = self.egress()?;
+        self.servers.ensure(Program::Egress)?;
+        let rows = [("64 connections", 64), ("1,000 connections", 1000), ("5,000 connections", 5000)];
+        let rows = rows.map(|(label, connections)| {
+            let pattern = Pattern::kept(connections);
+            Ok((label, self.load(&target, Some(Program::Egress), pattern)?))
+        });
+        rows.into_iter().collect()
+    }
+
+    fn namespaces(&mut self) -> Result<Vec<Labelled>> {
+        /// Those of the node and of the pod.
+        const USUAL: usize = 2;
+        let count = 249 / self.effort.divisor;
+        let target = self.egress()?;
+        self.servers.ensure(Program::Egress)?;
+        let few = self.load(&target, Some(Program::Egress), Pattern::kept(64))?;
+
+        let cgroup = self.grounds.bed.cgroup();
+        let name = |index| format!("egress-bench-{}-{index}", std::process::id());
+        let namespaces = (0..count).map(|index| Netns::create(&name(index))).collect::<Result<Vec<_>>>()?;
+        let cgroups = (0..count).map(|index| cgroup.child(&name(index))).collect::<Result<Vec<Cgroup>>>()?;
+        let pods = namespaces.iter().zip(&cgroups).map(|(netns, cgroup)| Pod::start(netns, cgroup));
+        let pods = pods.collect::<Result<Vec<_>>>()?;
+        wait_for(self.servers.agent().context("egress runs")?, count + USUAL)?;
+        let many = self.load(&target, Some(Program::Egress), Pattern::kept(64))?;
+        drop(pods);
+        wait_for(self.servers.agent().context("egress runs")?, USUAL)?;
+        Ok(vec![("1 pod", few), ("250 pods", many)])
+    }
+}
+
+/// What an application waits for: before, when it follows the redirect, and after. Nothing has been resolved or connected
+/// before, and TLS sessions are new, but for the last row.
+fn seed(cores: Cores) -> Result<Vec<Labelled>> {
+    const DELAY: Duration = Duration::from_millis(20);
+    let grounds = Grounds::create(Grounds::hosts(TestBed::builder("bench-seed")).delay(DELAY).build()?, cores)?;
+    let _origin = grounds.origin()?;
+    let mut servers = Servers::new(&grounds);
+    servers.ensure(Program::Egress)?;
+    let once = |target: &Target| {
+        let mut arguments = target.arguments(&grounds);
+        arguments.extend(["--requests", "1"].map(str::to_owned));
+        number(&grounds.client(target.is_intercepted, &arguments)?, "p50_us").map(|micros| micros / 1e3)
+    };
+    let direct = |peer: Peer| peer.target(&grounds, Upstream::Kept).context("a bound").and_then(|target| once(&target));
+    // A redirect and a file in clear are as long on the way: one round trip for the connection, one for the response.
+    let (redirect, https) = (direct(Peer::DirectHttp)?, direct(Peer::DirectHttps)?);
+    let egress = Peer::EgressHttp1.target(&grounds, Upstream::Kept).context("egress has an origin")?;
+    let (cold, warm) = (once(&egress)?, once(&egress)?);
+    let row = |label, milliseconds| (label, vec![(Measure::Time, milliseconds)]);
+    Ok(vec![
+        row("301 and HTTPS", redirect + https),
+        row("direct HTTPS", https),
+        row("egress, cold", cold),
+        row("egress, warm", warm),
+    ])
+}
+
+/// The figures in what the client printed.
+fn measured(result: &Value, is_proxied: bool, pattern: Pattern) -> Result<Measured> {
+    let number = |name| number(result, name);
+    let (requests, seconds, cpu) = (number("requests")?, number("seconds")?, number("cpu_us")?);
+    let megabytes = number("bytes")? / 1e6;
+    let is_bulk = pattern.requests.is_some();
+    let mut measured = Vec::new();
+    if is_proxied {
+        measured.push(if is_bulk {
+            (Measure::CpuPer100Mb, cpu / 1e3 / (megabytes / 100.0))
+        } else {
+            (Measure::Cpu, cpu / requests)
+        });
+        measured.push((Measure::System, 100.0 * number("system_us")? / cpu));
+        measured.push((Measure::Busy, cpu / 1e4 / seconds));
+    }
+    if is_bulk {
+        measured.push((Measure::MegabytesPerSecond, megabytes / seconds));
+    } else {
+        measured.push((Measure::P50, number("p50_us")?));
+        measured.push((Measure::P99, number("p99_us")?));
+        measured.push((Measure::P999, number("p999_us")?));
+        measured.push((Measure::PerSecond, requests / seconds));
+    }
+    measured.push((Measure::Others, 100.0 * number("others_seconds")? / seconds / processors()));
+    Ok(measured)
+}
+
+/// Of the machine; this process may use fewer.
+fn processors() -> f64 {
+    let count = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
+    count.ok().flatten().map_or(1.0, |count| count as f64)
+}
+
+fn number(result: &Value, name: &str) -> Result<f64> {
+    result[name].as_f64().with_context(|| format!("the client gave no {name}: {result}"))
+}
