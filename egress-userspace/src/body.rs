@@ -12,12 +12,14 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::{
+    route::Active,
     telemetry::access_log::Record,
     upstream::{
         Connection,
+        limits::Slot,
         pool::{Key, Pool},
     },
 };
@@ -37,6 +39,9 @@ pub enum BodyError {
     /// The origin gave up (RST_STREAM), though without an error, before the end.
     #[error("the origin reset the stream before the end of its response")]
     Reset,
+    /// The route's time for the exchange is over.
+    #[error("the response took longer than the timeout of its route")]
+    TimedOut,
     /// The request is being sent anew, by somebody else.
     #[error("the request was given up and is sent again")]
     Superseded,
@@ -45,7 +50,8 @@ pub enum BodyError {
 /// The content of a request as it comes from the client; shared between the bodies that carry it, which hyper owns, and the
 /// exchange.
 pub struct Content {
-    incoming: RefCell<Incoming>,
+    /// None of a copy.
+    incoming: RefCell<Option<Incoming>>,
     /// What was read of it, for as long as it may have to be sent again.
     kept: RefCell<Kept>,
     /// Which body may read on: the last one.
@@ -69,7 +75,7 @@ impl Content {
     pub fn new(incoming: Incoming) -> Rc<Self> {
         let complete = Cell::new(incoming.is_end_stream());
         Rc::new(Self {
-            incoming: RefCell::new(incoming),
+            incoming: RefCell::new(Some(incoming)),
             kept: RefCell::new(Kept::Off),
             body: Cell::new(0),
             bytes: Cell::new(0),
@@ -79,7 +85,29 @@ impl Content {
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.bytes.get() == 0 && self.incoming.borrow().is_end_stream()
+        self.bytes.get() == 0 && self.is_at_end()
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.incoming.borrow().as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    /// The same content once more, if all of it was read and kept.
+    pub fn copy(&self) -> Option<Rc<Self>> {
+        let kept = match &*self.kept.borrow() {
+            Kept::All(chunks, size) => Kept::All(chunks.clone(), *size),
+            Kept::Off if self.is_empty() => Kept::All(Vec::new(), 0),
+            Kept::Off | Kept::Lost => return None,
+        };
+        self.is_complete().then(|| {
+            Rc::new(Self {
+                incoming: RefCell::new(None),
+                kept: RefCell::new(kept),
+                body: Cell::new(0),
+                bytes: Cell::new(self.bytes.get()),
+                complete: Cell::new(true),
+            })
+        })
     }
 
     /// Bytes that were read from the client.
@@ -118,6 +146,7 @@ impl Content {
     /// Reads on.
     pub fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let mut incoming = self.incoming.borrow_mut();
+        let Some(incoming) = incoming.as_mut() else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
         if frame.is_none() || incoming.is_end_stream() {
             self.complete.set(true);
@@ -185,11 +214,11 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ahead() == 0 && self.content.incoming.borrow().is_end_stream()
+        self.ahead() == 0 && self.content.is_at_end()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.content.incoming.borrow().size_hint().exact() {
+        match self.content.incoming.borrow().as_ref().map_or(Some(0), |incoming| incoming.size_hint().exact()) {
             // Of no content hyper would say that its length is 0, though the client has not.
             Some(rest) if !self.is_end_stream() => SizeHint::with_exact(self.ahead() as u64 + rest),
             _ => SizeHint::default(),
@@ -205,9 +234,10 @@ pub struct ResponseBody {
     record: Option<Record>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "nearly all are from origins, and it is in no collection")]
 enum Source {
     /// From the origin.
-    Upstream { incoming: Incoming, http2: bool, lease: Lease },
+    Upstream { incoming: Incoming, http2: bool, lease: Lease, timer: Option<Pin<Box<Sleep>>> },
     /// Made by us.
     Message(Option<Bytes>),
 }
@@ -224,6 +254,19 @@ pub struct Lease {
     pub key: Key,
     /// What the request carries, which must be complete for the connection to be of further use.
     pub content: Rc<Content>,
+    /// When the exchange must have ended.
+    pub deadline: Option<Instant>,
+    /// What counts it as under way.
+    pub held: Held,
+}
+
+/// What counts an exchange as under way, for as long as this lives.
+#[derive(Default)]
+pub struct Held {
+    /// Among all requests to its upstream.
+    pub request: Option<Slot>,
+    /// Among those to its address.
+    pub active: Option<Active>,
 }
 
 impl Lease {
@@ -244,8 +287,8 @@ impl ResponseBody {
             record.complete();
             lease.give_back();
         }
-        let http2 = lease.http2;
-        Self { source: Source::Upstream { incoming, http2, lease }, record: Some(record) }
+        let (http2, timer) = (lease.http2, lease.deadline.map(|deadline| Box::pin(sleep_until(deadline))));
+        Self { source: Source::Upstream { incoming, http2, lease, timer }, record: Some(record) }
     }
 
     /// No content, of a response that switches protocols: the request's record goes with the tunnel.
@@ -263,7 +306,8 @@ impl ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        let Source::Upstream { incoming, http2, lease } = std::mem::replace(&mut self.source, Source::Message(None))
+        let Source::Upstream { incoming, http2, lease, .. } =
+            std::mem::replace(&mut self.source, Source::Message(None))
         else {
             return;
         };
@@ -294,9 +338,15 @@ impl Body for ResponseBody {
         let this = &mut *self;
         match &mut this.source {
             Source::Message(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Source::Upstream { incoming, http2, lease } => {
-                let mut frame =
-                    ready!(Pin::new(&mut *incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::from));
+            Source::Upstream { incoming, http2, lease, timer } => {
+                let polled = Pin::new(&mut *incoming).poll_frame(cx);
+                let timed_out =
+                    polled.is_pending() && timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
+                let mut frame = if timed_out {
+                    Some(Err(BodyError::TimedOut))
+                } else {
+                    ready!(polled).map(|frame| frame.map_err(BodyError::from))
+                };
                 // hyper takes a reset without an error for the end.
                 if frame.is_none() && *http2 && !incoming.is_end_stream() {
                     frame = Some(Err(BodyError::Reset));

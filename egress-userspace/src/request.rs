@@ -2,32 +2,33 @@
 
 pub mod answer;
 mod attempt;
+mod exchange;
+mod forward;
 pub mod headers;
 pub mod host;
+mod mirror;
 mod respond;
 pub mod retry;
 pub mod rewrite;
 pub mod select;
 pub mod tunnel;
 
-use std::{cell::Cell, rc::Rc, sync::Arc};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use egress_common::origin::Origin;
-use http::{Method, Request, Response, StatusCode, header, request};
+use http::{Method, Request, Response, header, request};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
-use self::{attempt::Attempt, host::RequestHost, respond::ProxyError, tunnel::Tunnel};
+use self::{exchange::Exchange, host::RequestHost, respond::ProxyError, tunnel::Tunnel};
 use crate::{
     body::{Content, Lease, ResponseBody},
-    route::Route,
+    policy::Retries,
+    route::Cluster,
     socket::Place,
     telemetry::access_log::{Client, Outcome, Record},
-    upstream::{
-        Made, Offer, UpstreamError,
-        pool::{Key, To},
-    },
     worker::Worker,
 };
 
@@ -45,7 +46,7 @@ pub struct Accepted {
 #[derive(Clone)]
 enum Routed {
     /// A rule names its host.
-    Originate(Arc<Route>, ServerName<'static>),
+    Originate(Arc<Cluster>, ServerName<'static>),
     /// No rule does.
     PassThrough,
 }
@@ -66,6 +67,29 @@ pub struct Conversation<'a> {
     pub ends_by_close: Cell<bool>,
 }
 
+/// What a client is answered.
+#[expect(clippy::large_enum_variant, reason = "nearly all are from origins, and it lives for a moment")]
+enum Reply {
+    /// By the origin.
+    Upstream(Answer),
+    /// By a route that asks no origin.
+    Local(Response<Bytes>),
+}
+
+/// How a request is sent.
+struct Sending<'a> {
+    /// Where to.
+    routed: Routed,
+    /// Whether the client takes trailers.
+    trailers: bool,
+    /// Whether it asks to switch protocols.
+    asks_to_switch: bool,
+    /// The time for the whole exchange.
+    timeout: Option<Duration>,
+    /// What the user wants of retries.
+    retries: Option<&'a Retries>,
+}
+
 /// What the origin answered.
 struct Answer {
     response: Response<Incoming>,
@@ -75,6 +99,8 @@ struct Answer {
     is_bare: bool,
     /// The upstream end, if it switches protocols.
     switched: Option<OnUpgrade>,
+    /// The origin's.
+    address: SocketAddr,
 }
 
 impl Conversation<'_> {
@@ -89,14 +115,20 @@ impl Conversation<'_> {
         let (head, body) = request.into_parts();
         let content = Content::new(body);
         let result = match host {
-            Ok(host) => self.exchange(&host, head, &content, &mut record).await,
+            Ok(host) => self.reply(&host, head, &content, &mut record).await,
             Err(error) => Err(error),
         };
         match result {
-            Ok(answer) => {
+            Ok(Reply::Upstream(answer)) => {
                 let has_length = answer.response.headers().contains_key(header::CONTENT_LENGTH);
                 self.ends_by_close.set(!knows_chunks && !has_length);
                 self.respond(answer, record)
+            }
+            Ok(Reply::Local(response)) => {
+                attempt::discard(&content).await;
+                record.set_received(content.bytes());
+                record.respond(response.status(), Outcome::Answered);
+                response.map(|text| ResponseBody::message(text, record))
             }
             Err(error) => {
                 record.set_received(content.bytes());
@@ -119,83 +151,45 @@ impl Conversation<'_> {
         Response::from_parts(head, body)
     }
 
+    async fn reply(
+        &self,
+        host: &RequestHost,
+        mut head: request::Parts,
+        content: &Rc<Content>,
+        record: &mut Record,
+    ) -> Result<Reply, ProxyError> {
+        if head.method == Method::CONNECT {
+            return Err(ProxyError::connect_method());
+        }
+        let port = self.accepted.origin.socket_addr().port();
+        let route = self.worker.routes.load().route(host.as_str(), port).cloned();
+        if let Some(route) = route {
+            return self.by_rule(&route, host, head, content, record).await;
+        }
+        let sending = Sending {
+            routed: Routed::PassThrough,
+            trailers: headers::takes_trailers(&head.headers),
+            asks_to_switch: headers::asks_to_switch(&head.headers),
+            timeout: None,
+            retries: None,
+        };
+        attempt::prepare(&mut head, host);
+        self.exchange(host, head, content, sending, record).await.map(Reply::Upstream)
+    }
+
     async fn exchange(
         &self,
         host: &RequestHost,
         head: request::Parts,
         content: &Rc<Content>,
+        sending: Sending<'_>,
         record: &mut Record,
     ) -> Result<Answer, ProxyError> {
-        if head.method == Method::CONNECT {
-            return Err(ProxyError::connect_method());
+        let exchange = Exchange { worker: self.worker, accepted: &self.accepted, host, content, sending: &sending };
+        let result = exchange.run(head, record).await;
+        if result.is_err() {
+            attempt::discard(content).await;
         }
-        let origin = self.accepted.origin.socket_addr();
-        let routed = match self.worker.routes.load().route(host.as_str(), origin.port()) {
-            Some(route) => {
-                let name = route.originator.server_name(host.as_str()).ok_or_else(ProxyError::unverifiable_host)?;
-                Routed::Originate(route.clone(), name)
-            }
-            None => Routed::PassThrough,
-        };
-        let (to, outcome) = match &routed {
-            Routed::Originate(route, _) => (route.pooled(host.as_str(), origin.ip()), Outcome::Upgraded),
-            Routed::PassThrough => (To::Origin(origin), Outcome::PassedThrough),
-        };
-        let Place { netns, device } = &self.accepted.from;
-        let key = Key { netns: netns.cookie(), device: *device, to };
-        let is_head = head.method == Method::HEAD;
-        let asks_to_switch = headers::asks_to_switch(&head.headers);
-        // RFC 8441 is rarely offered, and needs another request than the one that the client has made.
-        let http2 = matches!(routed, Routed::Originate(..)) && !asks_to_switch;
-        let mut attempt = Attempt::new(head, host, content, http2);
-
-        loop {
-            let connecting = self.worker.pool.get(&key, attempt.wanted(), |offer| self.connect(&routed, offer));
-            let mut connection = match connecting.await {
-                Ok(connection) => connection,
-                Err(error) => {
-                    attempt.discard().await;
-                    return Err(error.as_ref().into());
-                }
-            };
-            record.upstream(connection.info(), connection.is_reused());
-            let failure = match connection.send(attempt.request(&connection)?).await {
-                Ok(mut response) => {
-                    let switched = Tunnel::agreed(&mut response);
-                    if switched.is_some() && !asks_to_switch {
-                        return Err(ProxyError::unasked_switch());
-                    }
-                    let is_bare =
-                        is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-                    let (http2, pool) = (connection.is_http2(), self.worker.pool.clone());
-                    let lease = Lease { connection: Some(connection), http2, pool, key, content: content.clone() };
-                    return Ok(Answer { response, lease, outcome, is_bare, switched });
-                }
-                Err(failure) => failure,
-            };
-            if let Err(error) = attempt.again(failure, &connection) {
-                return Err((&connection.failure(error)).into());
-            }
-            if attempt.needs_http1() {
-                self.worker.pool.require_http1(&key);
-            }
-        }
-    }
-
-    /// Makes a connection, which may outlive this exchange: others may be waiting for it too.
-    fn connect(
-        &self,
-        routed: &Routed,
-        offer: Offer,
-    ) -> impl Future<Output = Result<Made, UpstreamError>> + use<> + 'static {
-        let connector = self.worker.connector.clone();
-        let Accepted { from, origin, .. } = &self.accepted;
-        let (from, origin, routed) = (from.clone(), origin.socket_addr(), routed.clone());
-        async move {
-            match routed {
-                Routed::Originate(route, name) => connector.tls(&from, &route, &name, origin, offer).await,
-                Routed::PassThrough => connector.plain(&from, origin).await,
-            }
-        }
+        result
     }
 }

@@ -1,92 +1,40 @@
 //! The policy in the form that requests need: a table of routes, swapped as a whole.
 
+mod cluster;
+
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    net::IpAddr,
+    sync::Arc,
 };
+
+pub use self::cluster::{Active, Chosen, Cluster, ClusterId};
 
 use crate::{
     config::{Code, Diagnostic},
     kernel::{Intercepted, Watched},
     policy::{
-        Adjustments, ConnectionPool, EndpointAddress, HostName, HostPattern, HttpRoute, Location, Policy, Protocol,
-        Rule, Targets, Upstream, UpstreamProtocol, parents,
+        EndpointAddress, HostName, HostPattern, Location, Policy, Protocol, Rule, Targets, Upstream, UpstreamIndex,
+        parents,
     },
-    resolve::{Addresses, Names, ResolveError},
-    upstream::pool::To,
+    resolve::{Names, ResolveError},
     upstream::tls::{Clients, Originator, TlsError, Workshop},
 };
-
-/// Names a route among all that ever were, so that pooled connections of an old one are not taken for a new one's.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct RouteId(u64);
-
-impl RouteId {
-    fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-}
 
 /// One rule, ready for requests.
 #[derive(Debug)]
 pub struct Route {
-    /// The route's own name.
-    pub id: RouteId,
     /// What the user wrote.
     pub rule: Arc<Rule>,
-    /// The only place that it leads to.
-    pub upstream: Arc<Upstream>,
-    /// How TLS is originated.
-    pub originator: Originator,
-    targets: Vec<Target>,
-}
-
-/// Where upstream addresses come from.
-#[derive(Debug)]
-enum Target {
-    Resolved(Addresses, u16),
-    Literal(SocketAddr),
-    /// Where the application was going.
-    Origin(u16),
+    /// The rule's upstreams, by the same index.
+    clusters: Vec<Arc<Cluster>>,
 }
 
 impl Route {
-    /// The addresses to try, best first, for a connection whose application was going to `origin`.
-    ///
-    /// The origin's own address comes first where it is among those resolved: the application chose it. It is also the
-    /// last resort while we cannot resolve the name; TLS proves who it is.
-    pub fn candidates(&self, origin: IpAddr) -> Vec<SocketAddr> {
-        let mut found = Vec::new();
-        for target in &self.targets {
-            match target {
-                Target::Resolved(addresses, port) => {
-                    let addresses = addresses.load();
-                    found.extend(addresses.iter().map(|&address| SocketAddr::new(address, *port)));
-                }
-                Target::Literal(address) => found.push(*address),
-                Target::Origin(port) => found.push(SocketAddr::new(origin, *port)),
-            }
-        }
-        if found.is_empty() && matches!(self.upstream.targets, Targets::Resolve(_)) {
-            found.push(SocketAddr::new(origin, self.upstream.target_port));
-        }
-        // The application's choice first, then the families in turn (RFC 8305 section 4).
-        let (same, other): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| found.is_ipv4() == origin.is_ipv4());
-        let (chosen, same): (Vec<_>, Vec<_>) = same.into_iter().partition(|found| found.ip() == origin);
-        let (mut same, mut other) = (chosen.into_iter().chain(same), other.into_iter());
-        let mut ordered = Vec::new();
-        loop {
-            let pair = (same.next(), other.next());
-            if pair == (None, None) {
-                return ordered;
-            }
-            ordered.extend(pair.0.into_iter().chain(pair.1));
-        }
+    /// The cluster of one of the rule's upstreams.
+    pub fn cluster(&self, index: UpstreamIndex) -> &Arc<Cluster> {
+        // A rule's routes name no others.
+        &self.clusters[index.0]
     }
 
     /// The one host that it is for; None if that is a wildcard.
@@ -97,13 +45,12 @@ impl Route {
         }
     }
 
-    /// What a pooled connection must lead to, to serve a request for `host` whose application was going to `origin`.
-    pub fn pooled(&self, host: &str, origin: IpAddr) -> To {
-        To::Route {
-            id: self.id,
-            address: matches!(self.upstream.targets, Targets::Original).then_some(origin),
-            name: (!self.rule.host.is_exact()).then(|| host.into()),
-        }
+    /// Whether it is the very same.
+    fn is(&self, rule: &Rule, clusters: &[Arc<Cluster>]) -> bool {
+        let pairs = self.clusters.iter().zip(clusters);
+        self.clusters.len() == clusters.len()
+            && pairs.into_iter().all(|(one, other)| Arc::ptr_eq(one, other))
+            && *self.rule == *rule
     }
 }
 
@@ -114,9 +61,14 @@ pub struct RouteTable {
     exact: HashMap<HostName, Vec<Arc<Route>>>,
     /// By what comes after the `*.`.
     wildcards: HashMap<HostName, Vec<Arc<Route>>>,
-    /// What the routes share.
+    /// All clusters, by what they are called in the configuration.
+    clusters: HashMap<ClusterName, Vec<Arc<Cluster>>>,
+    /// What the clusters share.
     clients: Clients,
 }
+
+/// A host, one of its ports, and a subset.
+type ClusterName = (HostPattern, u16, Option<Arc<str>>);
 
 impl RouteTable {
     /// The route for requests to `host` (lower case, no port, no trailing dot) that were going to `port`.
@@ -129,11 +81,6 @@ impl RouteTable {
         covering
             .find(|route| route.rule.port == port)
             .or_else(|| self.route_by_address(host.trim_matches(['[', ']']).parse().ok()?, port))
-    }
-
-    /// The route that was made for a rule like this one.
-    fn route_of(&self, rule: &Rule) -> Option<&Arc<Route>> {
-        self.of(&rule.host).get(rule.host.name())?.iter().find(|route| *route.rule == *rule)
     }
 
     fn of(&self, host: &HostPattern) -> &HashMap<HostName, Vec<Arc<Route>>> {
@@ -157,8 +104,8 @@ impl RouteTable {
 
     /// Whether both tables consist of the very same routes.
     pub fn same_routes(&self, other: &Self) -> bool {
-        let ids = |table: &Self| table.routes().map(|route| route.id).collect::<HashSet<_>>();
-        ids(self) == ids(other)
+        let all = |table: &Self| table.routes().map(Arc::as_ptr).collect::<HashSet<_>>();
+        all(self) == all(other)
     }
 
     /// Every name that must be resolved: the rules' hosts, since applications connect to their addresses, and the names
@@ -195,22 +142,16 @@ impl RouteTable {
         let mut errors = Vec::new();
         let mut workshop = Workshop::new(&previous.clients);
         for rule in policy.rules() {
-            let built = sole_upstream(rule).and_then(|upstream| {
+            if let Some(pending) = pending(rule) {
+                errors.push(TlsError::Settings { location: rule.location.clone(), problem: pending.reason });
+                continue;
+            }
+            let clusters = rule.upstreams.iter().map(|upstream| {
                 let originator = workshop.originator(&upstream.host, &upstream.tls, &upstream.location)?;
-                let kept = previous.route_of(rule).filter(|old| old.originator.is_same_client(&originator));
-                Ok(kept.cloned().unwrap_or_else(|| {
-                    let (id, targets) = (RouteId::next(), targets(upstream, names));
-                    Arc::new(Route { id, rule: rule.clone(), upstream: upstream.clone(), originator, targets })
-                }))
+                Ok(table.cluster(upstream, &originator, previous, names))
             });
-            match built {
-                Ok(route) => {
-                    let routes = match &rule.host {
-                        HostPattern::Exact(_) => &mut table.exact,
-                        HostPattern::Wildcard(_) => &mut table.wildcards,
-                    };
-                    routes.entry(rule.host.name().clone()).or_default().push(route);
-                }
+            match clusters.collect::<Result<Vec<_>, _>>() {
+                Ok(clusters) => table.add(rule, clusters, previous),
                 // The same for all of them.
                 Err(error @ TlsError::NoSystemRoots) => return Err(vec![error]),
                 Err(error) => errors.push(error),
@@ -218,6 +159,39 @@ impl RouteTable {
         }
         table.clients = workshop.finish();
         if errors.is_empty() { Ok(table) } else { Err(errors) }
+    }
+
+    /// The cluster for an upstream: one that there is, so that rules share its connections and its limits, or one like it of the
+    /// policy before.
+    fn cluster(
+        &mut self,
+        upstream: &Arc<Upstream>,
+        originator: &Originator,
+        previous: &Self,
+        names: &Names,
+    ) -> Arc<Cluster> {
+        let name = (upstream.host.clone(), upstream.port, upstream.subset.clone());
+        let like =
+            |cluster: &&Arc<Cluster>| cluster.originator.is_same_client(originator) && *cluster.upstream == **upstream;
+        let of = |table: &Self| table.clusters.get(&name).into_iter().flatten().find(like).cloned();
+        if let Some(present) = of(self) {
+            return present;
+        }
+        let cluster =
+            of(previous).unwrap_or_else(|| Arc::new(Cluster::new(upstream.clone(), originator.clone(), names)));
+        self.clusters.entry(name).or_default().push(cluster.clone());
+        cluster
+    }
+
+    fn add(&mut self, rule: &Arc<Rule>, clusters: Vec<Arc<Cluster>>, previous: &Self) {
+        let kept = previous.of(&rule.host).get(rule.host.name()).into_iter().flatten();
+        let kept = kept.into_iter().find(|old| old.is(rule, &clusters)).cloned();
+        let route = kept.unwrap_or_else(|| Arc::new(Route { rule: rule.clone(), clusters }));
+        let routes = match &rule.host {
+            HostPattern::Exact(_) => &mut self.exact,
+            HostPattern::Wildcard(_) => &mut self.wildcards,
+        };
+        routes.entry(rule.host.name().clone()).or_default().push(route);
     }
 
     /// The networks that these routes' hosts are known to be in.
@@ -252,58 +226,27 @@ impl RouteTable {
     }
 }
 
-fn targets(upstream: &Upstream, names: &Names) -> Vec<Target> {
-    match &upstream.targets {
-        Targets::Resolve(host) => vec![Target::Resolved(names.addresses(host), upstream.target_port)],
-        Targets::Original => vec![Target::Origin(upstream.target_port)],
-        Targets::Endpoints(endpoints) => endpoints
-            .iter()
-            .map(|endpoint| match &endpoint.address {
-                EndpointAddress::Ip(ip) => Target::Literal(SocketAddr::new(*ip, endpoint.port)),
-                EndpointAddress::Name(name) => Target::Resolved(names.addresses(name), endpoint.port),
-            })
-            .collect(),
-    }
-}
-
-/// The place that all requests of a rule go to, unless the rule asks for what requests are not yet given.
-fn sole_upstream(rule: &Rule) -> Result<&Arc<Upstream>, TlsError> {
-    match (pending(rule), rule.upstreams.first()) {
-        (None, Some(upstream)) => Ok(upstream),
-        (pending, _) => Err(TlsError::Settings {
-            location: rule.location.clone(),
-            problem: pending.map(|pending| pending.reason).unwrap_or_default(),
-        }),
-    }
-}
-
 /// What a rule asks for that requests are not yet given, if there is such a thing.
 pub fn pending(rule: &Rule) -> Option<Diagnostic> {
     let refused = |location: &Location, what: &str| {
         let text = format!("{what} is understood, but cannot be carried out yet; remove it");
         Some(Diagnostic::new(location.clone(), "", Code::Pending.because(text)))
     };
-    let [upstream] = rule.upstreams.as_slice() else {
-        return refused(&rule.location, "a VirtualService");
-    };
-    if rule.routes.as_slice() != [HttpRoute::catch_all(upstream.location.clone())] {
-        return refused(&rule.location, "a VirtualService");
+    if rule.protocol != Protocol::Http1 {
+        return refused(&rule.location, "protocol HTTP2 or GRPC");
     }
-    let has_weights = match &upstream.targets {
-        Targets::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.weight != endpoints[0].weight),
-        Targets::Resolve(_) | Targets::Original => false,
-    };
-    let pending = [
-        ("protocol HTTP2 or GRPC", rule.protocol != Protocol::Http1),
-        ("the weight of an endpoint", has_weights),
-        ("h2UpgradePolicy", upstream.protocol != UpstreamProtocol::Negotiated),
-        ("connectionPool", upstream.pool != ConnectionPool::default()),
-        ("outlierDetection", upstream.outlier_detection.is_some()),
-        ("loadBalancer", upstream.balancer.is_some()),
-        ("tunnel", upstream.tunnel.is_some()),
-        ("an annotation that adjusts requests or responses", upstream.adjustments != Adjustments::default()),
-        ("egress.dev/preconnect", upstream.preconnect > 0),
-    ];
-    let (what, _) = pending.into_iter().find(|(_, is_asked)| *is_asked)?;
-    refused(&upstream.location, what)
+    rule.upstreams.iter().find_map(|upstream| {
+        let pool = &upstream.pool;
+        let pending = [
+            ("connectionPool.tcp.maxConnections", pool.max_connections != u32::MAX),
+            ("connectionPool.tcp.maxConnectionDuration", pool.max_connection_duration.is_some()),
+            ("connectionPool.tcp.idleTimeout", pool.tcp_idle_timeout.is_some()),
+            ("connectionPool.http.http1MaxPendingRequests", pool.max_pending_requests != u32::MAX),
+            ("connectionPool.http.maxRequestsPerConnection", pool.max_requests_per_connection.is_some()),
+            ("connectionPool.http.maxConcurrentStreams", pool.max_concurrent_streams.is_some()),
+            ("egress.dev/preconnect", upstream.preconnect > 0),
+        ];
+        let (what, _) = pending.into_iter().find(|(_, is_asked)| *is_asked)?;
+        refused(&upstream.location, what)
+    })
 }

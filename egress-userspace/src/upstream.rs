@@ -60,6 +60,8 @@ pub enum Offer {
     Both,
     /// HTTP/1.1 alone.
     Http1,
+    /// HTTP/2 alone.
+    Http2,
 }
 
 /// A connection that was just made.
@@ -241,6 +243,19 @@ impl UpstreamError {
                     Cause::ConnectionLost
                 }
             }
+        }
+    }
+
+    /// The address that it is about, if it is one.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::NoAddress => None,
+            Self::Connect { address, .. }
+            | Self::ConnectTimeout { address, .. }
+            | Self::Tunnel { proxy: address, .. }
+            | Self::Tls { address, .. }
+            | Self::TlsEnded { address, .. }
+            | Self::Http { address, .. } => Some(*address),
         }
     }
 

@@ -45,11 +45,15 @@ pub(super) struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    /// The request with this head, as the client has sent it.
-    pub(super) fn new(mut head: request::Parts, host: &'a RequestHost, content: &'a Rc<Content>, http2: bool) -> Self {
+    /// The request with this head, as the origin should see it.
+    pub(super) fn new(
+        head: request::Parts,
+        host: &'a RequestHost,
+        content: &'a Rc<Content>,
+        http2: bool,
+        trailers: bool,
+    ) -> Self {
         let repeatable = content.is_empty() && head.method.is_idempotent();
-        let trailers = headers::takes_trailers(&head.headers);
-        prepare(&mut head, host);
         Self {
             head: Some(head),
             host,
@@ -64,8 +68,10 @@ impl<'a> Attempt<'a> {
     }
 
     /// What the connection must be like.
-    pub(super) fn wanted(&self) -> Wanted {
-        let max_idle = if self.repeatable { pool::MAX_IDLE } else { pool::MAX_IDLE_UNREPEATABLE };
+    pub(super) fn wanted(&self, idle_timeout: Option<Duration>) -> Wanted {
+        let usual = if self.repeatable { pool::MAX_IDLE } else { pool::MAX_IDLE_UNREPEATABLE };
+        // Who says that the origin waits for longer takes the risk.
+        let max_idle = idle_timeout.map_or(usual, |limit| if self.repeatable { limit } else { limit.min(usual) });
         Wanted { max_idle, http2: self.http2, newer_than: self.newer_than }
     }
 
@@ -128,29 +134,30 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
-    /// Reads some of a body that goes nowhere. What is left unread when the connection is closed makes the kernel reset it,
-    /// and a client that is still sending would never see our answer.
-    pub(super) async fn discard(&self) {
-        // A client that asks first waits for our answer.
-        if self.head.as_ref().is_none_or(|head| head.headers.contains_key(header::EXPECT)) {
-            return;
-        }
-        let mut left = DISCARD_LIMIT;
-        let reading = async {
-            while let Some(Ok(frame)) = std::future::poll_fn(|cx| self.content.poll_read(cx)).await {
-                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-                if left == 0 {
-                    return;
-                }
-            }
-        };
-        // What could not be read in time stays unread.
-        let _ = timeout(DISCARD_TIME, reading).await;
+    /// Whether the request may be sent once more though it may have been processed, or for sure was not.
+    pub(super) fn may_go_again(&self, processed: bool) -> bool {
+        self.head.is_some() && if processed { self.repeatable } else { self.content.is_repeatable() }
     }
 }
 
+/// Reads some of a body that goes nowhere. What is left unread when the connection is closed makes the kernel reset it, and
+/// a client that is still sending would never see our answer.
+pub(super) async fn discard(content: &Content) {
+    let mut left = DISCARD_LIMIT;
+    let reading = async {
+        while let Some(Ok(frame)) = std::future::poll_fn(|cx| content.poll_read(cx)).await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // What could not be read in time stays unread.
+    let _ = timeout(DISCARD_TIME, reading).await;
+}
+
 /// Makes the head what the origin should see: what the application sent, less what concerns our connection alone.
-fn prepare(head: &mut request::Parts, host: &RequestHost) {
+pub(super) fn prepare(head: &mut request::Parts, host: &RequestHost) {
     head.version = Version::HTTP_11;
     headers::remove_hop_by_hop(&mut head.headers);
     if head.uri.authority().is_some() {

@@ -5,7 +5,7 @@ use http::{HeaderValue, Request, header::HOST, uri::Authority};
 use super::respond::ProxyError;
 
 /// The host that a request names, in the form that rules use, beside the form that it was sent in.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHost {
     /// Lower case, without port and trailing dots.
     name: String,

@@ -1,5 +1,7 @@
 //! Errors that we answer ourselves, with a Proxy-Status field (RFC 9209) and a text that a person understands.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use rustls::AlertDescription;
@@ -8,7 +10,7 @@ use sfv::{Integer, ItemSerializer, StringRef, TokenRef, key_ref, string_ref, tok
 use crate::{
     body::ResponseBody,
     telemetry::access_log::{Outcome, Record},
-    upstream::{Cause, UpstreamError, tls::alert_name},
+    upstream::{Cause, UpstreamError, limits::Kind, tls::alert_name},
 };
 
 /// Why a request is not answered by its origin.
@@ -60,6 +62,33 @@ impl ProxyError {
             details: "the origin switched protocols (101) without being asked to".to_owned(),
             outcome: Outcome::Failed,
             cause: Some(Cause::HttpProtocol),
+        }
+    }
+
+    /// There is as much under way as the upstream's settings allow.
+    pub fn overflow(kind: Kind, limit: u32) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            kind: token_ref("connection_limit_reached"),
+            alert: None,
+            details: format!(
+                "the limit of the DestinationRule is reached: connectionPool.{} is {limit}",
+                kind.setting()
+            ),
+            outcome: Outcome::Failed,
+            cause: Some(Cause::Overflow),
+        }
+    }
+
+    /// The route's time is over.
+    pub fn timeout(limit: Duration) -> Self {
+        Self {
+            status: StatusCode::GATEWAY_TIMEOUT,
+            kind: token_ref("http_response_timeout"),
+            alert: None,
+            details: format!("no response within the {limit:?} that the VirtualService gives it"),
+            outcome: Outcome::Failed,
+            cause: Some(Cause::ResponseTimeout),
         }
     }
 

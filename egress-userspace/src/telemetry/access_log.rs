@@ -19,6 +19,8 @@ pub enum Outcome {
     Upgraded,
     /// Sent on as it came: no rule names its host.
     PassedThrough,
+    /// Answered by its route, which asks no origin.
+    Answered,
     /// Not sent: the request itself is at fault.
     Refused,
     /// No response from the origin, or none that could be verified.
@@ -31,14 +33,22 @@ pub enum Outcome {
 
 impl Outcome {
     /// All outcomes.
-    pub const ALL: [Self; 6] =
-        [Self::Upgraded, Self::PassedThrough, Self::Refused, Self::Failed, Self::Truncated, Self::Aborted];
+    pub const ALL: [Self; 7] = [
+        Self::Upgraded,
+        Self::PassedThrough,
+        Self::Answered,
+        Self::Refused,
+        Self::Failed,
+        Self::Truncated,
+        Self::Aborted,
+    ];
 
     /// The value in the log and of the metric label `outcome`.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Upgraded => "upgraded",
             Self::PassedThrough => "passed_through",
+            Self::Answered => "answered",
             Self::Refused => "refused",
             Self::Failed => "failed",
             Self::Truncated => "truncated",
@@ -67,6 +77,8 @@ pub struct Record {
     status: Option<StatusCode>,
     received: u64,
     sent: u64,
+    route: Option<Arc<str>>,
+    retries: u32,
     upstream: Option<(Rc<ConnectionInfo>, bool)>,
     /// What the outcome is if the response reaches its end.
     intended: Outcome,
@@ -88,6 +100,8 @@ impl Record {
             status: None,
             received: 0,
             sent: 0,
+            route: None,
+            retries: 0,
             upstream: None,
             intended: Outcome::Aborted,
             complete: false,
@@ -100,6 +114,16 @@ impl Record {
     pub fn respond(&mut self, status: StatusCode, outcome: Outcome) {
         self.status = Some(status);
         self.intended = outcome;
+    }
+
+    /// Notes the name of the route that it falls under, if that has one.
+    pub fn route(&mut self, name: Option<&Arc<str>>) {
+        self.route = name.cloned();
+    }
+
+    /// Counts that it is sent again, as its route wants.
+    pub fn retried(&mut self) {
+        self.retries += 1;
     }
 
     /// Notes the connection that serves the request, and whether it had served others.
@@ -168,6 +192,8 @@ impl Drop for Record {
             pid = self.client.origin.pid,
             process = self.client.process,
             origin = %self.client.origin.socket_addr(),
+            route = self.route.as_deref(),
+            retries = (self.retries > 0).then_some(self.retries),
             upstream = info.map(|info| tracing::field::display(info.address)),
             protocol = info.map(|info| info.protocol),
             tls = tls.map(|tls| tls.version),

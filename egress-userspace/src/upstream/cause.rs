@@ -50,6 +50,10 @@ causes! {
     ConnectTimeout => "connect_timeout", GATEWAY_TIMEOUT, "connection_timeout";
     /// TCP failed in another way.
     ConnectFailed => "connect_failed", SERVICE_UNAVAILABLE, "destination_unavailable";
+    /// There is as much under way as settings allow.
+    Overflow => "overflow", SERVICE_UNAVAILABLE, "connection_limit_reached";
+    /// The response did not come in the time of its route.
+    ResponseTimeout => "response_timeout", GATEWAY_TIMEOUT, "http_response_timeout";
     /// The proxy on the way makes no tunnel.
     TunnelRefused => "tunnel_refused", BAD_GATEWAY, "destination_unavailable";
     /// It broke the connection off.

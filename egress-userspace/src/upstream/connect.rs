@@ -6,6 +6,7 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
 use rustls::{HandshakeKind, ProtocolVersion};
 use rustls_pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep, timeout_at},
@@ -17,9 +18,11 @@ use super::{
     http1::Exclusive,
     http2::Shared,
     tls::{HTTP2, TlsStream, handshake},
+    tunnel,
 };
 use crate::{
-    route::Route,
+    policy::{Keepalive, UpstreamProtocol},
+    route::Cluster,
     socket::{Place, SocketFactory},
     telemetry::metrics::Metrics,
 };
@@ -63,23 +66,33 @@ impl Connector {
     pub async fn tls(
         &self,
         from: &Place,
-        route: &Route,
+        cluster: &Cluster,
         server_name: &ServerName<'static>,
-        origin: SocketAddr,
+        mut candidates: Vec<SocketAddr>,
+        is_balanced: bool,
         offer: Offer,
     ) -> Result<Made, UpstreamError> {
         let netns = from.netns.cookie();
-        let mut candidates = route.candidates(origin.ip());
-        self.health.order(netns, &mut candidates);
-        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        if !is_balanced {
+            self.health.order(netns, &mut candidates);
+        }
+        let limit = cluster.upstream.pool.connect_timeout;
+        let deadline = Instant::now() + limit;
+        let offer = match cluster.upstream.protocol {
+            UpstreamProtocol::Negotiated => offer,
+            UpstreamProtocol::Http1 => Offer::Http1,
+            UpstreamProtocol::Http2 if offer == Offer::Both => Offer::Http2,
+            // What switches protocols cannot do without it.
+            UpstreamProtocol::Http2 => Offer::Http1,
+        };
         let mut broken = None;
         loop {
-            let (stream, address) = match self.first_of(from, &candidates, deadline).await {
+            let (stream, address) = match self.first_of(from, &candidates, limit, deadline).await {
                 Ok(connected) => connected,
                 // What has got furthest says most.
                 Err(error) => return Err(broken.unwrap_or(error)),
             };
-            let handshake = self.handshake(stream, address, route, server_name, offer).await;
+            let handshake = self.prepared(stream, address, cluster, server_name, offer).await;
             match &handshake {
                 Ok(_) => self.health.succeeded(netns, address),
                 Err(error) if error.is_broken_handshake() || error.cause() == Cause::HandshakeTimeout => {
@@ -98,23 +111,41 @@ impl Connector {
         }
     }
 
+    /// Makes TLS on a connection, through a tunnel if there is to be one.
+    async fn prepared(
+        &self,
+        mut stream: TcpStream,
+        address: SocketAddr,
+        cluster: &Cluster,
+        server_name: &ServerName<'static>,
+        offer: Offer,
+    ) -> Result<(TlsStream, TlsInfo), UpstreamError> {
+        if let Some(keepalive) = &cluster.upstream.pool.keepalive {
+            set_keepalive(&stream, keepalive);
+        }
+        if let Some(tunnel) = &cluster.upstream.tunnel {
+            tunnel::open(&mut stream, address, tunnel).await?;
+        }
+        self.handshake(stream, address, cluster, server_name, offer).await
+    }
+
     async fn handshake(
         &self,
         stream: TcpStream,
         address: SocketAddr,
-        route: &Route,
+        cluster: &Cluster,
         server_name: &ServerName<'static>,
         offer: Offer,
     ) -> Result<(TlsStream, TlsInfo), UpstreamError> {
         let host = || server_name.to_str().into_owned();
-        let result = handshake(&route.originator, server_name.clone(), offer, stream).await;
-        self.metrics.handshake(result.as_ref().ok().map(|stream| tls_info(stream, route)).as_ref());
+        let result = handshake(&cluster.originator, server_name.clone(), offer, stream).await;
+        self.metrics.handshake(result.as_ref().ok().map(|stream| tls_info(stream, cluster)).as_ref());
         let stream = result.map_err(|source| UpstreamError::Tls { host: host(), address, source })?;
-        if let Some(mismatch) = route.originator.unenforced_pins(stream.get_ref().1.peer_certificates()) {
+        if let Some(mismatch) = cluster.originator.unenforced_pins(stream.get_ref().1.peer_certificates()) {
             self.metrics.unenforced_pins.inc();
             tracing::warn!(host = host(), %address, "pins: {mismatch}");
         }
-        let info = tls_info(&stream, route);
+        let info = tls_info(&stream, cluster);
         Ok((stream, info))
     }
 
@@ -124,7 +155,7 @@ impl Connector {
     /// It refuses, is unreachable, or does not answer.
     pub async fn tcp(&self, from: &Place, address: SocketAddr) -> Result<TcpStream, UpstreamError> {
         let deadline = Instant::now() + CONNECT_TIMEOUT;
-        self.first_of(from, &[address], deadline).await.map(|(stream, _)| stream)
+        self.first_of(from, &[address], CONNECT_TIMEOUT, deadline).await.map(|(stream, _)| stream)
     }
 
     /// Tries the addresses in order, each a moment after the one before or as soon as that fails; the first connection wins
@@ -133,6 +164,7 @@ impl Connector {
         &self,
         from: &Place,
         candidates: &[SocketAddr],
+        limit: Duration,
         deadline: Instant,
     ) -> Result<(TcpStream, SocketAddr), UpstreamError> {
         let Some(&first) = candidates.first() else { return Err(UpstreamError::NoAddress) };
@@ -171,7 +203,7 @@ impl Connector {
         // Those that had their time before the one that answered, or all.
         let winner = result.as_ref().ok().and_then(|result| result.as_ref().ok()).map(|(_, address)| *address);
         silent.into_iter().take_while(|address| Some(*address) != winner).for_each(failed);
-        result.unwrap_or(Err(UpstreamError::ConnectTimeout { address: first, limit: CONNECT_TIMEOUT }))
+        result.unwrap_or(Err(UpstreamError::ConnectTimeout { address: first, limit }))
     }
 }
 
@@ -187,7 +219,17 @@ async fn http(stream: TlsStream, address: SocketAddr, tls: TlsInfo) -> Result<Ma
     }
 }
 
-fn tls_info(stream: &TlsStream, route: &Route) -> TlsInfo {
+fn set_keepalive(stream: &TcpStream, wanted: &Keepalive) {
+    let mut keepalive = TcpKeepalive::new();
+    keepalive = wanted.time.into_iter().fold(keepalive, TcpKeepalive::with_time);
+    keepalive = wanted.interval.into_iter().fold(keepalive, TcpKeepalive::with_interval);
+    keepalive = wanted.probes.into_iter().fold(keepalive, |keepalive, probes| keepalive.with_retries(probes.get()));
+    if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&keepalive) {
+        tracing::debug!(%error, "the system does not take tcpKeepalive");
+    }
+}
+
+fn tls_info(stream: &TlsStream, cluster: &Cluster) -> TlsInfo {
     let (_, session) = stream.get_ref();
     TlsInfo {
         version: match session.protocol_version() {
@@ -198,6 +240,6 @@ fn tls_info(stream: &TlsStream, route: &Route) -> TlsInfo {
         cipher: session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("unknown"),
         group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()).unwrap_or("unknown"),
         resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
-        client_certificate: route.upstream.tls.client.is_some(),
+        client_certificate: cluster.upstream.tls.client.is_some(),
     }
 }

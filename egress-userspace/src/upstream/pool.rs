@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use futures_util::{
 };
 
 use super::{Connection, Made, Offer, UpstreamError, http1, http2};
-use crate::{netns::NetnsCookie, route::RouteId};
+use crate::{netns::NetnsCookie, route::ClusterId};
 
 /// Idle connections are closed after this time.
 pub const MAX_IDLE: Duration = Duration::from_secs(60);
@@ -42,11 +42,11 @@ pub struct Key {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum To {
     /// To a configured host over TLS.
-    Route {
-        /// By this route.
-        id: RouteId,
-        /// To this address alone, where the rule leads to wherever the application was going.
-        address: Option<IpAddr>,
+    Cluster {
+        /// To this cluster.
+        id: ClusterId,
+        /// To this address alone, where it matters which it is.
+        address: Option<SocketAddr>,
         /// For this name alone, where the rule is for many.
         name: Option<Box<str>>,
     },

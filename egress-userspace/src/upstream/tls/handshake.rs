@@ -33,6 +33,7 @@ pub async fn handshake(
     let connector = TlsConnector::from(originator.config().clone());
     let connecting = match offer {
         Offer::Both => connector.connect(server_name, stream),
+        Offer::Http2 => connector.with_alpn(vec![HTTP2.to_vec()]).connect(server_name, stream),
         Offer::Http1 => connector.with_alpn(vec![HTTP1.to_vec()]).connect(server_name, stream),
     };
     match timeout(LIMIT, connecting).await {

@@ -1,0 +1,235 @@
+//! The exchange with an origin: tries, and what they come to.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use http::{Method, StatusCode, request};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{
+    Accepted, Answer, Routed, Sending,
+    attempt::Attempt,
+    host::RequestHost,
+    respond::ProxyError,
+    retry::{self, Ended},
+    tunnel::Tunnel,
+};
+use crate::{
+    body::{Content, Held, Lease},
+    route::{Chosen, Cluster},
+    socket::Place,
+    telemetry::access_log::{Outcome, Record},
+    upstream::{
+        Fate, Made, Offer, UpstreamError,
+        limits::{Kind, Slot},
+        outlier::Seen,
+        pool::{Key, To},
+    },
+    worker::Worker,
+};
+
+/// What an exchange needs to know.
+pub(super) struct Exchange<'a> {
+    pub(super) worker: &'a Worker,
+    pub(super) accepted: &'a Accepted,
+    pub(super) host: &'a RequestHost,
+    pub(super) content: &'a Rc<Content>,
+    pub(super) sending: &'a Sending<'a>,
+}
+
+/// A try that has brought no response.
+struct Failure {
+    error: ProxyError,
+    ended: Ended<'static>,
+    /// Which address it was, if it came that far.
+    address: Option<SocketAddr>,
+}
+
+impl Exchange<'_> {
+    /// Sends the request with this head, and again where the route wants that and where it is safe. The response has only
+    /// begun when this ends.
+    pub(super) async fn run(&self, head: request::Parts, record: &mut Record) -> Result<Answer, ProxyError> {
+        let deadline = self.sending.timeout.map(|limit| Instant::now() + limit);
+        let cluster = self.cluster();
+        let mut held = Held::default();
+        if let Some(cluster) = cluster {
+            let limit = cluster.upstream.pool.max_requests;
+            let slot = cluster.usage.take(Kind::Requests, limit);
+            held.request = Some(slot.ok_or_else(|| ProxyError::overflow(Kind::Requests, limit))?);
+        }
+        let is_head = head.method == Method::HEAD;
+        // RFC 8441 is rarely offered, and needs another request than the one that the client has made.
+        let http2 = cluster.is_some() && !self.sending.asks_to_switch;
+        let mut attempt = Attempt::new(head, self.host, self.content, http2, self.sending.trailers);
+        let mut tries = 0;
+        let mut retrying = None;
+        loop {
+            let chosen = cluster.map(|cluster| cluster.choose(self.accepted.origin.socket_addr().ip()));
+            let tried = self.limited(&mut attempt, chosen.as_ref(), is_head, deadline, record).await;
+            drop(retrying.take());
+            let again = match &tried {
+                Ok(answer) => {
+                    let (status, fields) = (answer.response.status(), answer.response.headers());
+                    self.seen(chosen.as_ref(), Some(answer.address), Seen::Status(status));
+                    self.wants_again(&attempt, Ended::Response(status, fields), tries)
+                }
+                Err(failure) => {
+                    self.seen(chosen.as_ref(), failure.address, Seen::Failure);
+                    self.wants_again(&attempt, failure.ended, tries)
+                }
+            };
+            let slot = if again { self.retry_slot() } else { None };
+            match (tried, slot) {
+                (_, Some(slot)) => retrying = Some(slot),
+                (Ok(mut answer), None) => {
+                    held.active = answer.lease.held.active.take();
+                    answer.lease.held = held;
+                    answer.lease.deadline = deadline;
+                    return Ok(answer);
+                }
+                (Err(failure), None) => return Err(failure.error),
+            }
+            tries += 1;
+            record.retried();
+            if let Some(retries) = self.sending.retries {
+                sleep(retry::pause(retries.backoff, tries, fastrand::f64())).await;
+            }
+        }
+    }
+
+    fn cluster(&self) -> Option<&Arc<Cluster>> {
+        match &self.sending.routed {
+            Routed::Originate(cluster, _) => Some(cluster),
+            Routed::PassThrough => None,
+        }
+    }
+
+    fn seen(&self, chosen: Option<&Chosen>, address: Option<SocketAddr>, seen: Seen) {
+        if let (Some(cluster), Some(chosen), Some(address)) = (self.cluster(), chosen, address) {
+            cluster.seen(address, seen, chosen.all);
+        }
+    }
+
+    /// Whether the route wants another try, and the request allows it.
+    fn wants_again(&self, attempt: &Attempt<'_>, ended: Ended<'_>, tries: u32) -> bool {
+        let Some(retries) = self.sending.retries else { return false };
+        let processed = matches!(ended, Ended::Response(..) | Ended::NoResponse);
+        tries < retries.attempts && retry::is_wanted(&retries.on, ended) && attempt.may_go_again(processed)
+    }
+
+    fn retry_slot(&self) -> Option<Slot> {
+        let cluster = self.cluster()?;
+        cluster.usage.take(Kind::Retries, cluster.upstream.pool.max_retries)
+    }
+
+    /// One try, within the limits of time.
+    async fn limited(
+        &self,
+        attempt: &mut Attempt<'_>,
+        chosen: Option<&Chosen>,
+        is_head: bool,
+        deadline: Option<Instant>,
+        record: &mut Record,
+    ) -> Result<Answer, Failure> {
+        let per_try = self.sending.retries.and_then(|retries| retries.per_try_timeout);
+        let end = deadline.into_iter().chain(per_try.map(|limit| Instant::now() + limit)).min();
+        let trying = self.once(attempt, chosen, is_head, record);
+        let Some(end) = end else { return trying.await };
+        timeout_at(end, trying).await.unwrap_or_else(|_| {
+            let limit = if Some(end) == deadline { self.sending.timeout } else { per_try };
+            Err(Failure {
+                error: ProxyError::timeout(limit.unwrap_or_default()),
+                ended: Ended::NoResponse,
+                address: chosen.and_then(|chosen| chosen.candidates.first()).copied(),
+            })
+        })
+    }
+
+    /// One try, and those that are as good as the same one: on a younger connection, or by HTTP/1.1.
+    async fn once(
+        &self,
+        attempt: &mut Attempt<'_>,
+        chosen: Option<&Chosen>,
+        is_head: bool,
+        record: &mut Record,
+    ) -> Result<Answer, Failure> {
+        let Place { netns, device } = &self.accepted.from;
+        let origin = self.accepted.origin.socket_addr();
+        let (to, outcome) = match (&self.sending.routed, chosen) {
+            (Routed::Originate(cluster, _), Some(chosen)) => {
+                (cluster.pooled(self.host.as_str(), chosen), Outcome::Upgraded)
+            }
+            _ => (To::Origin(origin), Outcome::PassedThrough),
+        };
+        let key = Key { netns: netns.cookie(), device: *device, to };
+        let first = chosen.and_then(|chosen| chosen.candidates.first()).copied();
+        let active = self.cluster().map(|cluster| cluster.begin(first));
+        let failed =
+            |error: &UpstreamError, ended| Failure { error: error.into(), ended, address: error.address().or(first) };
+        loop {
+            let connecting =
+                self.worker.pool.get(&key, attempt.wanted(self.idle()), |offer| self.connect(chosen, offer));
+            let mut connection = connecting.await.map_err(|error| failed(error.as_ref(), Ended::NotConnected))?;
+            record.upstream(connection.info(), connection.is_reused());
+            let address = connection.info().address;
+            let refused = |error| Failure { error, ended: Ended::NoResponse, address: None };
+            let failure = match connection.send(attempt.request(&connection).map_err(refused)?).await {
+                Ok(mut response) => {
+                    let switched = Tunnel::agreed(&mut response);
+                    if switched.is_some() && !self.sending.asks_to_switch {
+                        return Err(refused(ProxyError::unasked_switch()));
+                    }
+                    let is_bare =
+                        is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+                    let lease = Lease {
+                        http2: connection.is_http2(),
+                        connection: Some(connection),
+                        pool: self.worker.pool.clone(),
+                        key,
+                        content: self.content.clone(),
+                        deadline: None,
+                        held: Held { active, ..Held::default() },
+                    };
+                    return Ok(Answer { response, lease, outcome, is_bare, switched, address });
+                }
+                Err(failure) => failure,
+            };
+            if let Err(error) = attempt.again(failure, &connection) {
+                let ended = match Fate::of(&error) {
+                    Fate::Unprocessed { gone: false } => Ended::RefusedStream,
+                    Fate::Unprocessed { gone: true } => Ended::NotSent,
+                    Fate::NeedsHttp1 | Fate::Lost | Fate::Failed => Ended::NoResponse,
+                };
+                return Err(failed(&connection.failure(error), ended));
+            }
+            if attempt.needs_http1() {
+                self.worker.pool.require_http1(&key);
+            }
+        }
+    }
+
+    /// How long the upstream's connections may have been idle, if the user says so.
+    fn idle(&self) -> Option<Duration> {
+        self.cluster()?.upstream.pool.idle_timeout
+    }
+
+    /// Makes a connection, which may outlive this exchange: others may be waiting for it too.
+    fn connect(
+        &self,
+        chosen: Option<&Chosen>,
+        offer: Offer,
+    ) -> impl Future<Output = Result<Made, UpstreamError>> + use<> + 'static {
+        let connector = self.worker.connector.clone();
+        let Accepted { from, origin, .. } = self.accepted;
+        let (from, origin, routed) = (from.clone(), origin.socket_addr(), self.sending.routed.clone());
+        let candidates = chosen.map(|chosen| chosen.candidates.clone()).unwrap_or_default();
+        let is_balanced = chosen.is_some_and(|chosen| chosen.is_balanced);
+        async move {
+            match routed {
+                Routed::Originate(cluster, name) => {
+                    connector.tls(&from, &cluster, &name, candidates, is_balanced, offer).await
+                }
+                Routed::PassThrough => connector.plain(&from, origin).await,
+            }
+        }
+    }
+}

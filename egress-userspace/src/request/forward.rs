@@ -1,0 +1,172 @@
+//! A request by a rule: what its routes make of it, and what goes to the origin.
+
+use std::{rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, request};
+use rustls_pki_types::ServerName;
+use tokio::time::sleep;
+
+use super::{
+    Conversation, Reply, Routed, Sending, answer, attempt::prepare, headers, host::RequestHost, mirror,
+    respond::ProxyError, rewrite, select,
+};
+use crate::{
+    body::Content,
+    policy::{Action, Adjustments, HeaderOperations, HttpRoute, Match, Share, Weighted},
+    route::{Cluster, Route},
+    telemetry::access_log::Record,
+};
+
+/// The application speaks HTTP in clear to this port when it means a host by its name alone.
+const HTTP: u16 = 80;
+
+impl Conversation<'_> {
+    /// Serves a request that a rule is for.
+    pub(super) async fn by_rule(
+        &self,
+        route: &Arc<Route>,
+        host: &RequestHost,
+        mut head: request::Parts,
+        content: &Rc<Content>,
+        record: &mut Record,
+    ) -> Result<Reply, ProxyError> {
+        let Some((selected, matched)) = select::select(&route.rule.routes, &head, host.authority()) else {
+            return Ok(Reply::Local(answer::no_route()));
+        };
+        record.route(selected.name.as_ref());
+        if let Some(response) = fault(selected).await {
+            return Ok(Reply::Local(response));
+        }
+        let port = self.accepted.origin.socket_addr().port();
+        let mut local = match &selected.action {
+            Action::Forward(destinations) => {
+                let weighted = draw(destinations);
+                let trailers = headers::takes_trailers(&head.headers);
+                let asks_to_switch = headers::asks_to_switch(&head.headers);
+                prepare(&mut head, host);
+                let cluster = route.cluster(weighted.upstream);
+                let host = rewritten(selected, matched, weighted, cluster, host, &mut head)?;
+                let mirrored = (!selected.mirrors.is_empty()).then(|| {
+                    content.keep();
+                    head.clone()
+                });
+                let (to, name) = named(cluster, &host)?;
+                let sending = Sending {
+                    routed: Routed::Originate(to, name),
+                    trailers,
+                    asks_to_switch,
+                    timeout: selected.timeout,
+                    retries: selected.retries.as_ref(),
+                };
+                let mut answer = self.exchange(&host, head, content, sending, record).await?;
+                if let Some(head) = mirrored {
+                    self.mirror(route, selected, &host, &head, content)?;
+                }
+                let fields = answer.response.headers_mut();
+                change_both(fields, &weighted.headers.response, &selected.headers.response);
+                self.adjust(fields, cluster.upstream.adjustments);
+                return Ok(Reply::Upstream(answer));
+            }
+            Action::Respond(direct) => answer::respond(direct),
+            Action::Redirect(redirect) => answer::redirect(redirect, &head, host.authority(), port, matched)
+                .ok_or_else(|| {
+                    ProxyError::bad_request("the VirtualService's redirect leads nowhere from this target")
+                })?,
+        };
+        rewrite::change(local.headers_mut(), &selected.headers.response);
+        Ok(Reply::Local(local))
+    }
+
+    /// Makes the response one that an application of http can use.
+    fn adjust(&self, fields: &mut HeaderMap, adjustments: Adjustments) {
+        if adjustments.drop_secure_cookie_attribute {
+            rewrite::drop_secure(fields);
+        }
+        if adjustments.rewrite_location {
+            let routes = self.worker.routes.load();
+            rewrite::lead_back(fields, |host| routes.route(host, HTTP).is_some());
+        }
+    }
+
+    /// Sends copies of a request that was answered. One with more content than is kept for repetitions, or whose client is
+    /// still sending, has none.
+    fn mirror(
+        &self,
+        route: &Arc<Route>,
+        selected: &HttpRoute,
+        host: &RequestHost,
+        head: &request::Parts,
+        content: &Rc<Content>,
+    ) -> Result<(), ProxyError> {
+        for mirror in selected.mirrors.iter().filter(|mirror| is_drawn(mirror.share)) {
+            let Some(copy) = content.copy() else {
+                tracing::debug!(host = host.as_str(), "a request is too large to be mirrored");
+                break;
+            };
+            let to = named(route.cluster(mirror.upstream), host)?;
+            mirror::send(self.worker, &self.accepted, to, host.clone(), head.clone(), copy);
+        }
+        Ok(())
+    }
+}
+
+/// A cluster, and the name that the server there is asked for.
+fn named(cluster: &Arc<Cluster>, host: &RequestHost) -> Result<(Arc<Cluster>, ServerName<'static>), ProxyError> {
+    let name = cluster.originator.server_name(host.as_str()).ok_or_else(ProxyError::unverifiable_host)?;
+    Ok((cluster.clone(), name))
+}
+
+/// Waits, or gives an answer, as the route wants some requests to fail.
+async fn fault(route: &HttpRoute) -> Option<Response<Bytes>> {
+    if let Some((delay, share)) = route.fault.delay
+        && is_drawn(share)
+    {
+        sleep(delay).await;
+    }
+    let (abort, share) = route.fault.abort?;
+    is_drawn(share).then(|| answer::abort(abort))
+}
+
+fn is_drawn(share: Share) -> bool {
+    share == Share::ALL || fastrand::u32(..Share::ALL.0) < share.0
+}
+
+/// One of the destinations, by their weights.
+fn draw(destinations: &[Weighted]) -> &Weighted {
+    let total = destinations.last().map_or(1, |last| last.up_to);
+    let number = if destinations.len() == 1 { 0 } else { fastrand::u64(..total) };
+    // The last one's weights are all of them, so one is found.
+    destinations.iter().find(|destination| number < destination.up_to).unwrap_or(&destinations[0])
+}
+
+/// Makes the head what the route wants the origin to see. Gives the host that the origin is asked for.
+fn rewritten(
+    selected: &HttpRoute,
+    matched: Option<&Match>,
+    weighted: &Weighted,
+    cluster: &Cluster,
+    host: &RequestHost,
+    head: &mut request::Parts,
+) -> Result<RequestHost, ProxyError> {
+    change_both(&mut head.headers, &weighted.headers.request, &selected.headers.request);
+    if cluster.upstream.adjustments.strip_forwarded_headers {
+        rewrite::strip_forwarded(&mut head.headers);
+    }
+    if let Some(path) = &selected.rewrite.path {
+        let refused = || ProxyError::bad_request("the VirtualService rewrites this path to what is none");
+        head.uri = rewrite::path(&head.uri, path, matched).ok_or_else(refused)?;
+    }
+    let Some(authority) = &selected.rewrite.authority else { return Ok(host.clone()) };
+    let refused = || ProxyError::bad_request("the VirtualService rewrites the Host to what is none");
+    let value = HeaderValue::from_str(authority.as_str()).map_err(|_| refused())?;
+    headers::replace_host(&mut head.headers, &value);
+    RequestHost::parse(&value).ok_or_else(refused)
+}
+
+/// Those of the destination first, as in Envoy.
+fn change_both(fields: &mut HeaderMap, destination: &HeaderOperations, route: &HeaderOperations) {
+    for changes in [destination, route].into_iter().filter(|changes| !changes.is_empty()) {
+        rewrite::change(fields, changes);
+    }
+}

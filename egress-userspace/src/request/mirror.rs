@@ -1,0 +1,92 @@
+//! Copies of requests, whose responses nobody sees.
+
+use std::{future::poll_fn, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+
+use http::request;
+use http_body::Body as _;
+use rustls_pki_types::ServerName;
+use tokio::{task, time::timeout};
+
+use super::{Accepted, attempt::Attempt, host::RequestHost};
+use crate::{
+    body::Content,
+    route::Cluster,
+    socket::Place,
+    upstream::{
+        connect::Connector,
+        pool::{Key, Pool},
+    },
+    worker::Worker,
+};
+
+/// For the whole of it: nobody waits for it, and it must not pile up.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// A request to be sent once more, to somebody else.
+struct Copy {
+    pool: Rc<Pool>,
+    connector: Rc<Connector>,
+    from: Place,
+    cluster: Arc<Cluster>,
+    name: ServerName<'static>,
+    origin: std::net::IpAddr,
+    host: RequestHost,
+    content: Rc<Content>,
+}
+
+/// Sends a copy of a request that was read to its end.
+pub(super) fn send(
+    worker: &Worker,
+    accepted: &Accepted,
+    (cluster, name): (Arc<Cluster>, ServerName<'static>),
+    host: RequestHost,
+    head: request::Parts,
+    content: Rc<Content>,
+) {
+    let copy = Copy {
+        pool: worker.pool.clone(),
+        connector: worker.connector.clone(),
+        from: accepted.from.clone(),
+        origin: accepted.origin.socket_addr().ip(),
+        cluster,
+        name,
+        host,
+        content,
+    };
+    let gone = accepted.gone.clone();
+    task::spawn_local(async move {
+        tokio::select! {
+            sent = timeout(LIMIT, copy.send(head)) => {
+                if !matches!(sent, Ok(Some(()))) {
+                    tracing::debug!("a mirrored request was not answered");
+                }
+            }
+            () = gone.cancelled() => {}
+        }
+    });
+}
+
+impl Copy {
+    async fn send(self, head: request::Parts) -> Option<()> {
+        let chosen = self.cluster.choose(self.origin);
+        let key = Key {
+            netns: self.from.netns.cookie(),
+            device: self.from.device,
+            to: self.cluster.pooled(self.host.as_str(), &chosen),
+        };
+        let mut attempt = Attempt::new(head, &self.host, &self.content, true, false);
+        let connecting = self.pool.get(&key, attempt.wanted(self.cluster.upstream.pool.idle_timeout), |offer| {
+            let (connector, from, cluster) = (self.connector.clone(), self.from.clone(), self.cluster.clone());
+            let (name, candidates) = (self.name.clone(), chosen.candidates.clone());
+            async move { connector.tls(&from, &cluster, &name, candidates, chosen.is_balanced, offer).await }
+        });
+        let mut connection = connecting.await.ok()?;
+        let request = attempt.request(&connection).ok()?;
+        let mut body = connection.send(request).await.ok()?.into_body();
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            frame.ok()?;
+        }
+        self.pool.put(&key, connection);
+        Some(())
+    }
+}

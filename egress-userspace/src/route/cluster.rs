@@ -1,0 +1,249 @@
+//! An upstream of the policy, ready for requests: its addresses, which of them is next, and what is under way to it.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use crate::{
+    policy::{EndpointAddress, LoadBalancer, Targets, Upstream},
+    resolve::{Addresses, Names},
+    upstream::{
+        limits::Usage,
+        outlier::{Health, Seen},
+        pool::To,
+        tls::Originator,
+    },
+};
+
+/// Names a cluster among all that ever were, so that pooled connections of an old one are not taken for a new one's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ClusterId(u64);
+
+impl ClusterId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// A place that requests are sent to; Envoy's word for it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The cluster's own name.
+    pub id: ClusterId,
+    /// What the user wrote.
+    pub upstream: Arc<Upstream>,
+    /// How TLS is originated.
+    pub originator: Originator,
+    /// What is under way.
+    pub usage: Arc<Usage>,
+    targets: Vec<Target>,
+    /// Which addresses are left out, if any may be.
+    health: Option<Health>,
+    /// Whose turn it is.
+    turn: AtomicUsize,
+    /// Requests under way to each address, where that matters.
+    active: Mutex<HashMap<SocketAddr, usize>>,
+}
+
+/// Where upstream addresses come from, and their share.
+#[derive(Debug)]
+struct Target {
+    place: Place,
+    weight: usize,
+}
+
+#[derive(Debug)]
+enum Place {
+    Resolved(Addresses, u16),
+    Literal(SocketAddr),
+    /// Where the application was going.
+    Origin(u16),
+}
+
+/// Where one request goes: the addresses to try, best first.
+#[derive(Debug)]
+pub struct Chosen {
+    /// The addresses; none if none is known, or all are left out.
+    pub candidates: Vec<SocketAddr>,
+    /// Whether the first was chosen by a balancer, so that connections to the others are of no use.
+    pub is_balanced: bool,
+    /// How many addresses there are, those that are left out included.
+    pub all: usize,
+}
+
+/// A request under way to an address, for as long as this lives.
+#[derive(Debug)]
+pub struct Active(Option<(Arc<Cluster>, SocketAddr)>);
+
+impl Cluster {
+    /// The cluster for an upstream.
+    pub(super) fn new(upstream: Arc<Upstream>, originator: Originator, names: &Names) -> Self {
+        Self {
+            id: ClusterId::next(),
+            targets: targets(&upstream, names),
+            health: upstream.outlier_detection.map(Health::new),
+            upstream,
+            originator,
+            usage: Arc::default(),
+            turn: AtomicUsize::new(0),
+            active: Mutex::default(),
+        }
+    }
+
+    /// Chooses where a request goes whose application was going to `origin`.
+    pub fn choose(&self, origin: IpAddr) -> Chosen {
+        let found = self.addresses(origin);
+        let all = found.len();
+        let is_balanced = self.upstream.balancer.is_some() || self.has_weights();
+        let mut candidates = if is_balanced { self.balanced(found, origin) } else { preferred(found, origin) };
+        if let Some(health) = &self.health {
+            candidates = health.well(candidates, Instant::now());
+        }
+        // A connection to an address that is left out must not be used either, so each address has its own.
+        Chosen { candidates, is_balanced: is_balanced || self.health.is_some(), all }
+    }
+
+    /// What a pooled connection must lead to, to serve a request for `host` that goes to what was `chosen`.
+    pub fn pooled(&self, host: &str, chosen: &Chosen) -> To {
+        let depends = chosen.is_balanced || matches!(self.upstream.targets, Targets::Original);
+        To::Cluster {
+            id: self.id,
+            address: chosen.candidates.first().filter(|_| depends).copied(),
+            name: (!self.upstream.host.is_exact()).then(|| host.into()),
+        }
+    }
+
+    /// Counts a request as under way to an address.
+    pub fn begin(self: &Arc<Self>, address: Option<SocketAddr>) -> Active {
+        let counts = self.upstream.balancer == Some(LoadBalancer::LeastRequest);
+        let Some(address) = address.filter(|_| counts) else { return Active(None) };
+        *self.lock().entry(address).or_default() += 1;
+        Active(Some((self.clone(), address)))
+    }
+
+    /// Takes in what an address has done, of `all` that there are.
+    pub fn seen(&self, address: SocketAddr, seen: Seen, all: usize) {
+        if let Some(health) = &self.health
+            && health.record(address, seen, all, Instant::now())
+        {
+            tracing::warn!(host = %self.upstream.host, %address, ?seen, "an address is left out for a while");
+        }
+    }
+
+    /// All addresses and their weights.
+    fn addresses(&self, origin: IpAddr) -> Vec<(SocketAddr, usize)> {
+        let mut found = Vec::new();
+        for Target { place, weight } in &self.targets {
+            match place {
+                Place::Resolved(addresses, port) => {
+                    let addresses = addresses.load();
+                    found.extend(addresses.iter().map(|&address| (SocketAddr::new(address, *port), *weight)));
+                }
+                Place::Literal(address) => found.push((*address, *weight)),
+                Place::Origin(port) => found.push((SocketAddr::new(origin, *port), *weight)),
+            }
+        }
+        // The application has an address, though we cannot resolve the name; TLS proves who is there.
+        if found.is_empty() && matches!(self.upstream.targets, Targets::Resolve(_)) {
+            found.push((SocketAddr::new(origin, self.upstream.target_port), 1));
+        }
+        found
+    }
+
+    fn has_weights(&self) -> bool {
+        self.targets.first().is_some_and(|first| self.targets.iter().any(|target| target.weight != first.weight))
+    }
+
+    /// The balancer's choice first, then the others as they come: a connection should not fail while one of them would do.
+    /// Addresses of the other family than the application's are of use only if there are no others.
+    fn balanced(&self, found: Vec<(SocketAddr, usize)>, origin: IpAddr) -> Vec<SocketAddr> {
+        let (mut same, other): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|(address, _)| address.is_ipv4() == origin.is_ipv4());
+        if same.is_empty() {
+            same = other;
+        }
+        let total: usize = same.iter().map(|(_, weight)| weight).sum();
+        if total == 0 {
+            return Vec::new();
+        }
+        let at = |number: usize| {
+            let mut below = 0;
+            same.iter().position(|(_, weight)| {
+                below += weight;
+                number < below
+            })
+        };
+        let drawn = || at(fastrand::usize(..total)).unwrap_or_default();
+        let first = match self.upstream.balancer {
+            Some(LoadBalancer::RoundRobin) => at(self.turn.fetch_add(1, Ordering::Relaxed) % total).unwrap_or_default(),
+            Some(LoadBalancer::LeastRequest) => {
+                let (one, other) = (drawn(), drawn());
+                let active = self.lock();
+                let load = |index: usize| active.get(&same[index].0).copied().unwrap_or_default();
+                if load(other) < load(one) { other } else { one }
+            }
+            Some(LoadBalancer::Random) | None => drawn(),
+        };
+        same.rotate_left(first);
+        same.into_iter().map(|(address, _)| address).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, usize>> {
+        // Nobody panics while holding it.
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let Some((cluster, address)) = &self.0 else { return };
+        let mut active = cluster.lock();
+        if let Some(count) = active.get_mut(address) {
+            *count -= 1;
+            if *count == 0 {
+                active.remove(address);
+            }
+        }
+    }
+}
+
+/// The application's choice first, where it is among them; then the families in turn (RFC 8305 section 4).
+fn preferred(found: Vec<(SocketAddr, usize)>, origin: IpAddr) -> Vec<SocketAddr> {
+    let found = found.into_iter().map(|(address, _)| address);
+    let (same, other): (Vec<_>, Vec<_>) = found.partition(|found| found.is_ipv4() == origin.is_ipv4());
+    let (chosen, same): (Vec<_>, Vec<_>) = same.into_iter().partition(|found| found.ip() == origin);
+    let (mut same, mut other) = (chosen.into_iter().chain(same), other.into_iter());
+    let mut ordered = Vec::new();
+    loop {
+        let pair = (same.next(), other.next());
+        if pair == (None, None) {
+            return ordered;
+        }
+        ordered.extend(pair.0.into_iter().chain(pair.1));
+    }
+}
+
+fn targets(upstream: &Upstream, names: &Names) -> Vec<Target> {
+    let one = |place| vec![Target { place, weight: 1 }];
+    match &upstream.targets {
+        Targets::Resolve(host) => one(Place::Resolved(names.addresses(host), upstream.target_port)),
+        Targets::Original => one(Place::Origin(upstream.target_port)),
+        Targets::Endpoints(endpoints) => endpoints
+            .iter()
+            .map(|endpoint| {
+                let place = match &endpoint.address {
+                    EndpointAddress::Ip(ip) => Place::Literal(SocketAddr::new(*ip, endpoint.port)),
+                    EndpointAddress::Name(name) => Place::Resolved(names.addresses(name), endpoint.port),
+                };
+                Target { place, weight: endpoint.weight.get() as usize }
+            })
+            .collect(),
+    }
+}

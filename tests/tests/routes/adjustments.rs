@@ -1,0 +1,47 @@
+//! What annotations change for applications that know nothing of TLS.
+
+use anyhow::{Result, ensure};
+use harness::origin::Reply;
+
+use super::{HOST, agent, bed, destination, entry, get, origin};
+
+#[test]
+fn applications_of_http_are_spared_what_https_asks_of_them() -> Result<()> {
+    const SITE: &[(&str, &str)] = &[
+        ("location", "https://edition.cnn.com/next?a=b"),
+        ("set-cookie", "session=1; Secure; HttpOnly"),
+        ("set-cookie", "other=2; SameSite=None; Secure"),
+    ];
+    let annotations = "egress.dev/strip-forwarded-headers: 'true', egress.dev/drop-secure-cookie-attribute: 'true', \
+                       egress.dev/rewrite-location: 'true'";
+    for (annotations, location, cookies, forwarded) in [
+        (
+            "",
+            "https://edition.cnn.com/next?a=b",
+            ["session=1; Secure; HttpOnly", "other=2; SameSite=None; Secure"],
+            true,
+        ),
+        (annotations, "http://edition.cnn.com/next?a=b", ["session=1; HttpOnly", "other=2"], false),
+    ] {
+        let bed = bed("adjust")?;
+        let origin = origin(&bed, |request| match request.target.as_str() {
+            "/elsewhere" => Reply::status(302, &[("location", "https://elsewhere.example/")], ""),
+            _ => Reply::status(302, SITE, ""),
+        })?;
+        let rules = entry(HOST, "resolution: DNS") + &destination(HOST, annotations, "", "");
+        let (_agent, _config) = agent(&bed, &rules)?;
+        let (_, _, result) = get(&bed, "/", &["-H", "X-Forwarded-Proto: http", "-H", "Forwarded: proto=http"])?;
+        let head = &result.responses[0];
+        ensure!(head.header("location") == Some(location), "{head:?}");
+        let found: Vec<_> =
+            head.headers.iter().filter(|(name, _)| name == "set-cookie").map(|(_, value)| value.as_str()).collect();
+        ensure!(found == cookies, "{head:?}");
+        let request = origin.only_request()?;
+        for name in ["x-forwarded-proto", "forwarded"] {
+            ensure!(request.header(name).is_some() == forwarded, "{request:?}");
+        }
+        let (_, _, result) = get(&bed, "/elsewhere", &[])?;
+        ensure!(result.responses[0].header("location") == Some("https://elsewhere.example/"), "{result:?}");
+    }
+    Ok(())
+}
