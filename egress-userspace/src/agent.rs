@@ -187,7 +187,9 @@ impl Agent {
         self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
         self.destinations.inherit()?;
         self.learned.inherit()?;
-        self.redirector.attach(self.namespaces.cgroups())?;
+        if self.redirector.attach(self.namespaces.cgroups())? {
+            self.existing.expect_askers();
+        }
         for learned in self.redirector.learned_by_others()? {
             self.learned.adopt(learned)?;
         }

@@ -1,5 +1,5 @@
 //! Whether a route wants a request sent again, and when. Whether that is safe is another question: see
-//! [`super::attempt`].
+//! `request::attempt`.
 
 use std::time::Duration;
 
