@@ -4,7 +4,6 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
-use rustls::{HandshakeKind, ProtocolVersion};
 use rustls_pki_types::ServerName;
 use tokio::{
     net::TcpStream,
@@ -188,16 +187,5 @@ async fn http(stream: TlsStream, address: SocketAddr, tls: TlsInfo) -> Result<Ma
 }
 
 fn tls_info(stream: &TlsStream, route: &Route) -> TlsInfo {
-    let (_, session) = stream.get_ref();
-    TlsInfo {
-        version: match session.protocol_version() {
-            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
-            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
-            _ => "unknown",
-        },
-        cipher: session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("unknown"),
-        group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()).unwrap_or("unknown"),
-        resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
-        client_certificate: route.upstream.tls.client.is_some(),
-    }
+    TlsInfo::of(stream.get_ref().1, route.upstream.tls.client.is_some())
 }
