@@ -1,16 +1,19 @@
-//! What a configuration would do, and all that is wrong with it, found without the kernel, the network or root.
+//! What a configuration would do, and all that is wrong with it, found without the kernel or root; and what origins make of
+//! it, if that is asked for.
 
 use std::fmt;
 
 use serde::Serialize;
 
+use self::probe::ProbeReport;
 use crate::{
     config::{self, Code, Diagnostic, Errors, Location, Severity, Source},
-    policy::Policy,
+    policy::{HostName, Policy},
     route,
     upstream::tls::{Clients, TlsError, Workshop},
 };
 
+pub mod probe;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -20,6 +23,9 @@ mod tests;
 pub struct Report {
     /// What becomes of requests, in the order of host and port; empty where a document cannot be read.
     pub rules: Vec<RuleReport>,
+    /// What was seen of the rules' upstreams, if they were probed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probes: Option<Vec<ProbeReport>>,
     /// Errors and warnings in the order of files and lines.
     pub diagnostics: Vec<Finding>,
     /// How many of them are errors.
@@ -82,16 +88,28 @@ pub struct Finding {
 
 /// Checks all sources together.
 pub fn check(sources: &[Source]) -> Report {
+    let (policy, diagnostics) = analyze(sources);
+    Report::new(&policy, diagnostics, None)
+}
+
+/// Checks all sources together, and shakes hands with each origin that they lead to, from the caller's network namespace.
+/// `names` are hosts to take for wildcards, and to resolve for `resolution: NONE`.
+pub async fn check_and_probe(sources: &[Source], names: &[HostName]) -> Report {
+    let (policy, mut diagnostics) = analyze(sources);
+    let (probes, found) = probe::probe(&policy, names).await;
+    diagnostics.extend(found);
+    Report::new(&policy, diagnostics, Some(probes))
+}
+
+fn analyze(sources: &[Source]) -> (Policy, Vec<Diagnostic>) {
     match config::load(sources) {
         // What the other documents mean without the broken ones is anyone's guess.
-        Err(errors) => Report::new(Vec::new(), errors.iter().cloned().collect()),
+        Err(errors) => (Policy::default(), errors.into_iter().collect()),
         Ok(documents) => {
             let (policy, mut diagnostics) = Policy::analyze(&documents);
             diagnostics.extend(check_files(&policy));
             diagnostics.extend(policy.rules().filter_map(|rule| route::pending(rule)));
-            diagnostics.sort();
-            diagnostics.dedup();
-            Report::new(policy.rules().map(|rule| summary::describe(rule)).collect(), diagnostics)
+            (policy, diagnostics)
         }
     }
 }
@@ -124,10 +142,13 @@ fn diagnostic(error: &TlsError) -> Diagnostic {
 }
 
 impl Report {
-    fn new(rules: Vec<RuleReport>, diagnostics: Vec<Diagnostic>) -> Self {
+    fn new(policy: &Policy, mut diagnostics: Vec<Diagnostic>, probes: Option<Vec<ProbeReport>>) -> Self {
+        diagnostics.sort();
+        diagnostics.dedup();
+        let rules = policy.rules().map(|rule| summary::describe(rule)).collect();
         let errors = diagnostics.iter().filter(|found| found.severity() == Severity::Error).count();
         let warnings = diagnostics.len() - errors;
-        Self { rules, diagnostics: diagnostics.into_iter().map(Finding::from).collect(), errors, warnings }
+        Self { rules, probes, diagnostics: diagnostics.into_iter().map(Finding::from).collect(), errors, warnings }
     }
 }
 
@@ -197,6 +218,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for rule in &self.rules {
             writeln!(f, "{rule}")?;
+        }
+        for probe in self.probes.iter().flatten() {
+            writeln!(f, "{probe}")?;
         }
         for finding in &self.diagnostics {
             writeln!(f, "{finding}")?;

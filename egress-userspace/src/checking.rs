@@ -6,12 +6,24 @@ use std::{
 };
 
 use egress::{check, config::Source};
+use tokio::runtime::Builder;
 
 use crate::cli::{CheckOptions, OutputFormat};
 
 pub(crate) fn check(options: &CheckOptions) -> ExitCode {
     let sources: Vec<_> = options.paths.iter().cloned().map(Source::Path).collect();
-    let report = check::check(&sources);
+    let report = if options.probe {
+        let runtime = match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                eprintln!("egress: cannot probe: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        runtime.block_on(check::check_and_probe(&sources, &options.probe_host))
+    } else {
+        check::check(&sources)
+    };
     let text = match options.output {
         OutputFormat::Text => report.to_string(),
         OutputFormat::Json => match serde_json::to_string_pretty(&report) {

@@ -9,7 +9,7 @@ use egress::{
     config::Source,
     handover,
     kernel::pins::DEFAULT_DIR,
-    policy::{Cidr, HostPattern},
+    policy::{Cidr, HostName, HostPattern},
 };
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
@@ -51,7 +51,7 @@ pub(crate) enum Command {
     Exec(ExecOptions),
     /// Say what rules would do, and all that is wrong with them: nothing is touched, and root is not needed.
     ///
-    /// Exits with 0 if they can be used, with 1 if not.
+    /// Exits with 0 if they can be used, with 1 if not, or if an origin that was probed cannot.
     Check(CheckOptions),
     /// Remove what `run` leaves in place when it ends: from then on nothing is intercepted or refused.
     Detach(DetachOptions),
@@ -173,6 +173,13 @@ pub(crate) struct CheckOptions {
     /// Exit with 1 if there are warnings, too.
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Connect to each origin, from here, and make the TLS handshake that requests would be sent over, and no more: prints
+    /// what TLS agrees on, the certificates, and whether the rule accepts them.
+    #[arg(long)]
+    pub(crate) probe: bool,
+    /// With `--probe`: a host to probe for a wildcard, or whose name to resolve for `resolution: NONE`. Can be repeated.
+    #[arg(long, value_name = "HOST", requires = "probe")]
+    pub(crate) probe_host: Vec<HostName>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

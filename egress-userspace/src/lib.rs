@@ -8,7 +8,7 @@
 //! - [`netns`]: network namespaces and how to work inside them.
 //! - [`socket`]: the one factory of sockets.
 //! - [`route`]: the policy in the form that requests need.
-//! - [`check`]: what all of the above would make of a configuration, in words.
+//! - [`check`]: what all of the above would make of a configuration, in words, and what origins make of it.
 //! - [`capture`]: which connections are redirected.
 //! - [`listener`]: accepted connections and where they were going.
 //! - [`request`]: which rule a request falls under, and its exchange with the origin.

@@ -21,7 +21,7 @@ use std::{
 
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::TrySendError};
-use rustls::AlertDescription;
+use rustls::{AlertDescription, ClientConnection, HandshakeKind, ProtocolVersion};
 
 pub use self::cause::Cause;
 use self::{tls::Refusal, tunnel::TunnelError};
@@ -51,6 +51,28 @@ pub struct TlsInfo {
     pub resumed: bool,
     /// Whether there is a client certificate to be shown on demand.
     pub client_certificate: bool,
+}
+
+impl TlsInfo {
+    /// What a session agreed on.
+    pub fn of(session: &ClientConnection, client_certificate: bool) -> Self {
+        Self {
+            version: match session.protocol_version() {
+                Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+                Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+                _ => "unknown",
+            },
+            cipher: session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("unknown"),
+            group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()).unwrap_or("unknown"),
+            resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
+            client_certificate,
+        }
+    }
+
+    /// Whether the key exchange withstands quantum computers: ML-KEM (FIPS 203) is in it.
+    pub fn is_post_quantum(&self) -> bool {
+        self.group.contains("MLKEM")
+    }
 }
 
 /// The protocols that an origin may choose from (ALPN, RFC 7301).

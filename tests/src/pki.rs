@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result};
@@ -83,6 +84,13 @@ impl Pki {
         let mut params = server_params(names)?;
         params.not_before = date_time_ymd(2019, 1, 1);
         params.not_after = date_time_ymd(2020, 1, 1);
+        self.issue(&self.trusted, &params)
+    }
+
+    /// A server's certificate that expires in so many days.
+    pub fn expiring(&self, names: &[&str], days: u32) -> Result<Identity> {
+        let mut params = server_params(names)?;
+        params.not_after = (SystemTime::now() + days * Duration::from_secs(24 * 60 * 60)).into();
         self.issue(&self.trusted, &params)
     }
 

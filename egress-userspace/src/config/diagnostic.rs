@@ -119,6 +119,14 @@ codes! {
     UnusedVirtualService = "EG0214" "unused-virtual-service",
     /// A port for TLS that is spoken to in clear.
     ClearTextPort = "EG0215" "clear-text-to-tls-port",
+    /// A certificate of an origin that was probed ends within weeks.
+    ExpiresSoon = "EG0251" "expires-soon",
+    /// Some of the addresses of an origin are of no use.
+    PartlyUnreachable = "EG0252" "partly-unreachable",
+    /// An origin asks for a client certificate, and the rule has none.
+    NoClientCertificate = "EG0253" "no-client-certificate",
+    /// An origin has none of the pinned keys, and pins are only to be reported.
+    UnenforcedPins = "EG0254" "unenforced-pins",
 
     /// A file that a rule names cannot be read.
     UnreadableFile = "EG0301" "unreadable-file",
@@ -126,6 +134,13 @@ codes! {
     BadFile = "EG0302" "bad-file",
     /// This machine trusts nobody.
     NoRoots = "EG0303" "no-root-certificates",
+
+    /// The name of an origin that was probed has no addresses.
+    Unresolved = "EG0401" "unresolved",
+    /// There is no connection to an origin.
+    Unreachable = "EG0402" "unreachable",
+    /// TLS with an origin cannot be made, or it is not who it should be.
+    TlsFailed = "EG0403" "tls-failed",
 }
 
 impl Code {

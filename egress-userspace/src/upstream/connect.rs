@@ -4,7 +4,6 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
-use rustls::{HandshakeKind, ProtocolVersion};
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -230,16 +229,5 @@ fn set_keepalive(stream: &TcpStream, wanted: &Keepalive) {
 }
 
 fn tls_info(stream: &TlsStream, cluster: &Cluster) -> TlsInfo {
-    let (_, session) = stream.get_ref();
-    TlsInfo {
-        version: match session.protocol_version() {
-            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
-            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
-            _ => "unknown",
-        },
-        cipher: session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("unknown"),
-        group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()).unwrap_or("unknown"),
-        resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
-        client_certificate: cluster.upstream.tls.client.is_some(),
-    }
+    TlsInfo::of(stream.get_ref().1, cluster.upstream.tls.client.is_some())
 }

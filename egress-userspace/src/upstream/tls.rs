@@ -4,12 +4,14 @@
 //! settings -> material (files) -> originator (clients, shared) -> handshake -> a stream
 //!                                   verify: whom to trust            |
 //!                    certificate, witness: the facts -> explain, refusal: a cause and a text
+//!                    observe: the same for those who only want to look
 //! ```
 
 mod certificate;
 mod explain;
 mod handshake;
 mod material;
+mod observe;
 mod originator;
 mod refusal;
 mod verify;
@@ -18,8 +20,10 @@ mod witness;
 use rustls::crypto::aws_lc_rs;
 
 pub use self::{
+    certificate::{Facts, date, listed, rfc3339},
     handshake::{HTTP2, TlsStream, handshake},
     material::TlsError,
+    observe::{Observation, observe, observe_anyone},
     originator::{Clients, Originator, Workshop},
     refusal::{Refusal, alert_name},
     verify::PinMismatch,

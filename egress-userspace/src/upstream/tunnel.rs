@@ -53,7 +53,8 @@ pub async fn open(stream: &mut TcpStream, proxy: SocketAddr, tunnel: &Tunnel) ->
     opened.unwrap_or(Err(TunnelError::Timeout)).map_err(|source| UpstreamError::Tunnel { proxy, host, source })
 }
 
-fn authority(tunnel: &Tunnel) -> String {
+/// The origin, as the proxy is asked for it.
+pub fn authority(tunnel: &Tunnel) -> String {
     match &tunnel.host {
         EndpointAddress::Ip(address) => SocketAddr::new(*address, tunnel.port.get()).to_string(),
         EndpointAddress::Name(name) => format!("{}:{}", name.as_str(), tunnel.port),

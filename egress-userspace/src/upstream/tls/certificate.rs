@@ -11,6 +11,9 @@ use x509_parser::{
     x509::{AlgorithmIdentifier, X509Name},
 };
 
+use super::verify::pin;
+use crate::policy::Pin;
+
 /// Shortest RSA keys that are verified, in bits: what rustls's provider takes.
 pub const MIN_RSA_BITS: usize = 2048;
 /// Names of a certificate that are listed; the rest is counted.
@@ -39,6 +42,8 @@ pub struct Facts {
     pub signature: String,
     /// Whether subject and issuer are the same.
     pub is_self_issued: bool,
+    /// The hash of its public key.
+    pub pin: Pin,
 }
 
 impl Facts {
@@ -61,6 +66,7 @@ impl Facts {
             rsa_bits,
             signature: algorithm(&certificate.signature_algorithm),
             is_self_issued: certificate.subject().as_raw() == certificate.issuer().as_raw(),
+            pin: pin(certificate.public_key().raw),
         })
     }
 
@@ -85,11 +91,20 @@ pub fn listed<S: AsRef<str>>(names: &[S], separator: &str) -> String {
     first.join(separator) + &more
 }
 
-/// A point in time, as `2031-05-01 12:00:00 UTC`.
+/// A point in time, in seconds since 1970, as `2031-05-01 12:00:00 UTC`.
 pub fn date(seconds: i64) -> String {
+    date_and_time(seconds, " ", " UTC")
+}
+
+/// The same for machines (RFC 3339): `2031-05-01T12:00:00Z`.
+pub fn rfc3339(seconds: i64) -> String {
+    date_and_time(seconds, "T", "Z")
+}
+
+fn date_and_time(seconds: i64, between: &str, zone: &str) -> String {
     match ASN1Time::from_timestamp(seconds).map(|time| time.to_datetime()) {
         Ok(time) => format!(
-            "{:04}-{:02}-{:02} {:02}:{:02}:{:02} UTC",
+            "{:04}-{:02}-{:02}{between}{:02}:{:02}:{:02}{zone}",
             time.year(),
             u8::from(time.month()),
             time.day(),

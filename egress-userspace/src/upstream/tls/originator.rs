@@ -42,6 +42,19 @@ impl Originator {
         &self.client.config
     }
 
+    /// What origins are verified by.
+    pub(super) fn verifier(&self) -> &Arc<PeerVerifier> {
+        &self.client.verifier
+    }
+
+    /// The same with connections made by `config`, which is to be of the same settings.
+    pub(super) fn with_config(&self, config: ClientConfig) -> Self {
+        let Client { verifier, offer, material, .. } = &*self.client;
+        let (verifier, offer, material) = (verifier.clone(), *offer, material.clone());
+        let client = Arc::new(Client { config: Arc::new(config), verifier, offer, material });
+        Self { client, server_name: self.server_name.clone() }
+    }
+
     /// What origins are offered.
     pub(super) fn offer(&self) -> Offer {
         self.client.offer

@@ -223,7 +223,8 @@ fn revocation<'a>(crls: &'a [&'a CertRevocationList<'a>]) -> Option<RevocationOp
     Some(builder.with_expiration_policy(ExpirationPolicy::Enforce).build())
 }
 
-fn pin(key: &[u8]) -> Pin {
+/// The pin of a key: the hash of its DER (RFC 7469 section 2.4).
+pub(super) fn pin(key: &[u8]) -> Pin {
     let mut pin = [0; 32];
     pin.copy_from_slice(digest(&SHA256, key).as_ref());
     Pin(pin)

@@ -1,5 +1,7 @@
 //! `egress check`: what it prints and how it exits, without root's powers and without a kernel that helps.
 
+mod probe;
+
 use std::fs;
 
 use anyhow::{Result, ensure};
@@ -10,7 +12,7 @@ use harness::{
 };
 
 /// The example of Istio's page, which is the README's as well.
-const SEED: &str = include_str!("../../egress-userspace/src/config/tests/seed-origination.yaml");
+const SEED: &str = include_str!("../../../egress-userspace/src/config/tests/seed-origination.yaml");
 
 /// Nobody, as far as the kernel is concerned.
 const NOBODY: u32 = 65534;

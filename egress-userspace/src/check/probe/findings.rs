@@ -1,0 +1,143 @@
+//! What there is to say about what was seen.
+
+use std::path::Path;
+
+use super::{AddressReport, ClientCertificate, Outcome, ProbeReport};
+use crate::{
+    config::{Code, Diagnostic, Location},
+    policy::Upstream,
+    upstream::Cause,
+};
+
+/// Certificates that end sooner are warned of.
+const EXPIRES_SOON: i64 = 30;
+
+/// Without the resolver's files nothing can be probed.
+pub(super) fn no_resolver(problem: &str) -> Diagnostic {
+    let nowhere = Location::whole(Path::new("this machine"));
+    let text = format!("cannot read /etc/resolv.conf or /etc/hosts: {problem}");
+    finding(nowhere, Code::Unresolved, text, "mend the file; nothing was probed")
+}
+
+/// Errors and warnings about one upstream.
+pub(super) fn findings(upstream: &Upstream, report: &ProbeReport) -> Vec<Diagnostic> {
+    let at = |code, reason: String, remedy: &str| finding(upstream.location.clone(), code, reason, remedy);
+    let mut found = Vec::new();
+    // The agent passes over addresses of the one kind, and takes what is at the others for the host's answer.
+    let is_reached = report.addresses.iter().any(|address| !is_passed_over(address));
+    for reason in &report.unresolved {
+        let code = if report.addresses.is_empty() { Code::Unresolved } else { Code::PartlyUnreachable };
+        let remedy = "correct the name, or see to it that the name servers of this machine know it";
+        found.push(at(code, reason.clone(), remedy));
+    }
+    for address in &report.addresses {
+        let Some(failure) = &address.failure else {
+            found.extend(reservations(address).into_iter().map(|(code, reason, remedy)| at(code, reason, remedy)));
+            continue;
+        };
+        let code = match address.outcome {
+            _ if is_reached && failure.cause == Cause::Unroutable.label() => continue,
+            _ if is_reached && is_passed_over(address) => Code::PartlyUnreachable,
+            Outcome::Unreachable => Code::Unreachable,
+            _ => Code::TlsFailed,
+        };
+        let cause = Cause::ALL.iter().find(|cause| cause.label() == failure.cause);
+        let remedy = cause.map(|cause| remedy(*cause)).unwrap_or_default();
+        found.push(at(code, failure.details.clone(), remedy));
+    }
+    found
+}
+
+/// What is to be warned of at an address that requests would be sent to. Alike at all addresses it is said once.
+fn reservations(address: &AddressReport) -> Vec<(Code, String, &'static str)> {
+    let mut found = Vec::new();
+    for certificate in address.certificates.iter().filter(|certificate| certificate.days_left < EXPIRES_SOON) {
+        let reason = format!(
+            "the certificate {}, issued by {}, is valid until {}: {} more days",
+            certificate.subject, certificate.issuer, certificate.until, certificate.days_left,
+        );
+        found.push((Code::ExpiresSoon, reason, "have the origin's operator renew it in time"));
+    }
+    if address.client_certificate == Some(ClientCertificate::Missing) {
+        let reason =
+            "the origin asks for a client certificate, and the rule has none: it may answer requests by an error";
+        let remedy = "use mode MUTUAL with clientCertificate and privateKey, if the origin requires them";
+        found.push((Code::NoClientCertificate, reason.to_owned(), remedy));
+    }
+    if let Some(mismatch) = &address.unenforced_pins {
+        found.push((Code::UnenforcedPins, mismatch.clone(), "correct egress.dev/pins before they are enforced"));
+    }
+    found
+}
+
+/// Whether the agent would go on to the next address.
+fn is_passed_over(address: &AddressReport) -> bool {
+    const PASSED_OVER: [Cause; 6] = [
+        Cause::ConnectionRefused,
+        Cause::Unroutable,
+        Cause::ConnectTimeout,
+        Cause::ConnectFailed,
+        Cause::HandshakeReset,
+        Cause::HandshakeClosed,
+    ];
+    let failure = address.failure.as_ref();
+    failure.is_some_and(|failure| PASSED_OVER.iter().any(|cause| cause.label() == failure.cause))
+}
+
+fn remedy(cause: Cause) -> &'static str {
+    match cause {
+        Cause::NoAddress
+        | Cause::ConnectionRefused
+        | Cause::Unroutable
+        | Cause::ConnectTimeout
+        | Cause::ConnectFailed => {
+            "see whether the origin listens on this port (targetPort), and whether routes, firewalls and network policies let \
+             this node get there"
+        }
+        Cause::TunnelRefused | Cause::TunnelBroken | Cause::TunnelTimeout => {
+            "have the proxy allow tunnels from this node to the origin, and see whether targetHost and targetPort are right"
+        }
+        Cause::CertificateNotYetValid => {
+            "set this machine's clock, or have the origin's operator replace the certificate"
+        }
+        Cause::CertificateExpired
+        | Cause::NameConstraints
+        | Cause::WrongPurpose
+        | Cause::WeakKey
+        | Cause::WeakSignature
+        | Cause::Revoked
+        | Cause::BadCertificate => "have the origin's operator replace the certificate",
+        Cause::WrongName => {
+            "set sni or subjectAltNames to a name that the certificate has, if it is the right origin's"
+        }
+        Cause::SelfSigned | Cause::UnknownIssuer => {
+            "name the right root in caCertificates, or have the origin's operator send a chain that leads to a trusted one"
+        }
+        Cause::RevocationUnknown | Cause::CrlExpired => "put a current revocation list of each authority into caCrl",
+        Cause::PinMismatch => "if the origin has new keys for a good reason, put the pin of one into egress.dev/pins",
+        Cause::KeyMismatch => "have the origin's operator configure the key that belongs to the certificate",
+        Cause::TlsVersion | Cause::NoCommonCipher | Cause::NoPostQuantum => {
+            "have the origin's operator allow what the rule demands; TLS 1.3 is best"
+        }
+        Cause::NoCommonProtocol => "have the origin's operator allow h2 or http/1.1 in ALPN",
+        Cause::UnknownName => "set sni to the name by which the origin knows itself",
+        Cause::ClientCertificateRequired => "use mode MUTUAL with clientCertificate and privateKey",
+        Cause::ClientCertificateRefused => "use a client certificate that the origin accepts",
+        Cause::NotTls => "let targetPort lead to a port with TLS",
+        Cause::Alert
+        | Cause::TlsProtocol
+        | Cause::HandshakeTimeout
+        | Cause::HandshakeReset
+        | Cause::HandshakeClosed
+        | Cause::HttpIncomplete
+        | Cause::HttpProtocol
+        | Cause::ConnectionLost
+        // No request is sent, so these two do not occur.
+        | Cause::Overflow
+        | Cause::ResponseTimeout => "ask the origin's operator why; its log may say",
+    }
+}
+
+fn finding(location: Location, code: Code, reason: String, remedy: &str) -> Diagnostic {
+    Diagnostic { location, path: None, code, reason, remedy: Some(remedy.to_owned()) }
+}
