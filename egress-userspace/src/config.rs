@@ -142,7 +142,7 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn read(text: &str, file: &Location, documents: &mut Vec<Document>, errors: &mut Errors) {
-    for node in node::parse(text, file, errors) {
+    for node in node::parse(text, file, 0, errors) {
         resource::decode(&node, documents, errors);
     }
 }
