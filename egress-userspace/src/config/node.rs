@@ -52,11 +52,11 @@ impl fmt::Display for Value<'_> {
     }
 }
 
-/// The documents of a text, which begins on the line after `before` of the file. One that is not YAML is an error, and the
+/// The documents of a text, which has `before` lines of its file before it. One that is not YAML is an error, and the
 /// others are still read.
 pub(super) fn parse<'t>(text: &'t str, file: &Location, before: u32, errors: &mut Errors) -> Vec<Node<'t>> {
     let mut nodes = Vec::new();
-    for (first, document) in documents(text) {
+    for (first, document) in split(text, 0) {
         if let Err(fault) = build::build(document, &file.file, before + first, &mut nodes) {
             errors.push(fault.location, "", Code::Syntax.because(fault.message));
         }
@@ -64,27 +64,29 @@ pub(super) fn parse<'t>(text: &'t str, file: &Location, before: u32, errors: &mu
     nodes
 }
 
-/// The documents of a stream, each with the number of lines before it.
+/// The documents of a stream, each with the number of lines before it; or several of them together, of so many bytes at
+/// least.
 ///
 /// Markers count only at the start of a line, where YAML 1.2 (9.1.4) forbids them within scalars. The marker stays with
 /// the document it starts, as `--- {a: b}` is a document.
-fn documents(text: &str) -> Vec<(u32, &str)> {
+pub(super) fn split(text: &str, least: usize) -> Vec<(u32, &str)> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut documents = Vec::new();
+    let mut parts = Vec::new();
     let (mut start, mut first, mut offset, mut has_content) = (0, 0, 0, false);
     for (number, line) in (0..).zip(text.split_inclusive('\n')) {
         let marker =
             line.strip_prefix("---").is_some_and(|rest| rest.trim_start().len() < rest.len() || rest.is_empty());
-        if marker && has_content {
-            documents.push((first, &text[start..offset]));
+        if marker && has_content && offset - start >= least {
+            parts.push((first, &text[start..offset]));
             (start, first, has_content) = (offset, number, false);
         }
         // Comments and directives before a marker belong to the document that the marker starts.
-        has_content |= !line.trim_start().is_empty() && !line.trim_start().starts_with('#') && !line.starts_with('%');
+        has_content = has_content
+            || !line.trim_start().is_empty() && !line.trim_start().starts_with('#') && !line.starts_with('%');
         offset += line.len();
     }
     if has_content {
-        documents.push((first, &text[start..]));
+        parts.push((first, &text[start..]));
     }
-    documents
+    parts
 }
