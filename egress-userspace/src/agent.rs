@@ -2,7 +2,9 @@
 
 mod error;
 mod events;
+mod interception;
 mod namespaces;
+mod prepare;
 mod reload;
 mod succession;
 
@@ -16,14 +18,21 @@ use std::{
 use arc_swap::ArcSwap;
 
 pub use self::error::{AgentError, ConfigError};
-use self::{error::io_error, namespaces::Namespaces, reload::watched, succession::Succession};
+use self::{
+    error::io_error,
+    interception::{Step, Unintercepted},
+    namespaces::Namespaces,
+    prepare::{Change, prepare, watched},
+    reload::Reload,
+    succession::Succession,
+};
 use crate::{
     admin::{self, Readiness, SharedReadiness},
     capture::Captured,
-    config::{self, Document, Source},
+    config::Source,
     existing::Existing,
     handover::{Successor, Successors},
-    kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, Redirector, ThreadEvents, pins::Pins},
+    kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, NameRules, Redirector, ThreadEvents, pins::Pins},
     netns::Netns,
     policy::Policy,
     resolve::{Names, ResolveError, Resolver},
@@ -66,9 +75,14 @@ pub struct Agent {
     thread_events: ThreadEvents,
     namespaces: Namespaces,
     captured: Captured,
+    step: Step,
+    /// What it has yet to be told of names.
+    to_learn: Option<NameRules>,
     names: Names,
-    documents: Vec<Document>,
+    /// Of what the sources said.
+    fingerprint: u64,
     policy: Policy,
+    reload: Reload,
     routes: Arc<ArcSwap<RouteTable>>,
     workers: Workers,
     watcher: Watcher,
@@ -76,8 +90,7 @@ pub struct Agent {
     readiness: SharedReadiness,
     attached: bool,
     existing: Existing,
-    /// How many hosts had no address when last looked at.
-    unintercepted: usize,
+    unintercepted: Unintercepted,
     self_test: SelfTest,
     /// Whether interception outlives us.
     pinned: bool,
@@ -102,17 +115,19 @@ impl Agent {
         let started = Instant::now();
         let Options { sources, cgroups, workers, log_ebpf, reset_existing, pin_dir, captured, dns_max_stale } = options;
         // Watched before it is read: a change in between is then seen.
-        let watcher =
+        let mut watcher =
             Watcher::new(watched(&sources, &Policy::default())).map_err(io_error("cannot watch the configuration"))?;
-        let documents = config::load(&sources).map_err(ConfigError::Documents)?;
-        let (policy, warnings) = Policy::compile(&documents).map_err(ConfigError::Documents)?;
-        for warning in warnings {
-            tracing::warn!("{warning}");
-        }
+        let prepared = prepare(&sources, None)?;
+        let Change { policy, warnings, names: wanted, learned: to_learn, watched } =
+            prepared.change.unwrap_or_default();
+        reload::report(&warnings);
         let resolver = Resolver::from_system().map_err(|error| AgentError::Resolver(error.to_string()))?;
         let mut names = Names::new(resolver, dns_max_stale);
-        names.set(&RouteTable::names(&policy));
+        names.add(&wanted);
         let table = RouteTable::build(&policy, &RouteTable::default(), &names).map_err(ConfigError::Tls)?;
+        if let Err(error) = watcher.set(watched) {
+            tracing::warn!(%error, "cannot watch all of the configuration");
+        }
 
         let pinned = pin_dir.is_some();
         let pins = pin_dir.as_deref().map(Pins::open).transpose().map_err(KernelError::Pins)?;
@@ -146,9 +161,12 @@ impl Agent {
             namespaces: Namespaces::new(cgroups, SocketFactory::new(own_sockets), listeners)
                 .map_err(io_error("cannot watch the cgroups"))?,
             captured,
+            step: Step::default(),
+            to_learn: Some(to_learn),
             names,
-            documents,
+            fingerprint: prepared.fingerprint,
             policy,
+            reload: Reload::default(),
             routes,
             workers,
             watcher,
@@ -156,7 +174,7 @@ impl Agent {
             readiness: Arc::new(ArcSwap::from_pointee(Readiness::NotReady("starting".into()))),
             attached: false,
             existing,
-            unintercepted: 0,
+            unintercepted: Unintercepted::default(),
             self_test: SelfTest::default(),
             pinned,
             started,
@@ -214,7 +232,7 @@ impl Agent {
     pub async fn resolve_all(&mut self) -> Vec<ResolveError> {
         while !self.names.all_tried() {
             self.names.next().await;
-            self.synchronise();
+            self.names_changed();
         }
         self.routes.load().unintercepted(&self.names)
     }
@@ -246,58 +264,6 @@ impl Agent {
     fn reconcile(&mut self) {
         if let Err(error) = self.namespaces.reconcile(&mut self.workers) {
             tracing::warn!(%error, "cannot read the cgroups");
-        }
-    }
-
-    /// Brings the kernel's destinations and the readiness in line with policy and names.
-    fn synchronise(&mut self) {
-        let routes = self.routes.load_full();
-        let unresolved = routes.unintercepted(&self.names);
-        let unintercepted = unresolved.len();
-        let unanswered = unresolved.into_iter().find(|error| !error.authoritative);
-        let known = self.names.all_tried() && unanswered.is_none();
-        if known {
-            self.destinations.disown_inherited();
-        }
-        let result = self
-            .learned
-            .set(&routes.watched())
-            .and(self.destinations.set(&self.captured.destinations(&routes, &self.names)));
-        self.metrics.destinations.set(self.destinations.len() as i64);
-        let result = match result {
-            Ok(()) if known && self.attached => self.redirector.settle().map(|removed| {
-                if removed {
-                    // They were in the way.
-                    self.test_self();
-                }
-            }),
-            result => result,
-        };
-        // A host that has its first addresses may have connections already.
-        if unintercepted < self.unintercepted {
-            self.existing.expect();
-        }
-        self.unintercepted = unintercepted;
-        if self.attached && self.names.all_tried() && self.existing.is_due() {
-            self.existing.look(self.namespaces.served(), self.namespaces.cgroups().to_owned());
-        }
-        let readiness = match result {
-            Err(error) => {
-                tracing::error!(%error, "not all of the policy is intercepted");
-                Readiness::NotReady(error.to_string())
-            }
-            Ok(()) if !self.attached => Readiness::NotReady("starting".into()),
-            Ok(()) if !self.names.all_tried() => Readiness::NotReady("resolving the configured hosts".into()),
-            Ok(()) if let Some(objection) = self.self_test.objection() => Readiness::NotReady(objection.to_owned()),
-            // Of a host that does not exist nothing can leave in clear; of one that we cannot ask for it can.
-            Ok(()) => match unanswered {
-                Some(error) => Readiness::NotReady(error.to_string()),
-                None => Readiness::Ready,
-            },
-        };
-        if **self.readiness.load() != readiness {
-            tracing::info!(?readiness, "readiness");
-            self.readiness.store(Arc::new(readiness));
         }
     }
 }

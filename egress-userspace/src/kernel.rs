@@ -28,7 +28,7 @@ pub use self::{
     destinations::{Destinations, Intercepted},
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
-    learned::{LearnedNames, Learnings, Watched},
+    learned::{LearnedNames, Learnings, NameRules, Watched},
     maps::{Flows, Listeners, Marks, Outcomes, OwnSockets},
 };
 use self::{features::Features, links::attach, maps::Scopes, pins::Pins};

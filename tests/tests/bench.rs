@@ -65,6 +65,36 @@ fn interception_costs_nothing_once_connected() -> Result<()> {
 }
 
 #[test]
+fn rules_cost_the_same_however_many_there_are() -> Result<()> {
+    /// What a host may take, in bytes.
+    const TARGET: f64 = 4096.0;
+    let dir = tempfile::tempdir()?;
+    let json = dir.path().join("figures.json");
+    let bench = Command::new(env!("CARGO_BIN_EXE_bench")).args(["policy", "--hosts", "10", "--hosts", "2000"]);
+    let bench = bench.args(["--rate", "50", "--seconds", "1", "--reloads", "2"]).arg("--json").arg(&json);
+    let output = bench.patience(Duration::from_secs(120)).run()?.success()?;
+    for part in ["\nreload, one host changed, s ", "\nconnect hook, ns ", "\n  during reloads "] {
+        ensure!(output.text().contains(part), "{part:?} is missing: {output:?}");
+    }
+
+    let figures = serde_json::from_str::<Value>(&fs::read_to_string(json)?)?;
+    let [few, many] = figures["policies"].as_array().context("policies")?.as_slice() else { bail!("{figures:#}") };
+    for policy in [few, many] {
+        for measure in
+            ["start_seconds", "reload_seconds", "reload_cpu_seconds", "connect_ns", "reloads_during_requests"]
+        {
+            ensure!(policy[measure].as_f64().is_some_and(|value| value > 0.0), "{measure}: {policy:#}");
+        }
+        for requests in ["requests", "requests_during_reloads"] {
+            ensure!(policy[requests]["max_us"].as_f64().is_some_and(|value| value > 0.0), "{requests}: {policy:#}");
+        }
+    }
+    ensure!(few["hosts"] == 10 && many["hosts"] == 2000, "{figures:#}");
+    ensure!(many["agent_bytes_each"].as_f64().is_some_and(|bytes| bytes < TARGET), "{figures:#}");
+    Ok(())
+}
+
+#[test]
 fn the_proxy_is_compared_with_another() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (json, svg) = (dir.path().join("figures.json"), dir.path().join("chart.svg"));

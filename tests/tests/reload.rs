@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    os::unix::fs::OpenOptionsExt as _,
     time::{Duration, Instant},
 };
 
@@ -10,10 +11,12 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, ConfigMap},
+    clients::Curl,
     origin::{Origin, Reply, ServerTls},
     process::Running,
-    wait::{PATIENCE, wait_until},
+    wait::{PATIENCE, wait_for, wait_until},
 };
+use nix::{sys::stat::Mode, unistd::mkfifo};
 
 const HOST: &str = "edition.cnn.com";
 const OTHER: &str = "other.example";
@@ -142,6 +145,46 @@ fn a_file_that_vanishes_and_comes_back_is_read_again() -> Result<()> {
     ensure!(agent.apply(|| Ok(fs::write(&file, rules(OTHER))?))? == 1);
     check_way(&bed, OTHER, "over TLS")?;
     check_way(&bed, HOST, "in clear")
+}
+
+/// Files can be many, or on a slow disk. Here one is a pipe into which nobody writes.
+#[test]
+fn a_change_that_takes_long_to_read_holds_nobody_up() -> Result<()> {
+    let mut bed = TestBed::builder("slow").host(HOST).host(OTHER).build()?;
+    let pod = bed.add_pod("new")?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    agent.process().wait_for_line("the first policy", |line| line.contains("policy applied"))?;
+
+    let pipe = config.path().join("slow.yaml");
+    mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    // This succeeds only while somebody reads.
+    let writer = wait_for("the agent to read the pipe", PATIENCE, || {
+        fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&pipe).ok()
+    })?;
+    check_way(&bed, HOST, "over TLS")?;
+    let request = || {
+        let command = bed.pod_command(&pod, "curl")?.in_cgroup(bed.cgroup())?;
+        Curl::new(command, &format!("http://{HOST}/")).run()
+    };
+    wait_until("the new pod to be served", PATIENCE, || {
+        request().is_ok_and(|result| result.body == format!("over TLS: {HOST}\n").as_bytes())
+    })?;
+    ensure!(agent.admin("/readyz")?.0 == 200);
+
+    // What changes meanwhile is read afterwards.
+    config.remove("slow.yaml")?;
+    config.write("other.yaml", &rules(OTHER))?;
+    let mark = agent.process().stderr_mark();
+    check_way(&bed, OTHER, "in clear")?;
+    drop(writer);
+    agent.process().wait_for_line_after(mark, "both changes", |line| {
+        line.contains("policy applied") && line.contains("\"rules\":2")
+    })?;
+    check_way(&bed, HOST, "over TLS")?;
+    check_way(&bed, OTHER, "over TLS")
 }
 
 #[test]

@@ -62,6 +62,9 @@ pub enum ConfigError {
     /// The TLS settings cannot be carried out.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Tls(Vec<TlsError>),
+    /// It could not be read at all.
+    #[error("cannot read the configuration: {0}")]
+    Unread(io::Error),
 }
 
 /// Says what was tried.

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Agent, succession};
+use super::{Agent, ConfigError, interception::Step, prepare::Prepared, succession};
 use crate::{
     existing::Listing,
     handover::{START_LIMIT, Successor},
@@ -30,6 +30,8 @@ enum Event {
     Test,
     /// Files have changed; or the watch has failed.
     Configuration(io::Result<()>),
+    /// A change has been read.
+    Prepared(Box<Result<Prepared, ConfigError>>),
     /// A name was looked up.
     Names,
     /// Another agent asks for its place; None if one that was expected has gone.
@@ -67,6 +69,7 @@ impl Agent {
                 () = time::sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => return false,
                 () = test.notified() => Event::Test,
                 changed = self.watcher.changed() => Event::Configuration(changed),
+                prepared = self.reload.read() => Event::Prepared(Box::new(prepared)),
                 () = self.names.next() => Event::Names,
                 successor = succession::next(self.successors.as_mut()) => Event::Successor(successor),
                 () = succession::ended(self.rejected.as_ref()) => Event::RejectedEnded,
@@ -105,19 +108,20 @@ impl Agent {
                 if let Err(error) = changed {
                     tracing::warn!(%error, "cannot watch all of the configuration");
                 }
-                self.reload();
+                self.begin_reload();
             }
-            Event::Names => self.synchronise(),
+            Event::Prepared(prepared) => self.end_reload(*prepared),
+            Event::Names => self.names_changed(),
             Event::Threads(Ok(seen)) => self.namespaces.seen(&seen, &mut self.workers),
             Event::Threads(Err(error)) => tracing::error!(%error, "cannot learn of new network namespaces"),
             Event::Population => self.reconcile(),
             Event::Existing(listings) => {
                 self.existing.report(&listings, &self.destinations, &self.metrics);
-                self.synchronise();
+                self.catch_up();
             }
             Event::SelfTest(passed) => {
                 self.metrics.self_test(passed);
-                self.synchronise();
+                self.catch_up();
             }
             Event::Housekeeping => self.keep_house(),
             Event::Forgetting => self.forget().await,
@@ -144,9 +148,12 @@ impl Agent {
             Err(error) => tracing::warn!(%error, "cannot sweep learned addresses"),
         }
         match self.captured.refresh().await {
+            Ok(true) => self.step = Step::Behind,
             Ok(false) => {}
-            Ok(true) => self.synchronise(),
             Err(error) => tracing::warn!(%error, "the excluded networks stay as they were"),
+        }
+        if self.step != Step::Even {
+            self.synchronise();
         }
     }
 }

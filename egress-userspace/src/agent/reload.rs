@@ -1,83 +1,137 @@
 //! The configuration changes.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{future, io, sync::Arc};
 
-use super::{Agent, ConfigError};
-use crate::{
-    config::{self, Source},
-    policy::Policy,
-    route::RouteTable,
+use tokio::sync::oneshot;
+
+use super::{
+    Agent, ConfigError,
+    prepare::{Change, Prepared, in_background, prepare},
 };
+use crate::{config::Diagnostic, route::RouteTable};
+
+/// How many rules, and how many warnings, are in the log of every agent. A hundred thousand lines would be of no use, and take longer than the rules.
+const SHOWN: usize = 20;
+
+/// A change that is being read.
+#[derive(Default)]
+pub(super) struct Reload {
+    under_way: Option<oneshot::Receiver<Result<Prepared, ConfigError>>>,
+    /// Whether something has changed since it was begun.
+    outdated: bool,
+}
+
+impl Reload {
+    /// Waits until a change has been read, for ever if there is none.
+    pub(super) async fn read(&mut self) -> Result<Prepared, ConfigError> {
+        let Some(receiver) = &mut self.under_way else { return future::pending().await };
+        let read = receiver.await;
+        self.under_way = None;
+        read.unwrap_or_else(|_| Err(ConfigError::Unread(io::Error::other("reading it has ended in a panic"))))
+    }
+}
+
+/// Logs what there is to say about a configuration that can be used.
+pub(super) fn report(warnings: &[Diagnostic]) {
+    for warning in warnings.iter().take(SHOWN) {
+        tracing::warn!("{warning}");
+    }
+    if let Some(more) = warnings.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        tracing::warn!("and {more} more; `egress check` shows all");
+    }
+}
 
 impl Agent {
-    /// Takes a change of the configuration in, or says why not.
-    pub(super) fn reload(&mut self) {
-        match self.try_reload() {
-            Ok(false) => {}
-            Ok(true) => self.applied(),
-            Err(error) => {
-                self.metrics.policy_refused.inc();
-                for line in error.to_string().lines() {
-                    tracing::error!("{line}");
-                }
-                tracing::error!("configuration refused; the last good one stays in force");
-            }
+    /// Begins to read a change of the configuration. What changes meanwhile is read afterwards, all at once.
+    pub(super) fn begin_reload(&mut self) {
+        if self.reload.under_way.is_some() {
+            self.reload.outdated = true;
+            return;
+        }
+        self.reload.outdated = false;
+        let (sources, known) = (self.sources.clone(), self.fingerprint);
+        match in_background(move || prepare(&sources, Some(known))) {
+            Ok(receiver) => self.reload.under_way = Some(receiver),
+            Err(error) => self.refuse(&ConfigError::Unread(error)),
         }
     }
 
-    /// Says whether anything changed.
-    fn try_reload(&mut self) -> Result<bool, ConfigError> {
-        let documents = config::load(&self.sources)?;
-        let (policy, warnings) = Policy::compile(&documents)?;
-        let (wanted, needed) = (RouteTable::names(&policy), RouteTable::names(&self.policy));
+    /// Takes a change of the configuration in that has been read, or says why not.
+    pub(super) fn end_reload(&mut self, prepared: Result<Prepared, ConfigError>) {
+        match prepared.and_then(|prepared| self.apply(prepared)) {
+            Ok(()) => {}
+            Err(error) => self.refuse(&error),
+        }
+        if self.reload.outdated {
+            self.begin_reload();
+        }
+    }
+
+    fn refuse(&self, error: &ConfigError) {
+        self.metrics.policy_refused.inc();
+        for line in error.to_string().lines() {
+            tracing::error!("{line}");
+        }
+        tracing::error!("configuration refused; the last good one stays in force");
+    }
+
+    fn apply(&mut self, Prepared { fingerprint, change }: Prepared) -> Result<(), ConfigError> {
         let current = self.routes.load_full();
+        let policy = change.as_ref().map_or(&self.policy, |change| &change.policy);
         // The names in force stay until the new policy is: they carry what is intercepted.
-        self.names.set(&wanted.union(&needed).cloned().collect());
-        let built = RouteTable::build(&policy, &current, &self.names).map_err(ConfigError::Tls);
-        self.names.set(if built.is_ok() { &wanted } else { &needed });
-        let table = built?;
-        if documents == self.documents && table.same_routes(&current) {
-            return Ok(false);
+        if let Some(change) = &change {
+            self.names.add(&change.names);
         }
-        for warning in warnings {
-            tracing::warn!("{warning}");
+        let table = match RouteTable::build(policy, &current, &self.names) {
+            Ok(table) => table,
+            Err(errors) => {
+                if change.is_some() {
+                    self.names.retain(&RouteTable::names(&self.policy));
+                }
+                return Err(ConfigError::Tls(errors));
+            }
+        };
+        if change.is_none() && table.same_routes(&current) {
+            return Ok(());
         }
-        self.documents = documents;
         // First the routes, then the kernel: a connection is never redirected before there is a route for it.
-        self.routes.store(Arc::new(table));
-        self.policy = policy;
+        let old_routes = self.routes.swap(Arc::new(table));
+        let old_policy = change.map(|Change { policy, warnings, names, learned, watched }| {
+            report(&warnings);
+            self.names.retain(&names);
+            self.to_learn = Some(learned);
+            if let Err(error) = self.watcher.set(watched) {
+                tracing::warn!(%error, "cannot watch all of the configuration");
+            }
+            std::mem::replace(&mut self.policy, policy)
+        });
+        self.fingerprint = fingerprint;
         self.existing.expect();
         self.synchronise();
-        Ok(true)
+        self.applied();
+        // To take a large policy apart takes a while.
+        in_background(move || drop((old_policy, old_routes, current))).ok();
+        Ok(())
     }
 
-    /// Says what is in force, and watches what could change it.
+    /// Says what is in force.
     pub(super) fn applied(&mut self) {
-        if let Err(error) = self.watcher.set(watched(&self.sources, &self.policy)) {
-            tracing::warn!(%error, "cannot watch all of the configuration");
-        }
         let rules = self.policy.rules().len();
         self.metrics.policy_applied.inc();
         self.metrics.rules.set(rules as i64);
         tracing::info!(rules, "policy applied");
-        for rule in self.policy.rules() {
-            for upstream in &rule.upstreams {
-                let (to, target_port) = (&upstream.host, upstream.target_port);
+        let upstreams =
+            self.policy.rules().flat_map(|rule| rule.upstreams.iter().map(move |upstream| (rule, upstream)));
+        for (index, (rule, upstream)) in upstreams.enumerate() {
+            let (to, target_port) = (&upstream.host, upstream.target_port);
+            if index < SHOWN {
                 tracing::info!(host = %rule.host, port = rule.port, %to, target_port, at = %rule.location, "rule");
+            } else {
+                tracing::debug!(host = %rule.host, port = rule.port, %to, target_port, at = %rule.location, "rule");
             }
         }
+        if rules > SHOWN {
+            tracing::info!("these were the first; `--log-level debug` shows all");
+        }
     }
-}
-
-/// What a change of which can change the policy: its sources, and the files that it names.
-pub(super) fn watched(sources: &[Source], policy: &Policy) -> Vec<PathBuf> {
-    let sources = sources.iter().filter_map(|source| match source {
-        Source::Path(path) => Some(path.as_path()),
-        Source::Host(_) => None,
-    });
-    let files = policy.rules().flat_map(|rule| &rule.upstreams).flat_map(|upstream| upstream.files());
-    sources.chain(files).map(Path::to_owned).collect()
 }

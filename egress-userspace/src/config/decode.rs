@@ -56,13 +56,13 @@ pub(super) use shape;
 pub(super) struct Fields<'n> {
     location: &'n Location,
     path: &'n str,
-    entries: &'n [Entry],
+    entries: &'n [Entry<'n>],
     known: Vec<&'static str>,
 }
 
 impl<'n> Fields<'n> {
     /// The fields of `node`.
-    pub(super) fn of(node: &'n Node, path: &'n str, errors: &mut Errors) -> Option<Self> {
+    pub(super) fn of(node: &'n Node<'n>, path: &'n str, errors: &mut Errors) -> Option<Self> {
         let Value::Map(entries) = &node.value else {
             wrong_type(node, path, "a map", errors);
             return None;
@@ -71,7 +71,7 @@ impl<'n> Fields<'n> {
     }
 
     /// The node of a field. As in Kubernetes, a field without a value is not there.
-    pub(super) fn node(&mut self, key: &'static str) -> Option<&'n Node> {
+    pub(super) fn node(&mut self, key: &'static str) -> Option<&'n Node<'n>> {
         self.known.push(key);
         let entry = self.entries.iter().find(|entry| entry.key == key)?;
         (!matches!(entry.value.value, Value::Null)).then_some(&entry.value)
@@ -99,8 +99,8 @@ impl<'n> Fields<'n> {
 
     /// Refuses by name whatever has not been taken.
     pub(super) fn finish(self, refused: &[&'static str], errors: &mut Errors) {
-        for entry in self.entries.iter().filter(|entry| !self.known.contains(&entry.key.as_str())) {
-            let message = if refused.contains(&entry.key.as_str()) {
+        for entry in self.entries.iter().filter(|entry| !self.known.contains(&&*entry.key)) {
+            let message = if refused.contains(&&*entry.key) {
                 Code::Unsupported.because("Istio has this field, egress does not implement it; remove it")
             } else {
                 Code::UnknownField.because(match closest(&entry.key, self.known.iter().chain(refused)) {
@@ -201,7 +201,7 @@ impl<T: Decode> Decode for BTreeMap<String, T> {
             .entries
             .iter()
             .map(|Entry { key, value, .. }| {
-                T::decode(value, &fields.path_of(key), errors).map(|value| (key.clone(), value))
+                T::decode(value, &fields.path_of(key), errors).map(|value| (key.to_string(), value))
             })
             .collect();
         entries.into_iter().collect()

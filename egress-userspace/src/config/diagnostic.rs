@@ -256,6 +256,12 @@ impl Errors {
     }
 }
 
+impl Extend<Diagnostic> for Errors {
+    fn extend<I: IntoIterator<Item = Diagnostic>>(&mut self, errors: I) {
+        self.0.extend(errors);
+    }
+}
+
 impl FromIterator<Diagnostic> for Errors {
     fn from_iter<I: IntoIterator<Item = Diagnostic>>(errors: I) -> Self {
         Self(errors.into_iter().collect())

@@ -94,6 +94,11 @@ impl Destinations {
         Ok(())
     }
 
+    /// Whether an earlier agent has left something that is kept.
+    pub fn has_inherited(&self) -> bool {
+        !self.inherited.is_empty()
+    }
+
     /// Lets go of what an earlier agent left, with the next `set`.
     pub fn disown_inherited(&mut self) {
         self.inherited.clear();
@@ -104,20 +109,29 @@ impl Destinations {
     /// # Errors
     /// There are too many, and the map stays as it was; or the kernel refuses.
     pub fn set(&mut self, wanted: &HashMap<Intercepted, Capture>) -> Result<(), KernelError> {
-        let added = wanted.keys().filter(|entry| !self.present.contains_key(entry)).count();
-        if self.present.len() + added > CAPACITY {
-            return Err(KernelError::TooManyDestinations { capacity: CAPACITY });
-        }
-        for (entry, capture) in wanted.iter().map(|(entry, capture)| (*entry, *capture as u8)) {
-            if self.present.get(&entry) != Some(&capture) {
-                self.map.insert(&entry.key(), capture, 0).map_err(error(map::DESTINATIONS))?;
-                self.present.insert(entry, capture);
-            }
-        }
+        self.add(wanted.iter().map(|(entry, capture)| (*entry, *capture)))?;
         let kept = |entry: &Intercepted| wanted.contains_key(entry) || self.inherited.contains(entry);
         for entry in self.present.keys().filter(|entry| !kept(entry)).copied().collect::<Vec<_>>() {
             ignore_absent(self.map.remove(&entry.key())).map_err(error(map::DESTINATIONS))?;
             self.present.remove(&entry);
+        }
+        Ok(())
+    }
+
+    /// Makes the map hold these, besides what it has.
+    ///
+    /// # Errors
+    /// As for `set`.
+    pub fn add(&mut self, wanted: impl Iterator<Item = (Intercepted, Capture)> + Clone) -> Result<(), KernelError> {
+        let added = wanted.clone().filter(|(entry, _)| !self.present.contains_key(entry)).count();
+        if self.present.len() + added > CAPACITY {
+            return Err(KernelError::TooManyDestinations { capacity: CAPACITY });
+        }
+        for (entry, capture) in wanted {
+            if self.present.get(&entry) != Some(&(capture as u8)) {
+                self.map.insert(&entry.key(), capture as u8, 0).map_err(error(map::DESTINATIONS))?;
+                self.present.insert(entry, capture as u8);
+            }
         }
         Ok(())
     }

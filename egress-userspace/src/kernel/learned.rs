@@ -12,7 +12,7 @@ use aya::maps::{
     lpm_trie::{Key, LpmTrie},
 };
 use egress_common::{
-    learned::{LEARNED_PER_NETNS, Learned, LearnedKey, NAME_PORTS, NameRule, ReversedName},
+    learned::{LEARNED_PER_NETNS, Learned, LearnedKey, NAME_LEN, NAME_PORTS, NameRule, ReversedName},
     names::map,
     outcome::Learning,
 };
@@ -40,8 +40,27 @@ const BPF_NOEXIST: u64 = 1;
 /// Hosts and ports that are intercepted.
 pub type Watched = BTreeSet<(HostPattern, u16)>;
 
-/// A key of the trie: the name, and how many bits of it count.
-type NameKey = (u32, ReversedName);
+/// What the kernel must know of names. To make it takes a while where there are many.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct NameRules(HashMap<NameKey, NameRule>);
+
+/// A key of the trie: the bytes of the reversed name that count.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct NameKey(Box<[u8]>);
+
+impl NameKey {
+    /// `bits` is a multiple of 8 in all that we make.
+    fn new(bits: u32, name: &ReversedName) -> Self {
+        let bytes = name.0.len().min(bits as usize / 8);
+        Self(name.0[..bytes].into())
+    }
+
+    fn key(&self) -> Key<ReversedName> {
+        let mut name = ReversedName([0; NAME_LEN]);
+        name.0[..self.0.len()].copy_from_slice(&self.0);
+        Key::new(8 * self.0.len() as u32, name)
+    }
+}
 
 /// The names, and what was learned of them.
 pub struct LearnedNames {
@@ -66,7 +85,8 @@ impl LearnedNames {
     /// # Errors
     /// The map cannot be read.
     pub fn inherit(&mut self) -> Result<(), KernelError> {
-        let present = self.names.iter().map(|entry| entry.map(|(key, rule)| ((key.prefix_len(), key.data()), rule)));
+        let name = |key: Key<ReversedName>| NameKey::new(key.prefix_len(), &key.data());
+        let present = self.names.iter().map(|entry| entry.map(|(key, rule)| (name(key), rule)));
         self.present = present.collect::<Result<_, _>>().map_err(error(map::NAMES))?;
         Ok(())
     }
@@ -75,20 +95,19 @@ impl LearnedNames {
     ///
     /// # Errors
     /// There are too many names, or the kernel refuses.
-    pub fn set(&mut self, watched: &Watched) -> Result<(), KernelError> {
-        let wanted = rules(watched);
-        if wanted == self.present {
+    pub fn set(&mut self, NameRules(wanted): &NameRules) -> Result<(), KernelError> {
+        if *wanted == self.present {
             return Ok(());
         }
-        for ((bits, name), rule) in &wanted {
-            if self.present.get(&(*bits, *name)) != Some(rule) {
-                self.names.insert(&Key::new(*bits, *name), rule, 0).map_err(error(map::NAMES))?;
-                self.present.insert((*bits, *name), *rule);
+        for (name, rule) in wanted {
+            if self.present.get(name) != Some(rule) {
+                self.names.insert(&name.key(), rule, 0).map_err(error(map::NAMES))?;
+                self.present.insert(name.clone(), *rule);
             }
         }
-        for key in self.present.keys().filter(|key| !wanted.contains_key(*key)).copied().collect::<Vec<_>>() {
-            ignore_absent(self.names.remove(&Key::new(key.0, key.1))).map_err(error(map::NAMES))?;
-            self.present.remove(&key);
+        for name in self.present.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect::<Vec<_>>() {
+            ignore_absent(self.names.remove(&name.key())).map_err(error(map::NAMES))?;
+            self.present.remove(&name);
         }
         // Which name an address was learned for is not known, nor whether others have it too. The Host decides anyway.
         let ports: HashSet<_> = self.present.values().flat_map(|rule| rule.ports).collect();
@@ -163,25 +182,28 @@ impl AsFd for LearnedNames {
     }
 }
 
-/// The trie for these names. As a look-up gives the longest match alone, an entry has the ports of all that cover it.
-fn rules(watched: &Watched) -> HashMap<NameKey, NameRule> {
-    let mut ports = BTreeMap::<&HostPattern, BTreeSet<u16>>::new();
-    for (pattern, port) in watched {
-        ports.entry(pattern).or_default().insert(*port);
+impl NameRules {
+    /// Those for these hosts and ports. As a look-up gives the longest match alone, an entry has the ports of all that cover
+    /// it.
+    pub fn of<'h>(watched: impl IntoIterator<Item = (&'h HostPattern, u16)>) -> Self {
+        let mut ports = BTreeMap::<&HostPattern, BTreeSet<u16>>::new();
+        for (pattern, port) in watched {
+            ports.entry(pattern).or_default().insert(port);
+        }
+        let wildcards: HashMap<_, _> = ports
+            .iter()
+            .filter(|(pattern, _)| !pattern.is_exact())
+            .map(|(pattern, ports)| (pattern.name().as_str(), ports))
+            .collect();
+        let entries = ports.iter().filter_map(|(pattern, own)| {
+            let name = pattern.name().as_str();
+            let (key, bits) = if pattern.is_exact() { ReversedName::exact(name) } else { ReversedName::below(name) }?;
+            let covering = parents(name).filter_map(|parent| wildcards.get(parent));
+            let all: BTreeSet<u16> = covering.copied().chain([own]).flatten().copied().collect();
+            Some((NameKey::new(bits, &key), rule(&all)))
+        });
+        Self(entries.collect())
     }
-    let wildcards: HashMap<_, _> = ports
-        .iter()
-        .filter(|(pattern, _)| !pattern.is_exact())
-        .map(|(pattern, ports)| (pattern.name().as_str(), ports))
-        .collect();
-    let entries = ports.iter().filter_map(|(pattern, own)| {
-        let name = pattern.name().as_str();
-        let (key, bits) = if pattern.is_exact() { ReversedName::exact(name) } else { ReversedName::below(name) }?;
-        let covering = parents(name).filter_map(|parent| wildcards.get(parent));
-        let all: BTreeSet<u16> = covering.copied().chain([own]).flatten().copied().collect();
-        Some(((bits, key), rule(&all)))
-    });
-    entries.collect()
 }
 
 fn rule(ports: &BTreeSet<u16>) -> NameRule {
@@ -222,16 +244,20 @@ mod tests {
     use super::*;
 
     fn ports_of(watched: &[(&str, u16)], name: &str) -> Vec<u16> {
-        let watched = watched.iter().map(|(text, port)| (text.parse().expect(text), *port)).collect();
-        let rules = rules(&watched);
+        let watched: Watched = watched.iter().map(|(text, port)| (text.parse().expect(text), *port)).collect();
+        let NameRules(rules) = NameRules::of(watched.iter().map(|(host, port)| (host, *port)));
         let (key, _) = ReversedName::exact(name).expect("short");
-        let matches = rules.iter().filter(|((bits, prefix), _)| {
-            let bytes = (bits / 8) as usize;
-            prefix.0[..bytes] == key.0[..bytes]
-        });
-        let longest = matches.max_by_key(|((bits, _), _)| *bits);
+        let matches = rules.iter().filter(|(prefix, _)| key.0.starts_with(&prefix.0));
+        let longest = matches.max_by_key(|(prefix, _)| prefix.0.len());
         let ports = longest.into_iter().flat_map(|(_, rule)| rule.ports).map(u16::from_be_bytes);
         ports.filter(|port| *port != 0).collect()
+    }
+
+    #[test]
+    fn keys_are_as_they_were_read() {
+        let (name, bits) = ReversedName::below("example.com").expect("short");
+        let key = NameKey::new(bits, &name).key();
+        assert_eq!((key.prefix_len(), key.data()), (bits, name));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    mem,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -53,6 +54,8 @@ pub struct Names {
     untried: usize,
     /// Since when there is something to tell.
     news: Option<Instant>,
+    /// Of which names.
+    changed: HashSet<HostName>,
     told: Instant,
 }
 
@@ -95,26 +98,35 @@ impl Names {
             changes,
             untried: 0,
             news: None,
+            changed: HashSet::new(),
             told: Instant::now(),
         }
     }
 
-    /// Makes `wanted` the names to keep resolved. Names that stay keep their addresses.
-    pub fn set(&mut self, wanted: &HashSet<HostName>) {
-        let Self { entries, due, .. } = self;
+    /// Keeps `wanted` resolved, besides what is.
+    pub fn add(&mut self, wanted: &HashSet<HostName>) {
+        let Self { entries, due, untried, .. } = self;
+        for name in wanted {
+            entries.entry(name.clone()).or_insert_with(|| {
+                *untried += 1;
+                Entry { due: Some(due.insert(name.clone(), Duration::ZERO)), ..Entry::default() }
+            });
+        }
+    }
+
+    /// Keeps none but `wanted` resolved.
+    pub fn retain(&mut self, wanted: &HashSet<HostName>) {
+        let Self { entries, due, untried, .. } = self;
         entries.retain(|name, entry| {
             let stays = wanted.contains(name);
-            if let (false, Some(key)) = (stays, &entry.due) {
-                due.remove(key);
+            if !stays {
+                *untried -= usize::from(entry.last.is_none());
+                if let Some(key) = &entry.due {
+                    due.remove(key);
+                }
             }
             stays
         });
-        for name in wanted {
-            entries
-                .entry(name.clone())
-                .or_insert_with(|| Entry { due: Some(due.insert(name.clone(), Duration::ZERO)), ..Entry::default() });
-        }
-        self.untried = entries.values().filter(|entry| entry.last.is_none()).count();
     }
 
     /// Looks all names up again if the resolver's files have changed, whose answers come without a useful TTL.
@@ -144,6 +156,11 @@ impl Names {
                 () = sleep_until(tell_at.unwrap_or_else(Instant::now).into()), if tell_at.is_some() => {}
             }
         }
+    }
+
+    /// The names of which something is new since this was asked for.
+    pub fn take_changed(&mut self) -> HashSet<HostName> {
+        mem::take(&mut self.changed)
     }
 
     /// The addresses of `name` to intercept: those of the last good answer, and those it dropped a while ago.
@@ -203,6 +220,7 @@ impl Names {
         let now = Instant::now();
         if entry.take_in(&name, answer, self.max_stale, now) || now.duration_since(self.told) > RETELL {
             self.news.get_or_insert(now);
+            self.changed.insert(name.clone());
         }
         // One that was dropped and has come back is due already.
         match &entry.due {

@@ -9,7 +9,7 @@
 //! - [`kernel`]: the agent's maps, and what its programs cost.
 //! - [`report`]: the table.
 
-mod kernel;
+pub(crate) mod kernel;
 pub(crate) mod probe;
 mod report;
 mod site;

@@ -5,6 +5,7 @@
 
 mod intercept;
 mod namespaces;
+mod policy;
 mod proxy;
 mod statistics;
 
@@ -23,6 +24,7 @@ struct Options {
 enum Benchmark {
     Intercept(intercept::Options),
     Namespaces(namespaces::Options),
+    Policy(policy::Options),
     Proxy(proxy::Options),
     /// The part of `intercept` that is a process of its own.
     #[command(hide = true)]
@@ -36,6 +38,7 @@ fn main() -> Result<()> {
     match Options::parse().benchmark {
         Benchmark::Intercept(options) => options.run(),
         Benchmark::Namespaces(options) => options.run(),
+        Benchmark::Policy(options) => options.run(),
         Benchmark::Proxy(options) => options.run(),
         Benchmark::InterceptProbe(options) => options.run(),
         Benchmark::ProxyLoad(options) => options.run(),

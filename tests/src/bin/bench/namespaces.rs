@@ -1,7 +1,7 @@
 //! What one more pod costs the agent, and how long many of them take: memory and descriptors for each network namespace,
 //! the time until all are served, until an agent that is started anew serves them, and until they are let go.
 
-mod memory;
+pub(crate) mod memory;
 
 use std::{
     fs,

@@ -13,7 +13,7 @@ use nix::{time::clock_getcpuclockid, unistd::Pid};
 use super::entries;
 
 /// A cgroup of the memory controller, of whichever version the machine has, removed on drop: then its processes have ended.
-pub(super) struct Accounting {
+pub(crate) struct Accounting {
     path: PathBuf,
     version: Version,
 }
@@ -75,17 +75,17 @@ impl Drop for Accounting {
 }
 
 /// What a process uses.
-pub(super) struct Usage {
+pub(crate) struct Usage {
     pub(super) descriptors: u64,
-    pub(super) cpu: Duration,
+    pub(crate) cpu: Duration,
     /// Bytes of its own memory that are in use, without files.
-    pub(super) resident: u64,
+    pub(crate) resident: u64,
     /// Bytes of kernel memory.
     pub(super) kernel: Option<u64>,
 }
 
 impl Usage {
-    pub(super) fn of(pid: u32, accounting: Option<&Accounting>) -> Result<Self> {
+    pub(crate) fn of(pid: u32, accounting: Option<&Accounting>) -> Result<Self> {
         let process = Path::new("/proc").join(pid.to_string());
         // Unlike the counters in `status` this is exact.
         let maps = fs::read_to_string(process.join("smaps_rollup"))?;

@@ -134,6 +134,7 @@ impl Options {
             "p50_us": tally.quantile(0.5),
             "p99_us": tally.quantile(0.99),
             "p999_us": tally.quantile(0.999),
+            "max_us": tally.quantile(1.0),
             "cpu_us": cpu.total.as_secs_f64() * 1e6,
             "system_us": cpu.system.as_secs_f64() * 1e6,
             "others_seconds": others.as_secs_f64(),

@@ -1,0 +1,163 @@
+//! Keeps what the kernel intercepts in line with policy and names, and says whether it is.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use egress_common::destination::Capture;
+
+use super::Agent;
+use crate::{
+    admin::Readiness,
+    config::HostPattern,
+    kernel::{Intercepted, KernelError},
+    policy::HostName,
+    resolve::{Names, ResolveError},
+    route::RouteTable,
+};
+
+/// How what the kernel has stands to policy and names.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It lacks something, for all that is known.
+    #[default]
+    Behind,
+    /// It lacks nothing, and may have addresses that names no longer have.
+    Ahead,
+    /// It has what it should.
+    Even,
+}
+
+/// The hosts of which nothing is intercepted, as no address is known.
+#[derive(Default)]
+pub(super) struct Unintercepted {
+    hosts: HashMap<HostName, ResolveError>,
+    /// The ports that are intercepted, of whatever host.
+    ports: BTreeSet<u16>,
+}
+
+impl Unintercepted {
+    fn of(routes: &RouteTable, names: &Names) -> Self {
+        let hosts = routes.unintercepted(names).into_iter().map(|error| (error.name.clone(), error)).collect();
+        Self { hosts, ports: routes.routes().map(|route| route.rule.port).collect() }
+    }
+
+    /// Looks at one name anew, and gives what is to be intercepted of it.
+    fn look(&mut self, name: &HostName, routes: &RouteTable, names: &Names) -> Vec<Intercepted> {
+        let routes = self.ports.iter().filter_map(|&port| routes.route(name.as_str(), port));
+        // Others are for wildcards that have the name, which is known as that of an endpoint.
+        let of_host = |host: &HostPattern| matches!(host, HostPattern::Exact(exact) if exact == name);
+        let routes: Vec<_> = routes.filter(|route| of_host(&route.rule.host)).collect();
+        let addresses: Vec<_> = names.intercepted(name).collect();
+        let lacks = addresses.is_empty() && routes.iter().any(|route| route.rule.addresses.is_empty());
+        match names.failure(name).filter(|_| lacks) {
+            Some(error) => _ = self.hosts.insert(name.clone(), error.clone()),
+            None => _ = self.hosts.remove(name),
+        }
+        let ports = routes.iter().map(|route| route.rule.port);
+        ports.flat_map(|port| addresses.iter().map(move |address| Intercepted::host(*address, port))).collect()
+    }
+
+    /// One that we could not ask for, rather than one that does not exist.
+    fn unanswered(&self) -> Option<&ResolveError> {
+        self.hosts.values().find(|error| !error.authoritative)
+    }
+}
+
+impl Agent {
+    /// Brings the kernel's destinations and the readiness in line with policy and names: with all of them.
+    pub(super) fn synchronise(&mut self) {
+        self.names.take_changed();
+        let routes = self.routes.load_full();
+        let before = self.unintercepted.hosts.len();
+        self.unintercepted = Unintercepted::of(&routes, &self.names);
+        if self.is_known() {
+            self.destinations.disown_inherited();
+        }
+        let learned = match &self.to_learn {
+            Some(rules) => self.learned.set(rules),
+            None => Ok(()),
+        };
+        let result = learned
+            .map(|()| self.to_learn = None)
+            .and_then(|()| self.destinations.set(&self.captured.destinations(&routes, &self.names)));
+        self.finish(Step::Even, before, result);
+    }
+
+    /// The same where only some names have changed: what they have is added. What they no longer have can wait, as
+    /// connections that need not be redirected are served as well; it goes when all is looked at.
+    pub(super) fn names_changed(&mut self) {
+        if self.step == Step::Behind {
+            return self.synchronise();
+        }
+        let routes = self.routes.load_full();
+        let before = self.unintercepted.hosts.len();
+        let mut found = Vec::new();
+        for name in self.names.take_changed() {
+            found.extend(self.unintercepted.look(&name, &routes, &self.names));
+        }
+        if self.is_known() && self.destinations.has_inherited() {
+            return self.synchronise();
+        }
+        let result = self.destinations.add(found.iter().map(|network| (*network, Capture::Host)));
+        self.finish(Step::Ahead, before, result);
+    }
+
+    /// Does what was left undone, and looks what follows.
+    pub(super) fn catch_up(&mut self) {
+        match self.step {
+            Step::Behind => self.synchronise(),
+            Step::Ahead | Step::Even => self.settle(Ok(())),
+        }
+    }
+
+    /// Whether all hosts have been looked up, and nobody owes us an answer.
+    fn is_known(&self) -> bool {
+        self.names.all_tried() && self.unintercepted.unanswered().is_none()
+    }
+
+    fn finish(&mut self, step: Step, unintercepted_before: usize, result: Result<(), KernelError>) {
+        self.step = if result.is_ok() { step } else { Step::Behind };
+        self.metrics.destinations.set(self.destinations.len() as i64);
+        // A host that has its first addresses may have connections already.
+        if self.unintercepted.hosts.len() < unintercepted_before {
+            self.existing.expect();
+        }
+        self.settle(result);
+    }
+
+    /// Sees what follows from what is intercepted now, and tells whether that is all.
+    fn settle(&mut self, result: Result<(), KernelError>) {
+        let result = match result {
+            Ok(()) if self.is_known() && self.attached => self.redirector.settle().map(|removed| {
+                if removed {
+                    // They were in the way.
+                    self.test_self();
+                }
+            }),
+            result => result,
+        };
+        if self.attached && self.names.all_tried() && self.existing.is_due() {
+            self.existing.look(self.namespaces.served(), self.namespaces.cgroups().to_owned());
+        }
+        let readiness = match result {
+            Err(error) => {
+                tracing::error!(%error, "not all of the policy is intercepted");
+                Readiness::NotReady(error.to_string())
+            }
+            Ok(()) if !self.attached => Readiness::NotReady("starting".into()),
+            Ok(()) if !self.names.all_tried() => Readiness::NotReady("resolving the configured hosts".into()),
+            Ok(()) if let Some(objection) = self.self_test.objection() => Readiness::NotReady(objection.to_owned()),
+            // Of a host that does not exist nothing can leave in clear; of one that we cannot ask for it can.
+            Ok(()) => match self.unintercepted.unanswered() {
+                Some(error) => Readiness::NotReady(error.to_string()),
+                None => Readiness::Ready,
+            },
+        };
+        if **self.readiness.load() != readiness {
+            tracing::info!(?readiness, "readiness");
+            self.readiness.store(Arc::new(readiness));
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The part of a change that needs nobody: files are read and understood on a thread of its own, and the control thread
+//! goes on meanwhile.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use tokio::sync::oneshot;
+
+use super::ConfigError;
+use crate::{
+    config::{Diagnostic, Source, Texts},
+    kernel::NameRules,
+    policy::{HostName, Policy},
+    route::RouteTable,
+};
+
+/// How much the thread steps back for others that want the processor, as of nice(1): for the workers above all.
+const NICENESS: libc::c_int = 10;
+
+/// What the sources say.
+pub(super) struct Prepared {
+    /// Tells it from what they said another time.
+    pub(super) fingerprint: u64,
+    /// None if they say the same as before.
+    pub(super) change: Option<Change>,
+}
+
+/// A policy, and what follows from it alone.
+#[derive(Default)]
+pub(super) struct Change {
+    pub(super) policy: Policy,
+    pub(super) warnings: Vec<Diagnostic>,
+    /// The names that it needs resolved.
+    pub(super) names: HashSet<HostName>,
+    pub(super) learned: NameRules,
+    /// What a change of which can change it.
+    pub(super) watched: Vec<PathBuf>,
+}
+
+/// Reads the sources. If they say what they said when they had the fingerprint `known`, that is all.
+pub(super) fn prepare(sources: &[Source], known: Option<u64>) -> Result<Prepared, ConfigError> {
+    let texts = Texts::read(sources);
+    let fingerprint = texts.fingerprint();
+    if known == Some(fingerprint) {
+        return Ok(Prepared { fingerprint, change: None });
+    }
+    let documents = texts.parse()?;
+    let (policy, warnings) = Policy::compile(&documents)?;
+    let names = RouteTable::names(&policy);
+    let learned = NameRules::of(policy.rules().map(|rule| (&rule.host, rule.port)));
+    let watched = watched(sources, &policy);
+    Ok(Prepared { fingerprint, change: Some(Change { policy, warnings, names, learned, watched }) })
+}
+
+/// The sources, and the files that the policy names.
+pub(super) fn watched(sources: &[Source], policy: &Policy) -> Vec<PathBuf> {
+    let sources = sources.iter().filter_map(|source| match source {
+        Source::Path(path) => Some(path.as_path()),
+        Source::Host(_) => None,
+    });
+    let files = policy.rules().flat_map(|rule| &rule.upstreams).flat_map(|upstream| upstream.files());
+    sources.chain(files).collect::<BTreeSet<_>>().into_iter().map(Path::to_owned).collect()
+}
+
+/// Does something on a thread of its own that steps back for others. Nothing comes if it panics.
+///
+/// # Errors
+/// There can be no more threads.
+pub(super) fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<oneshot::Receiver<T>> {
+    let (sender, receiver) = oneshot::channel();
+    thread::Builder::new().name("egress-reload".into()).spawn(move || {
+        // SAFETY: no memory is touched. In Linux this is for the calling thread, and for those that it starts. Whether it is
+        // allowed does not matter.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+        // Nobody waits any more if the agent ends.
+        sender.send(work()).ok();
+    })?;
+    Ok(receiver)
+}

@@ -1,0 +1,232 @@
+//! Sources to texts, and texts to documents: on all processors where there is much of it.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+    num::NonZero,
+    panic,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use super::{Code, Document, Errors, HostPattern, Location, Source, node, resource, short_form};
+
+/// How many bytes a thread takes at a time. What is less in all is read by one.
+const PIECE: usize = 256 * 1024;
+
+/// What all sources say, not yet understood.
+pub struct Texts {
+    items: Vec<Item>,
+    errors: Errors,
+}
+
+enum Item {
+    File(Location, String),
+    Host(HostPattern),
+}
+
+impl Texts {
+    /// Reads all files of all sources.
+    pub fn read(sources: &[Source]) -> Self {
+        let mut texts = Self { items: Vec::new(), errors: Errors::default() };
+        for source in sources {
+            match source {
+                Source::Path(path) => texts.read_path(path),
+                Source::Host(host) => texts.items.push(Item::Host(host.clone())),
+            }
+        }
+        texts
+    }
+
+    /// One text.
+    pub(super) fn of(text: &str, file: &Path) -> Self {
+        Self { items: vec![Item::File(Location::whole(file), text.to_owned())], errors: Errors::default() }
+    }
+
+    /// Tells texts apart: those that mean something else have another one, as good as always.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.errors.count().hash(&mut hasher);
+        for item in &self.items {
+            match item {
+                Item::File(file, text) => (&file.file, text).hash(&mut hasher),
+                Item::Host(host) => host.hash(&mut hasher),
+            }
+        }
+        hasher.finish()
+    }
+
+    /// The documents. Everything that is wrong with any of them is reported at once, and then nothing of them is used.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn parse(self) -> Result<Vec<Document>, Errors> {
+        let Self { items, mut errors } = self;
+        let pieces: Vec<_> = items.iter().flat_map(pieces).collect();
+        let mut documents = Vec::new();
+        for (found, wrong) in read_all(&pieces) {
+            documents.extend(found);
+            errors.extend(wrong);
+        }
+        errors.or(documents)
+    }
+
+    fn read_path(&mut self, path: &Path) {
+        let files = if path.is_dir() { list(path) } else { Ok(vec![path.to_owned()]) };
+        let files = files.unwrap_or_else(|error| {
+            let message = format!("cannot list the directory: {error}");
+            self.errors.push(Location::whole(path), "", Code::Unreadable.because(message));
+            Vec::new()
+        });
+        for file in files {
+            match fs::read_to_string(&file) {
+                Ok(text) => self.items.push(Item::File(Location::whole(file), text)),
+                Err(error) => {
+                    let message = format!("cannot read the file: {error}");
+                    self.errors.push(Location::whole(file), "", Code::Unreadable.because(message));
+                }
+            }
+        }
+    }
+}
+
+/// The configuration files of a directory in the order of their names.
+///
+/// In a mounted ConfigMap these are symbolic links into `..data`, which itself, as all that starts with a dot, is
+/// not one.
+fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let is_config =
+            path.extension().is_some_and(|ending| ["yaml", "yml", "json"].iter().any(|known| ending == *known));
+        // A link that leads nowhere stays in the list, so that reading it fails by name.
+        if is_config && !is_hidden && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// What one thread reads at a time.
+enum Piece<'t> {
+    Text {
+        file: &'t Location,
+        /// How many lines of the file come before it.
+        before: u32,
+        text: &'t str,
+    },
+    Host(&'t HostPattern),
+}
+
+fn pieces(item: &Item) -> Vec<Piece<'_>> {
+    match item {
+        Item::File(file, text) => {
+            node::split(text, PIECE).into_iter().map(|(before, text)| Piece::Text { file, before, text }).collect()
+        }
+        Item::Host(host) => vec![Piece::Host(host)],
+    }
+}
+
+type Read = (Vec<Document>, Errors);
+
+impl Piece<'_> {
+    fn read(&self) -> Read {
+        match *self {
+            Self::Text { file, before, text } => {
+                let (mut documents, mut errors) = Read::default();
+                // Each has a name of its own to share: threads that count the same one hinder each other.
+                let file = Location::whole(&*file.file);
+                for node in node::parse(text, &file, before, &mut errors) {
+                    resource::decode(&node, &mut documents, &mut errors);
+                }
+                (documents, errors)
+            }
+            Self::Host(host) => (short_form::documents(host).into(), Errors::default()),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Text { text, .. } => text.len(),
+            Self::Host(_) => 0,
+        }
+    }
+}
+
+/// What each piece has, in their order.
+fn read_all(pieces: &[Piece<'_>]) -> impl Iterator<Item = Read> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut read = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            match pieces.get(index) {
+                Some(piece) => read.push((index, piece.read())),
+                None => return read,
+            }
+        }
+    };
+    let size: usize = pieces.iter().map(Piece::len).sum();
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(size.div_ceil(PIECE));
+    let mut read = thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut read = work();
+        for helper in helpers {
+            read.extend(helper.join().unwrap_or_else(|panic| panic::resume_unwind(panic)));
+        }
+        read
+    });
+    read.sort_by_key(|(index, _)| *index);
+    read.into_iter().map(|(_, read)| read)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+    use crate::config::Resource;
+
+    #[test]
+    fn pieces_are_read_as_the_whole_would_be() {
+        let entry = |host: &str| {
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: x}}\nspec:\n  hosts: [{host}]\n  \
+                 ports: [{{number: 80, name: http}}]\n  resolution: DNS\n"
+            )
+        };
+        let count = 5 * PIECE / entry("").len();
+        let mut text = String::new();
+        for index in 0..count {
+            write!(text, "{}---\n", entry(&format!("h{index}.example"))).expect("a string");
+        }
+        assert!(node::split(&text, PIECE).len() >= 4);
+
+        let documents = Texts::of(&text, Path::new("rules.yaml")).parse().expect("valid documents");
+        let found = documents.iter().map(|document| match &document.resource {
+            Resource::ServiceEntry(entry) => (entry.hosts[0].location.line, entry.hosts[0].value.to_string()),
+            other => panic!("{other:?}"),
+        });
+        let lines = (5..).step_by(8);
+        let expected = lines.zip((0..count).map(|index| format!("h{index}.example")));
+        assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+
+        // What is wrong at the end is found there.
+        let wrong = format!("{text}kind: Nothing\napiVersion: v1\n");
+        let errors = Texts::of(&wrong, Path::new("rules.yaml")).parse().expect_err("an unknown kind");
+        let lines: Vec<_> = errors.iter().map(|error| error.location.line).collect();
+        assert_eq!(lines, [u32::try_from(8 * count + 1).expect("few lines")], "{errors}");
+    }
+
+    #[test]
+    fn fingerprints_tell_texts_apart() {
+        let of = |text, file: &str| Texts::of(text, Path::new(file)).fingerprint();
+        assert_eq!(of("a", "x"), of("a", "x"));
+        assert!(of("a", "x") != of("b", "x") && of("a", "x") != of("a", "y"));
+    }
+}
