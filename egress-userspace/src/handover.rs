@@ -133,6 +133,18 @@ impl Successors {
         state_dir::inode_of_socket(&self.directory).is_none_or(|inode| inode == self.inode)
     }
 
+    /// Waits until no agent is starting, but not for ever. Says whether none is.
+    pub async fn started(&self) -> bool {
+        let wait = async {
+            while self.directory.try_lock().is_err() {
+                time::sleep(state_dir::RETRY).await;
+            }
+            // What cannot be unlocked is when we end.
+            let _ = self.directory.unlock();
+        };
+        time::timeout(START_LIMIT, wait).await.is_ok()
+    }
+
     /// Whether one has announced itself that has yet to ask for our sockets.
     pub fn is_expecting(&self) -> bool {
         self.waiting.is_some()

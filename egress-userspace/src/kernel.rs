@@ -250,6 +250,11 @@ impl Redirector {
         Ok(removed)
     }
 
+    /// Says that agents with another layout may have left something since.
+    pub fn unsettle(&mut self) {
+        self.settled = false;
+    }
+
     /// Redirects nothing any more, for another agent that does so by maps of its own; `flows` is the id of our map of
     /// flows. Connections that were redirected a moment ago still find what they need.
     ///

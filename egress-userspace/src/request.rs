@@ -143,7 +143,8 @@ impl Conversation<'_> {
         record.respond(head.status, answer.outcome);
         let body = match answer.switched {
             Some(upstream) => {
-                self.tunnel.set(Some(Tunnel::new(upstream, record)));
+                let mut lease = answer.lease;
+                self.tunnel.set(Some(Tunnel::new(upstream, record, std::mem::take(&mut lease.held))));
                 ResponseBody::switching()
             }
             None => ResponseBody::upstream(body, answer.is_bare, answer.lease, record),

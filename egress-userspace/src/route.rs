@@ -14,8 +14,8 @@ use crate::{
     config::{Code, Diagnostic},
     kernel::{Intercepted, Watched},
     policy::{
-        EndpointAddress, HostName, HostPattern, Location, Policy, Protocol, Rule, Targets, Upstream, UpstreamIndex,
-        parents,
+        EndpointAddress, HostName, HostPattern, Location, Policy, Protocol, Rule, Targets, TunnelMethod, Upstream,
+        UpstreamIndex, parents,
     },
     resolve::{Names, ResolveError},
     upstream::tls::{Clients, Originator, TlsError, Workshop},
@@ -244,6 +244,11 @@ pub fn pending(rule: &Rule) -> Option<Diagnostic> {
             ("connectionPool.http.http1MaxPendingRequests", pool.max_pending_requests != u32::MAX),
             ("connectionPool.http.maxRequestsPerConnection", pool.max_requests_per_connection.is_some()),
             ("connectionPool.http.maxConcurrentStreams", pool.max_concurrent_streams.is_some()),
+            ("connectionPool.http.idleTimeout", pool.idle_timeout.is_some()),
+            (
+                "tunnel.protocol POST",
+                upstream.tunnel.as_ref().is_some_and(|tunnel| tunnel.method == TunnelMethod::Post),
+            ),
             ("egress.dev/preconnect", upstream.preconnect > 0),
         ];
         let (what, _) = pending.into_iter().find(|(_, is_asked)| *is_asked)?;

@@ -80,7 +80,7 @@ impl Agent {
                 _ = housekeeping.tick() => Event::Housekeeping,
                 _ = forgetting.tick() => Event::Forgetting,
             };
-            if self.is_replaced() {
+            if self.is_replaced().await {
                 return true;
             }
             match event {
@@ -152,7 +152,8 @@ impl Agent {
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, "the excluded networks stay as they were"),
         }
-        if self.step != Step::Even {
+        // Looking took a while.
+        if self.step != Step::Even && !self.is_replaced().await {
             self.synchronise();
         }
     }

@@ -86,10 +86,11 @@ impl Namespaces {
             .try_for_each(|Served { handle, .. }| self.kernel.insert(handle.netns.cookie(), handle.v4, handle.v6))
     }
 
-    /// Whether an agent that uses our maps has put its own listener in the place of ours, in the namespace that is kept.
+    /// Whether an agent that uses our maps has put its own listeners in the place of ours, or has let them go.
     pub(super) fn are_others_announced(&self) -> bool {
-        let kept = self.kept.and_then(|inode| self.served.get(&inode));
-        kept.is_some_and(|Served { handle, .. }| !self.kernel.is_current(handle.netns.cookie(), handle.v4, handle.v6))
+        let is_ours =
+            |Served { handle, .. }: &Served| self.kernel.is_current(handle.netns.cookie(), handle.v4, handle.v6);
+        !self.served.values().all(is_ours)
     }
 
     /// Forgets what an earlier agent served. To be called when this one is sure to take over.

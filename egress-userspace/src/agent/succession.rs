@@ -142,12 +142,15 @@ impl Agent {
     }
 
     /// Whether another agent has our place, as we did not answer when it asked. Then nothing is ours to change any more.
-    pub(super) fn is_replaced(&mut self) -> bool {
-        if self.successors.as_ref().is_none_or(Successors::is_current) {
+    pub(super) async fn is_replaced(&mut self) -> bool {
+        let Some(successors) = self.successors.as_ref().filter(|successors| !successors.is_current()) else {
             return false;
-        }
+        };
         tracing::warn!("another agent has taken over, as this one did not answer it");
-        self.succession = Succession::Complete { shared: self.namespaces.are_others_announced() };
+        // It says where its listeners are while it starts. In doubt what is pinned is its own.
+        let has_started = successors.started().await;
+        let shared = if has_started { self.namespaces.are_others_announced() } else { self.pinned };
+        self.succession = Succession::Complete { shared };
         true
     }
 
@@ -172,6 +175,10 @@ impl Agent {
         tracing::warn!(%error, "the other agent has failed while it was taking over; undoing what it did");
         self.succession = Succession::None;
         successor.reject().await;
+        // This may have hung for so long that a third one came.
+        if self.is_replaced().await {
+            return true;
+        }
         self.restore();
         self.rejected = Some(successor);
         false
@@ -188,6 +195,8 @@ impl Agent {
         if !self.pinned {
             return;
         }
+        // It may have left programs and maps of another layout.
+        self.redirector.unsettle();
         let announced = self.namespaces.announce().map_err(AgentError::from);
         if let Err(error) = announced.and_then(|()| self.attach()) {
             tracing::error!(%error, "not everything that is configured is intercepted");

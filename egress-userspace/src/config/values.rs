@@ -112,6 +112,9 @@ impl Text for Cidr {
     }
 }
 
+/// A hundred years, in seconds: clocks overflow by what is much longer.
+const LONGEST_TIME: f64 = 100.0 * 365.0 * 86400.0;
+
 /// A time as Go and protobuf write it: numbers with units, such as `1h30m`, `10s` or `1.5ms`.
 impl Text for Duration {
     fn parse(text: &str) -> Result<Self, String> {
@@ -134,6 +137,9 @@ impl Text for Duration {
                     _ => return Err(invalid()),
                 };
             rest = &rest[unit..];
+        }
+        if total > LONGEST_TIME {
+            return Err(format!("{text:?} is longer than a hundred years; write a shorter time, or none"));
         }
         Self::try_from_secs_f64(total).map_err(|_| invalid())
     }

@@ -32,7 +32,7 @@ const NEW_SOCKET: &str = "agent.sock.new";
 
 /// How long another agent may take to start. It waits for its names.
 pub const START_LIMIT: Duration = Duration::from_secs(60);
-const RETRY: Duration = Duration::from_millis(20);
+pub(super) const RETRY: Duration = Duration::from_millis(20);
 
 /// What is wrong with the state directory.
 #[derive(Debug, thiserror::Error)]

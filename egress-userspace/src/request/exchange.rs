@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode, request};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     Accepted, Answer, Routed, Sending,
@@ -26,6 +26,9 @@ use crate::{
     },
     worker::Worker,
 };
+
+/// How often a request that could not be sent is sent elsewhere, where the route says nothing of retries.
+const ELSEWHERE: u32 = 2;
 
 /// What an exchange needs to know.
 pub(super) struct Exchange<'a> {
@@ -70,14 +73,15 @@ impl Exchange<'_> {
                 Ok(answer) => {
                     let (status, fields) = (answer.response.status(), answer.response.headers());
                     self.seen(chosen.as_ref(), Some(answer.address), Seen::Status(status));
-                    self.wants_again(&attempt, Ended::Response(status, fields), tries)
+                    self.wants_again(&attempt, Ended::Response(status, fields), tries, chosen.as_ref())
                 }
                 Err(failure) => {
                     self.seen(chosen.as_ref(), failure.address, Seen::Failure);
-                    self.wants_again(&attempt, failure.ended, tries)
+                    self.wants_again(&attempt, failure.ended, tries, chosen.as_ref())
                 }
             };
-            let slot = if again { self.retry_slot() } else { None };
+            let in_time = deadline.is_none_or(|deadline| Instant::now() < deadline);
+            let slot = if again && in_time { self.retry_slot() } else { None };
             match (tried, slot) {
                 (_, Some(slot)) => retrying = Some(slot),
                 (Ok(mut answer), None) => {
@@ -91,7 +95,8 @@ impl Exchange<'_> {
             tries += 1;
             record.retried();
             if let Some(retries) = self.sending.retries {
-                sleep(retry::pause(retries.backoff, tries, fastrand::f64())).await;
+                let until = Instant::now() + retry::pause(retries.backoff, tries, fastrand::f64());
+                sleep_until(deadline.map_or(until, |deadline| until.min(deadline))).await;
             }
         }
     }
@@ -110,8 +115,12 @@ impl Exchange<'_> {
     }
 
     /// Whether the route wants another try, and the request allows it.
-    fn wants_again(&self, attempt: &Attempt<'_>, ended: Ended<'_>, tries: u32) -> bool {
-        let Some(retries) = self.sending.retries else { return false };
+    fn wants_again(&self, attempt: &Attempt<'_>, ended: Ended<'_>, tries: u32, chosen: Option<&Chosen>) -> bool {
+        let Some(retries) = self.sending.retries else {
+            // The balancer has chosen an address where nobody is; there may be better ones.
+            let others = chosen.is_some_and(|chosen| chosen.is_balanced && chosen.all > 1);
+            return others && tries < ELSEWHERE && matches!(ended, Ended::NotConnected) && attempt.may_go_again(false);
+        };
         let processed = matches!(ended, Ended::Response(..) | Ended::NoResponse);
         tries < retries.attempts && retry::is_wanted(&retries.on, ended) && attempt.may_go_again(processed)
     }

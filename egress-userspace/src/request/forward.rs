@@ -61,7 +61,7 @@ impl Conversation<'_> {
                 };
                 let mut answer = self.exchange(&host, head, content, sending, record).await?;
                 if let Some(head) = mirrored {
-                    self.mirror(route, selected, &host, &head, content)?;
+                    self.mirror(route, selected, &host, &head, content);
                 }
                 let fields = answer.response.headers_mut();
                 change_both(fields, &weighted.headers.response, &selected.headers.response);
@@ -98,16 +98,16 @@ impl Conversation<'_> {
         host: &RequestHost,
         head: &request::Parts,
         content: &Rc<Content>,
-    ) -> Result<(), ProxyError> {
+    ) {
         for mirror in selected.mirrors.iter().filter(|mirror| is_drawn(mirror.share)) {
             let Some(copy) = content.copy() else {
                 tracing::debug!(host = host.as_str(), "a request is too large to be mirrored");
                 break;
             };
-            let to = named(route.cluster(mirror.upstream), host)?;
+            // It was answered: what is wrong with a copy is nobody's business.
+            let Ok(to) = named(route.cluster(mirror.upstream), host) else { continue };
             mirror::send(self.worker, &self.accepted, to, host.clone(), head.clone(), copy);
         }
-        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     socket::Place,
     upstream::{
         connect::Connector,
+        limits::{Kind, Slot},
         pool::{Key, Pool},
     },
     worker::Worker,
@@ -21,6 +22,9 @@ use crate::{
 
 /// For the whole of it: nobody waits for it, and it must not pile up.
 const LIMIT: Duration = Duration::from_secs(15);
+
+/// Copies under way to one upstream at most, if its settings have no lower limit.
+const AT_ONCE: u32 = 1000;
 
 /// A request to be sent once more, to somebody else.
 struct Copy {
@@ -32,6 +36,7 @@ struct Copy {
     origin: std::net::IpAddr,
     host: RequestHost,
     content: Rc<Content>,
+    _under_way: Slot,
 }
 
 /// Sends a copy of a request that was read to its end.
@@ -43,6 +48,11 @@ pub(super) fn send(
     head: request::Parts,
     content: Rc<Content>,
 ) {
+    let limit = cluster.upstream.pool.max_requests.min(AT_ONCE);
+    let Some(under_way) = cluster.usage.take(Kind::Requests, limit) else {
+        tracing::debug!(host = host.as_str(), limit, "too many requests are being mirrored");
+        return;
+    };
     let copy = Copy {
         pool: worker.pool.clone(),
         connector: worker.connector.clone(),
@@ -52,6 +62,7 @@ pub(super) fn send(
         name,
         host,
         content,
+        _under_way: under_way,
     };
     let gone = accepted.gone.clone();
     task::spawn_local(async move {

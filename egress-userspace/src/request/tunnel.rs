@@ -10,12 +10,14 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{socket, telemetry::access_log::Record};
+use crate::{body::Held, socket, telemetry::access_log::Record};
 
 /// The upstream end of a connection whose origin has switched protocols, to be run once hyper has let go of the client's.
 pub struct Tunnel {
     upstream: OnUpgrade,
     record: Record,
+    /// It is still under way.
+    _held: Held,
 }
 
 impl Tunnel {
@@ -25,8 +27,8 @@ impl Tunnel {
     }
 
     /// The tunnel to an upstream end; the request's record stays open until it ends.
-    pub fn new(upstream: OnUpgrade, record: Record) -> Self {
-        Self { upstream, record }
+    pub fn new(upstream: OnUpgrade, record: Record, held: Held) -> Self {
+        Self { upstream, record, _held: held }
     }
 
     /// Passes bytes both ways until both ends are closed. The client's is reset if that does not go in order.

@@ -106,8 +106,13 @@ impl Cluster {
         if let Some(health) = &self.health {
             candidates = health.well(candidates, Instant::now());
         }
-        // A connection to an address that is left out must not be used either, so each address has its own.
-        Chosen { candidates, is_balanced: is_balanced || self.health.is_some(), all }
+        // A connection to an address that is left out must not be used either, so each address has its own, and no other is
+        // tried in its place.
+        let is_balanced = is_balanced || self.health.is_some();
+        if is_balanced {
+            candidates.truncate(1);
+        }
+        Chosen { candidates, is_balanced, all }
     }
 
     /// What a pooled connection must lead to, to serve a request for `host` that goes to what was `chosen`.
@@ -161,8 +166,7 @@ impl Cluster {
         self.targets.first().is_some_and(|first| self.targets.iter().any(|target| target.weight != first.weight))
     }
 
-    /// The balancer's choice first, then the others as they come: a connection should not fail while one of them would do.
-    /// Addresses of the other family than the application's are of use only if there are no others.
+    /// The balancer's choice first. Addresses of the other family than the application's are of use only if there are no others.
     fn balanced(&self, found: Vec<(SocketAddr, usize)>, origin: IpAddr) -> Vec<SocketAddr> {
         let (mut same, other): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|(address, _)| address.is_ipv4() == origin.is_ipv4());
