@@ -29,7 +29,7 @@ use self::{
 use crate::{
     admin::{self, Readiness, SharedReadiness},
     capture::Captured,
-    config::Source,
+    config::{Documents, Source},
     existing::Existing,
     handover::{Successor, Successors},
     kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, NameRules, Redirector, ThreadEvents, pins::Pins},
@@ -81,6 +81,7 @@ pub struct Agent {
     names: Names,
     /// Of what the sources said.
     fingerprint: u64,
+    documents: Documents,
     policy: Policy,
     reload: Reload,
     routes: Arc<ArcSwap<RouteTable>>,
@@ -117,8 +118,8 @@ impl Agent {
         // Watched before it is read: a change in between is then seen.
         let mut watcher =
             Watcher::new(watched(&sources, &Policy::default())).map_err(io_error("cannot watch the configuration"))?;
-        let prepared = prepare(&sources, None)?;
-        let Change { policy, warnings, names: wanted, learned: to_learn, watched } =
+        let prepared = prepare(&sources, None, &Documents::default())?;
+        let Change { documents, policy, warnings, names: wanted, learned: to_learn, watched } =
             prepared.change.unwrap_or_default();
         reload::report(&warnings);
         let resolver = Resolver::from_system().map_err(|error| AgentError::Resolver(error.to_string()))?;
@@ -165,6 +166,7 @@ impl Agent {
             to_learn: Some(to_learn),
             names,
             fingerprint: prepared.fingerprint,
+            documents,
             policy,
             reload: Reload::default(),
             routes,

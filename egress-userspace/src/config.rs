@@ -13,7 +13,7 @@ pub use self::{
     diagnostic::{Code, Diagnostic, Errors, Message, Severity},
     host::{HostName, HostPattern, InvalidHostName, parents},
     location::{Located, Location},
-    read::Texts,
+    read::{Documents, Texts},
     resource::Metadata,
     text_match::{OptionalMatch, Pattern, TextMatch},
 };
@@ -83,10 +83,10 @@ pub enum Resource {
 
 /// Reads all sources. Everything that is wrong with any of them is reported at once, and then nothing of them is used.
 pub fn load(sources: &[Source]) -> Result<Vec<Document>, Errors> {
-    Texts::read(sources).parse()
+    Texts::read(sources).parse(&Documents::default()).map(Documents::into_vec)
 }
 
 /// The documents of a text; `file` is what errors name as its place.
 pub fn parse(text: &str, file: &Path) -> Result<Vec<Document>, Errors> {
-    Texts::of(text, file).parse()
+    Texts::of(text, file).parse(&Documents::default()).map(Documents::into_vec)
 }

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::ConfigError;
 use crate::{
-    config::{Diagnostic, Source, Texts},
+    config::{Diagnostic, Documents, Source, Texts},
     kernel::NameRules,
     policy::{HostName, Policy},
     route::RouteTable,
@@ -32,6 +32,8 @@ pub(super) struct Prepared {
 /// A policy, and what follows from it alone.
 #[derive(Default)]
 pub(super) struct Change {
+    /// Kept, so that the next change costs no more than what it changes.
+    pub(super) documents: Documents,
     pub(super) policy: Policy,
     pub(super) warnings: Vec<Diagnostic>,
     /// The names that it needs resolved.
@@ -42,18 +44,18 @@ pub(super) struct Change {
 }
 
 /// Reads the sources. If they say what they said when they had the fingerprint `known`, that is all.
-pub(super) fn prepare(sources: &[Source], known: Option<u64>) -> Result<Prepared, ConfigError> {
+pub(super) fn prepare(sources: &[Source], known: Option<u64>, documents: &Documents) -> Result<Prepared, ConfigError> {
     let texts = Texts::read(sources);
     let fingerprint = texts.fingerprint();
     if known == Some(fingerprint) {
         return Ok(Prepared { fingerprint, change: None });
     }
-    let documents = texts.parse()?;
-    let (policy, warnings) = Policy::compile(&documents)?;
+    let documents = texts.parse(documents)?;
+    let (policy, warnings) = Policy::compile(documents.iter())?;
     let names = RouteTable::names(&policy);
     let learned = NameRules::of(policy.rules().map(|rule| (&rule.host, rule.port)));
     let watched = watched(sources, &policy);
-    Ok(Prepared { fingerprint, change: Some(Change { policy, warnings, names, learned, watched }) })
+    Ok(Prepared { fingerprint, change: Some(Change { documents, policy, warnings, names, learned, watched }) })
 }
 
 /// The sources, and the files that the policy names.

@@ -1,6 +1,6 @@
 //! The configuration changes.
 
-use std::{future, io, sync::Arc};
+use std::{future, io, mem, sync::Arc};
 
 use tokio::sync::oneshot;
 
@@ -49,8 +49,8 @@ impl Agent {
             return;
         }
         self.reload.outdated = false;
-        let (sources, known) = (self.sources.clone(), self.fingerprint);
-        match in_background(move || prepare(&sources, Some(known))) {
+        let (sources, known, documents) = (self.sources.clone(), self.fingerprint, self.documents.clone());
+        match in_background(move || prepare(&sources, Some(known), &documents)) {
             Ok(receiver) => self.reload.under_way = Some(receiver),
             Err(error) => self.refuse(&ConfigError::Unread(error)),
         }
@@ -96,21 +96,21 @@ impl Agent {
         }
         // First the routes, then the kernel: a connection is never redirected before there is a route for it.
         let old_routes = self.routes.swap(Arc::new(table));
-        let old_policy = change.map(|Change { policy, warnings, names, learned, watched }| {
+        let old = change.map(|Change { documents, policy, warnings, names, learned, watched }| {
             report(&warnings);
             self.names.retain(&names);
             self.to_learn = Some(learned);
             if let Err(error) = self.watcher.set(watched) {
                 tracing::warn!(%error, "cannot watch all of the configuration");
             }
-            std::mem::replace(&mut self.policy, policy)
+            (mem::replace(&mut self.documents, documents), mem::replace(&mut self.policy, policy))
         });
         self.fingerprint = fingerprint;
         self.existing.expect();
         self.synchronise();
         self.applied();
         // To take a large policy apart takes a while.
-        in_background(move || drop((old_policy, old_routes, current))).ok();
+        in_background(move || drop((old, old_routes, current))).ok();
         Ok(())
     }
 

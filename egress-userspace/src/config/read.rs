@@ -1,13 +1,17 @@
 //! Sources to texts, and texts to documents: on all processors where there is much of it.
 
 use std::{
+    collections::HashMap,
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
     num::NonZero,
     panic,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -15,6 +19,21 @@ use super::{Code, Document, Errors, HostPattern, Location, Source, node, resourc
 
 /// How many bytes a thread takes at a time. What is less in all is read by one.
 const PIECE: usize = 256 * 1024;
+
+/// The documents of all sources, as pieces that the next reading can take over where the text is the same.
+#[derive(Clone, Debug, Default)]
+pub struct Documents(Vec<(u64, Arc<Vec<Document>>)>);
+
+impl Documents {
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Document> + Clone {
+        self.0.iter().flat_map(|(_, documents)| documents.iter())
+    }
+
+    pub(super) fn into_vec(self) -> Vec<Document> {
+        self.0.into_iter().flat_map(|(_, documents)| Arc::unwrap_or_clone(documents)).collect()
+    }
+}
 
 /// What all sources say, not yet understood.
 pub struct Texts {
@@ -58,18 +77,29 @@ impl Texts {
         hasher.finish()
     }
 
-    /// The documents. Everything that is wrong with any of them is reported at once, and then nothing of them is used.
+    /// The documents. Everything that is wrong with any of them is reported at once, and then nothing of them is used. What is
+    /// among the `known` ones is not read again.
     ///
     /// # Errors
     /// All that is wrong.
-    pub fn parse(self) -> Result<Vec<Document>, Errors> {
+    pub fn parse(self, known: &Documents) -> Result<Documents, Errors> {
         let Self { items, mut errors } = self;
-        let pieces: Vec<_> = items.iter().flat_map(pieces).collect();
-        let mut documents = Vec::new();
-        for (found, wrong) in read_all(&pieces) {
-            documents.extend(found);
-            errors.extend(wrong);
-        }
+        let pieces: Vec<_> = items.iter().flat_map(pieces).map(|piece| (piece.fingerprint(), piece)).collect();
+        let known: HashMap<_, _> = known.0.iter().map(|(fingerprint, documents)| (*fingerprint, documents)).collect();
+        let unknown: Vec<_> = pieces.iter().filter(|(fingerprint, _)| !known.contains_key(fingerprint)).collect();
+        let mut read = read_all(&unknown);
+        let documents = pieces.iter().map(|(fingerprint, _)| {
+            let documents = match known.get(fingerprint) {
+                Some(documents) => Arc::clone(documents),
+                None => {
+                    let (documents, wrong) = read.next().unwrap_or_default();
+                    errors.extend(wrong);
+                    Arc::new(documents)
+                }
+            };
+            (*fingerprint, documents)
+        });
+        let documents = Documents(documents.collect());
         errors.or(documents)
     }
 
@@ -150,6 +180,16 @@ impl Piece<'_> {
         }
     }
 
+    /// The same for pieces that mean the same, with their places.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        match self {
+            Self::Text { file, before, text } => (&file.file, before, text).hash(&mut hasher),
+            Self::Host(host) => host.hash(&mut hasher),
+        }
+        hasher.finish()
+    }
+
     fn len(&self) -> usize {
         match self {
             Self::Text { text, .. } => text.len(),
@@ -159,19 +199,19 @@ impl Piece<'_> {
 }
 
 /// What each piece has, in their order.
-fn read_all(pieces: &[Piece<'_>]) -> impl Iterator<Item = Read> {
+fn read_all(pieces: &[&(u64, Piece<'_>)]) -> impl Iterator<Item = Read> + use<> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut read = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             match pieces.get(index) {
-                Some(piece) => read.push((index, piece.read())),
+                Some((_, piece)) => read.push((index, piece.read())),
                 None => return read,
             }
         }
     };
-    let size: usize = pieces.iter().map(Piece::len).sum();
+    let size: usize = pieces.iter().map(|(_, piece)| piece.len()).sum();
     let threads = thread::available_parallelism().map_or(1, NonZero::get).min(size.div_ceil(PIECE));
     let mut read = thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
@@ -207,7 +247,8 @@ mod tests {
         }
         assert!(node::split(&text, PIECE).len() >= 4);
 
-        let documents = Texts::of(&text, Path::new("rules.yaml")).parse().expect("valid documents");
+        let documents =
+            Texts::of(&text, Path::new("rules.yaml")).parse(&Documents::default()).expect("valid documents");
         let found = documents.iter().map(|document| match &document.resource {
             Resource::ServiceEntry(entry) => (entry.hosts[0].location.line, entry.hosts[0].value.to_string()),
             other => panic!("{other:?}"),
@@ -216,9 +257,17 @@ mod tests {
         let expected = lines.zip((0..count).map(|index| format!("h{index}.example")));
         assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
 
+        // What is the same is not read again, and what has changed is, in its place.
+        let changed = text.replace("h3.example", "g3.example");
+        let again = Texts::of(&changed, Path::new("rules.yaml")).parse(&documents).expect("valid documents");
+        let kept = documents.0.iter().zip(&again.0).filter(|(one, other)| Arc::ptr_eq(&one.1, &other.1)).count();
+        assert_eq!(kept, documents.0.len() - 1);
+        let fresh = Texts::of(&changed, Path::new("rules.yaml")).parse(&Documents::default()).expect("valid documents");
+        assert!(fresh.iter().eq(again.iter()));
+
         // What is wrong at the end is found there.
         let wrong = format!("{text}kind: Nothing\napiVersion: v1\n");
-        let errors = Texts::of(&wrong, Path::new("rules.yaml")).parse().expect_err("an unknown kind");
+        let errors = Texts::of(&wrong, Path::new("rules.yaml")).parse(&documents).expect_err("an unknown kind");
         let lines: Vec<_> = errors.iter().map(|error| error.location.line).collect();
         assert_eq!(lines, [u32::try_from(8 * count + 1).expect("few lines")], "{errors}");
     }

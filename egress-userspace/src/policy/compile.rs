@@ -29,9 +29,9 @@ use crate::config::{
 
 /// The rules that the documents ask for, and all that there is to say about them in the order of files and lines. The
 /// rules are good only if none of it is an error.
-pub(super) fn compile(documents: &[Document]) -> (Vec<Rule>, Vec<Diagnostic>) {
+pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Clone) -> (Vec<Rule>, Vec<Diagnostic>) {
     let mut reports = Reports::default();
-    for document in documents {
+    for document in documents.clone() {
         report_no_effect(document, &mut reports);
     }
     let index = Index::of(documents, &mut reports);

@@ -99,10 +99,10 @@ impl Asked<'_> {
 }
 
 impl<'d> Index<'d> {
-    pub(super) fn of(documents: &'d [Document], reports: &mut Reports) -> Self {
+    pub(super) fn of(documents: impl IntoIterator<Item = &'d Document> + Clone, reports: &mut Reports) -> Self {
         let mut index = Self::default();
         let mut entries: HashMap<(Namespace<'d>, &'d str), &'d ServiceEntry> = HashMap::new();
-        for document in documents {
+        for document in documents.clone() {
             let (name, namespace) = (document.metadata.name.as_str(), document.metadata.namespace.as_deref());
             match &document.resource {
                 Resource::ServiceEntry(entry) => {

@@ -82,7 +82,9 @@ impl Options {
         rules.write_all(&config)?;
 
         let began = Instant::now();
-        let options = AgentOptions::new(config.path()).log_file(&bed.dir().join("log"));
+        // What is free is given back at once, and in small pages, so that what is left is in use.
+        let options = AgentOptions::new(config.path()).env("MIMALLOC_PURGE_DELAY", "0").env("MIMALLOC_ALLOW_THP", "0");
+        let options = options.log_file(&bed.dir().join("log"));
         let mut agent = Agent::spawn(&bed, &options)?;
         while !agent.admin("/readyz").is_ok_and(|(status, _)| status == 200) {
             ensure!(agent.process().is_running(), "the agent ended: {}", log(&bed.dir().join("log")));
