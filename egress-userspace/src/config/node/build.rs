@@ -227,6 +227,7 @@ impl<'t> Map<'t> {
         Ok(())
     }
 
+    #[expect(clippy::ptr_arg, reason = "the key is kept as it is, borrowed where it can be")]
     fn is_new(&mut self, key: &Cow<'t, str>) -> bool {
         if self.entries.len() < FEW {
             return self.entries.iter().all(|entry| entry.key != *key);
