@@ -243,7 +243,7 @@ mod tests {
         let count = 5 * PIECE / entry("").len();
         let mut text = String::new();
         for index in 0..count {
-            write!(text, "{}---\n", entry(&format!("h{index}.example"))).expect("a string");
+            writeln!(text, "{}---", entry(&format!("h{index}.example"))).expect("a string");
         }
         assert!(node::split(&text, PIECE).len() >= 4);
 
