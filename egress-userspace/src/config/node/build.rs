@@ -219,7 +219,7 @@ impl<'t> Map<'t> {
     /// Takes a key, whose value comes next.
     fn expect(&mut self, key: Key<'t>, location: &Location) -> Result<(), String> {
         if let Key::Text(key) = &key
-            && !self.is_new(key)
+            && !self.is_new(key.clone())
         {
             return Err(format!("duplicate mapping key `{key}` is not allowed here"));
         }
@@ -227,15 +227,14 @@ impl<'t> Map<'t> {
         Ok(())
     }
 
-    #[expect(clippy::ptr_arg, reason = "the key is kept as it is, borrowed where it can be")]
-    fn is_new(&mut self, key: &Cow<'t, str>) -> bool {
+    fn is_new(&mut self, key: Cow<'t, str>) -> bool {
         if self.entries.len() < FEW {
-            return self.entries.iter().all(|entry| entry.key != *key);
+            return self.entries.iter().all(|entry| entry.key != key);
         }
         if self.keys.is_empty() {
             self.keys.extend(self.entries.iter().map(|entry| entry.key.clone()));
         }
-        self.keys.insert(key.clone())
+        self.keys.insert(key)
     }
 
     fn merge(&mut self, node: Node<'t>) -> Result<(), String> {
@@ -255,7 +254,7 @@ impl<'t> Map<'t> {
     /// Its own entries, then those that were merged in and that it, or one merged before, does not have.
     fn finish(mut self) -> Vec<Entry<'t>> {
         for entry in std::mem::take(&mut self.merged) {
-            if self.is_new(&entry.key) {
+            if self.is_new(entry.key.clone()) {
                 self.entries.push(entry);
             }
         }
