@@ -10,15 +10,17 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::response;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::{
+    http1::{self, server},
     route::Active,
     telemetry::access_log::Record,
     upstream::{
-        Connection,
+        Connection, ExchangeError,
+        http1::Wire,
         limits::Slot,
         pool::{Key, Pool},
     },
@@ -35,7 +37,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum BodyError {
     /// Where it comes from it breaks off.
     #[error(transparent)]
-    Broken(#[from] hyper::Error),
+    Broken(#[from] ExchangeError),
     /// The origin gave up (RST_STREAM), though without an error, before the end.
     #[error("the origin reset the stream before the end of its response")]
     Reset,
@@ -45,6 +47,67 @@ pub enum BodyError {
     /// The request is being sent anew, by somebody else.
     #[error("the request was given up and is sent again")]
     Superseded,
+}
+
+impl From<http1::Error> for BodyError {
+    fn from(error: http1::Error) -> Self {
+        Self::Broken(error.into())
+    }
+}
+
+impl From<http1::Fault> for BodyError {
+    fn from(fault: http1::Fault) -> Self {
+        http1::Error::from(fault).into()
+    }
+}
+
+impl From<hyper::Error> for BodyError {
+    fn from(error: hyper::Error) -> Self {
+        Self::Broken(error.into())
+    }
+}
+
+/// Content as it comes in.
+pub enum Incoming {
+    /// From an application, over HTTP/1.
+    Client(Rc<server::Connection>),
+    /// From an origin, over HTTP/1.1.
+    Http1(Rc<RefCell<Wire>>),
+    /// Over HTTP/2.
+    Http2(hyper::body::Incoming),
+}
+
+impl Incoming {
+    /// Reads on.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Client(connection) => {
+                connection.poll_content(cx).map(|frame| frame.map(|frame| frame.map_err(BodyError::from)))
+            }
+            Self::Http1(wire) => wire.borrow_mut().poll_content(cx),
+            Self::Http2(incoming) => {
+                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(BodyError::from)))
+            }
+        }
+    }
+
+    /// Whether all has come.
+    pub fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Client(connection) => connection.is_end(),
+            Self::Http1(wire) => wire.borrow().is_end(),
+            Self::Http2(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    /// How many bytes are to come, if that is known.
+    pub fn left(&self) -> Option<u64> {
+        match self {
+            Self::Client(connection) => connection.left(),
+            Self::Http1(wire) => wire.borrow().left(),
+            Self::Http2(incoming) => incoming.size_hint().exact(),
+        }
+    }
 }
 
 /// The content of a request as it comes from the client; shared between the bodies that carry it, which hyper owns, and the
@@ -143,11 +206,30 @@ impl Content {
         }
     }
 
+    /// Whether the client sends none before it is told to go on.
+    pub fn is_waiting(&self) -> bool {
+        matches!(&*self.incoming.borrow(), Some(Incoming::Client(connection)) if connection.waits())
+    }
+
+    /// Nobody but us tells the client to go on.
+    pub fn go_on(&self) {
+        if let Some(Incoming::Client(connection)) = &*self.incoming.borrow() {
+            connection.go_on();
+        }
+    }
+
+    /// Passes an interim response on to the client.
+    pub fn inform(&self, head: &response::Parts, cx: &mut Context<'_>) {
+        if let Some(Incoming::Client(connection)) = &*self.incoming.borrow() {
+            connection.inform(head, cx);
+        }
+    }
+
     /// Reads on.
-    pub fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    pub fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut incoming = self.incoming.borrow_mut();
         let Some(incoming) = incoming.as_mut() else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        let frame = ready!(incoming.poll_frame(cx));
         if frame.is_none() || incoming.is_end_stream() {
             self.complete.set(true);
         }
@@ -178,6 +260,11 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
+    /// The content that it carries.
+    pub fn content(&self) -> &Rc<Content> {
+        &self.content
+    }
+
     /// How many bytes earlier bodies have read that this one has still to pass on.
     fn ahead(&self) -> usize {
         match &*self.content.kept.borrow() {
@@ -210,7 +297,7 @@ impl Body for RequestBody {
         if read.is_pending() {
             self.replayed -= 1;
         }
-        read.map(|frame| frame.map(|frame| frame.map_err(BodyError::Broken)))
+        read
     }
 
     fn is_end_stream(&self) -> bool {
@@ -218,7 +305,7 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.content.incoming.borrow().as_ref().map_or(Some(0), |incoming| incoming.size_hint().exact()) {
+        match self.content.incoming.borrow().as_ref().map_or(Some(0), Incoming::left) {
             // Of no content hyper would say that its length is 0, though the client has not.
             Some(rest) if !self.is_end_stream() => SizeHint::with_exact(self.ahead() as u64 + rest),
             _ => SizeHint::default(),
@@ -254,6 +341,8 @@ pub struct Lease {
     pub key: Key,
     /// What the request carries, which must be complete for the connection to be of further use.
     pub content: Rc<Content>,
+    /// Whether the client takes trailers.
+    pub trailers: bool,
     /// When the exchange must have ended.
     pub deadline: Option<Instant>,
     /// What counts it as under way.
@@ -296,6 +385,19 @@ impl ResponseBody {
         Self { source: Source::Message(None), record: None }
     }
 
+    /// A text of our own, about what is no request.
+    pub fn unrecorded(text: Bytes) -> Self {
+        Self { source: Source::Message(Some(text)), record: None }
+    }
+
+    /// Sends the rest of the request on while nobody takes the response.
+    pub fn poll_upload(self: Pin<&mut Self>, cx: &mut Context<'_>) {
+        if let Source::Upstream { incoming: Incoming::Http1(wire), .. } = &self.source {
+            // Whoever takes the response is told.
+            let _ = wire.borrow_mut().poll_upload(cx);
+        }
+    }
+
     /// A text of our own.
     pub fn message(text: Bytes, mut record: Record) -> Self {
         record.add_sent(text.len() as u64);
@@ -324,7 +426,7 @@ impl Drop for ResponseBody {
 /// as an attack (CVE-2023-44487).
 async fn read_to_end(mut incoming: Incoming) {
     // One that does not end, or has content after all, is reset.
-    let _ = timeout(END_TIMEOUT, poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx))).await;
+    let _ = timeout(END_TIMEOUT, poll_fn(|cx| incoming.poll_frame(cx))).await;
 }
 
 impl Body for ResponseBody {
@@ -339,20 +441,20 @@ impl Body for ResponseBody {
         match &mut this.source {
             Source::Message(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Source::Upstream { incoming, http2, lease, timer } => {
-                let polled = Pin::new(&mut *incoming).poll_frame(cx);
+                let polled = incoming.poll_frame(cx);
                 let timed_out =
                     polled.is_pending() && timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
-                let mut frame = if timed_out {
-                    Some(Err(BodyError::TimedOut))
-                } else {
-                    ready!(polled).map(|frame| frame.map_err(BodyError::from))
-                };
+                let mut frame = if timed_out { Some(Err(BodyError::TimedOut)) } else { ready!(polled) };
                 // hyper takes a reset without an error for the end.
                 if frame.is_none() && *http2 && !incoming.is_end_stream() {
                     frame = Some(Err(BodyError::Reset));
                 }
+                // Who does not ask for trailers may not know such; over HTTP/1.1 the origin knows that as well.
+                if *http2 && !lease.trailers && matches!(&frame, Some(Ok(frame)) if frame.is_trailers()) {
+                    frame = Some(Ok(Frame::data(Bytes::new())));
+                }
                 // Once all of an announced length has come, nobody asks for more. In HTTP/2 the end can still be to come.
-                let whole = incoming.size_hint().exact() == Some(0);
+                let whole = incoming.left() == Some(0);
                 let ended = frame.is_none() || incoming.is_end_stream() || whole;
                 if ended {
                     lease.give_back();
@@ -383,7 +485,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Message(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
-            Source::Upstream { incoming, .. } => incoming.size_hint(),
+            Source::Upstream { incoming, .. } => incoming.left().map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }

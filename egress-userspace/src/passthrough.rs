@@ -4,7 +4,6 @@
 //! What a client sends is looked at before it goes on, for as long as the connection lasts.
 
 mod requests;
-mod rewound;
 
 use std::{io, pin::pin, time::Duration};
 
@@ -17,7 +16,6 @@ use tokio::{
 };
 
 use self::requests::{Next, Requests};
-pub use self::rewound::Rewound;
 use crate::{
     request::Accepted,
     socket,
@@ -36,7 +34,7 @@ const BUFFER: usize = 16 * 1024;
 /// What became of a connection.
 pub enum Passed {
     /// Its first request is for a configured host.
-    Configured(Rewound),
+    Configured(TcpStream, BytesMut),
     /// It has been passed on to its end.
     On,
 }
@@ -97,7 +95,7 @@ pub async fn pass(
         relay(&mut client, upstream, outbound, Some(first)).await.map(|()| None)
     };
     Ok(match passed.await? {
-        Some(begun) => Passed::Configured(Rewound::new(client, begun)),
+        Some(begun) => Passed::Configured(client, begun),
         None => {
             socket::close_in_order(&client);
             Passed::On

@@ -18,17 +18,18 @@ use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use bytes::Bytes;
 use egress_common::origin::Origin;
 use http::{Method, Request, Response, header, request};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
 use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
 use self::{exchange::Exchange, host::RequestHost, respond::ProxyError, tunnel::Tunnel};
 use crate::{
-    body::{Content, Lease, ResponseBody},
+    body::{Content, Incoming, Lease, ResponseBody},
+    http1::{self, server},
     policy::Retries,
     route::Cluster,
     socket::Place,
     telemetry::access_log::{Client, Outcome, Record},
+    upstream::Connection,
     worker::Worker,
 };
 
@@ -59,8 +60,6 @@ pub struct Conversation<'a> {
     pub accepted: Accepted,
     /// The same for the log.
     pub client: Rc<Client>,
-    /// Whether there was a request.
-    pub begun: Cell<bool>,
     /// What goes on after the last exchange, if that has switched protocols.
     pub tunnel: Cell<Option<Tunnel>>,
     /// Whether the end of the connection is all that tells the client that the response is complete.
@@ -97,23 +96,47 @@ struct Answer {
     outcome: Outcome,
     /// Whether no content follows, whatever the head says.
     is_bare: bool,
-    /// The upstream end, if it switches protocols.
-    switched: Option<OnUpgrade>,
+    /// Whether it switches protocols.
+    switches: bool,
     /// The origin's.
     address: SocketAddr,
 }
 
-impl Conversation<'_> {
+impl<'a> Conversation<'a> {
+    /// A conversation that has yet to begin.
+    pub fn new(worker: &'a Worker, accepted: Accepted, client: Rc<Client>) -> Self {
+        let (tunnel, ends_by_close) = Default::default();
+        Self { worker, accepted, client, tunnel, ends_by_close }
+    }
+
+    /// Answers what cannot be read as a request. Whose bytes these are nobody can say, so they go nowhere.
+    pub fn refuse(&self, fault: http1::Fault) -> Response<ResponseBody> {
+        let (origin, pid, process) = (self.client.origin.socket_addr(), self.client.origin.pid, &self.client.process);
+        self.worker.metrics.not_http.inc();
+        tracing::warn!(%origin, pid, process, error = %fault, "refused what is not an HTTP/1 request");
+        ProxyError::malformed(fault).unrecorded()
+    }
+
+    /// Answers a client that takes too long for a request.
+    pub fn late(&self) -> Response<ResponseBody> {
+        ProxyError::late().unrecorded()
+    }
+
+    /// Notes why the connection has ended, if not in order.
+    pub fn ended(&self, error: &dyn std::error::Error) {
+        let (origin, pid, process) = (self.client.origin.socket_addr(), self.client.origin.pid, &self.client.process);
+        tracing::debug!(%origin, pid, process, %error, "client connection ended");
+    }
+
     /// Serves one request.
-    pub async fn serve(&self, request: Request<Incoming>) -> Response<ResponseBody> {
-        self.begun.set(true);
+    pub async fn serve(&self, request: Request<Rc<server::Connection>>) -> Response<ResponseBody> {
         let host = RequestHost::of(&request);
         let shown = host.as_ref().map_or("", |host| host.as_str());
         let (metrics, method) = (self.worker.metrics.clone(), request.method().clone());
         let knows_chunks = request.version() >= http::Version::HTTP_11;
         let mut record = Record::open(metrics, self.client.clone(), method, shown, request.uri().path());
         let (head, body) = request.into_parts();
-        let content = Content::new(body);
+        let content = Content::new(Incoming::Client(body));
         let result = match host {
             Ok(host) => self.reply(&host, head, &content, &mut record).await,
             Err(error) => Err(error),
@@ -141,13 +164,17 @@ impl Conversation<'_> {
         let (mut head, body) = answer.response.into_parts();
         headers::prepare_response(&mut head);
         record.respond(head.status, answer.outcome);
-        let body = match answer.switched {
-            Some(upstream) => {
-                let mut lease = answer.lease;
-                self.tunnel.set(Some(Tunnel::new(upstream, record, std::mem::take(&mut lease.held))));
+        let mut lease = answer.lease;
+        let body = match (answer.switches, lease.connection.take()) {
+            (true, Some(Connection::Http1(upstream))) => {
+                let held = std::mem::take(&mut lease.held);
+                self.tunnel.set(Some(Tunnel::new(upstream.switched(), record, held)));
                 ResponseBody::switching()
             }
-            None => ResponseBody::upstream(body, answer.is_bare, answer.lease, record),
+            (_, connection) => {
+                lease.connection = connection;
+                ResponseBody::upstream(body, answer.is_bare, lease, record)
+            }
         };
         Response::from_parts(head, body)
     }

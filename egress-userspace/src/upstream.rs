@@ -19,13 +19,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::TrySendError};
 use rustls::{AlertDescription, ClientConnection, HandshakeKind, ProtocolVersion};
 
 pub use self::cause::Cause;
 use self::{tls::Refusal, tunnel::TunnelError};
-use crate::body::RequestBody;
+use crate::{body::BodyError, http1 as codec};
 
 /// What is known of an upstream connection from its making.
 #[derive(Debug)]
@@ -133,7 +131,7 @@ impl Connection {
     }
 
     /// Why a request got no response on it.
-    pub fn failure(&self, source: hyper::Error) -> UpstreamError {
+    pub fn failure(&self, source: ExchangeError) -> UpstreamError {
         let info = self.info();
         match self {
             Self::Http2(stream) if let Some(error) = stream.connection().tls_failure() => {
@@ -142,18 +140,43 @@ impl Connection {
             _ => UpstreamError::of_exchange(info, source),
         }
     }
+}
 
-    /// Sends a request.
-    ///
-    /// # Errors
-    /// There is no response to it. It comes back if it was not sent.
-    pub async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+/// A request that got no response on its connection.
+pub struct NotAnswered {
+    /// Whether nothing of it was sent.
+    pub unsent: bool,
+    /// Why.
+    pub error: ExchangeError,
+}
+
+/// Why an exchange does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// HTTP/1.1 has failed.
+    #[error(transparent)]
+    Http1(#[from] codec::Error),
+    /// HTTP/2 has failed; in hyper's words.
+    #[error(transparent)]
+    Http2(#[from] hyper::Error),
+    /// The content of the request has not come to its end.
+    #[error("the content of the request: {0}")]
+    Content(Box<BodyError>),
+}
+
+impl From<BodyError> for ExchangeError {
+    fn from(error: BodyError) -> Self {
+        Self::Content(Box::new(error))
+    }
+}
+
+impl ExchangeError {
+    /// The error of the connection, if it is one.
+    fn io(&self) -> Option<&io::Error> {
         match self {
-            Self::Http1(exclusive) => exclusive.send(request).await,
-            Self::Http2(stream) => stream.send(request).await,
+            Self::Http1(codec::Error::Io(error)) => Some(error),
+            Self::Http2(error) => error.source()?.downcast_ref(),
+            Self::Http1(_) | Self::Content(_) => None,
         }
     }
 }
@@ -213,16 +236,15 @@ pub enum UpstreamError {
     Http {
         /// The address.
         address: SocketAddr,
-        /// hyper's words.
-        source: hyper::Error,
+        /// Why.
+        source: ExchangeError,
     },
 }
 
 impl UpstreamError {
     /// The failure of an exchange on a connection that was made.
-    pub fn of_exchange(info: &ConnectionInfo, source: hyper::Error) -> Self {
-        let io_error = source.source().and_then(|cause| cause.downcast_ref::<io::Error>());
-        match io_error.and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>()) {
+    pub fn of_exchange(info: &ConnectionInfo, source: ExchangeError) -> Self {
+        match source.io().and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>()) {
             Some(error) => Self::of_ended(info, error),
             None => Self::Http { address: info.address, source },
         }
@@ -255,7 +277,13 @@ impl UpstreamError {
             Self::Tunnel { source: TunnelError::Broken(_), .. } => Cause::TunnelBroken,
             Self::Tunnel { .. } => Cause::TunnelRefused,
             Self::Tls { source, .. } | Self::TlsEnded { source, .. } => source.cause,
-            Self::Http { source, .. } => {
+            Self::Http { source: ExchangeError::Http1(error), .. } => match error {
+                codec::Error::Closed { .. } => Cause::HttpIncomplete,
+                codec::Error::Fault(_) => Cause::HttpProtocol,
+                codec::Error::Io(_) => Cause::ConnectionLost,
+            },
+            Self::Http { source: ExchangeError::Content(_), .. } => Cause::ConnectionLost,
+            Self::Http { source: ExchangeError::Http2(source), .. } => {
                 let http2 = http2_error(source);
                 if source.is_incomplete_message() || http2.is_some_and(h2::Error::is_remote) {
                     Cause::HttpIncomplete
@@ -308,7 +336,12 @@ pub enum Fate {
 
 impl Fate {
     /// What became of a request that got no response.
-    pub fn of(error: &hyper::Error) -> Self {
+    pub fn of(error: &ExchangeError) -> Self {
+        let error = match error {
+            ExchangeError::Http1(codec::Error::Io(_) | codec::Error::Closed { begun: false }) => return Self::Lost,
+            ExchangeError::Http1(_) | ExchangeError::Content(_) => return Self::Failed,
+            ExchangeError::Http2(error) => error,
+        };
         if let Some(error) = http2_error(error) {
             return match error.reason() {
                 // Only streams above the last one that GOAWAY names get this; the others go on.

@@ -14,13 +14,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
-use hyper::{
-    Request,
-    body::Incoming,
-    server::conn::http1::{self, Parts},
-    service::service_fn,
-};
-use hyper_util::rt::TokioIo;
 use tokio::{
     net::TcpStream,
     runtime,
@@ -31,23 +24,21 @@ use tokio::{
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
+    conversation,
     drain::Drain,
     kernel::{Flows, KernelError, OwnSockets},
     listener::{self, Listener},
     netns::NetnsCookie,
-    passthrough::{self, Passed, Rewound},
-    request::{Accepted, Conversation, headers},
+    passthrough::{self, Passed},
+    request::Accepted,
     route::RouteTable,
-    socket::{self, SocketFactory},
-    telemetry::{access_log::Client, metrics::Metrics},
+    socket::SocketFactory,
+    telemetry::metrics::Metrics,
     upstream::{connect::Connector, pool::Pool, tls},
 };
 
 /// How often idle upstream connections are looked through.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// When draining, how long a connection has to send the first request, which it was made for. hyper would close it at once.
-const DRAIN_GRACE: Duration = Duration::from_millis(250);
 
 /// What requests need, on one thread.
 pub struct Worker {
@@ -290,7 +281,7 @@ impl Worker {
 
     async fn receive(&self, stream: TcpStream, accepted: Accepted, draining: watch::Receiver<Drain>) {
         if !accepted.origin.by_port_alone() {
-            return self.converse(Rewound::new(stream, BytesMut::new()), accepted, draining).await;
+            return conversation::hold(self, stream, BytesMut::new(), accepted, draining).await;
         }
         let (origin, gone) = (accepted.origin.socket_addr(), accepted.gone.clone());
         let is_configured = |host: &str| self.routes.load().route(host, origin.port()).is_some();
@@ -300,77 +291,12 @@ impl Worker {
         };
         match passed {
             Ok(Passed::On) => self.metrics.passed_on(true),
-            Ok(Passed::Configured(stream)) => self.converse(stream, accepted, draining).await,
+            Ok(Passed::Configured(stream, begun)) => conversation::hold(self, stream, begun, accepted, draining).await,
             Err(error) => {
                 self.metrics.passed_on(false);
                 let process = accepted.origin.process_name();
                 tracing::warn!(%origin, pid = accepted.origin.pid, process, %error, "a connection was not passed on to its end");
             }
-        }
-    }
-
-    async fn converse(&self, stream: Rewound, accepted: Accepted, mut draining: watch::Receiver<Drain>) {
-        let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
-        let (begun, tunnel, ends_by_close) = Default::default();
-        let conversation = Conversation { worker: self, accepted, client, begun, tunnel, ends_by_close };
-        let phase = draining.clone();
-        let service = service_fn(|request: Request<Incoming>| async {
-            let mut response = conversation.serve(request).await;
-            if *phase.borrow() == Drain::WithNextResponse {
-                headers::announce_close(&mut response);
-            }
-            Ok::<_, std::convert::Infallible>(response)
-        });
-        let mut connection = http1::Builder::new()
-            .preserve_header_case(true)
-            // Clients may shut down their sending side after the request.
-            .half_close(true)
-            // The origin's Date is the one that counts.
-            .auto_date_header(false)
-            .serve_connection(TokioIo::new(stream), service);
-        let drain = async {
-            let _ = draining.wait_for(|drain| *drain == Drain::Now).await;
-            if !conversation.begun.get() {
-                time::sleep(DRAIN_GRACE).await;
-            }
-        };
-        let gone = conversation.accepted.gone.clone();
-        let talk = async {
-            let result = tokio::select! {
-                biased;
-                result = &mut connection => result,
-                () = drain => {
-                    Pin::new(&mut connection).graceful_shutdown();
-                    (&mut connection).await
-                }
-            };
-            let Parts { io, read_buf, .. } = connection.into_parts();
-            let stream = io.into_inner().into_stream();
-            if let Err(error) = &result {
-                self.report(&conversation.client, error);
-            }
-            match conversation.tunnel.take() {
-                Some(tunnel) if result.is_ok() => tunnel.run(stream, &read_buf).await,
-                // A response that broke off must not look complete.
-                _ if result.is_err() && conversation.ends_by_close.get() => {}
-                _ => socket::close_in_order(&stream),
-            }
-        };
-        tokio::select! {
-            () = talk => {}
-            () = gone.cancelled() => {}
-        }
-    }
-
-    /// What failed below the level of requests, which have records of their own.
-    fn report(&self, client: &Client, error: &hyper::Error) {
-        let (origin, pid, process) = (client.origin.socket_addr(), client.origin.pid, &client.process);
-        if error.is_parse() {
-            // hyper has answered 400. Whose bytes these are nobody can say, so they go nowhere.
-            self.metrics.not_http.inc();
-            tracing::warn!(%origin, pid, process, %error, "refused what is not an HTTP/1 request");
-        } else {
-            tracing::debug!(%origin, pid, process, %error, "client connection ended");
         }
     }
 }

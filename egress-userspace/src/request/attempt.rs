@@ -7,17 +7,16 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Request, Uri, Version, header, request,
+    HeaderMap, HeaderValue, Request, Response, Uri, Version, header, request,
     uri::{PathAndQuery, Scheme},
 };
-use hyper::client::conn::TrySendError;
 use tokio::time::timeout;
 
 use super::{headers, host::RequestHost, respond::ProxyError};
 use crate::{
-    body::{Content, RequestBody},
+    body::{Content, Incoming},
     upstream::{
-        Connection, Fate,
+        Connection, ExchangeError, Fate, NotAnswered,
         pool::{self, Wanted},
     },
 };
@@ -31,8 +30,8 @@ const DISCARD_TIME: Duration = Duration::from_secs(1);
 /// A request on its way, and what is needed to send it a second time where that is safe: it was not sent at all or not
 /// processed, or it is idempotent (RFC 9110 section 9.2.2) and has no content.
 pub(super) struct Attempt<'a> {
-    /// As HTTP/1.1 has it; None while it is on its way and may not be sent again.
-    head: Option<request::Parts>,
+    /// As HTTP/1.1 has it.
+    head: request::Parts,
     host: &'a RequestHost,
     content: &'a Rc<Content>,
     /// Whether the client takes trailers, which HTTP/2 has a field for.
@@ -54,17 +53,7 @@ impl<'a> Attempt<'a> {
         trailers: bool,
     ) -> Self {
         let repeatable = content.is_empty() && head.method.is_idempotent();
-        Self {
-            head: Some(head),
-            host,
-            content,
-            trailers,
-            repeatable,
-            http2,
-            needs_http1: false,
-            newer_than: None,
-            repeats: 0,
-        }
+        Self { head, host, content, trailers, repeatable, http2, needs_http1: false, newer_than: None, repeats: 0 }
     }
 
     /// What the connection must be like.
@@ -80,17 +69,25 @@ impl<'a> Attempt<'a> {
         self.needs_http1
     }
 
-    /// The request as `connection` takes it; an error only if it may not be sent again.
-    pub(super) fn request(&mut self, connection: &Connection) -> Result<Request<RequestBody>, ProxyError> {
-        let head = if connection.is_http2() {
-            self.content.keep();
-            let head = self.head.as_ref().ok_or_else(ProxyError::internal)?;
-            translate(head, self.host, self.trailers)?
-        } else {
-            let head = if self.repeatable { self.head.clone() } else { self.head.take() };
-            head.ok_or_else(ProxyError::internal)?
-        };
-        Ok(Request::from_parts(head, self.content.body()))
+    /// Sends the request, as `connection` takes it.
+    ///
+    /// # Errors
+    /// It cannot be said in HTTP/2, or there is no response to it.
+    pub(super) async fn send(
+        &self,
+        connection: &mut Connection,
+    ) -> Result<Result<Response<Incoming>, NotAnswered>, ProxyError> {
+        match connection {
+            Connection::Http1(exclusive) => Ok(exclusive.send(&self.head, self.content.body()).await),
+            Connection::Http2(stream) => {
+                let head = translate(&self.head, self.host, self.trailers)?;
+                self.content.keep();
+                // Interim responses do not come through.
+                self.content.go_on();
+                let answered = stream.send(Request::from_parts(head, self.content.body())).await;
+                Ok(answered.map(|response| response.map(Incoming::Http2)))
+            }
+        }
     }
 
     /// Makes it ready to be sent again.
@@ -99,19 +96,12 @@ impl<'a> Attempt<'a> {
     /// That is not safe.
     pub(super) fn again(
         &mut self,
-        mut failure: TrySendError<Request<RequestBody>>,
+        NotAnswered { unsent, error }: NotAnswered,
         connection: &Connection,
-    ) -> Result<(), hyper::Error> {
-        let unsent = failure.take_message();
-        let error = failure.into_error();
-        let fate = if unsent.is_some() { Fate::Unprocessed { gone: true } } else { Fate::of(&error) };
+    ) -> Result<(), ExchangeError> {
+        let fate = if unsent { Fate::Unprocessed { gone: true } } else { Fate::of(&error) };
         // One that was fresh and takes nothing is no better the next time.
-        let hopeless = unsent.is_some() && !connection.is_reused();
-        if let Some(request) = unsent
-            && !connection.is_http2()
-        {
-            self.head = Some(request.into_parts().0);
-        }
+        let hopeless = unsent && !connection.is_reused();
         let may = match fate {
             Fate::Unprocessed { .. } | Fate::NeedsHttp1 => {
                 !hopeless && self.repeats < REPEATS && self.content.is_repeatable()
@@ -120,7 +110,7 @@ impl<'a> Attempt<'a> {
             Fate::Lost => self.repeatable && connection.is_reused() && self.newer_than.is_none(),
             Fate::Failed => false,
         };
-        if !may || self.head.is_none() {
+        if !may {
             return Err(error);
         }
         if let (Fate::Unprocessed { gone: false }, Connection::Http2(stream)) = (fate, connection) {
@@ -136,13 +126,16 @@ impl<'a> Attempt<'a> {
 
     /// Whether the request may be sent once more though it may have been processed, or for sure was not.
     pub(super) fn may_go_again(&self, processed: bool) -> bool {
-        self.head.is_some() && if processed { self.repeatable } else { self.content.is_repeatable() }
+        if processed { self.repeatable } else { self.content.is_repeatable() }
     }
 }
 
 /// Reads some of a body that goes nowhere. What is left unread when the connection is closed makes the kernel reset it, and
 /// a client that is still sending would never see our answer.
 pub(super) async fn discard(content: &Content) {
+    if content.is_waiting() {
+        return;
+    }
     let mut left = DISCARD_LIMIT;
     let reading = async {
         while let Some(Ok(frame)) = std::future::poll_fn(|cx| content.poll_read(cx)).await {

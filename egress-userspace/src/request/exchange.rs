@@ -11,7 +11,6 @@ use super::{
     host::RequestHost,
     respond::ProxyError,
     retry::{self, Ended},
-    tunnel::Tunnel,
 };
 use crate::{
     body::{Content, Held, Lease},
@@ -181,10 +180,10 @@ impl Exchange<'_> {
             record.upstream(connection.info(), connection.is_reused());
             let address = connection.info().address;
             let refused = |error| Failure { error, ended: Ended::NoResponse, address: None };
-            let failure = match connection.send(attempt.request(&connection).map_err(refused)?).await {
-                Ok(mut response) => {
-                    let switched = Tunnel::agreed(&mut response);
-                    if switched.is_some() && !self.sending.asks_to_switch {
+            let failure = match attempt.send(&mut connection).await.map_err(refused)? {
+                Ok(response) => {
+                    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                    if switches && !self.sending.asks_to_switch {
                         return Err(refused(ProxyError::unasked_switch()));
                     }
                     let is_bare =
@@ -195,10 +194,11 @@ impl Exchange<'_> {
                         pool: self.worker.pool.clone(),
                         key,
                         content: self.content.clone(),
+                        trailers: self.sending.trailers,
                         deadline: None,
                         held: Held { active, ..Held::default() },
                     };
-                    return Ok(Answer { response, lease, outcome, is_bare, switched, address });
+                    return Ok(Answer { response, lease, outcome, is_bare, switches, address });
                 }
                 Err(failure) => failure,
             };

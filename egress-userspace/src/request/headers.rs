@@ -1,8 +1,8 @@
 //! Header fields that concern one connection alone.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header, response};
 
-/// Hop-by-hop whether or not Connection names them (RFC 9110 section 7.6.1). Transfer-Encoding stays: hyper ends and
+/// Hop-by-hop whether or not Connection names them (RFC 9110 section 7.6.1). Transfer-Encoding stays: `http1` ends and
 /// renews the coding, and keeps the field as it was written.
 const HOP_BY_HOP: [HeaderName; 5] = [
     header::CONNECTION,
@@ -20,6 +20,21 @@ pub fn asks_to_switch(headers: &HeaderMap) -> bool {
 /// Whether a request says that its client takes trailers (RFC 9110 section 10.1.4).
 pub fn takes_trailers(headers: &HeaderMap) -> bool {
     tokens(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"))
+}
+
+/// Whether the connection can go on after a message of this version (RFC 9112 section 9.3).
+pub fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
+    let says = |option: &str| tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(option));
+    if version >= Version::HTTP_11 { !says("close") } else { says("keep-alive") && !says("close") }
+}
+
+/// Makes chunks the last of the transfer codings.
+pub fn end_in_chunks(headers: &mut HeaderMap) {
+    let last = headers.get_all(header::TRANSFER_ENCODING).iter().next_back();
+    let coding = last.and_then(|value| value.to_str().ok()).and_then(|value| value.rsplit(',').next());
+    if !coding.is_some_and(|coding| coding.trim().eq_ignore_ascii_case("chunked")) {
+        headers.append(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
 }
 
 /// Removes hop-by-hop fields and those that Connection names, except for what it takes to switch protocols. What stays
@@ -78,21 +93,13 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 
 /// Makes the head of a response what the client should see: what the origin sent, less what concerns the connection to it.
 pub fn prepare_response(head: &mut response::Parts) {
-    // The version is that of the sender of each hop (RFC 9110 section 2.5); hyper adapts it to an HTTP/1.0 client.
+    // The version is that of the sender of each hop (RFC 9110 section 2.5); `http1` adapts it to an HTTP/1.0 client.
     head.version = Version::HTTP_11;
     if head.headers.contains_key(header::TRANSFER_ENCODING) {
         // The coding has the last word on where the body ends (RFC 9112 section 6.3).
         head.headers.remove(header::CONTENT_LENGTH);
     }
     remove_hop_by_hop(&mut head.headers);
-}
-
-/// Tells the client that its connection ends with this response, unless the response makes it a connection of another
-/// protocol.
-pub fn announce_close<B>(response: &mut Response<B>) {
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
 }
 
 /// Makes `host` the one Host field, where the fields' order has it.

@@ -1,9 +1,8 @@
 //! Copies of requests, whose responses nobody sees.
 
-use std::{future::poll_fn, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+use std::{future::poll_fn, rc::Rc, sync::Arc, time::Duration};
 
 use http::request;
-use http_body::Body as _;
 use rustls_pki_types::ServerName;
 use tokio::{task, time::timeout};
 
@@ -85,16 +84,15 @@ impl Copy {
             device: self.from.device,
             to: self.cluster.pooled(self.host.as_str(), &chosen),
         };
-        let mut attempt = Attempt::new(head, &self.host, &self.content, true, false);
+        let attempt = Attempt::new(head, &self.host, &self.content, true, false);
         let connecting = self.pool.get(&key, attempt.wanted(self.cluster.upstream.pool.idle_timeout), |offer| {
             let (connector, from, cluster) = (self.connector.clone(), self.from.clone(), self.cluster.clone());
             let (name, candidates) = (self.name.clone(), chosen.candidates.clone());
             async move { connector.tls(&from, &cluster, &name, candidates, chosen.is_balanced, offer).await }
         });
         let mut connection = connecting.await.ok()?;
-        let request = attempt.request(&connection).ok()?;
-        let mut body = connection.send(request).await.ok()?.into_body();
-        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let mut body = attempt.send(&mut connection).await.ok()?.ok()?.into_body();
+        while let Some(frame) = poll_fn(|cx| body.poll_frame(cx)).await {
             frame.ok()?;
         }
         self.pool.put(&key, connection);

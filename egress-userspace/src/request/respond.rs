@@ -9,6 +9,7 @@ use sfv::{Integer, ItemSerializer, StringRef, TokenRef, key_ref, string_ref, tok
 
 use crate::{
     body::ResponseBody,
+    http1::{self, Fault},
     telemetry::access_log::{Outcome, Record},
     upstream::{Cause, UpstreamError, limits::Kind, tls::alert_name},
 };
@@ -43,6 +44,22 @@ impl ProxyError {
     /// The host falls under a wildcard's rule, but no certificate can be for it.
     pub fn unverifiable_host() -> Self {
         Self::bad_request("the request's Host is not a name that a certificate can be verified for")
+    }
+
+    /// The request cannot be read.
+    pub fn malformed(fault: Fault) -> Self {
+        Self {
+            status: http1::server::status(fault),
+            ..Self::bad_request(&format!("the request is malformed: {fault}"))
+        }
+    }
+
+    /// The request does not come to its end.
+    pub fn late() -> Self {
+        Self {
+            status: StatusCode::REQUEST_TIMEOUT,
+            ..Self::bad_request("the head of the request did not come to its end in time")
+        }
     }
 
     /// CONNECT asks for a tunnel, which a transparent proxy does not make.
@@ -106,11 +123,21 @@ impl ProxyError {
 
     /// The response, which completes the record.
     pub fn respond(self, mut record: Record) -> Response<ResponseBody> {
-        let text = format!("egress could not forward this request: {}\n", self.details);
         record.respond(self.status, self.outcome);
-        let proxy_status = self.proxy_status();
+        let response = self.response();
         record.failed(self.details, self.cause);
-        let mut response = Response::new(ResponseBody::message(Bytes::from(text), record));
+        response.map(|text| ResponseBody::message(text, record))
+    }
+
+    /// The response to what is no request, and has no record.
+    pub fn unrecorded(self) -> Response<ResponseBody> {
+        self.response().map(ResponseBody::unrecorded)
+    }
+
+    fn response(&self) -> Response<Bytes> {
+        let text = format!("egress could not forward this request: {}\n", self.details);
+        let proxy_status = self.proxy_status();
+        let mut response = Response::new(Bytes::from(text));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

@@ -1,46 +1,37 @@
 //! Connections that a request has switched to another protocol, such as WebSocket (RFC 9110 section 7.8).
 
-use std::io;
+use std::{io, rc::Rc};
 
-use http::{Response, StatusCode};
-use hyper::upgrade::{self, OnUpgrade};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncWriteExt as _, copy_bidirectional},
-    net::TcpStream,
+use tokio::io::copy_bidirectional;
+
+use crate::{
+    body::Held,
+    http1::server::{self, Connection},
+    telemetry::access_log::Record,
+    upstream::http1::Switched,
 };
 
-use crate::{body::Held, socket, telemetry::access_log::Record};
-
-/// The upstream end of a connection whose origin has switched protocols, to be run once hyper has let go of the client's.
+/// The upstream end of a connection whose origin has switched protocols, to be run once the client has been told.
 pub struct Tunnel {
-    upstream: OnUpgrade,
+    upstream: Switched,
     record: Record,
     /// It is still under way.
     _held: Held,
 }
 
 impl Tunnel {
-    /// The upstream end, if the origin agrees to switch.
-    pub fn agreed<B>(response: &mut Response<B>) -> Option<OnUpgrade> {
-        (response.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| upgrade::on(response))
-    }
-
     /// The tunnel to an upstream end; the request's record stays open until it ends.
-    pub fn new(upstream: OnUpgrade, record: Record, held: Held) -> Self {
+    pub fn new(upstream: Switched, record: Record, held: Held) -> Self {
         Self { upstream, record, _held: held }
     }
 
     /// Passes bytes both ways until both ends are closed. The client's is reset if that does not go in order.
-    ///
-    /// `early` is what has been read from the client since it asked.
-    pub async fn run(mut self, mut client: TcpStream, early: &[u8]) {
+    pub async fn run(mut self, client: Rc<Connection>) {
+        let mut client = server::Switched::new(client);
         let copied = async {
-            let mut upstream = TokioIo::new(self.upstream.await.map_err(io::Error::other)?);
-            upstream.write_all(early).await?;
-            let (received, sent) = copy_bidirectional(&mut client, &mut upstream).await?;
-            socket::close_in_order(&client);
-            Ok::<_, io::Error>((early.len() as u64 + received, sent))
+            let copied = copy_bidirectional(&mut client, &mut self.upstream).await?;
+            client.close_in_order();
+            Ok::<_, io::Error>(copied)
         };
         match copied.await {
             Ok((received, sent)) => {

@@ -14,7 +14,7 @@ use tokio::{
 use super::{
     Cause, ConnectionInfo, Made, Offer, TlsInfo, UpstreamError,
     health::Health,
-    http1::Exclusive,
+    http1::{self, Exclusive},
     http2::Shared,
     tls::{HTTP2, TlsStream, handshake},
     tunnel,
@@ -52,7 +52,7 @@ impl Connector {
     pub async fn plain(&self, from: &Place, origin: SocketAddr) -> Result<Made, UpstreamError> {
         let stream = self.tcp(from, origin).await?;
         let info = ConnectionInfo { address: origin, protocol: "HTTP/1.1", tls: None };
-        Exclusive::start(TokioIo::new(stream), info).await.map(Made::Http1)
+        Ok(Made::Http1(Exclusive::new(http1::Stream::Clear(stream), info)))
     }
 
     /// Connects to a configured host, originates TLS and verifies the peer.
@@ -210,11 +210,11 @@ impl Connector {
 async fn http(stream: TlsStream, address: SocketAddr, tls: TlsInfo) -> Result<Made, UpstreamError> {
     let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
     let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
-    let (io, info) = (TokioIo::new(stream), ConnectionInfo { address, protocol, tls: Some(tls) });
+    let info = ConnectionInfo { address, protocol, tls: Some(tls) };
     if http2 {
-        Shared::start(io, info).await.map(Made::Http2)
+        Shared::start(TokioIo::new(stream), info).await.map(Made::Http2)
     } else {
-        Exclusive::start(io, info).await.map(Made::Http1)
+        Ok(Made::Http1(Exclusive::new(http1::Stream::Tls(Box::new(stream)), info)))
     }
 }
 

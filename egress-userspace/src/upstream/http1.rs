@@ -1,19 +1,46 @@
 //! HTTP/1.1 connections, each for one exchange at a time.
 
-use std::{rc::Rc, time::Instant};
-
-use hyper::{
-    client::conn::{TrySendError, http1},
-    rt,
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+    time::Instant,
 };
-use tokio::task;
 
-use super::{ConnectionInfo, UpstreamError};
-use crate::body::RequestBody;
+use bytes::{Bytes, BytesMut};
+use http::{Method, Response, StatusCode, header, request, response};
+use http_body::{Body as _, Frame};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{ConnectionInfo, ExchangeError, NotAnswered, tls::TlsStream};
+use crate::{
+    body::{BodyError, Content, Incoming, RequestBody},
+    http1::{self, Decoder, Encoder, Error, Framing, Head, Input, Limits, Output, Progress},
+    request::headers,
+};
+
+/// What heads of responses are taken.
+const LIMITS: Limits = Limits { head: 256 * 1024, fields: 4096 };
+/// What is kept of a request for an origin that does not read on, in bytes.
+const AHEAD: usize = 64 * 1024;
+
+/// What carries a connection.
+pub enum Stream {
+    /// TCP alone.
+    Clear(TcpStream),
+    /// TLS.
+    Tls(Box<TlsStream>),
+}
 
 /// A connection that one request uses at a time.
 pub struct Exclusive {
-    sender: http1::SendRequest<RequestBody>,
+    wire: Rc<RefCell<Wire>>,
     /// Facts for the log.
     pub info: Rc<ConnectionInfo>,
     /// When it was made.
@@ -22,28 +49,39 @@ pub struct Exclusive {
     pub reused: bool,
 }
 
+/// The connection, and the exchange that it is at. Nothing but this exchange drives it, in both directions: who waits for the
+/// response sends the request meanwhile.
+pub struct Wire {
+    stream: Stream,
+    input: Input,
+    output: Output,
+    head: Head,
+    /// What is still to be sent of the request.
+    upload: Option<(RequestBody, Encoder)>,
+    /// Who is told of interim responses.
+    client: Option<Rc<Content>>,
+    /// Why it was not sent to its end: there may be a response nevertheless.
+    stuck: Option<io::Error>,
+    content: Decoder,
+    /// Whether another exchange can follow.
+    keep_alive: bool,
+}
+
 impl Exclusive {
-    /// Starts HTTP/1.1 on a connection. A task of its own drives it until it ends.
-    ///
-    /// # Errors
-    /// The connection breaks at once.
-    pub async fn start<I>(io: I, info: ConnectionInfo) -> Result<Self, UpstreamError>
-    where
-        I: rt::Read + rt::Write + Send + Unpin + 'static,
-    {
-        let address = info.address;
-        let (sender, connection) = http1::Builder::new()
-            .preserve_header_case(true)
-            .handshake::<_, RequestBody>(io)
-            .await
-            .map_err(|source| UpstreamError::of_exchange(&info, source))?;
-        task::spawn_local(async move {
-            // The exchange that it concerns sees the same error.
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%address, %error, "upstream connection ended");
-            }
-        });
-        Ok(Self { sender, info: Rc::new(info), made: Instant::now(), reused: false })
+    /// A connection that has served nobody yet.
+    pub fn new(stream: Stream, info: ConnectionInfo) -> Self {
+        let wire = Wire {
+            stream,
+            input: Input::new(BytesMut::new()),
+            output: Output::default(),
+            head: Head::default(),
+            upload: None,
+            client: None,
+            stuck: None,
+            content: Decoder::new(Framing::Length(0)),
+            keep_alive: true,
+        };
+        Self { wire: Rc::new(RefCell::new(wire)), info: Rc::new(info), made: Instant::now(), reused: false }
     }
 
     /// The same, for the next exchange.
@@ -53,24 +91,250 @@ impl Exclusive {
         self
     }
 
-    /// Whether the connection has ended.
+    /// Whether it is of no use any more: the origin has closed it, or has sent what nobody asked for.
     pub fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        let wire = &mut *self.wire.borrow_mut();
+        let idle = wire.keep_alive && wire.content.is_end() && wire.upload.is_none() && wire.input.bytes.is_empty();
+        // Nobody is to be woken: whoever wants to use it looks.
+        !idle || wire.input.poll_fill(&mut wire.stream, &mut Context::from_waker(Waker::noop())).is_ready()
     }
 
-    /// Whether it has finished its last exchange.
-    pub fn is_ready(&self) -> bool {
-        self.sender.is_ready()
-    }
-
-    /// Sends a request.
+    /// Sends a request, and waits for the head of the response. The rest of both comes and goes with the response's content.
     ///
     /// # Errors
-    /// There is no response to it. It comes back if it was not sent.
-    pub async fn send(
-        &mut self,
-        request: http::Request<RequestBody>,
-    ) -> Result<http::Response<hyper::body::Incoming>, TrySendError<http::Request<RequestBody>>> {
-        self.sender.try_send_request(request).await
+    /// There is no response to it.
+    pub async fn send(&mut self, head: &request::Parts, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
+        let is_head = head.method == Method::HEAD;
+        {
+            let wire = &mut *self.wire.borrow_mut();
+            let (framing, more) = framing(head, &body);
+            http1::request_head(head, more, &mut wire.output.buffer());
+            wire.client = Some(body.content().clone());
+            if framing != Framing::Length(0) {
+                wire.upload = Some((body, Encoder::new(framing)));
+            }
+            wire.output.begin();
+        }
+        let answered = poll_fn(|cx| self.wire.borrow_mut().poll_head(is_head, cx)).await;
+        let wire = self.wire.borrow();
+        match answered {
+            Ok(head) => Ok(Response::from_parts(head, Incoming::Http1(self.wire.clone()))),
+            // Of a head that was not sent to its end nobody has made anything.
+            Err(error) => Err(NotAnswered { unsent: !wire.output.has_begun(), error }),
+        }
+    }
+}
+
+/// How the origin can tell the end of a request's content, and a field that says so if the head has none.
+fn framing(head: &request::Parts, body: &RequestBody) -> (Framing, &'static [(&'static str, &'static str)]) {
+    let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    match length {
+        _ if head.headers.contains_key(header::TRANSFER_ENCODING) => (Framing::Chunked, &[]),
+        Some(length) => (Framing::Length(length), &[]),
+        None if body.is_end_stream() => (Framing::Length(0), &[]),
+        None => (Framing::Chunked, &[("transfer-encoding", "chunked")]),
+    }
+}
+
+impl Wire {
+    fn poll_head(&mut self, is_head: bool, cx: &mut Context<'_>) -> Poll<Result<response::Parts, ExchangeError>> {
+        self.poll_upload(cx)?;
+        loop {
+            if let Some(bytes) = self.head.take(&mut self.input.bytes, LIMITS.head).map_err(Error::from)? {
+                let mut head = http1::response(&bytes, &LIMITS).map_err(Error::from)?;
+                let framing = http1::of_response(&mut head, is_head).map_err(Error::from)?;
+                if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+                    if let Some(client) = &self.client {
+                        client.inform(&head, cx);
+                    }
+                    continue;
+                }
+                self.client = None;
+                self.keep_alive = framing != Framing::Close
+                    && head.status != StatusCode::SWITCHING_PROTOCOLS
+                    && self.stuck.is_none()
+                    && headers::keeps_alive(head.version, &head.headers);
+                self.content = Decoder::new(framing);
+                return Poll::Ready(Ok(head));
+            }
+            let begun = !self.input.bytes.is_empty();
+            if ready!(self.poll_fill(cx))? == 0 {
+                return Poll::Ready(Err(Error::Closed { begun }.into()));
+            }
+        }
+    }
+
+    /// Reads on. What has kept us from sending says more than that nothing comes, and less than an error that comes.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
+        let filled = ready!(self.input.poll_fill(&mut self.stream, cx));
+        match (filled, self.stuck.take()) {
+            (Ok(0), Some(stuck)) => Poll::Ready(Err(stuck.into())),
+            (filled, stuck) => {
+                self.stuck = stuck;
+                Poll::Ready(filled.map_err(Error::from))
+            }
+        }
+    }
+
+    /// Reads the content of the response, and sends the rest of the request meanwhile.
+    pub fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Err(error) = self.poll_upload(cx) {
+            return Poll::Ready(Some(Err(error.into())));
+        }
+        loop {
+            match self.content.decode(&mut self.input.bytes) {
+                Ok(Progress::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Progress::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Ok(Progress::End) => {
+                    self.input.calm();
+                    return Poll::Ready(None);
+                }
+                Ok(Progress::More) => {}
+                Err(fault) => return Poll::Ready(Some(Err(Error::from(fault).into()))),
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) if self.content.close() => return Poll::Ready(None),
+                Ok(0) => return Poll::Ready(Some(Err(Error::Closed { begun: true }.into()))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+        }
+    }
+
+    /// Whether all of the response has come.
+    pub fn is_end(&self) -> bool {
+        self.content.is_end()
+    }
+
+    /// How much of its content is to come, if that is known.
+    pub fn left(&self) -> Option<u64> {
+        self.content.left()
+    }
+
+    /// Sends what there is of the request. Does not say when it is done: nobody waits for that.
+    ///
+    /// # Errors
+    /// Its content does not come to its end.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), ExchangeError> {
+        if self.stuck.is_some() {
+            return Ok(());
+        }
+        loop {
+            let mut waits = false;
+            while self.output.len() < AHEAD
+                && let Some((body, encoder)) = &mut self.upload
+            {
+                let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+                    waits = true;
+                    break;
+                };
+                let last = frame.is_none();
+                if let Some(frame) = frame {
+                    let put = frame.map_err(ExchangeError::from).and_then(|frame| {
+                        encoder.put(frame, &mut self.output).map_err(|fault| Error::from(fault).into())
+                    });
+                    if let Err(error) = put {
+                        // The origin sees how far it came, as it would without us.
+                        let _ = self.output.poll_write(&mut self.stream, cx);
+                        return Err(error);
+                    }
+                }
+                if last || body.is_end_stream() {
+                    encoder.end(&mut self.output).map_err(Error::from)?;
+                    self.upload = None;
+                }
+            }
+            if self.output.is_empty() {
+                return Ok(());
+            }
+            match self.output.poll_write(&mut self.stream, cx) {
+                Poll::Ready(Ok(())) if waits => return Ok(()),
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    self.stuck = Some(error);
+                    self.keep_alive = false;
+                    return Ok(());
+                }
+                Poll::Pending => return Ok(()),
+            }
+        }
+    }
+}
+
+/// What comes after the head by which both ends have switched to another protocol.
+pub struct Switched(Exclusive);
+
+impl Exclusive {
+    /// The connection as it is, once its origin has switched protocols.
+    pub fn switched(self) -> Switched {
+        Switched(self)
+    }
+}
+
+impl AsyncRead for Switched {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let wire = &mut *self.0.wire.borrow_mut();
+        if wire.input.take(buffer) { Poll::Ready(Ok(())) } else { Pin::new(&mut wire.stream).poll_read(cx, buffer) }
+    }
+}
+
+impl AsyncWrite for Switched {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0.wire.borrow_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.wire.borrow_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.wire.borrow_mut().stream).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }

@@ -11,12 +11,12 @@ use std::{
 };
 
 use hyper::{
-    client::conn::{TrySendError, http2},
+    client::conn::http2,
     rt::{self, Executor},
 };
 use tokio::task;
 
-use super::{ConnectionInfo, UpstreamError};
+use super::{ConnectionInfo, NotAnswered, UpstreamError};
 use crate::body::RequestBody;
 
 /// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
@@ -83,7 +83,7 @@ impl Shared {
             .await
             .map_err(|source| match tls_failure.take() {
                 Some(error) => UpstreamError::of_ended(&info, &error),
-                None => UpstreamError::of_exchange(&info, source),
+                None => UpstreamError::of_exchange(&info, source.into()),
             })?;
         let now = Instant::now();
         let load = Rc::new(Load {
@@ -183,7 +183,7 @@ impl Stream {
     pub async fn send(
         &mut self,
         request: http::Request<RequestBody>,
-    ) -> Result<http::Response<hyper::body::Incoming>, TrySendError<http::Request<RequestBody>>> {
+    ) -> Result<http::Response<hyper::body::Incoming>, NotAnswered> {
         let load = &self.shared.load;
         if load.waiting.replace(load.waiting.get() + 1) == 0 {
             load.waiting_since.set(Instant::now());
@@ -194,7 +194,10 @@ impl Stream {
             self.shared.load.waiting_since.set(Instant::now());
         }
         self.answered();
-        result
+        result.map_err(|mut failure| NotAnswered {
+            unsent: failure.take_message().is_some(),
+            error: failure.into_error().into(),
+        })
     }
 
     fn answered(&mut self) {

@@ -182,13 +182,14 @@ impl Pool {
         if wanted.newer_than.is_some() {
             return None;
         }
-        origin.idle.retain(|entry| !entry.connection.is_closed());
-        // One that is not ready is still finishing its last exchange.
-        let found = origin.idle.iter().rposition(|entry| entry.connection.is_ready())?;
-        if origin.idle[found].since.elapsed() > wanted.max_idle {
-            return None;
+        // Only those are looked at that are of use: there may be thousands.
+        while origin.idle.last()?.since.elapsed() <= wanted.max_idle {
+            let Idle { connection, .. } = origin.idle.pop()?;
+            if !connection.is_closed() {
+                return Some(Connection::Http1(connection.again()));
+            }
         }
-        Some(Connection::Http1(origin.idle.remove(found).connection.again()))
+        None
     }
 
     /// The connection that is being made for all who wait; if there is none, `make` makes it.

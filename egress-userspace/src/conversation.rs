@@ -1,0 +1,156 @@
+//! A client's connection from the first request to the last.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use http::Request;
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    time::{Instant, Sleep, sleep, timeout},
+};
+
+use crate::{
+    drain::Drain,
+    http1::{
+        Error, Limits,
+        server::{Asked, Connection, Waited},
+    },
+    request::{Accepted, Conversation},
+    telemetry::access_log::Client,
+    worker::Worker,
+};
+
+/// What heads of requests are taken.
+const LIMITS: Limits = Limits { head: 256 * 1024, fields: 4096 };
+/// How long a client may leave its connection idle.
+const IDLE: Duration = Duration::from_secs(3600);
+/// How long it may take for the head of a request.
+const HEAD: Duration = Duration::from_secs(60);
+/// When draining, how long a connection has to send the first request, which it was made for.
+const DRAIN_GRACE: Duration = Duration::from_millis(250);
+/// How much of what a client sends is read after the last response, and for how long: what is left unread when the connection
+/// is closed makes the kernel reset it, and a client that is still sending would never see the response.
+const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Serves a connection, of which `begun` has been read, until it ends or its network namespace is gone.
+pub async fn hold(
+    worker: &Worker,
+    stream: TcpStream,
+    begun: BytesMut,
+    accepted: Accepted,
+    draining: watch::Receiver<Drain>,
+) {
+    let gone = accepted.gone.clone();
+    let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
+    let conversation = Conversation::new(worker, accepted, client);
+    let connection = Rc::new(Connection::new(stream, begun, LIMITS));
+    tokio::select! {
+        () = converse(&conversation, &connection, draining) => {}
+        () = gone.cancelled() => {}
+    }
+}
+
+async fn converse(conversation: &Conversation<'_>, connection: &Rc<Connection>, mut draining: watch::Receiver<Drain>) {
+    let mut first = true;
+    let mut patience = Patience::new();
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = patience.wait(connection) => next,
+            () = drained(&mut draining, first) => Ok(Waited::Closed),
+        };
+        let (response, asked) = match next {
+            Ok(Waited::Closed) => return connection.close_in_order(),
+            Ok(Waited::Request(head, asked)) => {
+                // While a connection is idle it takes no more room than it needs.
+                let request = Request::from_parts(head, connection.clone());
+                (Box::pin(conversation.serve(request)).await, asked)
+            }
+            Err(Error::Fault(fault)) => (conversation.refuse(fault), Asked::UNKNOWN),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut => (conversation.late(), Asked::UNKNOWN),
+            Err(error) => return conversation.ended(&error),
+        };
+        first = false;
+        let last = *draining.borrow() != Drain::Off;
+        match connection.respond(response, asked, last).await {
+            Ok(more) => {
+                if let Some(tunnel) = conversation.tunnel.take() {
+                    return tunnel.run(connection.clone()).await;
+                }
+                if !more {
+                    break;
+                }
+            }
+            Err(error) => {
+                conversation.ended(&error);
+                // A response that broke off must not look complete.
+                if !conversation.ends_by_close.get() {
+                    connection.close_in_order();
+                }
+                return;
+            }
+        }
+    }
+    if !connection.is_end() {
+        let _ = timeout(LINGER, async {
+            connection.shut_down().await?;
+            connection.discard(LINGER_BYTES).await
+        })
+        .await;
+    }
+    connection.close_in_order();
+}
+
+/// Waits until an idle connection has to end.
+async fn drained(draining: &mut watch::Receiver<Drain>, first: bool) {
+    // The agent is there for as long as its connections.
+    let _ = draining.wait_for(|drain| *drain == Drain::Now).await;
+    if first {
+        sleep(DRAIN_GRACE).await;
+    }
+}
+
+/// How long is waited for a client. One timer does for all its requests: it is looked at only when it has run out.
+struct Patience {
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { timer: Box::pin(sleep(IDLE)) }
+    }
+
+    /// Waits for the next request.
+    async fn wait(&mut self, connection: &Connection) -> Result<Waited, Error> {
+        let since = Instant::now();
+        let mut begun = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(next) = connection.poll_request(cx) {
+                return Poll::Ready(next);
+            }
+            if begun.is_none() && connection.has_begun() {
+                begun = Some(Instant::now());
+                self.timer.as_mut().reset(Instant::now() + HEAD);
+            }
+            let end = begun.map_or(since + IDLE, |begun| begun + HEAD);
+            while self.timer.as_mut().poll(cx).is_ready() {
+                if Instant::now() >= end {
+                    let late = io::Error::from(io::ErrorKind::TimedOut);
+                    return Poll::Ready(begun.map_or(Ok(Waited::Closed), |_| Err(late.into())));
+                }
+                self.timer.as_mut().reset(end);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}

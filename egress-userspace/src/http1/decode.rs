@@ -1,0 +1,247 @@
+//! Content on its way in.
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use super::{Fault, Framing};
+
+/// The longest line with the size of a chunk, extensions included, in bytes.
+const MAX_SIZE_LINE: usize = 4096;
+/// The longest trailers, in bytes, and how many fields they have.
+const MAX_TRAILERS: usize = 64 * 1024;
+const MAX_TRAILER_FIELDS: usize = 256;
+
+/// Finds content in what comes.
+#[derive(Debug)]
+pub struct Decoder(State);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// This many bytes are to come.
+    Length(u64),
+    /// Until the connection ends.
+    Close,
+    /// Before the size of a chunk.
+    Size,
+    /// Within a chunk, of which this many bytes are to come.
+    Chunk(u64),
+    /// Before the line break that ends a chunk.
+    ChunkEnd,
+    /// After the last chunk.
+    Trailers,
+    /// All has come.
+    End,
+}
+
+/// What has come.
+#[derive(Debug, PartialEq)]
+pub enum Progress {
+    /// Content.
+    Data(Bytes),
+    /// Fields after the content (RFC 9110 section 6.5).
+    Trailers(HeaderMap),
+    /// No more content comes.
+    End,
+    /// More has to be read first.
+    More,
+}
+
+impl Decoder {
+    /// For content that is so framed.
+    pub fn new(framing: Framing) -> Self {
+        Self(match framing {
+            Framing::Length(0) => State::End,
+            Framing::Length(length) => State::Length(length),
+            Framing::Chunked => State::Size,
+            Framing::Close => State::Close,
+        })
+    }
+
+    /// Whether all has come.
+    pub fn is_end(&self) -> bool {
+        self.0 == State::End
+    }
+
+    /// How many bytes are to come, if that is known.
+    pub fn left(&self) -> Option<u64> {
+        match self.0 {
+            State::End => Some(0),
+            State::Length(left) => Some(left),
+            _ => None,
+        }
+    }
+
+    /// Takes content off `input`.
+    ///
+    /// # Errors
+    /// It is malformed.
+    pub fn decode(&mut self, input: &mut BytesMut) -> Result<Progress, Fault> {
+        loop {
+            match self.0 {
+                State::End => return Ok(Progress::End),
+                _ if input.is_empty() => return Ok(Progress::More),
+                State::Close => return Ok(Progress::Data(input.split().freeze())),
+                State::Length(left) => {
+                    let (data, left) = some(input, left);
+                    self.0 = if left == 0 { State::End } else { State::Length(left) };
+                    return Ok(Progress::Data(data));
+                }
+                State::Size => {
+                    let Some(line) = line(input, MAX_SIZE_LINE, Fault::ChunkSize)? else { return Ok(Progress::More) };
+                    self.0 = match chunk_size(&line)? {
+                        0 => State::Trailers,
+                        size => State::Chunk(size),
+                    };
+                }
+                State::Chunk(left) => {
+                    let (data, left) = some(input, left);
+                    self.0 = if left == 0 { State::ChunkEnd } else { State::Chunk(left) };
+                    return Ok(Progress::Data(data));
+                }
+                State::ChunkEnd => match &input[..] {
+                    [b'\r', b'\n', ..] => {
+                        input.advance(2);
+                        self.0 = State::Size;
+                    }
+                    [b'\r'] => return Ok(Progress::More),
+                    _ => return Err(Fault::ChunkEnd),
+                },
+                State::Trailers => {
+                    let Some(trailers) = trailers(input)? else { return Ok(Progress::More) };
+                    self.0 = State::End;
+                    if !trailers.is_empty() {
+                        return Ok(Progress::Trailers(trailers));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The connection has ended. Whether that was the end of the content.
+    pub fn close(&mut self) -> bool {
+        if self.0 == State::Close {
+            self.0 = State::End;
+        }
+        self.is_end()
+    }
+}
+
+fn some(input: &mut BytesMut, left: u64) -> (Bytes, u64) {
+    let count = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
+    (input.split_to(count).freeze(), left - count as u64)
+}
+
+/// The first line, without its end, which is CRLF: what else some take for one, others do not.
+fn line(input: &mut BytesMut, limit: usize, fault: Fault) -> Result<Option<BytesMut>, Fault> {
+    match memchr::memchr(b'\n', &input[..input.len().min(limit)]) {
+        None if input.len() >= limit => Err(fault),
+        None => Ok(None),
+        Some(end) => {
+            let mut line = input.split_to(end + 1);
+            line.truncate(end);
+            if line.last() != Some(&b'\r') || memchr::memchr(b'\r', &line[..end - 1]).is_some() {
+                return Err(fault);
+            }
+            line.truncate(end - 1);
+            Ok(Some(line))
+        }
+    }
+}
+
+/// Extensions are for one connection alone, and nobody knows any (RFC 9112 section 7.1.1).
+fn chunk_size(line: &[u8]) -> Result<u64, Fault> {
+    let end = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
+    let (digits, rest) = line.split_at(end);
+    let rest = rest.trim_ascii_start();
+    if !(rest.is_empty() || rest.starts_with(b";")) || digits.len() > 16 {
+        return Err(Fault::ChunkSize);
+    }
+    let digits = std::str::from_utf8(digits).map_err(|_| Fault::ChunkSize)?;
+    u64::from_str_radix(digits, 16).map_err(|_| Fault::ChunkSize)
+}
+
+fn trailers(input: &mut BytesMut) -> Result<Option<HeaderMap>, Fault> {
+    if input.starts_with(b"\r\n") {
+        input.advance(2);
+        return Ok(Some(HeaderMap::new()));
+    }
+    let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
+    let (length, parsed) = match httparse::parse_headers(input, &mut fields).map_err(|_| Fault::Trailers)? {
+        httparse::Status::Complete(parsed) => parsed,
+        httparse::Status::Partial if input.len() > MAX_TRAILERS => return Err(Fault::Trailers),
+        httparse::Status::Partial => return Ok(None),
+    };
+    let mut trailers = HeaderMap::with_capacity(parsed.len());
+    for field in parsed {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Fault::Trailers)?;
+        // Who merges them into the head must not be misled (RFC 9110 section 6.5.1).
+        if [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST].contains(&name) {
+            continue;
+        }
+        trailers.append(name, HeaderValue::from_bytes(field.value).map_err(|_| Fault::Trailers)?);
+    }
+    input.advance(length);
+    Ok(Some(trailers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The content, the number of trailers, and what is left, if the bytes come in pieces of that size.
+    fn decode(framing: Framing, bytes: &[u8], piece: usize) -> Result<(Vec<u8>, usize, usize), Fault> {
+        let (mut decoder, mut input) = (Decoder::new(framing), BytesMut::new());
+        let mut pieces = bytes.chunks(piece);
+        let (mut content, mut fields) = (Vec::new(), 0);
+        loop {
+            match decoder.decode(&mut input)? {
+                Progress::Data(data) => content.extend_from_slice(&data),
+                Progress::Trailers(trailers) => fields = trailers.len(),
+                Progress::End => return Ok((content, fields, input.len() + pieces.map(<[u8]>::len).sum::<usize>())),
+                Progress::More => match pieces.next() {
+                    Some(piece) => input.extend_from_slice(piece),
+                    None if decoder.close() => return Ok((content, fields, 0)),
+                    None => return Err(Fault::NotHttp),
+                },
+            }
+        }
+    }
+
+    fn check(framing: Framing, bytes: &str, expected: Result<(&str, usize, usize), Fault>) {
+        let expected = expected.map(|(content, fields, left)| (content.as_bytes().to_vec(), fields, left));
+        for piece in [1, 2, 3, 7, 1000] {
+            assert_eq!(decode(framing, bytes.as_bytes(), piece), expected, "{bytes:?} by {piece}");
+        }
+    }
+
+    #[test]
+    fn content_is_found() {
+        check(Framing::Length(5), "helloGET", Ok(("hello", 0, 3)));
+        check(Framing::Length(0), "GET", Ok(("", 0, 3)));
+        check(Framing::Close, "hello", Ok(("hello", 0, 0)));
+        check(Framing::Chunked, "5\r\nhello\r\n0\r\n\r\nGET", Ok(("hello", 0, 3)));
+        check(Framing::Chunked, "3;a=b\r\nhel\r\n002 ; c\r\nlo\r\n0;x\r\nA: 1\r\nb: 2\r\n\r\nGET", Ok(("hello", 2, 3)));
+        check(Framing::Chunked, "0\r\nContent-Length: 5\r\n\r\n", Ok(("", 0, 0)));
+    }
+
+    #[test]
+    fn what_is_cut_off_has_no_end() {
+        for bytes in ["", "5", "5\r\nhel", "5\r\nhello", "5\r\nhello\r\n", "5\r\nhello\r\n0\r\n", "0\r\nA: 1\r\n"] {
+            check(Framing::Chunked, bytes, Err(Fault::NotHttp));
+        }
+        check(Framing::Length(5), "hell", Err(Fault::NotHttp));
+    }
+
+    #[test]
+    fn sizes_that_could_be_read_in_two_ways_are_refused() {
+        for size in ["", " 5", "+5", "-5", "0x5", "5 5", "5\r", "5g", "11111111111111111", "5\n"] {
+            check(Framing::Chunked, &format!("{size}\r\nhello\r\n0\r\n\r\n"), Err(Fault::ChunkSize));
+        }
+        check(Framing::Chunked, "5\nhello\r\n0\r\n\r\n", Err(Fault::ChunkSize));
+        check(Framing::Chunked, "5\r\nhello!\r\n0\r\n\r\n", Err(Fault::ChunkEnd));
+        check(Framing::Chunked, "5\r\nhello\n0\r\n\r\n", Err(Fault::ChunkEnd));
+        check(Framing::Chunked, "0\r\nA : 1\r\n\r\n", Err(Fault::Trailers));
+        let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(MAX_SIZE_LINE));
+        check(Framing::Chunked, &long, Err(Fault::ChunkSize));
+    }
+}

@@ -1,0 +1,355 @@
+//! The end towards an application.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{HeaderValue, Method, Response, StatusCode, Version, header, request, response};
+use http_body::{Body as _, Frame};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{
+    Decoder, Encoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, of_request, request, response_head,
+};
+use crate::{
+    body::{BodyError, ResponseBody},
+    request::headers,
+    socket,
+};
+
+/// What is kept of a response for a client that does not read on, in bytes.
+const AHEAD: usize = 64 * 1024;
+
+/// A connection that an application has made. What is shared of it is its content, between whoever sends it on.
+pub struct Connection {
+    io: RefCell<Io>,
+    limits: Limits,
+}
+
+struct Io {
+    stream: TcpStream,
+    input: Input,
+    output: Output,
+    head: Head,
+    content: Decoder,
+    /// What the client waits for before it sends content.
+    expects: Expects,
+    /// Whether it speaks HTTP/1.0.
+    is_old: bool,
+}
+
+/// Whether a client waits to be told to go on (RFC 9110 section 10.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expects {
+    Nothing,
+    /// To be told by the origin.
+    Origin,
+    /// To be told by us, once somebody wants the content.
+    Us,
+}
+
+/// What a request says of its connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// The client's.
+    pub version: Version,
+    /// Whether others may follow.
+    pub keep_alive: bool,
+    /// Whether the response has no content.
+    pub is_head: bool,
+}
+
+impl Asked {
+    /// What is assumed of a client whose request could not be read.
+    pub const UNKNOWN: Self = Self { version: Version::HTTP_11, keep_alive: false, is_head: false };
+}
+
+/// What comes of waiting for a request.
+pub enum Waited {
+    /// A request, whose content is still to come.
+    Request(request::Parts, Asked),
+    /// The client has ended the connection.
+    Closed,
+}
+
+impl Connection {
+    /// A connection of which `read` has been read already.
+    pub fn new(stream: TcpStream, read: BytesMut, limits: Limits) -> Self {
+        let (input, output, head) = (Input::new(read), Output::default(), Head::default());
+        let content = Decoder::new(Framing::Length(0));
+        Self {
+            io: RefCell::new(Io { stream, input, output, head, content, expects: Expects::Nothing, is_old: false }),
+            limits,
+        }
+    }
+
+    /// Waits for the head of the next request.
+    ///
+    /// # Errors
+    /// It is malformed, too long, or does not come to its end.
+    pub fn poll_request(&self, cx: &mut Context<'_>) -> Poll<Result<Waited, Error>> {
+        let io = &mut *self.io.borrow_mut();
+        loop {
+            if let Some(bytes) = io.head.take(&mut io.input.bytes, self.limits.head)? {
+                let mut head = request(&bytes, &self.limits)?;
+                io.content = Decoder::new(of_request(&mut head)?);
+                let asked = Asked {
+                    version: head.version,
+                    keep_alive: headers::keeps_alive(head.version, &head.headers),
+                    is_head: head.method == Method::HEAD,
+                };
+                io.is_old = head.version < Version::HTTP_11;
+                let expects = !io.is_old
+                    && head.headers.get(header::EXPECT).is_some_and(|value| value.as_bytes() == b"100-continue");
+                io.expects = if expects && !io.content.is_end() { Expects::Origin } else { Expects::Nothing };
+                return Poll::Ready(Ok(Waited::Request(head, asked)));
+            }
+            if ready!(io.input.poll_fill(&mut io.stream, cx))? == 0 {
+                let begun = !io.input.bytes.is_empty();
+                return Poll::Ready(if begun { Err(Error::Closed { begun }) } else { Ok(Waited::Closed) });
+            }
+        }
+    }
+
+    /// Whether something of the next request has come.
+    pub fn has_begun(&self) -> bool {
+        !self.io.borrow().input.bytes.is_empty()
+    }
+
+    /// Whether all content of the current request has come.
+    pub fn is_end(&self) -> bool {
+        self.io.borrow().content.is_end()
+    }
+
+    /// How much of it is to come, if that is known.
+    pub fn left(&self) -> Option<u64> {
+        self.io.borrow().content.left()
+    }
+
+    /// Reads the content of the current request.
+    pub fn poll_content(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let io = &mut *self.io.borrow_mut();
+        loop {
+            match io.content.decode(&mut io.input.bytes) {
+                Ok(Progress::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Progress::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Ok(Progress::End) => return Poll::Ready(None),
+                Ok(Progress::More) => {}
+                Err(fault) => return Poll::Ready(Some(Err(fault.into()))),
+            }
+            if io.expects == Expects::Us {
+                io.expects = Expects::Nothing;
+                io.output.buffer().put_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                // What does not go now goes with the response.
+                let _ = io.output.poll_write(&mut io.stream, cx);
+            }
+            match ready!(io.input.poll_fill(&mut io.stream, cx)) {
+                Ok(0) => return Poll::Ready(Some(Err(Error::Closed { begun: true }))),
+                Ok(_) => io.expects = Expects::Nothing,
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+        }
+    }
+
+    /// Whether the client sends no content before it is told to go on.
+    pub fn waits(&self) -> bool {
+        self.io.borrow().expects != Expects::Nothing
+    }
+
+    /// Nobody but us tells the client to go on.
+    pub fn go_on(&self) {
+        let mut io = self.io.borrow_mut();
+        if io.expects == Expects::Origin {
+            io.expects = Expects::Us;
+        }
+    }
+
+    /// Passes an interim response on (RFC 9110 section 15.2), to a client that knows such.
+    pub fn inform(&self, head: &response::Parts, cx: &mut Context<'_>) {
+        let io = &mut *self.io.borrow_mut();
+        if io.is_old {
+            return;
+        }
+        if head.status == StatusCode::CONTINUE {
+            io.expects = Expects::Nothing;
+        }
+        response_head(head, Version::HTTP_11, &[], &mut io.output.buffer());
+        // What does not go now goes with the response.
+        let _ = io.output.poll_write(&mut io.stream, cx);
+    }
+
+    /// Sends a response; `close` says that it is the last. Gives whether another request can follow.
+    ///
+    /// # Errors
+    /// The response does not come to its end, or the client does not take it.
+    pub async fn respond(
+        &self,
+        response: Response<ResponseBody>,
+        asked: Asked,
+        close: bool,
+    ) -> Result<bool, BodyError> {
+        let (mut head, body) = response.into_parts();
+        let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        let framing = framing(&mut head, &body, asked);
+        let keep_alive = asked.keep_alive && !close && framing != Framing::Close;
+        let more: &[_] = match (keep_alive, asked.version) {
+            _ if switching => &[],
+            (true, Version::HTTP_10) => &[("connection", "keep-alive")],
+            (false, Version::HTTP_11) => &[("connection", "close")],
+            _ => &[],
+        };
+        response_head(&head, asked.version, more, &mut self.io.borrow_mut().output.buffer());
+        let mut ended = framing == Framing::Length(0);
+        let mut encoder = Encoder::new(framing);
+        let mut broken = None;
+        let mut body = pin!(body);
+        poll_fn(|cx| {
+            loop {
+                while !ended && broken.is_none() && self.io.borrow().output.len() < AHEAD {
+                    // It may read from this connection.
+                    let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else { break };
+                    let output = &mut self.io.borrow_mut().output;
+                    let last = frame.is_none();
+                    let framed = match frame {
+                        Some(frame) => frame.and_then(|frame| Ok(encoder.put(frame, output)?)),
+                        None => Ok(()),
+                    };
+                    ended = framed.is_ok() && (last || body.is_end_stream());
+                    let framed = if ended { framed.and(encoder.end(output).map_err(BodyError::from)) } else { framed };
+                    // What has come goes on nevertheless.
+                    broken = framed.err();
+                }
+                let io = &mut *self.io.borrow_mut();
+                if io.output.is_empty() {
+                    return match broken.take() {
+                        Some(error) => Poll::Ready(Err(error)),
+                        None if ended => Poll::Ready(Ok(())),
+                        None => Poll::Pending,
+                    };
+                }
+                if io.output.poll_write(&mut io.stream, cx).map_err(Error::from)?.is_pending() {
+                    break;
+                }
+            }
+            // A client may not read before it has sent everything.
+            body.as_mut().poll_upload(cx);
+            Poll::Pending::<Result<(), BodyError>>
+        })
+        .await?;
+        let io = &mut *self.io.borrow_mut();
+        io.input.calm();
+        Ok(keep_alive && io.content.is_end())
+    }
+
+    /// Says that no more is sent, so that what was is not lost by a reset: a client may still be sending.
+    ///
+    /// # Errors
+    /// The connection has failed.
+    pub async fn shut_down(&self) -> io::Result<()> {
+        poll_fn(|cx| Pin::new(&mut self.io.borrow_mut().stream).poll_shutdown(cx)).await
+    }
+
+    /// Reads what still comes, up to `limit` bytes, and forgets it.
+    ///
+    /// # Errors
+    /// The connection has failed.
+    pub async fn discard(&self, mut limit: usize) -> io::Result<()> {
+        while limit > 0 {
+            let count = poll_fn(|cx| {
+                let io = &mut *self.io.borrow_mut();
+                io.input.bytes.clear();
+                io.input.poll_fill(&mut io.stream, cx)
+            })
+            .await?;
+            if count == 0 {
+                break;
+            }
+            limit = limit.saturating_sub(count);
+        }
+        Ok(())
+    }
+
+    /// Has the connection end in order once it is dropped.
+    pub fn close_in_order(&self) {
+        socket::close_in_order(&self.io.borrow().stream);
+    }
+}
+
+/// What comes after the head by which both ends have switched to another protocol.
+pub struct Switched(Rc<Connection>);
+
+impl Switched {
+    /// The connection as it is.
+    pub fn new(connection: Rc<Connection>) -> Self {
+        Self(connection)
+    }
+
+    /// Has it end in order once it is dropped.
+    pub fn close_in_order(&self) {
+        self.0.close_in_order();
+    }
+}
+
+impl AsyncRead for Switched {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let io = &mut *self.0.io.borrow_mut();
+        if io.input.take(buffer) { Poll::Ready(Ok(())) } else { Pin::new(&mut io.stream).poll_read(cx, buffer) }
+    }
+}
+
+impl AsyncWrite for Switched {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0.io.borrow_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.io.borrow_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.io.borrow_mut().stream).poll_shutdown(cx)
+    }
+}
+
+/// How the client can tell the end of a response. Makes the head say so.
+fn framing(head: &mut response::Parts, body: &ResponseBody, asked: Asked) -> Framing {
+    let bare = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if asked.is_head || bare || head.status.is_informational() {
+        if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
+            // RFC 9112 section 6.1; some clients would wait for chunks.
+            head.headers.remove(header::TRANSFER_ENCODING);
+        }
+        return Framing::Length(0);
+    }
+    let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if let Some(length) = length {
+        return Framing::Length(length);
+    }
+    if body.is_end_stream() && !head.headers.contains_key(header::TRANSFER_ENCODING) {
+        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        return Framing::Length(0);
+    }
+    if asked.version == Version::HTTP_10 {
+        head.headers.remove(header::TRANSFER_ENCODING);
+        return Framing::Close;
+    }
+    headers::end_in_chunks(&mut head.headers);
+    Framing::Chunked
+}
+
+/// The status that says what is wrong with a request.
+pub fn status(fault: Fault) -> StatusCode {
+    match fault {
+        Fault::HeadTooLong(_) | Fault::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        _ => StatusCode::BAD_REQUEST,
+    }
+}
