@@ -10,6 +10,7 @@ use egress::{
     handover,
     kernel::pins::DEFAULT_DIR,
     policy::{Cidr, HostName, HostPattern},
+    telemetry::access_log,
 };
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
@@ -224,7 +225,7 @@ impl LogOptions {
     ///
     /// Lines are written by a thread of their own, so that a reader of standard error who is slow does not hold requests
     /// up; lines that it cannot keep up with are dropped. What is left is written when the guard is dropped.
-    pub(crate) fn start(&self, level: &str) -> Result<WorkerGuard, ExitCode> {
+    pub(crate) fn start(&self, level: &str) -> Result<[WorkerGuard; 2], ExitCode> {
         // Lines of the eBPF programs come at these levels under their own target.
         let level = if self.log_ebpf { format!("{level},egress_ebpf=trace") } else { level.to_owned() };
         let filter = self.log_level.clone().unwrap_or(level);
@@ -238,7 +239,11 @@ impl LogOptions {
             LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
             LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).init(),
         }
-        Ok(guard)
+        let format = match self.log {
+            LogFormat::Text => access_log::Format::Text,
+            LogFormat::Json => access_log::Format::Json,
+        };
+        Ok([guard, access_log::write_to_standard_error(format)])
     }
 }
 

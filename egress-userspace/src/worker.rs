@@ -33,7 +33,7 @@ use crate::{
     request::Accepted,
     route::RouteTable,
     socket::SocketFactory,
-    telemetry::metrics::Metrics,
+    telemetry::{access_log, metrics::Metrics},
     upstream::{connect::Connector, pool::Pool, tls},
 };
 
@@ -144,7 +144,13 @@ impl Workers {
                     open,
                     index,
                 });
-                LocalSet::new().block_on(&runtime, worker.run(inbox, draining));
+                LocalSet::new().block_on(&runtime, async {
+                    tokio::select! {
+                        () = worker.run(inbox, draining) => {}
+                        () = access_log::keep_flushing() => {}
+                    }
+                });
+                access_log::flush();
             })?;
             workers.threads.push(thread);
         }

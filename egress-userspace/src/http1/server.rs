@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderValue, Method, Response, StatusCode, Version, header, request, response};
+use http::{Method, Response, StatusCode, Version, header, request, response};
 use http_body::{Body as _, Frame};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -334,9 +334,11 @@ fn framing(head: &mut response::Parts, body: &ResponseBody, asked: Asked) -> Fra
     if let Some(length) = length {
         return Framing::Length(length);
     }
-    if body.is_end_stream() && !head.headers.contains_key(header::TRANSFER_ENCODING) {
-        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-        return Framing::Length(0);
+    if let Some(length) = body.size_hint().exact()
+        && !head.headers.contains_key(header::TRANSFER_ENCODING)
+    {
+        head.headers.insert(header::CONTENT_LENGTH, length.into());
+        return Framing::Length(length);
     }
     if asked.version == Version::HTTP_10 {
         head.headers.remove(header::TRANSFER_ENCODING);

@@ -1,6 +1,6 @@
 //! The exchange with an origin: tries, and what they come to.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode, request};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -140,7 +140,8 @@ impl Exchange<'_> {
     ) -> Result<Answer, Failure> {
         let per_try = self.sending.retries.and_then(|retries| retries.per_try_timeout);
         let end = deadline.into_iter().chain(per_try.map(|limit| Instant::now() + limit)).min();
-        let trying = self.once(attempt, chosen, is_head, record);
+        // Of which there is one, with limit or without.
+        let trying = pin!(self.once(attempt, chosen, is_head, record));
         let Some(end) = end else { return trying.await };
         timeout_at(end, trying).await.unwrap_or_else(|_| {
             let limit = if Some(end) == deadline { self.sending.timeout } else { per_try };
@@ -174,9 +175,15 @@ impl Exchange<'_> {
         let failed =
             |error: &UpstreamError, ended| Failure { error: error.into(), ended, address: error.address().or(first) };
         loop {
-            let connecting =
-                self.worker.pool.get(&key, attempt.wanted(self.idle()), |offer| self.connect(chosen, offer));
-            let mut connection = connecting.await.map_err(|error| failed(error.as_ref(), Ended::NotConnected))?;
+            let wanted = attempt.wanted(self.idle());
+            let mut connection = match self.worker.pool.find(&key, wanted) {
+                Some(connection) => connection,
+                None => {
+                    // It takes room that most requests do without.
+                    let connecting = Box::pin(self.worker.pool.get(&key, wanted, |offer| self.connect(chosen, offer)));
+                    connecting.await.map_err(|error| failed(error.as_ref(), Ended::NotConnected))?
+                }
+            };
             record.upstream(connection.info(), connection.is_reused());
             let address = connection.info().address;
             let refused = |error| Failure { error, ended: Ended::NoResponse, address: None };

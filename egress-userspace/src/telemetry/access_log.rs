@@ -1,11 +1,15 @@
 //! One record for each request. It is opened when the request's head has been read and written when it is dropped, so
 //! that no way out of the exchange forgets it.
 
+mod lines;
+
 use std::{rc::Rc, sync::Arc, time::Instant};
 
 use egress_common::origin::Origin;
 use http::{Method, StatusCode};
 
+use self::lines::Value;
+pub use self::lines::{Format, flush, keep_flushing, write_to_standard_error};
 use super::metrics::Metrics;
 use crate::{
     body::BodyError,
@@ -177,33 +181,36 @@ impl Drop for Record {
         if let Some(cause) = self.cause {
             self.metrics.failure(cause);
         }
-        let (info, reused) = self.upstream.as_ref().map_or((None, None), |(info, reused)| (Some(info), Some(*reused)));
-        let tls = info.and_then(|info| info.tls.as_ref());
-        tracing::info!(
-            target: TARGET,
-            outcome = outcome.label(),
-            method = %self.method,
-            host = self.host,
-            path = self.path,
-            status = self.status.map(|status| status.as_u16()),
-            received = self.received,
-            sent = self.sent,
-            duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
-            pid = self.client.origin.pid,
-            process = self.client.process,
-            origin = %self.client.origin.socket_addr(),
-            route = self.route.as_deref(),
-            retries = (self.retries > 0).then_some(self.retries),
-            upstream = info.map(|info| tracing::field::display(info.address)),
-            protocol = info.map(|info| info.protocol),
-            tls = tls.map(|tls| tls.version),
-            cipher = tls.map(|tls| tls.cipher),
-            group = tls.map(|tls| tls.group),
-            reused,
-            cause = self.cause.map(Cause::label),
-            error = self.error,
-            "request"
-        );
+        if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
+            return;
+        }
+        let upstream = self.upstream.as_ref();
+        let tls = upstream.and_then(|(info, _)| info.tls.as_ref());
+        let duration = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let origin = self.client.origin.socket_addr();
+        lines::write(&[
+            ("outcome", Some(Value::Text(outcome.label()))),
+            ("method", Some(Value::Text(self.method.as_str()))),
+            ("host", Some(Value::Text(&self.host))),
+            ("path", Some(Value::Text(&self.path))),
+            ("status", self.status.map(|status| Value::Number(status.as_u16().into()))),
+            ("received", Some(Value::Number(self.received))),
+            ("sent", Some(Value::Number(self.sent))),
+            ("duration_us", Some(Value::Number(duration))),
+            ("pid", Some(Value::Number(self.client.origin.pid.into()))),
+            ("process", Some(Value::Text(&self.client.process))),
+            ("origin", Some(Value::Plain(&origin))),
+            ("route", self.route.as_deref().map(Value::Text)),
+            ("retries", (self.retries > 0).then(|| Value::Number(self.retries.into()))),
+            ("upstream", upstream.map(|(info, _)| Value::Plain(&info.address))),
+            ("protocol", upstream.map(|(info, _)| Value::Text(info.protocol))),
+            ("tls", tls.map(|tls| Value::Text(tls.version))),
+            ("cipher", tls.map(|tls| Value::Text(tls.cipher))),
+            ("group", tls.map(|tls| Value::Text(tls.group))),
+            ("reused", upstream.map(|(_, reused)| Value::Flag(*reused))),
+            ("cause", self.cause.map(|cause| Value::Text(cause.label()))),
+            ("error", self.error.as_deref().map(Value::Text)),
+        ]);
     }
 }
 

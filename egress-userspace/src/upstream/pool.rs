@@ -164,7 +164,7 @@ impl Pool {
     }
 
     /// A connection that is there.
-    fn find(&self, key: &Key, wanted: Wanted) -> Option<Connection> {
+    pub fn find(&self, key: &Key, wanted: Wanted) -> Option<Connection> {
         let mut pool = self.0.borrow_mut();
         let origin = pool.get_mut(key)?;
         origin.used = Instant::now();

@@ -13,6 +13,7 @@ mod handshake;
 mod material;
 mod observe;
 mod originator;
+mod read_ahead;
 mod refusal;
 mod verify;
 mod witness;

@@ -6,7 +6,7 @@ use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client};
 
-use super::{Originator, Refusal, witness::Witnessed};
+use super::{Originator, Refusal, read_ahead::ReadAhead, witness::Witnessed};
 use crate::upstream::Offer;
 
 /// HTTP/2 and HTTP/1.1 by their names in ALPN.
@@ -17,7 +17,7 @@ pub(super) const HTTP1: &[u8] = b"http/1.1";
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// A connection over TLS.
-pub type TlsStream = client::TlsStream<Witnessed<TcpStream>>;
+pub type TlsStream = client::TlsStream<Witnessed<ReadAhead<TcpStream>>>;
 
 /// Originates TLS on a connection, and verifies who is at its other end.
 ///
@@ -29,7 +29,7 @@ pub async fn handshake(
     offer: Offer,
     stream: TcpStream,
 ) -> Result<TlsStream, Refusal> {
-    let (stream, witness) = Witnessed::new(stream);
+    let (stream, witness) = Witnessed::new(ReadAhead::new(stream));
     let connector = TlsConnector::from(originator.config().clone());
     let connecting = match offer {
         Offer::Both => connector.connect(server_name, stream),
