@@ -19,7 +19,8 @@
 //! Neither waits for the other without limit. A successor that takes too long is told so (`Late`), undone, and undone
 //! again when it has ended: it may have gone on meanwhile. A predecessor that does not answer is left alone, and the
 //! successor starts as if there were none. Should that one come to itself, it sees that the socket in the state directory
-//! is another's ([`Successors::is_current`]), and ends.
+//! is another's ([`Successors::is_current`]), waits until no agent is starting, and ends; or it goes on, if nobody listens
+//! at that socket any more.
 
 mod channel;
 mod state_dir;
@@ -29,6 +30,7 @@ use std::{
     io,
     net::TcpListener,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -121,6 +123,7 @@ impl Predecessor {
 pub struct Successors {
     socket: AsyncFd<Socket>,
     /// The state directory, and the inode of our socket's file there.
+    path: PathBuf,
     directory: File,
     inode: u64,
     /// One that has not said what it wants.
@@ -133,16 +136,12 @@ impl Successors {
         state_dir::inode_of_socket(&self.directory).is_none_or(|inode| inode == self.inode)
     }
 
-    /// Waits until no agent is starting, but not for ever. Says whether none is.
-    pub async fn started(&self) -> bool {
-        let wait = async {
-            while self.directory.try_lock().is_err() {
-                time::sleep(state_dir::RETRY).await;
-            }
-            // What cannot be unlocked is when we end.
-            let _ = self.directory.unlock();
-        };
-        time::timeout(START_LIMIT, wait).await.is_ok()
+    /// Waits until no agent is starting, and keeps others from it for as long as what it gives lives.
+    ///
+    /// # Errors
+    /// The wait is too long, or the directory is not what it was.
+    pub async fn lock(&self) -> Result<StateDir, StateError> {
+        StateDir::lock(&self.path).await
     }
 
     /// Whether one has announced itself that has yet to ask for our sockets.

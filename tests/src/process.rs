@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod placement;
+mod stop;
 
 pub use placement::Mounts;
 use placement::Placement;
@@ -315,19 +316,6 @@ impl Running {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.pid().cast_signed()), signal)
             .with_context(|| format!("sending {signal} to {}", self.name))
-    }
-
-    /// Waits until none of its threads runs, after SIGSTOP.
-    pub fn wait_until_stopped(&self) -> Result<()> {
-        let tasks = format!("/proc/{}/task", self.pid());
-        wait_until(&format!("{} to stop", self.name), PATIENCE, || {
-            let stopped = |task: std::fs::DirEntry| {
-                // `pid (name) state ...`; the name can hold anything.
-                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-                stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
-            };
-            std::fs::read_dir(&tasks).is_ok_and(|mut tasks| tasks.all(|task| task.is_ok_and(stopped)))
-        })
     }
 
     /// Waits for its end and its last words, and kills it when that takes too long. Standard input is closed first.

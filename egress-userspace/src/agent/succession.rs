@@ -147,11 +147,31 @@ impl Agent {
             return false;
         };
         tracing::warn!("another agent has taken over, as this one did not answer it");
-        // It says where its listeners are while it starts. In doubt what is pinned is its own.
-        let has_started = successors.started().await;
-        let shared = if has_started { self.namespaces.are_others_announced() } else { self.pinned };
+        let shared = match successors.lock().await {
+            Ok(state) if state.predecessor().is_none() => {
+                self.reclaim(&state);
+                return false;
+            }
+            // Now that it has started it has said where its listeners are.
+            Ok(_) => self.namespaces.are_others_announced(),
+            Err(error) => {
+                tracing::warn!(%error, "what is pinned is taken to be the other agent's");
+                self.pinned
+            }
+        };
         self.succession = Succession::Complete { shared };
         true
+    }
+
+    /// Takes our place back from an agent that has failed since.
+    fn reclaim(&mut self, state: &StateDir) {
+        tracing::warn!("the other agent has ended; undoing what it did");
+        match state.listen().and_then(|successors| state.publish().map(|()| successors)) {
+            Ok(successors) => self.successors = Some(successors),
+            // This is tried again when something else happens.
+            Err(error) => tracing::warn!(%error, "no other agent can take over"),
+        }
+        self.restore();
     }
 
     /// Gives our place to a successor. Says whether it has taken it.

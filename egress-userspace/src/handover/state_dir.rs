@@ -32,7 +32,7 @@ const NEW_SOCKET: &str = "agent.sock.new";
 
 /// How long another agent may take to start. It waits for its names.
 pub const START_LIMIT: Duration = Duration::from_secs(60);
-pub(super) const RETRY: Duration = Duration::from_millis(20);
+const RETRY: Duration = Duration::from_millis(20);
 
 /// What is wrong with the state directory.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +138,7 @@ impl StateDir {
             let inode = fstatat(&self.directory, NEW_SOCKET, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_ino;
             // A copy of our descriptor would keep the lock.
             let directory = File::open(format!("/proc/self/fd/{}", self.directory.as_raw_fd()))?;
-            Ok(Successors { socket, directory, inode, waiting: None })
+            Ok(Successors { socket, path: self.path.clone(), directory, inode, waiting: None })
         };
         listen().map_err(|source| StateError::Io { path: self.path.join(NEW_SOCKET), source })
     }

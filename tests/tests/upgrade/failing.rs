@@ -1,33 +1,30 @@
-//! Agents that die, say nothing, or are not what they should be.
+//! Agents that die, or are not what they should be.
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
     os::unix::fs::{PermissionsExt as _, chown},
-    path::PathBuf,
     sync::Mutex,
     thread,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use egress_common::names::map;
 use harness::{
     TestBed,
     agent::{Agent, binary},
     cgroup::PROGRAMS,
-    clients::Curl,
     origin::Reply,
     wait::{PATIENCE, wait_until},
 };
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
-use socket2::{Domain, SockAddr, Socket, Type};
+use serde_json::json;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::{HOST, URL, begin, load, options, origin, origin_with, report};
-
-/// What curl ends with when its connection is refused.
-const REFUSED: i32 = 7;
+use super::{
+    HOST, REFUSED, URL, begin, load, options, origin, origin_with,
+    peer::{NO_MAPS, ask, connect, hear, hello, say, socket_path, succeed},
+    report,
+};
 
 #[test]
 fn a_successor_that_dies_on_its_way_leaves_the_old_agent_serving() -> Result<()> {
@@ -74,74 +71,35 @@ fn what_a_successor_did_before_it_died_is_undone() -> Result<()> {
     Ok(())
 }
 
-/// A successor that hangs holds new pods up for a while, and can do harm when it wakes.
+/// With programs of its own it leaves more than an agent with our maps can: what only it knew would be refused from then on.
 #[test]
-fn a_successor_that_hangs_is_given_up_and_undone_when_it_ends() -> Result<()> {
-    let mut bed = TestBed::new("hangs")?;
-    let pod = bed.add_pod("late")?;
+fn what_a_successor_with_other_maps_did_before_it_died_is_undone() -> Result<()> {
+    const OTHER: &str = "other.example";
+    const OTHER_URL: &str = "http://other.example/";
+    /// What the origin sends those who come in clear.
+    const IN_CLEAR: u16 = 301;
+    let bed = TestBed::builder("undone-layout").host(HOST).host(OTHER).build()?;
     let _origin = origin(&bed)?;
-    let agent = Agent::start(&bed, &options(&bed)?)?;
-    let successor = succeed(&bed, &agent, 2)?;
-    wait_until("the agent to go on", 3 * PATIENCE, || agent.log_text().contains("undoing what it did"))?;
-    ensure!(
-        Curl::new(bed.pod_command(&pod, "curl")?.in_cgroup(bed.cgroup())?, URL).response()?.body == b"over TLS\n",
-        "a new pod is not served"
-    );
-    bed.node_command(binary()?)?.arg("detach").run()?.success()?;
-    ensure!(bed.cgroup().programs()? == 0);
-    say(&successor, &json!("done"))?;
-    ensure!(hear(&successor)? == Some(json!("late")), "it was not told");
+    let _clear = bed.embedded_origin().clear(&bed.sockets(OTHER, 80)).start()?;
+    let options = options(&bed)?;
+    let agent = Agent::start(&bed, &options)?;
+    ensure!(bed.curl(OTHER_URL)?.response()?.head.status == IN_CLEAR);
+    let successor = connect(&bed)?;
+    ask(&successor, NO_MAPS)?;
+    say(&successor, &json!("taking"))?;
+    // What it does then, as an agent with another layout does it: one that knows nothing of the first.
+    let (state, layout) = (bed.dir().join("other"), bed.bpffs().join("egress/layout-0"));
+    let options = options.state_dir(&state).admin_port(9902);
+    Agent::start(&bed, &options.args(&["--pin-dir", "/sys/fs/bpf/egress/layout-0", "--host", OTHER]))?.kill();
+    ensure!(layout.exists() && bed.cgroup().programs()? == 2 * PROGRAMS);
+    ensure!(bed.curl(OTHER_URL)?.run()?.exit_code == REFUSED, "this is not what is to be undone");
     drop(successor);
-    wait_until("the programs to be attached", PATIENCE, || {
-        bed.cgroup().programs().is_ok_and(|count| count == PROGRAMS)
-    })?;
+    wait_until("its programs to be detached", PATIENCE, || {
+        bed.cgroup().programs().is_ok_and(|count| count == PROGRAMS) && !layout.exists()
+    })
+    .with_context(|| agent.log_text())?;
+    ensure!(bed.curl(OTHER_URL)?.response()?.head.status == IN_CLEAR);
     ensure!(bed.curl(URL)?.response()?.body == b"over TLS\n");
-    Ok(())
-}
-
-/// It holds the admin address, and connections in its queues. When it comes to itself, the place is another's.
-#[test]
-fn an_agent_that_hung_and_wakes_leaves_its_place_to_who_has_it() -> Result<()> {
-    let bed = TestBed::new("wakes")?;
-    let tripwire = bed.tripwire(&[HOST])?;
-    let _origin = origin(&bed)?;
-    let options = options(&bed)?;
-    let mut hung = Agent::start(&bed, &options)?;
-    hung.process().signal(Signal::SIGSTOP)?;
-    hung.process().wait_until_stopped()?;
-    let mut agent = Agent::spawn(&bed, &options)?;
-    agent.process().wait_for_line("its attachment", |line| line.contains("\"attached\""))?;
-    ensure!(bed.curl(URL)?.response()?.body == b"over TLS\n");
-    hung.process().signal(Signal::SIGCONT)?;
-    ensure!(hung.wait()?.code() == Some(0), "{}", hung.log_text());
-    ensure!(
-        hung.log_text().contains("another agent has taken over, as this one did not answer"),
-        "{}",
-        hung.log_text()
-    );
-    ensure!(bed.curl(URL)?.response()?.body == b"over TLS\n", "its end has undone what the other one did");
-    agent.wait_until_ready()?;
-    agent.wait_for_records(2)?;
-    ensure!(bed.cgroup().programs()? == PROGRAMS && agent.namespaces()? == 2 && agent.flows()? == 0);
-    tripwire.assert_silent()
-}
-
-#[test]
-fn an_agent_that_does_not_answer_is_not_waited_for() -> Result<()> {
-    let bed = TestBed::new("silent")?;
-    let _origin = origin(&bed)?;
-    let state = bed.dir().join("state");
-    fs::create_dir(&state)?;
-    fs::set_permissions(&state, fs::Permissions::from_mode(0o700))?;
-    let silent = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
-    silent.bind(&SockAddr::unix(socket_path(&bed))?)?;
-    silent.listen(1)?;
-    let options = options(&bed)?;
-    let mut agent = Agent::start(&bed, &options)?;
-    agent.process().wait_for_line("its decision", |line| line.contains("does not hand over; starting without it"))?;
-    ensure!(bed.curl(URL)?.response()?.body == b"over TLS\n");
-    let _next = Agent::take_over(&bed, &options)?;
-    ensure!(agent.wait()?.code() == Some(0), "{}", agent.log_text());
     Ok(())
 }
 
@@ -205,8 +163,7 @@ fn a_killed_agent_leaves_resets_and_nothing_in_the_maps() -> Result<()> {
     parts.send(b"HTTP/1.1 200 OK\r\n\r\nfirst\n".to_vec())?;
     slow.wait_for_output("first\n")?;
     // Connections that are never accepted: their flows stay.
-    agent.process().signal(Signal::SIGSTOP)?;
-    agent.process().wait_until_stopped()?;
+    agent.process().stop()?;
     let mut queued = begin(&bed, "")?;
     wait_until("a connection in the queue", PATIENCE, || agent.flows().is_ok_and(|flows| flows == 1))?;
     agent.kill();
@@ -238,7 +195,7 @@ fn an_agent_that_is_told_to_end_waits_for_its_successor() -> Result<()> {
         agent.process().wait_for_line("the signal", |line| line.contains("\"ending\""))?;
         ensure!(bed.curl(URL)?.response()?.body == b"over TLS\n");
         if comes {
-            ask(&successor, &agent)?;
+            ask(&successor, agent.map_id(map::FLOWS)?)?;
             say(&successor, &json!("taking"))?;
             say(&successor, &json!("done"))?;
             agent
@@ -251,49 +208,4 @@ fn an_agent_that_is_told_to_end_waits_for_its_successor() -> Result<()> {
         ensure!(bed.curl(URL)?.run()?.exit_code == REFUSED, "who listens?");
     }
     Ok(())
-}
-
-/// Talks to the agent as a successor does, as far as `steps` go.
-fn succeed(bed: &TestBed, agent: &Agent<'_>, steps: usize) -> Result<Socket> {
-    let socket = connect(bed)?;
-    if steps > 0 {
-        ask(&socket, agent)?;
-    }
-    if steps > 1 {
-        say(&socket, &json!("taking"))?;
-    }
-    Ok(socket)
-}
-
-fn ask(socket: &Socket, agent: &Agent<'_>) -> Result<()> {
-    say(socket, &hello(agent.map_id(map::FLOWS)?))?;
-    let answer = hear(socket)?;
-    ensure!(answer == Some(json!({ "sockets": { "left": 0 } })), "{answer:?}");
-    Ok(())
-}
-
-fn hello(maps: u32) -> Value {
-    json!({ "hello": { "protocol": 2, "maps": maps } })
-}
-
-fn connect(bed: &TestBed) -> Result<Socket> {
-    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
-    socket.connect(&SockAddr::unix(socket_path(bed))?)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    Ok(socket)
-}
-
-fn socket_path(bed: &TestBed) -> PathBuf {
-    bed.dir().join("state/agent.sock")
-}
-
-fn say(mut socket: &Socket, message: &Value) -> Result<()> {
-    Ok(socket.write_all(message.to_string().as_bytes())?)
-}
-
-/// The next message, without what comes with it; None at the end.
-fn hear(mut socket: &Socket) -> Result<Option<Value>> {
-    let mut buffer = [0; 1024];
-    let length = socket.read(&mut buffer)?;
-    Ok(if length == 0 { None } else { Some(serde_json::from_slice(&buffer[..length])?) })
 }

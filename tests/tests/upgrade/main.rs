@@ -2,6 +2,8 @@
 
 mod draining;
 mod failing;
+mod hanging;
+mod peer;
 
 use std::{fs, net::SocketAddr};
 
@@ -20,6 +22,8 @@ const HOST: &str = "edition.cnn.com";
 const URL: &str = "http://edition.cnn.com/politics";
 const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 const LOAD: &str = env!("CARGO_BIN_EXE_load");
+/// What curl ends with when its connection is refused.
+const REFUSED: i32 = 7;
 
 /// The load that is asked for, and what a slow machine may make of it.
 const RATE: &str = "2000";
