@@ -147,14 +147,25 @@ impl Connection {
     ///
     /// # Errors
     /// There is no response to it. It comes back if it was not sent.
-    pub async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, NotAnswered> {
         match self {
             Self::Http1(exclusive) => exclusive.send(request).await,
             Self::Http2(stream) => stream.send(request).await,
         }
+    }
+}
+
+/// A request that got no response on its connection.
+pub struct NotAnswered {
+    /// The request, if nothing of it was sent.
+    pub unsent: Option<Request<RequestBody>>,
+    /// hyper's words.
+    pub error: hyper::Error,
+}
+
+impl NotAnswered {
+    fn of<B>(mut failure: TrySendError<Request<B>>, body: impl FnOnce(B) -> RequestBody) -> Self {
+        Self { unsent: failure.take_message().map(|request| request.map(body)), error: failure.into_error() }
     }
 }
 

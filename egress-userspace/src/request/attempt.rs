@@ -10,14 +10,13 @@ use http::{
     HeaderMap, HeaderValue, Request, Uri, Version, header, request,
     uri::{PathAndQuery, Scheme},
 };
-use hyper::client::conn::TrySendError;
 use tokio::time::timeout;
 
 use super::{headers, host::RequestHost, respond::ProxyError};
 use crate::{
     body::{Content, RequestBody},
     upstream::{
-        Connection, Fate,
+        Connection, Fate, NotAnswered,
         pool::{self, Wanted},
     },
 };
@@ -99,11 +98,9 @@ impl<'a> Attempt<'a> {
     /// That is not safe.
     pub(super) fn again(
         &mut self,
-        mut failure: TrySendError<Request<RequestBody>>,
+        NotAnswered { unsent, error }: NotAnswered,
         connection: &Connection,
     ) -> Result<(), hyper::Error> {
-        let unsent = failure.take_message();
-        let error = failure.into_error();
         let fate = if unsent.is_some() { Fate::Unprocessed { gone: true } } else { Fate::of(&error) };
         // One that was fresh and takes nothing is no better the next time.
         let hopeless = unsent.is_some() && !connection.is_reused();

@@ -2,13 +2,10 @@
 
 use std::{rc::Rc, time::Instant};
 
-use hyper::{
-    client::conn::{TrySendError, http1},
-    rt,
-};
+use hyper::{client::conn::http1, rt};
 use tokio::task;
 
-use super::{ConnectionInfo, UpstreamError};
+use super::{ConnectionInfo, NotAnswered, UpstreamError};
 use crate::body::RequestBody;
 
 /// A connection that one request uses at a time.
@@ -70,7 +67,7 @@ impl Exclusive {
     pub async fn send(
         &mut self,
         request: http::Request<RequestBody>,
-    ) -> Result<http::Response<hyper::body::Incoming>, TrySendError<http::Request<RequestBody>>> {
-        self.sender.try_send_request(request).await
+    ) -> Result<http::Response<hyper::body::Incoming>, NotAnswered> {
+        self.sender.try_send_request(request).await.map_err(|failure| NotAnswered::of(failure, |body| body))
     }
 }

@@ -1,23 +1,25 @@
 //! HTTP/2 connections, which many requests share (RFC 9113).
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
 use hyper::{
-    client::conn::{TrySendError, http2},
+    client::conn::http2,
     rt::{self, Executor},
 };
-use tokio::task;
+use tokio::{sync::Notify, task};
 
-use super::{ConnectionInfo, UpstreamError};
-use crate::body::RequestBody;
+use super::{ConnectionInfo, NotAnswered, UpstreamError};
+use crate::body::{BodyError, RequestBody};
 
 /// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
 /// keep, and what one response can have under way: 2 MiB for each round trip.
@@ -29,12 +31,15 @@ const SEND_BUFFER: usize = 256 * 1024;
 /// The largest head of a response, in bytes as RFC 9113 section 10.5.1 counts them.
 const MAX_HEAD: u32 = 256 * 1024;
 /// A connection on which requests have waited for so long without any answer takes no others: it may be dead.
-const SILENCE: Duration = Duration::from_secs(5);
+pub const SILENCE: Duration = Duration::from_secs(5);
+/// Streams that are begun before the origin has said how many it takes (SETTINGS_MAX_CONCURRENT_STREAMS). If it takes fewer than
+/// were begun, h2 keeps the others back until some have ended, and nobody else can have them.
+const UNTOLD: usize = 1;
 
 /// A connection that many requests use at the same time. It closes when the last of these handles is dropped.
 #[derive(Clone)]
 pub struct Shared {
-    sender: http2::SendRequest<RequestBody>,
+    sender: http2::SendRequest<Carried>,
     /// Facts for the log.
     pub info: Rc<ConnectionInfo>,
     load: Rc<Load>,
@@ -48,10 +53,14 @@ type TlsFailure = Rc<RefCell<Option<rustls::Error>>>;
 struct Load {
     /// When it was made.
     made: Instant,
-    /// Requests that use it.
+    /// Requests that use it: until they are answered to the end, and their content is sent or given up.
     streams: Cell<usize>,
-    /// How many may, as far as the origin has said (SETTINGS_MAX_CONCURRENT_STREAMS).
+    /// How many may, as far as the origin has said.
     limit: Cell<usize>,
+    /// Whether it has said anything: its settings come first (RFC 9113 section 3.4).
+    told: Cell<bool>,
+    /// Told when there may be room for one more, and when there will be none.
+    room: OnceCell<Rc<Notify>>,
     /// When the last request ended; of use while there are none.
     idle_since: Cell<Instant>,
     /// Requests without an answer.
@@ -72,14 +81,15 @@ impl Shared {
         I: rt::Read + rt::Write + Unpin + 'static,
     {
         let address = info.address;
-        let tls_failure = TlsFailure::default();
-        let io = Noting { io, tls_failure: tls_failure.clone(), write_failure: None };
+        let (tls_failure, heard) = (TlsFailure::default(), Rc::<Notify>::default());
+        let io = Noting { io, tls_failure: tls_failure.clone(), heard: Some(heard.clone()), write_failure: None };
         let (sender, mut connection) = http2::Builder::new(LocalTasks)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(MAX_HEAD)
-            .handshake::<_, RequestBody>(io)
+            .initial_max_send_streams(UNTOLD)
+            .handshake::<_, Carried>(io)
             .await
             .map_err(|source| match tls_failure.take() {
                 Some(error) => UpstreamError::of_ended(&info, &error),
@@ -89,7 +99,9 @@ impl Shared {
         let load = Rc::new(Load {
             made: now,
             streams: Cell::new(0),
-            limit: Cell::new(connection.current_max_send_streams()),
+            limit: Cell::new(UNTOLD),
+            told: Cell::new(false),
+            room: OnceCell::new(),
             idle_since: Cell::new(now),
             waiting: Cell::new(0),
             waiting_since: Cell::new(now),
@@ -97,13 +109,25 @@ impl Shared {
         });
         let limits = load.clone();
         task::spawn_local(async move {
+            // What is read is read by a task of hyper's.
+            let mut heard = pin!(heard.notified());
             let ended = poll_fn(|cx| {
+                let before = (limits.told.get(), limits.limit.get());
+                limits.told.set(before.0 || heard.as_mut().poll(cx).is_ready());
                 let polled = Pin::new(&mut connection).poll(cx);
-                limits.limit.set(connection.current_max_send_streams());
+                // One that takes none at all is asked nevertheless, rather than another one like it.
+                limits.limit.set(connection.current_max_send_streams().max(1));
+                if before != (limits.told.get(), limits.limit.get()) {
+                    limits.changed();
+                }
                 polled
             });
+            let ended = ended.await;
+            // Only now it counts as closed.
+            drop(connection);
+            limits.changed();
             // The exchanges that it concerns see the same error.
-            if let Err(error) = ended.await {
+            if let Err(error) = ended {
                 tracing::debug!(%address, %error, "upstream connection ended");
             }
         });
@@ -125,22 +149,31 @@ impl Shared {
         self.load.made
     }
 
-    /// How many requests may use it at the same time, as far as is known.
-    pub fn limit(&self) -> usize {
-        self.load.limit.get()
+    /// Has `room` notified when there may be room for one more request, and when the connection ends.
+    pub fn announce(&self, room: Rc<Notify>) {
+        // It belongs to one key for as long as it lives.
+        let _ = self.load.room.set(room);
     }
 
-    /// How many do.
-    pub fn streams(&self) -> usize {
+    /// How many requests use it.
+    fn streams(&self) -> usize {
         self.load.streams.get()
     }
 
-    /// Whether one more request may use it, with at most `limit` in all, if it was not idle for longer than `max_idle`.
-    pub fn has_room(&self, limit: usize, max_idle: Duration) -> bool {
+    /// Whether one more request may use it, if it was not idle for longer than `max_idle`.
+    pub fn has_room(&self, max_idle: Duration) -> bool {
         let load = &self.load;
         let fresh = self.streams() > 0 || load.idle_since.get().elapsed() <= max_idle;
-        let silent = load.waiting.get() > 0 && load.waiting_since.get().elapsed() > SILENCE;
-        fresh && !silent && self.streams() < limit && !self.is_closed()
+        fresh && !self.is_silent() && self.streams() < load.limit.get() && !self.is_closed()
+    }
+
+    /// Whether it may have room as soon as the origin says how many requests it takes.
+    pub fn is_untold(&self) -> bool {
+        !self.load.told.get() && !self.is_silent() && !self.is_closed()
+    }
+
+    fn is_silent(&self) -> bool {
+        self.load.waiting.get() > 0 && self.load.waiting_since.get().elapsed() > SILENCE
     }
 
     /// Whether nobody has used it for `max_idle`.
@@ -151,7 +184,27 @@ impl Shared {
     /// Uses it for one request.
     pub fn stream(&self) -> Stream {
         self.load.streams.set(self.streams() + 1);
-        Stream { reused: self.load.used.replace(true), waits: false, shared: self.clone() }
+        let place = Rc::new(Place(self.load.clone()));
+        Stream { reused: self.load.used.replace(true), waits: false, shared: self.clone(), place }
+    }
+}
+
+impl Load {
+    fn changed(&self) {
+        if let Some(room) = self.room.get() {
+            room.notify_one();
+        }
+    }
+}
+
+/// One of the streams that the origin takes.
+struct Place(Rc<Load>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.idle_since.set(Instant::now());
+        self.0.changed();
     }
 }
 
@@ -161,6 +214,7 @@ pub struct Stream {
     /// Whether the connection has served others.
     pub reused: bool,
     waits: bool,
+    place: Rc<Place>,
 }
 
 impl Stream {
@@ -183,18 +237,19 @@ impl Stream {
     pub async fn send(
         &mut self,
         request: http::Request<RequestBody>,
-    ) -> Result<http::Response<hyper::body::Incoming>, TrySendError<http::Request<RequestBody>>> {
+    ) -> Result<http::Response<hyper::body::Incoming>, NotAnswered> {
         let load = &self.shared.load;
         if load.waiting.replace(load.waiting.get() + 1) == 0 {
             load.waiting_since.set(Instant::now());
         }
         self.waits = true;
+        let request = request.map(|body| Carried { body, _place: self.place.clone() });
         let result = self.shared.sender.try_send_request(request).await;
         if result.is_ok() {
             self.shared.load.waiting_since.set(Instant::now());
         }
         self.answered();
-        result
+        result.map_err(|failure| NotAnswered::of(failure, |carried| carried.body))
     }
 
     fn answered(&mut self) {
@@ -208,9 +263,32 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.answered();
-        let load = &self.shared.load;
-        load.streams.set(load.streams.get() - 1);
-        load.idle_since.set(Instant::now());
+    }
+}
+
+/// A request's content, which holds its stream open after the response if the client is still sending.
+struct Carried {
+    body: RequestBody,
+    _place: Rc<Place>,
+}
+
+impl Body for Carried {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -228,6 +306,8 @@ impl<F: Future<Output: 'static> + 'static> Executor<F> for LocalTasks {
 struct Noting<I> {
     io: I,
     tls_failure: TlsFailure,
+    /// To be told when the first bytes have come.
+    heard: Option<Rc<Notify>>,
     /// A write that has failed, while what the origin said before is still to be read.
     write_failure: Option<io::Error>,
 }
@@ -235,6 +315,9 @@ struct Noting<I> {
 impl<I: rt::Read + rt::Write + Unpin> Noting<I> {
     fn read(&mut self, cx: &mut Context<'_>, buffer: rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if let Poll::Ready(Ok(())) = &polled {
+            self.heard.take().inspect(|heard| heard.notify_one());
+        }
         if let Poll::Ready(Err(error)) = &polled
             && let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
         {

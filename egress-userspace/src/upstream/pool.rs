@@ -1,16 +1,17 @@
 //! Upstream connections of one worker: idle ones of HTTP/1.1, shared ones of HTTP/2, and those that are being made.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::HashMap,
     net::SocketAddr,
-    rc::Rc,
+    rc::{Rc, Weak},
     time::{Duration, Instant},
 };
 
-use futures_util::{
-    FutureExt as _,
-    future::{LocalBoxFuture, Shared as Joint, WeakShared},
+use futures_util::{FutureExt as _, future::LocalBoxFuture};
+use tokio::{
+    sync::{Mutex, Notify},
+    time::timeout,
 };
 
 use super::{Connection, Made, Offer, UpstreamError, http1, http2};
@@ -75,8 +76,10 @@ struct Origin {
     idle: Vec<Idle>,
     /// The youngest is last.
     shared: Vec<http2::Shared>,
-    /// A connection that is being made, of which nobody knows yet whether it can be shared.
-    making: Option<WeakShared<Making>>,
+    /// Those who wait, if anyone does.
+    waiting: Weak<Queue>,
+    /// Told when there may be something for the first of them.
+    room: Rc<Notify>,
     protocol: Option<Protocol>,
     used: Instant,
 }
@@ -95,31 +98,51 @@ enum Protocol {
     Http1Required,
 }
 
-type Making = LocalBoxFuture<'static, Result<Joined, Rc<UpstreamError>>>;
+/// Those who wait for a connection of one key. It is given up with the last of them.
+type Queue = Mutex<Turn>;
 
-/// A connection for all who have waited for it: HTTP/1.1 is for the first of them.
-#[derive(Clone)]
-enum Joined {
-    Exclusive(Rc<Cell<Option<http1::Exclusive>>>),
-    Shared(http2::Shared),
+/// What the first of those who wait has to do with. The mutex is fair: each is the first in its turn.
+#[derive(Default)]
+struct Turn {
+    /// A connection that is being made, of which nobody knows yet whether it can be shared. It goes on if the one who began it
+    /// goes away.
+    making: Option<LocalBoxFuture<'static, Result<Made, UpstreamError>>>,
+    /// Why there is none, for all who have waited for it.
+    failure: Option<Rc<UpstreamError>>,
+}
+
+/// What there is for a request.
+enum Found {
+    Connection(Connection),
+    /// A connection on which there may be room as soon as this tells.
+    Soon(Rc<Notify>),
+    Nothing,
 }
 
 impl Default for Origin {
     fn default() -> Self {
-        Self { idle: Vec::new(), shared: Vec::new(), making: None, protocol: None, used: Instant::now() }
+        Self {
+            idle: Vec::new(),
+            shared: Vec::new(),
+            waiting: Weak::new(),
+            room: Rc::default(),
+            protocol: None,
+            used: Instant::now(),
+        }
     }
 }
 
 impl Pool {
     /// A connection of this key; a new one, made by `make`, only if there is none that serves.
     ///
-    /// Where the origin may pick HTTP/2, requests at the same time wait for one connection to be made, which they share.
-    /// Where it is known to pick HTTP/1.1 each has one of its own made.
+    /// Where the origin may pick HTTP/2, requests at the same time wait for one connection to be made, which they share; for
+    /// another one only if the origin takes no more on those that there are. Where it is known to pick HTTP/1.1 each has one
+    /// of its own made.
     ///
     /// # Errors
     /// It cannot be made. All who have waited for it get the same error.
     pub async fn get<F>(
-        self: &Rc<Self>,
+        &self,
         key: &Key,
         wanted: Wanted,
         make: impl Fn(Offer) -> F,
@@ -127,107 +150,117 @@ impl Pool {
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
+        let queue = match self.enter(key, wanted) {
+            Ok(found) => return Ok(found),
+            Err(queue) => queue,
+        };
+        let mut turn = queue.lock().await;
         loop {
-            if let Some(found) = self.find(key, wanted) {
-                return Ok(found);
+            match self.find(key, wanted) {
+                Found::Connection(found) => return Ok(found),
+                Found::Soon(room) => _ = timeout(http2::SILENCE, room.notified()).await,
+                Found::Nothing => break,
             }
-            let protocol = self.0.borrow().get(key).and_then(|origin| origin.protocol);
-            let alone = match protocol {
-                _ if !wanted.http2 => Some(Offer::Http1),
-                Some(Protocol::Http1Required) => Some(Offer::Http1),
-                Some(Protocol::Http1) => Some(Offer::Both),
-                Some(Protocol::Http2) | None => None,
-            };
-            if let Some(offer) = alone {
-                return match make(offer).await? {
-                    Made::Http1(exclusive) => Ok(Connection::Http1(exclusive)),
-                    Made::Http2(shared) => {
-                        // It has come to other conclusions than the last time.
-                        self.made(key, Some(&shared));
-                        Ok(Connection::Http2(shared.stream()))
-                    }
-                };
-            }
-            match self.join(key, &make).await? {
-                // Nobody has found a place on it: it has ended already, and the request will learn so.
-                Joined::Shared(shared) if shared.is_closed() && shared.streams() == 0 => {
-                    return Ok(Connection::Http2(shared.stream()));
-                }
-                Joined::Shared(_) => {}
-                Joined::Exclusive(first) => {
-                    if let Some(exclusive) = first.take() {
-                        return Ok(Connection::Http1(exclusive));
-                    }
-                }
-            }
+        }
+        if let Some(offer) = self.alone(key, wanted) {
+            drop(turn);
+            return Ok(self.made(key, offer, make(offer).await?));
+        }
+        if let Some(failure) = &turn.failure {
+            return Err(failure.clone());
+        }
+        let made = turn.making.get_or_insert_with(|| make(Offer::Both).boxed_local()).await;
+        turn.making = None;
+        made.map(|made| self.made(key, Offer::Both, made)).map_err(|error| {
+            self.close(key, &queue);
+            turn.failure.insert(Rc::new(error)).clone()
+        })
+    }
+
+    /// A connection that is there; else the queue for one.
+    fn enter(&self, key: &Key, wanted: Wanted) -> Result<Connection, Rc<Queue>> {
+        // Nobody is served before those who wait.
+        let waiting = self.0.borrow().get(key).and_then(|origin| origin.waiting.upgrade());
+        if let Some(queue) = waiting {
+            return Err(queue);
+        }
+        if let Found::Connection(found) = self.find(key, wanted) {
+            return Ok(found);
+        }
+        let queue = Rc::<Queue>::default();
+        self.0.borrow_mut().entry(key.clone()).or_default().waiting = Rc::downgrade(&queue);
+        Err(queue)
+    }
+
+    /// Lets nobody else wait for what has failed.
+    fn close(&self, key: &Key, queue: &Rc<Queue>) {
+        if let Some(origin) = self.0.borrow_mut().get_mut(key)
+            && origin.waiting.ptr_eq(&Rc::downgrade(queue))
+        {
+            origin.waiting = Weak::new();
+        }
+    }
+
+    /// What a connection is made with for which nobody else waits: what the origin picks is known, or it has no choice.
+    fn alone(&self, key: &Key, wanted: Wanted) -> Option<Offer> {
+        match self.0.borrow().get(key).and_then(|origin| origin.protocol) {
+            _ if !wanted.http2 => Some(Offer::Http1),
+            Some(Protocol::Http1Required) => Some(Offer::Http1),
+            Some(Protocol::Http1) => Some(Offer::Both),
+            Some(Protocol::Http2) | None => None,
         }
     }
 
     /// A connection that is there.
-    fn find(&self, key: &Key, wanted: Wanted) -> Option<Connection> {
+    fn find(&self, key: &Key, wanted: Wanted) -> Found {
         let mut pool = self.0.borrow_mut();
-        let origin = pool.get_mut(key)?;
+        let Some(origin) = pool.get_mut(key) else { return Found::Nothing };
         origin.used = Instant::now();
         origin.shared.retain(|shared| !shared.is_closed());
         if wanted.http2 {
             let newer = |shared: &&http2::Shared| wanted.newer_than.is_none_or(|than| shared.made() > than);
-            // What one has been told (SETTINGS_MAX_CONCURRENT_STREAMS) goes for one that has yet to be told.
-            let limit = origin.shared.iter().map(http2::Shared::limit).min().unwrap_or_default();
             let mut youngest_first = origin.shared.iter().rev().filter(newer);
-            let serves = youngest_first.find(|shared| shared.has_room(limit, wanted.max_idle));
-            if let Some(shared) = serves {
-                return Some(Connection::Http2(shared.stream()));
+            if let Some(shared) = youngest_first.find(|shared| shared.has_room(wanted.max_idle)) {
+                return Found::Connection(Connection::Http2(shared.stream()));
+            }
+            if origin.shared.iter().filter(newer).any(http2::Shared::is_untold) {
+                return Found::Soon(origin.room.clone());
             }
         }
         if wanted.newer_than.is_some() {
-            return None;
+            return Found::Nothing;
         }
         origin.idle.retain(|entry| !entry.connection.is_closed());
         // One that is not ready is still finishing its last exchange.
-        let found = origin.idle.iter().rposition(|entry| entry.connection.is_ready())?;
-        if origin.idle[found].since.elapsed() > wanted.max_idle {
-            return None;
-        }
-        Some(Connection::Http1(origin.idle.remove(found).connection.again()))
-    }
-
-    /// The connection that is being made for all who wait; if there is none, `make` makes it.
-    fn join<F>(self: &Rc<Self>, key: &Key, make: impl Fn(Offer) -> F) -> Joint<Making>
-    where
-        F: Future<Output = Result<Made, UpstreamError>> + 'static,
-    {
-        let mut pool = self.0.borrow_mut();
-        let origin = pool.entry(key.clone()).or_default();
-        // Nobody is left to drive one whose requests have all gone away.
-        if let Some(joint) = origin.making.as_ref().and_then(WeakShared::upgrade)
-            && joint.peek().is_none()
-        {
-            return joint;
-        }
-        let (making, pool, key) = (make(Offer::Both), self.clone(), key.clone());
-        let joint = async move {
-            match making.await? {
-                Made::Http1(exclusive) => {
-                    pool.made(&key, None);
-                    Ok(Joined::Exclusive(Rc::new(Cell::new(Some(exclusive)))))
-                }
-                Made::Http2(shared) => {
-                    pool.made(&key, Some(&shared));
-                    Ok(Joined::Shared(shared))
-                }
+        match origin.idle.iter().rposition(|entry| entry.connection.is_ready()) {
+            Some(found) if origin.idle[found].since.elapsed() <= wanted.max_idle => {
+                Found::Connection(Connection::Http1(origin.idle.remove(found).connection.again()))
             }
-        };
-        let joint = joint.boxed_local().shared();
-        origin.making = joint.downgrade();
-        joint
+            Some(_) | None => Found::Nothing,
+        }
     }
 
-    /// Remembers what an origin that was offered both has picked, and the connection if it can be shared.
-    fn made(&self, key: &Key, shared: Option<&http2::Shared>) {
+    /// Uses a connection that was made. Remembers what the origin has picked of what it was offered, and the connection if it
+    /// can be shared.
+    fn made(&self, key: &Key, offer: Offer, made: Made) -> Connection {
+        let mut pool = self.0.borrow_mut();
         // Its network namespace may be gone.
-        if let Some(origin) = self.0.borrow_mut().get_mut(key) {
-            origin.protocol = Some(if shared.is_some() { Protocol::Http2 } else { Protocol::Http1 });
-            origin.shared.extend(shared.cloned());
+        let origin = pool.get_mut(key);
+        match made {
+            Made::Http1(exclusive) => {
+                if let (Offer::Both, Some(origin)) = (offer, origin) {
+                    origin.protocol = Some(Protocol::Http1);
+                }
+                Connection::Http1(exclusive)
+            }
+            Made::Http2(shared) => {
+                if let Some(origin) = origin {
+                    shared.announce(origin.room.clone());
+                    origin.protocol = Some(Protocol::Http2);
+                    origin.shared.push(shared.clone());
+                }
+                Connection::Http2(shared.stream())
+            }
         }
     }
 
@@ -260,9 +293,9 @@ impl Pool {
         self.0.borrow_mut().retain(|_, origin| {
             origin.idle.retain(|entry| entry.since.elapsed() < MAX_IDLE && !entry.connection.is_closed());
             origin.shared.retain(|shared| !shared.is_idle(MAX_IDLE) && !shared.is_closed());
-            let making = origin.making.as_ref().and_then(WeakShared::upgrade).is_some();
+            let waited_for = origin.waiting.strong_count() > 0;
             let remembers = origin.protocol.is_some() && origin.used.elapsed() < REMEMBERED;
-            making || remembers || !origin.idle.is_empty() || !origin.shared.is_empty()
+            waited_for || remembers || !origin.idle.is_empty() || !origin.shared.is_empty()
         });
     }
 
