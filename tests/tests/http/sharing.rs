@@ -62,6 +62,8 @@ fn requests_at_the_same_time_share_one_connection_from_the_first_on() -> Result<
 
 #[test]
 fn an_origin_of_http1_is_asked_once_and_then_known() -> Result<()> {
+    // As many as curl makes at the same time.
+    const COUNT: usize = 300;
     let bed = TestBed::new("http1-known")?;
     let (release, released) = watch::channel(true);
     let held = origin(&bed)?.handler(move |_| Reply::Later(released.clone(), Box::new(Reply::Raw(EMPTY.into()))));
@@ -71,15 +73,15 @@ fn an_origin_of_http1_is_asked_once_and_then_known() -> Result<()> {
     for round in 1..=2 {
         release.send_replace(false);
         std::thread::scope(|scope| {
-            let client = scope.spawn(|| at_once(&bed, 8, &[]));
-            origin.wait_for_requests(8 * round)?;
+            let client = scope.spawn(|| at_once(&bed, COUNT, &[]));
+            origin.wait_for_requests(COUNT * round)?;
             release.send_replace(true);
             let output = client.join().expect("curl's thread does not panic")?;
-            ensure!(output.text() == "200\n".repeat(8), "{output:?}");
+            ensure!(output.text() == "200\n".repeat(COUNT), "{output:?}");
             Ok(())
         })?;
-        // Idle ones serve the second round.
-        ensure!(origin.connections() == 8, "{} connections", origin.connections());
+        // Idle ones serve the second round, however many they are.
+        ensure!(origin.connections() == COUNT, "{} connections", origin.connections());
     }
     Ok(())
 }
