@@ -359,8 +359,10 @@ pub struct Held {
 }
 
 impl Lease {
+    /// A place on a connection of HTTP/2 is given back when this is dropped: all content can have come before the end.
     fn give_back(&mut self) {
-        if let Some(connection) = self.connection.take()
+        if !self.http2
+            && let Some(connection) = self.connection.take()
             && self.content.is_complete()
         {
             self.pool.put(&self.key, connection);
@@ -408,7 +410,7 @@ impl ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        let Source::Upstream { incoming, http2, lease, .. } =
+        let Source::Upstream { incoming, http2, mut lease, .. } =
             std::mem::replace(&mut self.source, Source::Message(None))
         else {
             return;
@@ -416,7 +418,7 @@ impl Drop for ResponseBody {
         if let Some(record) = &mut self.record {
             record.set_received(lease.content.bytes());
             if http2 && record.is_complete() && !incoming.is_end_stream() {
-                tokio::task::spawn_local(read_to_end(incoming));
+                tokio::task::spawn_local(read_to_end(incoming, lease.connection.take()));
             }
         }
     }
@@ -424,7 +426,7 @@ impl Drop for ResponseBody {
 
 /// Reads the end of a stream of which all content has come. Dropped before, hyper would reset it, and origins count resets
 /// as an attack (CVE-2023-44487).
-async fn read_to_end(mut incoming: Incoming) {
+async fn read_to_end(mut incoming: Incoming, _connection: Option<Connection>) {
     // One that does not end, or has content after all, is reset.
     let _ = timeout(END_TIMEOUT, poll_fn(|cx| incoming.poll_frame(cx))).await;
 }

@@ -176,7 +176,7 @@ impl Exchange<'_> {
             |error: &UpstreamError, ended| Failure { error: error.into(), ended, address: error.address().or(first) };
         loop {
             let wanted = attempt.wanted(self.idle());
-            let mut connection = match self.worker.pool.find(&key, wanted) {
+            let mut connection = match self.worker.pool.ready(&key, wanted) {
                 Some(connection) => connection,
                 None => {
                     // It takes room that most requests do without.

@@ -93,10 +93,23 @@ impl Exclusive {
 
     /// Whether it is of no use any more: the origin has closed it, or has sent what nobody asked for.
     pub fn is_closed(&self) -> bool {
-        let wire = &mut *self.wire.borrow_mut();
-        let idle = wire.keep_alive && wire.content.is_end() && wire.upload.is_none() && wire.input.bytes.is_empty();
+        if !self.is_reusable() {
+            return true;
+        }
+        let mut byte = [0];
         // Nobody is to be woken: whoever wants to use it looks.
-        !idle || wire.input.poll_fill(&mut wire.stream, &mut Context::from_waker(Waker::noop())).is_ready()
+        let mut cx = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.wire.borrow_mut().stream).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_ready()
+    }
+
+    /// Whether its last exchange has come to its end, and another can follow.
+    pub fn is_reusable(&self) -> bool {
+        let wire = self.wire.borrow();
+        wire.keep_alive
+            && wire.content.is_end()
+            && wire.upload.is_none()
+            && wire.output.is_empty()
+            && wire.input.bytes.is_empty()
     }
 
     /// Sends a request, and waits for the head of the response. The rest of both comes and goes with the response's content.

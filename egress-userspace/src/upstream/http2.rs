@@ -1,23 +1,27 @@
 //! HTTP/2 connections, which many requests share (RFC 9113).
 
+mod noting;
+
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell},
     future::poll_fn,
-    io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
 use hyper::{
     client::conn::http2,
     rt::{self, Executor},
 };
-use tokio::task;
+use tokio::{sync::Notify, task};
 
+use self::noting::{Noting, TlsFailure};
 use super::{ConnectionInfo, NotAnswered, UpstreamError};
-use crate::body::RequestBody;
+use crate::body::{BodyError, RequestBody};
 
 /// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
 /// keep, and what one response can have under way: 2 MiB for each round trip.
@@ -29,29 +33,33 @@ const SEND_BUFFER: usize = 256 * 1024;
 /// The largest head of a response, in bytes as RFC 9113 section 10.5.1 counts them.
 const MAX_HEAD: u32 = 256 * 1024;
 /// A connection on which requests have waited for so long without any answer takes no others: it may be dead.
-const SILENCE: Duration = Duration::from_secs(5);
+pub const SILENCE: Duration = Duration::from_secs(5);
+/// Streams that are begun before the origin has said how many it takes (SETTINGS_MAX_CONCURRENT_STREAMS). If it takes fewer than
+/// were begun, h2 keeps the others back until some have ended, and nobody else can have them.
+const UNTOLD: usize = 1;
 
 /// A connection that many requests use at the same time. It closes when the last of these handles is dropped.
 #[derive(Clone)]
 pub struct Shared {
-    sender: http2::SendRequest<RequestBody>,
+    sender: http2::SendRequest<Carried>,
     /// Facts for the log.
     pub info: Rc<ConnectionInfo>,
     load: Rc<Load>,
     tls_failure: TlsFailure,
 }
 
-/// How TLS has ended, if it has failed.
-type TlsFailure = Rc<RefCell<Option<rustls::Error>>>;
-
 /// What a connection is busy with.
 struct Load {
     /// When it was made.
     made: Instant,
-    /// Requests that use it.
+    /// Requests that use it: until they are answered to the end, and their content is sent or given up.
     streams: Cell<usize>,
-    /// How many may, as far as the origin has said (SETTINGS_MAX_CONCURRENT_STREAMS).
+    /// How many may, as far as the origin has said.
     limit: Cell<usize>,
+    /// Whether it has said anything: its settings come first (RFC 9113 section 3.4).
+    told: Cell<bool>,
+    /// Told when there may be room for one more, and when there will be none.
+    room: OnceCell<Rc<Notify>>,
     /// When the last request ended; of use while there are none.
     idle_since: Cell<Instant>,
     /// Requests without an answer.
@@ -72,14 +80,15 @@ impl Shared {
         I: rt::Read + rt::Write + Unpin + 'static,
     {
         let address = info.address;
-        let tls_failure = TlsFailure::default();
-        let io = Noting { io, tls_failure: tls_failure.clone(), write_failure: None };
+        let (tls_failure, heard) = (TlsFailure::default(), Rc::<Notify>::default());
+        let io = Noting::new(io, tls_failure.clone(), heard.clone());
         let (sender, mut connection) = http2::Builder::new(LocalTasks)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(MAX_HEAD)
-            .handshake::<_, RequestBody>(io)
+            .initial_max_send_streams(UNTOLD)
+            .handshake::<_, Carried>(io)
             .await
             .map_err(|source| match tls_failure.take() {
                 Some(error) => UpstreamError::of_ended(&info, &error),
@@ -89,7 +98,9 @@ impl Shared {
         let load = Rc::new(Load {
             made: now,
             streams: Cell::new(0),
-            limit: Cell::new(connection.current_max_send_streams()),
+            limit: Cell::new(UNTOLD),
+            told: Cell::new(false),
+            room: OnceCell::new(),
             idle_since: Cell::new(now),
             waiting: Cell::new(0),
             waiting_since: Cell::new(now),
@@ -97,13 +108,25 @@ impl Shared {
         });
         let limits = load.clone();
         task::spawn_local(async move {
+            // What is read is read by a task of hyper's.
+            let mut heard = pin!(heard.notified());
             let ended = poll_fn(|cx| {
+                let before = (limits.told.get(), limits.limit.get());
+                limits.told.set(before.0 || heard.as_mut().poll(cx).is_ready());
                 let polled = Pin::new(&mut connection).poll(cx);
-                limits.limit.set(connection.current_max_send_streams());
+                // One that takes none at all is asked nevertheless, rather than another one like it.
+                limits.limit.set(connection.current_max_send_streams().max(1));
+                if before != (limits.told.get(), limits.limit.get()) {
+                    limits.changed();
+                }
                 polled
             });
+            let ended = ended.await;
+            // Only now it counts as closed.
+            drop(connection);
+            limits.changed();
             // The exchanges that it concerns see the same error.
-            if let Err(error) = ended.await {
+            if let Err(error) = ended {
                 tracing::debug!(%address, %error, "upstream connection ended");
             }
         });
@@ -125,22 +148,31 @@ impl Shared {
         self.load.made
     }
 
-    /// How many requests may use it at the same time, as far as is known.
-    pub fn limit(&self) -> usize {
-        self.load.limit.get()
+    /// Has `room` notified when there may be room for one more request, and when the connection ends.
+    pub fn announce(&self, room: Rc<Notify>) {
+        // It belongs to one key for as long as it lives.
+        let _ = self.load.room.set(room);
     }
 
-    /// How many do.
-    pub fn streams(&self) -> usize {
+    /// How many requests use it.
+    fn streams(&self) -> usize {
         self.load.streams.get()
     }
 
-    /// Whether one more request may use it, with at most `limit` in all, if it was not idle for longer than `max_idle`.
-    pub fn has_room(&self, limit: usize, max_idle: Duration) -> bool {
+    /// Whether one more request may use it, if it was not idle for longer than `max_idle`.
+    pub fn has_room(&self, max_idle: Duration) -> bool {
         let load = &self.load;
         let fresh = self.streams() > 0 || load.idle_since.get().elapsed() <= max_idle;
-        let silent = load.waiting.get() > 0 && load.waiting_since.get().elapsed() > SILENCE;
-        fresh && !silent && self.streams() < limit && !self.is_closed()
+        fresh && !self.is_silent() && self.streams() < load.limit.get() && !self.is_closed()
+    }
+
+    /// Whether it may have room as soon as the origin says how many requests it takes.
+    pub fn is_untold(&self) -> bool {
+        !self.load.told.get() && !self.is_silent() && !self.is_closed()
+    }
+
+    fn is_silent(&self) -> bool {
+        self.load.waiting.get() > 0 && self.load.waiting_since.get().elapsed() > SILENCE
     }
 
     /// Whether nobody has used it for `max_idle`.
@@ -151,7 +183,27 @@ impl Shared {
     /// Uses it for one request.
     pub fn stream(&self) -> Stream {
         self.load.streams.set(self.streams() + 1);
-        Stream { reused: self.load.used.replace(true), waits: false, shared: self.clone() }
+        let place = Rc::new(Place(self.load.clone()));
+        Stream { reused: self.load.used.replace(true), waits: false, shared: self.clone(), place }
+    }
+}
+
+impl Load {
+    fn changed(&self) {
+        if let Some(room) = self.room.get() {
+            room.notify_one();
+        }
+    }
+}
+
+/// One of the streams that the origin takes.
+struct Place(Rc<Load>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.idle_since.set(Instant::now());
+        self.0.changed();
     }
 }
 
@@ -161,6 +213,7 @@ pub struct Stream {
     /// Whether the connection has served others.
     pub reused: bool,
     waits: bool,
+    place: Rc<Place>,
 }
 
 impl Stream {
@@ -189,6 +242,7 @@ impl Stream {
             load.waiting_since.set(Instant::now());
         }
         self.waits = true;
+        let request = request.map(|body| Carried { body, _place: self.place.clone() });
         let result = self.shared.sender.try_send_request(request).await;
         if result.is_ok() {
             self.shared.load.waiting_since.set(Instant::now());
@@ -211,9 +265,32 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.answered();
-        let load = &self.shared.load;
-        load.streams.set(load.streams.get() - 1);
-        load.idle_since.set(Instant::now());
+    }
+}
+
+/// A request's content, which holds its stream open after the response if the client is still sending.
+struct Carried {
+    body: RequestBody,
+    _place: Rc<Place>,
+}
+
+impl Body for Carried {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -224,89 +301,5 @@ struct LocalTasks;
 impl<F: Future<Output: 'static> + 'static> Executor<F> for LocalTasks {
     fn execute(&self, future: F) {
         task::spawn_local(future);
-    }
-}
-
-/// Notes how TLS fails: of what ends a connection, h2 tells its streams no more than the words.
-struct Noting<I> {
-    io: I,
-    tls_failure: TlsFailure,
-    /// A write that has failed, while what the origin said before is still to be read.
-    write_failure: Option<io::Error>,
-}
-
-impl<I: rt::Read + rt::Write + Unpin> Noting<I> {
-    fn read(&mut self, cx: &mut Context<'_>, buffer: rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.io).poll_read(cx, buffer);
-        if let Poll::Ready(Err(error)) = &polled
-            && let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        {
-            *self.tls_failure.borrow_mut() = Some(error.clone());
-        }
-        polled
-    }
-
-    /// Writes. An origin that has closed may have said why in an alert, which is read before the failure is told.
-    fn write<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        write: impl FnOnce(Pin<&mut I>, &mut Context<'_>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if self.write_failure.is_none() {
-            match write(Pin::new(&mut self.io), cx) {
-                Poll::Ready(Err(error))
-                    if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
-                {
-                    self.write_failure = Some(error);
-                }
-                other => return other,
-            }
-        }
-        let mut bytes = [0; 1024];
-        loop {
-            let mut buffer = rt::ReadBuf::new(&mut bytes);
-            let read = ready!(self.read(cx, buffer.unfilled()));
-            // What comes before the end is of no use any more.
-            if read.is_err() || buffer.filled().is_empty() {
-                let failure = self.write_failure.take();
-                return Poll::Ready(Err(failure.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())));
-            }
-        }
-    }
-}
-
-impl<I: rt::Read + rt::Write + Unpin> rt::Read for Noting<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.read(cx, buffer)
-    }
-}
-
-impl<I: rt::Read + rt::Write + Unpin> rt::Write for Noting<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.write(cx, |io, cx| io.poll_write(cx, bytes))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.write(cx, |io, cx| io.poll_write_vectored(cx, pieces))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write(cx, rt::Write::poll_flush)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

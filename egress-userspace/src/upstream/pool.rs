@@ -1,19 +1,20 @@
-//! Upstream connections of one worker: idle ones of HTTP/1.1, shared ones of HTTP/2, and those that are being made.
+//! Upstream connections of one worker: those that there are of each key, and those who wait for one that is being made.
+
+mod origin;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::HashMap,
     net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
 };
 
-use futures_util::{
-    FutureExt as _,
-    future::{LocalBoxFuture, Shared as Joint, WeakShared},
-};
+use futures_util::{FutureExt as _, future::LocalBoxFuture};
+use tokio::{sync::Mutex, time::timeout};
 
-use super::{Connection, Made, Offer, UpstreamError, http1, http2};
+use self::origin::{Found, Origin};
+use super::{Connection, Made, Offer, UpstreamError, http2};
 use crate::{netns::NetnsCookie, route::ClusterId};
 
 /// Idle connections are closed after this time.
@@ -21,10 +22,6 @@ pub const MAX_IDLE: Duration = Duration::from_secs(60);
 /// A request that cannot be sent twice takes no connection that was idle for longer: the origin may be closing it at this
 /// very moment. Common servers wait at least five seconds.
 pub const MAX_IDLE_UNREPEATABLE: Duration = Duration::from_secs(4);
-/// Idle connections kept for each key.
-const MAX_IDLE_CONNECTIONS: usize = 256;
-/// How long it is remembered which protocol an origin picks, after the last request.
-const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// Connections of one key serve each other's requests. The network namespace is part of it: a connection has the address,
 /// the routes and the network policy of the pod that it was made for.
@@ -69,57 +66,30 @@ pub struct Wanted {
 #[derive(Default)]
 pub struct Pool(RefCell<HashMap<Key, Origin>>);
 
-/// What there is of one key.
-struct Origin {
-    /// The one that was used last is last.
-    idle: Vec<Idle>,
-    /// The youngest is last.
-    shared: Vec<http2::Shared>,
-    /// A connection that is being made, of which nobody knows yet whether it can be shared.
-    making: Option<WeakShared<Making>>,
-    protocol: Option<Protocol>,
-    used: Instant,
-}
+/// Those who wait for a connection of one key. It is given up with the last of them.
+type Queue = Mutex<Turn>;
 
-struct Idle {
-    connection: http1::Exclusive,
-    since: Instant,
-}
-
-/// What an origin picks when it is offered both.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Protocol {
-    Http1,
-    Http2,
-    /// HTTP/2, but over that it has asked for HTTP/1.1 (HTTP_1_1_REQUIRED, RFC 9113 section 7).
-    Http1Required,
-}
-
-type Making = LocalBoxFuture<'static, Result<Joined, Rc<UpstreamError>>>;
-
-/// A connection for all who have waited for it: HTTP/1.1 is for the first of them.
-#[derive(Clone)]
-enum Joined {
-    Exclusive(Rc<Cell<Option<http1::Exclusive>>>),
-    Shared(http2::Shared),
-}
-
-impl Default for Origin {
-    fn default() -> Self {
-        Self { idle: Vec::new(), shared: Vec::new(), making: None, protocol: None, used: Instant::now() }
-    }
+/// What the first of those who wait has to do with. The mutex is fair: each is the first in its turn.
+#[derive(Default)]
+struct Turn {
+    /// A connection that is being made, of which nobody knows yet whether it can be shared. It goes on if the one who began it
+    /// goes away.
+    making: Option<LocalBoxFuture<'static, Result<Made, UpstreamError>>>,
+    /// Why there is none, for all who have waited for it.
+    failure: Option<Rc<UpstreamError>>,
 }
 
 impl Pool {
     /// A connection of this key; a new one, made by `make`, only if there is none that serves.
     ///
-    /// Where the origin may pick HTTP/2, requests at the same time wait for one connection to be made, which they share.
-    /// Where it is known to pick HTTP/1.1 each has one of its own made.
+    /// Where the origin may pick HTTP/2, requests at the same time wait for one connection to be made, which they share; for
+    /// another one only if the origin takes no more on those that there are. Where it is known to pick HTTP/1.1 each has one
+    /// of its own made.
     ///
     /// # Errors
     /// It cannot be made. All who have waited for it get the same error.
     pub async fn get<F>(
-        self: &Rc<Self>,
+        &self,
         key: &Key,
         wanted: Wanted,
         make: impl Fn(Offer) -> F,
@@ -127,144 +97,82 @@ impl Pool {
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
-        loop {
-            if let Some(found) = self.find(key, wanted) {
-                return Ok(found);
-            }
-            let protocol = self.0.borrow().get(key).and_then(|origin| origin.protocol);
-            let alone = match protocol {
-                _ if !wanted.http2 => Some(Offer::Http1),
-                Some(Protocol::Http1Required) => Some(Offer::Http1),
-                Some(Protocol::Http1) => Some(Offer::Both),
-                Some(Protocol::Http2) | None => None,
-            };
-            if let Some(offer) = alone {
-                return match make(offer).await? {
-                    Made::Http1(exclusive) => Ok(Connection::Http1(exclusive)),
-                    Made::Http2(shared) => {
-                        // It has come to other conclusions than the last time.
-                        self.made(key, Some(&shared));
-                        Ok(Connection::Http2(shared.stream()))
-                    }
-                };
-            }
-            match self.join(key, &make).await? {
-                // Nobody has found a place on it: it has ended already, and the request will learn so.
-                Joined::Shared(shared) if shared.is_closed() && shared.streams() == 0 => {
-                    return Ok(Connection::Http2(shared.stream()));
-                }
-                Joined::Shared(_) => {}
-                Joined::Exclusive(first) => {
-                    if let Some(exclusive) = first.take() {
-                        return Ok(Connection::Http1(exclusive));
-                    }
-                }
-            }
-        }
-    }
-
-    /// A connection that is there.
-    pub fn find(&self, key: &Key, wanted: Wanted) -> Option<Connection> {
-        let mut pool = self.0.borrow_mut();
-        let origin = pool.get_mut(key)?;
-        origin.used = Instant::now();
-        origin.shared.retain(|shared| !shared.is_closed());
-        if wanted.http2 {
-            let newer = |shared: &&http2::Shared| wanted.newer_than.is_none_or(|than| shared.made() > than);
-            // What one has been told (SETTINGS_MAX_CONCURRENT_STREAMS) goes for one that has yet to be told.
-            let limit = origin.shared.iter().map(http2::Shared::limit).min().unwrap_or_default();
-            let mut youngest_first = origin.shared.iter().rev().filter(newer);
-            let serves = youngest_first.find(|shared| shared.has_room(limit, wanted.max_idle));
-            if let Some(shared) = serves {
-                return Some(Connection::Http2(shared.stream()));
-            }
-        }
-        if wanted.newer_than.is_some() {
-            return None;
-        }
-        // Only those are looked at that are of use: there may be thousands.
-        while origin.idle.last()?.since.elapsed() <= wanted.max_idle {
-            let Idle { connection, .. } = origin.idle.pop()?;
-            if !connection.is_closed() {
-                return Some(Connection::Http1(connection.again()));
-            }
-        }
-        None
-    }
-
-    /// The connection that is being made for all who wait; if there is none, `make` makes it.
-    fn join<F>(self: &Rc<Self>, key: &Key, make: impl Fn(Offer) -> F) -> Joint<Making>
-    where
-        F: Future<Output = Result<Made, UpstreamError>> + 'static,
-    {
-        let mut pool = self.0.borrow_mut();
-        let origin = pool.entry(key.clone()).or_default();
-        // Nobody is left to drive one whose requests have all gone away.
-        if let Some(joint) = origin.making.as_ref().and_then(WeakShared::upgrade)
-            && joint.peek().is_none()
-        {
-            return joint;
-        }
-        let (making, pool, key) = (make(Offer::Both), self.clone(), key.clone());
-        let joint = async move {
-            match making.await? {
-                Made::Http1(exclusive) => {
-                    pool.made(&key, None);
-                    Ok(Joined::Exclusive(Rc::new(Cell::new(Some(exclusive)))))
-                }
-                Made::Http2(shared) => {
-                    pool.made(&key, Some(&shared));
-                    Ok(Joined::Shared(shared))
-                }
-            }
+        let queue = match self.enter(key, wanted) {
+            Ok(found) => return Ok(found),
+            Err(queue) => queue,
         };
-        let joint = joint.boxed_local().shared();
-        origin.making = joint.downgrade();
-        joint
+        let mut turn = queue.lock().await;
+        loop {
+            match self.with(key, |origin| origin.find(wanted)) {
+                Found::Connection(found) => return Ok(found),
+                Found::Soon(room) => _ = timeout(http2::SILENCE, room.notified()).await,
+                Found::Nothing => break,
+            }
+        }
+        let alone = self.with(key, |origin| origin.alone(wanted));
+        if let Some(offer) = alone {
+            drop(turn);
+            self.with(key, |origin| origin.make_room(wanted));
+            let made = make(offer).await?;
+            return Ok(self.with(key, |origin| origin.made(offer, made)));
+        }
+        if let Some(failure) = &turn.failure {
+            return Err(failure.clone());
+        }
+        let made = turn.making.get_or_insert_with(|| make(Offer::Both).boxed_local()).await;
+        turn.making = None;
+        made.map(|made| self.with(key, |origin| origin.made(Offer::Both, made))).map_err(|error| {
+            // Nobody else is to wait for what has failed.
+            self.with(key, |origin| origin.leave(&queue));
+            turn.failure.insert(Rc::new(error)).clone()
+        })
     }
 
-    /// Remembers what an origin that was offered both has picked, and the connection if it can be shared.
-    fn made(&self, key: &Key, shared: Option<&http2::Shared>) {
-        // Its network namespace may be gone.
-        if let Some(origin) = self.0.borrow_mut().get_mut(key) {
-            origin.protocol = Some(if shared.is_some() { Protocol::Http2 } else { Protocol::Http1 });
-            origin.shared.extend(shared.cloned());
+    /// A connection that is there, if nobody waits for one.
+    pub fn ready(&self, key: &Key, wanted: Wanted) -> Option<Connection> {
+        self.enter(key, wanted).ok()
+    }
+
+    /// A connection that is there; else the queue for one.
+    fn enter(&self, key: &Key, wanted: Wanted) -> Result<Connection, Rc<Queue>> {
+        self.with(key, |origin| {
+            // Nobody is served before those who wait.
+            if let Some(queue) = origin.queue() {
+                return Err(queue);
+            }
+            match origin.find(wanted) {
+                Found::Connection(found) => Ok(found),
+                Found::Soon(_) | Found::Nothing => Err(origin.begin_queue()),
+            }
+        })
+    }
+
+    fn with<R>(&self, key: &Key, act: impl FnOnce(&mut Origin) -> R) -> R {
+        let mut pool = self.0.borrow_mut();
+        match pool.get_mut(key) {
+            Some(origin) => act(origin),
+            None => act(pool.entry(key.clone()).or_default()),
         }
     }
 
     /// Remembers that the origin wants HTTP/1.1, whatever it picks.
     pub fn require_http1(&self, key: &Key) {
         if let Some(origin) = self.0.borrow_mut().get_mut(key) {
-            origin.protocol = Some(Protocol::Http1Required);
-            origin.shared.clear();
+            origin.require_http1();
         }
     }
 
     /// Takes a connection back whose exchange has ended.
     pub fn put(&self, key: &Key, connection: Connection) {
-        // What is shared has never left.
-        let Connection::Http1(connection) = connection else { return };
-        if connection.is_closed() {
-            return;
-        }
-        let mut pool = self.0.borrow_mut();
-        let entry = Idle { connection, since: Instant::now() };
-        match pool.get_mut(key) {
-            None => _ = pool.insert(key.clone(), Origin { idle: vec![entry], ..Origin::default() }),
-            Some(origin) if origin.idle.len() < MAX_IDLE_CONNECTIONS => origin.idle.push(entry),
-            Some(_) => {}
+        // What is shared has never left, and what belongs to a network namespace that is gone is of no use.
+        if let (Connection::Http1(connection), Some(origin)) = (connection, self.0.borrow_mut().get_mut(key)) {
+            origin.put(connection);
         }
     }
 
     /// Closes connections that were idle for too long.
     pub fn expire(&self) {
-        self.0.borrow_mut().retain(|_, origin| {
-            origin.idle.retain(|entry| entry.since.elapsed() < MAX_IDLE && !entry.connection.is_closed());
-            origin.shared.retain(|shared| !shared.is_idle(MAX_IDLE) && !shared.is_closed());
-            let making = origin.making.as_ref().and_then(WeakShared::upgrade).is_some();
-            let remembers = origin.protocol.is_some() && origin.used.elapsed() < REMEMBERED;
-            making || remembers || !origin.idle.is_empty() || !origin.shared.is_empty()
-        });
+        self.0.borrow_mut().retain(|_, origin| origin.expire());
     }
 
     /// Closes the idle connections of a network namespace that is gone.
