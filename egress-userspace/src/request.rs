@@ -99,6 +99,8 @@ struct Answer {
     is_bare: bool,
     /// The upstream end, if it switches protocols.
     switched: Option<OnUpgrade>,
+    /// How long nobody may say anything after that.
+    tunnel_idle: Option<Duration>,
     /// The origin's.
     address: SocketAddr,
 }
@@ -143,8 +145,7 @@ impl Conversation<'_> {
         record.respond(head.status, answer.outcome);
         let body = match answer.switched {
             Some(upstream) => {
-                let mut lease = answer.lease;
-                self.tunnel.set(Some(Tunnel::new(upstream, record, std::mem::take(&mut lease.held))));
+                self.tunnel.set(Some(Tunnel::new(upstream, record, answer.lease, answer.tunnel_idle)));
                 ResponseBody::switching()
             }
             None => ResponseBody::upstream(body, answer.is_bare, answer.lease, record),

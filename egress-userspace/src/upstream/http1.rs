@@ -5,7 +5,7 @@ use std::{rc::Rc, time::Instant};
 use hyper::{client::conn::http1, rt};
 use tokio::task;
 
-use super::{ConnectionInfo, NotAnswered, UpstreamError};
+use super::{ConnectionInfo, NotAnswered, UpstreamError, limits::Place};
 use crate::body::RequestBody;
 
 /// A connection that one request uses at a time.
@@ -15,8 +15,10 @@ pub struct Exclusive {
     pub info: Rc<ConnectionInfo>,
     /// When it was made.
     pub made: Instant,
-    /// Whether it has served others.
-    pub reused: bool,
+    /// How many requests it has served.
+    pub served: u32,
+    /// Its place, if there may be only so many; dropped after what closes it.
+    pub place: Option<Place>,
 }
 
 impl Exclusive {
@@ -40,13 +42,13 @@ impl Exclusive {
                 tracing::debug!(%address, %error, "upstream connection ended");
             }
         });
-        Ok(Self { sender, info: Rc::new(info), made: Instant::now(), reused: false })
+        Ok(Self { sender, info: Rc::new(info), made: Instant::now(), served: 0, place: None })
     }
 
-    /// The same, for the next exchange.
+    /// The same, after an exchange.
     #[must_use]
     pub fn again(mut self) -> Self {
-        self.reused = true;
+        self.served += 1;
         self
     }
 
