@@ -98,6 +98,8 @@ struct Answer {
     is_bare: bool,
     /// Whether it switches protocols.
     switches: bool,
+    /// How long nobody may say anything after that.
+    tunnel_idle: Option<Duration>,
     /// The origin's.
     address: SocketAddr,
 }
@@ -168,7 +170,7 @@ impl<'a> Conversation<'a> {
         let body = match (answer.switches, lease.connection.take()) {
             (true, Some(Connection::Http1(upstream))) => {
                 let held = std::mem::take(&mut lease.held);
-                self.tunnel.set(Some(Tunnel::new(upstream.switched(), record, held)));
+                self.tunnel.set(Some(Tunnel::new(upstream.switched(), record, held, answer.tunnel_idle)));
                 ResponseBody::switching()
             }
             (_, connection) => {

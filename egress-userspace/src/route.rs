@@ -236,15 +236,7 @@ pub fn pending(rule: &Rule) -> Option<Diagnostic> {
         return refused(&rule.location, "protocol HTTP2 or GRPC");
     }
     rule.upstreams.iter().find_map(|upstream| {
-        let pool = &upstream.pool;
         let pending = [
-            ("connectionPool.tcp.maxConnections", pool.max_connections != u32::MAX),
-            ("connectionPool.tcp.maxConnectionDuration", pool.max_connection_duration.is_some()),
-            ("connectionPool.tcp.idleTimeout", pool.tcp_idle_timeout.is_some()),
-            ("connectionPool.http.http1MaxPendingRequests", pool.max_pending_requests != u32::MAX),
-            ("connectionPool.http.maxRequestsPerConnection", pool.max_requests_per_connection.is_some()),
-            ("connectionPool.http.maxConcurrentStreams", pool.max_concurrent_streams.is_some()),
-            ("connectionPool.http.idleTimeout", pool.idle_timeout.is_some()),
             (
                 "tunnel.protocol POST",
                 upstream.tunnel.as_ref().is_some_and(|tunnel| tunnel.method == TunnelMethod::Post),

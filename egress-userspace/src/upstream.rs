@@ -22,7 +22,11 @@ use std::{
 use rustls::{AlertDescription, ClientConnection, HandshakeKind, ProtocolVersion};
 
 pub use self::cause::Cause;
-use self::{tls::Refusal, tunnel::TunnelError};
+use self::{
+    limits::{Kind, Place},
+    tls::Refusal,
+    tunnel::TunnelError,
+};
 use crate::{body::BodyError, http1 as codec};
 
 /// What is known of an upstream connection from its making.
@@ -92,6 +96,22 @@ pub enum Made {
     Http2(http2::Shared),
 }
 
+impl Made {
+    /// The same with its place.
+    fn with(self, place: Option<Place>) -> Self {
+        match self {
+            Self::Http1(mut exclusive) => {
+                exclusive.place = place;
+                Self::Http1(exclusive)
+            }
+            Self::Http2(shared) => {
+                shared.hold(place);
+                Self::Http2(shared)
+            }
+        }
+    }
+}
+
 /// A connection on which a request can be sent.
 pub enum Connection {
     /// Nobody else's until its exchange has ended.
@@ -120,7 +140,7 @@ impl Connection {
     /// Whether it has served other requests.
     pub fn is_reused(&self) -> bool {
         match self {
-            Self::Http1(exclusive) => exclusive.reused,
+            Self::Http1(exclusive) => exclusive.served > 0,
             Self::Http2(stream) => stream.reused,
         }
     }
@@ -184,6 +204,14 @@ impl ExchangeError {
 /// Why a request got no response from its origin.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
+    /// There is as much under way as the settings allow.
+    #[error("the limit of the DestinationRule is reached: connectionPool.{} is {limit}", .kind.setting())]
+    Overflow {
+        /// Of what.
+        kind: Kind,
+        /// The limit.
+        limit: u32,
+    },
     /// There is no address to try.
     #[error("the name has no known address")]
     NoAddress,
@@ -196,7 +224,7 @@ pub enum UpstreamError {
         source: io::Error,
     },
     /// Connecting took too long.
-    #[error("no TCP connection to {address} within {} s", .limit.as_secs())]
+    #[error("no TCP connection to {address} within {limit:?}")]
     ConnectTimeout {
         /// The address.
         address: SocketAddr,
@@ -265,6 +293,7 @@ impl UpstreamError {
     pub fn cause(&self) -> Cause {
         use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
         match self {
+            Self::Overflow { .. } => Cause::Overflow,
             Self::NoAddress => Cause::NoAddress,
             Self::Connect { source, .. } => match source.kind() {
                 ConnectionRefused => Cause::ConnectionRefused,
@@ -299,7 +328,7 @@ impl UpstreamError {
     /// The address that it is about, if it is one.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
-            Self::NoAddress => None,
+            Self::Overflow { .. } | Self::NoAddress => None,
             Self::Connect { address, .. }
             | Self::ConnectTimeout { address, .. }
             | Self::Tunnel { proxy: address, .. }

@@ -31,14 +31,14 @@ use crate::{
     netns::NetnsCookie,
     passthrough::{self, Passed},
     request::Accepted,
-    route::RouteTable,
+    route::{ClusterId, RouteTable},
     socket::SocketFactory,
     telemetry::{access_log, metrics::Metrics},
     upstream::{connect::Connector, pool::Pool, tls},
 };
 
 /// How often idle upstream connections are looked through.
-const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What requests need, on one thread.
 pub struct Worker {
@@ -67,6 +67,8 @@ enum Command {
     Serve(std::net::TcpStream, Box<Accepted>, Load),
     /// A network namespace is gone.
     Forget(NetnsCookie),
+    /// Somebody needs a connection to this cluster, to which there may be no more.
+    GiveUp(ClusterId),
     /// End, and break off what is under way.
     Stop,
 }
@@ -94,9 +96,7 @@ pub struct Workers {
 /// Ends the threads. Connections that are still being served are cut off, and their requests' records are written.
 impl Drop for Workers {
     fn drop(&mut self) {
-        for member in &self.crew.members {
-            let _ = member.commands.send(Command::Stop);
-        }
+        self.crew.tell(|| Command::Stop);
         for thread in self.threads.drain(..) {
             // One that panicked has said so.
             let _ = thread.join();
@@ -134,11 +134,13 @@ impl Workers {
             let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 tls::warm_up();
                 let connector = Connector::new(SocketFactory::new(own_sockets), metrics.clone());
+                let asked = crew.clone();
+                let pool = Pool::new(move |cluster| asked.tell(|| Command::GiveUp(cluster)));
                 let worker = Rc::new(Worker {
                     routes,
                     metrics,
                     connector: Rc::new(connector),
-                    pool: Rc::default(),
+                    pool: Rc::new(pool),
                     flows,
                     crew,
                     open,
@@ -167,9 +169,7 @@ impl Workers {
 
     /// Closes the idle upstream connections of a network namespace that is gone.
     pub fn forget(&self, netns: NetnsCookie) {
-        for member in &self.crew.members {
-            let _ = member.commands.send(Command::Forget(netns));
-        }
+        self.crew.tell(|| Command::Forget(netns));
     }
 
     /// Tells all connections how to end, those that are still to be accepted included.
@@ -197,6 +197,14 @@ pub enum StartError {
 }
 
 impl Crew {
+    /// Tells all of them.
+    fn tell(&self, command: impl Fn() -> Command) {
+        for member in &self.members {
+            // A worker ends only with the process.
+            let _ = member.commands.send(command());
+        }
+    }
+
     /// The worker with the fewest connections; `preferred` if none has fewer.
     fn least_loaded(&self, preferred: usize) -> usize {
         let load = |index: usize| self.members[index].connections.load(Ordering::Relaxed);
@@ -242,6 +250,7 @@ impl Worker {
                         self.pool.forget(netns);
                         self.connector.health.forget(netns);
                     }
+                    Some(Command::GiveUp(cluster)) => self.pool.give_up(cluster),
                     Some(Command::Stop) | None => return,
                 },
                 _ = expire.tick() => {

@@ -208,6 +208,7 @@ impl<'bed> OriginBuilder<'bed> {
             requests: Mutex::default(),
             failures: Mutex::default(),
             count: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
         });
         let (stop, stopped) = oneshot::channel();
         let (ready, started) = mpsc::channel();
@@ -265,6 +266,11 @@ impl Origin {
         self.shared.count.load(Ordering::Acquire)
     }
 
+    /// How many of them have not ended.
+    pub fn open_connections(&self) -> usize {
+        self.shared.open.load(Ordering::Acquire)
+    }
+
     /// What went wrong with connections: TLS alerts of clients that did not like the certificate, broken requests.
     pub fn failures(&self) -> Vec<String> {
         lock(&self.shared.failures).clone()
@@ -289,6 +295,7 @@ struct Shared {
     requests: Mutex<Vec<Request>>,
     failures: Mutex<Vec<String>>,
     count: AtomicUsize,
+    open: AtomicUsize,
 }
 
 impl std::fmt::Debug for Shared {
@@ -345,11 +352,13 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
     let mut connections = JoinSet::new();
     while let Ok((stream, client)) = listener.accept().await {
         let connection = shared.count.fetch_add(1, Ordering::AcqRel);
+        shared.open.fetch_add(1, Ordering::AcqRel);
         let (tls, shared) = (tls.clone(), Arc::clone(&shared));
         connections.spawn(async move {
             if let Err(error) = connection_of(stream, client, connection, tls, &shared).await {
                 lock(&shared.failures).push(format!("{error:#}"));
             }
+            shared.open.fetch_sub(1, Ordering::AcqRel);
         });
         while connections.try_join_next().is_some() {}
     }

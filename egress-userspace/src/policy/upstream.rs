@@ -85,7 +85,7 @@ pub struct ConnectionPool {
     pub connect_timeout: Duration,
     /// How dead connections are found out.
     pub keepalive: Option<Keepalive>,
-    /// When connections end that carry no bytes, after an upgrade to another protocol.
+    /// When connections end that carry no bytes, after a switch to another protocol; if absent, never.
     pub tcp_idle_timeout: Option<Duration>,
     /// How old a connection gets at most; it ends with the exchange that is under way then.
     pub max_connection_duration: Option<Duration>,
@@ -97,7 +97,7 @@ pub struct ConnectionPool {
     pub max_requests_per_connection: Option<NonZeroU32>,
     /// Retries under way at most.
     pub max_retries: u32,
-    /// When idle connections are closed; sooner if absent than servers commonly do.
+    /// When connections without requests are closed; sooner if absent than servers commonly do.
     pub idle_timeout: Option<Duration>,
     /// Streams on one HTTP/2 connection at most.
     pub max_concurrent_streams: Option<NonZeroU32>,

@@ -54,9 +54,7 @@ impl Exchange<'_> {
         let cluster = self.cluster();
         let mut held = Held::default();
         if let Some(cluster) = cluster {
-            let limit = cluster.upstream.pool.max_requests;
-            let slot = cluster.usage.take(Kind::Requests, limit);
-            held.request = Some(slot.ok_or_else(|| ProxyError::overflow(Kind::Requests, limit))?);
+            held.request = Some(cluster.usage.take(Kind::Requests).map_err(|error| ProxyError::from(&error))?);
         }
         let is_head = head.method == Method::HEAD;
         // RFC 8441 is rarely offered, and needs another request than the one that the client has made.
@@ -125,8 +123,7 @@ impl Exchange<'_> {
     }
 
     fn retry_slot(&self) -> Option<Slot> {
-        let cluster = self.cluster()?;
-        cluster.usage.take(Kind::Retries, cluster.upstream.pool.max_retries)
+        self.cluster()?.usage.take(Kind::Retries).ok()
     }
 
     /// One try, within the limits of time.
@@ -179,9 +176,17 @@ impl Exchange<'_> {
             let mut connection = match self.worker.pool.ready(&key, wanted) {
                 Some(connection) => connection,
                 None => {
+                    let usage = self.cluster().map(|cluster| &cluster.usage);
+                    let connect = |offer| self.connect(chosen, offer);
                     // It takes room that most requests do without.
-                    let connecting = Box::pin(self.worker.pool.get(&key, wanted, |offer| self.connect(chosen, offer)));
-                    connecting.await.map_err(|error| failed(error.as_ref(), Ended::NotConnected))?
+                    let connecting = Box::pin(self.worker.pool.get(&key, wanted, usage, connect));
+                    connecting.await.map_err(|error| match &*error {
+                        // The address has nothing to do with it.
+                        UpstreamError::Overflow { .. } => {
+                            Failure { error: (&*error).into(), ended: Ended::Overflow, address: None }
+                        }
+                        error => failed(error, Ended::NotConnected),
+                    })?
                 }
             };
             record.upstream(connection.info(), connection.is_reused());
@@ -205,7 +210,8 @@ impl Exchange<'_> {
                         deadline: None,
                         held: Held { active, ..Held::default() },
                     };
-                    return Ok(Answer { response, lease, outcome, is_bare, switches, address });
+                    let tunnel_idle = self.cluster().and_then(|cluster| cluster.upstream.pool.tcp_idle_timeout);
+                    return Ok(Answer { response, lease, outcome, is_bare, switches, tunnel_idle, address });
                 }
                 Err(failure) => failure,
             };

@@ -48,7 +48,7 @@ pub(super) fn send(
     content: Rc<Content>,
 ) {
     let limit = cluster.upstream.pool.max_requests.min(AT_ONCE);
-    let Some(under_way) = cluster.usage.take(Kind::Requests, limit) else {
+    let Some(under_way) = cluster.usage.take_within(Kind::Requests, limit) else {
         tracing::debug!(host = host.as_str(), limit, "too many requests are being mirrored");
         return;
     };
@@ -85,7 +85,8 @@ impl Copy {
             to: self.cluster.pooled(self.host.as_str(), &chosen),
         };
         let attempt = Attempt::new(head, &self.host, &self.content, true, false);
-        let connecting = self.pool.get(&key, attempt.wanted(self.cluster.upstream.pool.idle_timeout), |offer| {
+        let wanted = attempt.wanted(self.cluster.upstream.pool.idle_timeout);
+        let connecting = self.pool.get(&key, wanted, Some(&self.cluster.usage), |offer| {
             let (connector, from, cluster) = (self.connector.clone(), self.from.clone(), self.cluster.clone());
             let (name, candidates) = (self.name.clone(), chosen.candidates.clone());
             async move { connector.tls(&from, &cluster, &name, candidates, chosen.is_balanced, offer).await }

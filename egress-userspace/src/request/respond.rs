@@ -11,7 +11,7 @@ use crate::{
     body::ResponseBody,
     http1::{self, Fault},
     telemetry::access_log::{Outcome, Record},
-    upstream::{Cause, UpstreamError, limits::Kind, tls::alert_name},
+    upstream::{Cause, UpstreamError, tls::alert_name},
 };
 
 /// Why a request is not answered by its origin.
@@ -79,21 +79,6 @@ impl ProxyError {
             details: "the origin switched protocols (101) without being asked to".to_owned(),
             outcome: Outcome::Failed,
             cause: Some(Cause::HttpProtocol),
-        }
-    }
-
-    /// There is as much under way as the upstream's settings allow.
-    pub fn overflow(kind: Kind, limit: u32) -> Self {
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            kind: token_ref("connection_limit_reached"),
-            alert: None,
-            details: format!(
-                "the limit of the DestinationRule is reached: connectionPool.{} is {limit}",
-                kind.setting()
-            ),
-            outcome: Outcome::Failed,
-            cause: Some(Cause::Overflow),
         }
     }
 

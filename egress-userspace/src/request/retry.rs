@@ -17,6 +17,8 @@ pub enum Ended<'a> {
     Response(StatusCode, &'a HeaderMap),
     /// No connection could be made, TLS included.
     NotConnected,
+    /// It was not to be tried: there is as much under way as the upstream's settings allow.
+    Overflow,
     /// The connection was gone before anything was sent.
     NotSent,
     /// The origin refused the stream, and has not looked at it (REFUSED_STREAM, RFC 9113 section 8.7).
@@ -37,6 +39,8 @@ pub fn is_wanted(on: &RetryOn, ended: Ended<'_>) -> bool {
                 || on.statuses.contains(&status)
                 || grpc_status(fields).is_some_and(|status| on.grpc_statuses.contains(&status))
         }
+        // One more would make it worse.
+        Ended::Overflow => false,
         Ended::NotConnected => no_response || on.connect_failure || on.reset_before_request,
         Ended::NotSent => no_response || on.reset_before_request,
         Ended::RefusedStream => no_response || on.refused_stream,
@@ -79,6 +83,7 @@ mod tests {
             (RetryOn { refused_stream: true, ..none() }, vec![Ended::RefusedStream], vec![Ended::NoResponse]),
             (RetryOn { conflict: true, ..none() }, vec![status(409)], vec![status(500), status(404)]),
             (RetryOn { statuses: vec![StatusCode::TOO_MANY_REQUESTS], ..none() }, vec![status(429)], vec![status(503)]),
+            (RetryOn { server_error: true, connect_failure: true, ..none() }, vec![], vec![Ended::Overflow]),
             (none(), vec![], vec![status(503), Ended::NotConnected, Ended::NoResponse]),
         ] {
             assert!(wanted.iter().all(|ended| is_wanted(&on, *ended)), "{on:?}");

@@ -1,8 +1,12 @@
 //! Connections that a request has switched to another protocol, such as WebSocket (RFC 9110 section 7.8).
 
-use std::{io, rc::Rc};
+use std::{cell::Cell, io, rc::Rc, time::Duration};
 
-use tokio::io::copy_bidirectional;
+use tokio::{
+    io::copy_bidirectional,
+    time::{Instant, sleep_until},
+};
+use tokio_util::io::InspectReader;
 
 use crate::{
     body::Held,
@@ -15,31 +19,53 @@ use crate::{
 pub struct Tunnel {
     upstream: Switched,
     record: Record,
+    /// When it ends if nobody says anything.
+    idle_timeout: Option<Duration>,
     /// It is still under way.
     _held: Held,
 }
 
 impl Tunnel {
     /// The tunnel to an upstream end; the request's record stays open until it ends.
-    pub fn new(upstream: Switched, record: Record, held: Held) -> Self {
-        Self { upstream, record, _held: held }
+    pub fn new(upstream: Switched, record: Record, held: Held, idle_timeout: Option<Duration>) -> Self {
+        Self { upstream, record, idle_timeout, _held: held }
     }
 
     /// Passes bytes both ways until both ends are closed. The client's is reset if that does not go in order.
     pub async fn run(mut self, client: Rc<Connection>) {
-        let mut client = server::Switched::new(client);
+        let heard = Cell::new(Instant::now());
+        let mut client = InspectReader::new(server::Switched::new(client), |_: &[u8]| heard.set(Instant::now()));
+        let mut upstream = InspectReader::new(self.upstream, |_: &[u8]| heard.set(Instant::now()));
         let copied = async {
-            let copied = copy_bidirectional(&mut client, &mut self.upstream).await?;
-            client.close_in_order();
+            let copied = copy_bidirectional(&mut client, &mut upstream).await?;
             Ok::<_, io::Error>(copied)
         };
-        match copied.await {
+        let copied = match self.idle_timeout {
+            None => copied.await,
+            Some(limit) => tokio::select! {
+                copied = copied => copied,
+                () = silence(&heard, limit) => Err(io::Error::other(format!("no bytes either way for {limit:?}"))),
+            },
+        };
+        match copied {
             Ok((received, sent)) => {
+                client.get_ref().close_in_order();
                 self.record.set_received(received);
                 self.record.add_sent(sent);
                 self.record.complete();
             }
             Err(error) => self.record.error(error.to_string()),
         }
+    }
+}
+
+/// Waits until nothing was heard for so long.
+async fn silence(heard: &Cell<Instant>, limit: Duration) {
+    loop {
+        let end = heard.get() + limit;
+        if end <= Instant::now() {
+            return;
+        }
+        sleep_until(end).await;
     }
 }

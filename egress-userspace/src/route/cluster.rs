@@ -41,7 +41,7 @@ pub struct Cluster {
     pub upstream: Arc<Upstream>,
     /// How TLS is originated.
     pub originator: Originator,
-    /// What is under way.
+    /// What is under way, and may be.
     pub usage: Arc<Usage>,
     targets: Vec<Target>,
     /// Which addresses are left out, if any may be.
@@ -89,9 +89,9 @@ impl Cluster {
             id: ClusterId::next(),
             targets: targets(&upstream, names),
             health: upstream.outlier_detection.map(Health::new),
+            usage: Arc::new(Usage::new(upstream.pool.clone())),
             upstream,
             originator,
-            usage: Arc::default(),
             turn: AtomicUsize::new(0),
             active: Mutex::default(),
         }

@@ -18,7 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{ConnectionInfo, ExchangeError, NotAnswered, tls::TlsStream};
+use super::{ConnectionInfo, ExchangeError, NotAnswered, limits::Place, tls::TlsStream};
 use crate::{
     body::{BodyError, Content, Incoming, RequestBody},
     http1::{self, Decoder, Encoder, Error, Framing, Head, Input, Limits, Output, Progress},
@@ -45,8 +45,10 @@ pub struct Exclusive {
     pub info: Rc<ConnectionInfo>,
     /// When it was made.
     pub made: Instant,
-    /// Whether it has served others.
-    pub reused: bool,
+    /// How many requests it has served.
+    pub served: u32,
+    /// Its place, if there may be only so many; dropped after what closes it.
+    pub place: Option<Place>,
 }
 
 /// The connection, and the exchange that it is at. Nothing but this exchange drives it, in both directions: who waits for the
@@ -81,13 +83,13 @@ impl Exclusive {
             content: Decoder::new(Framing::Length(0)),
             keep_alive: true,
         };
-        Self { wire: Rc::new(RefCell::new(wire)), info: Rc::new(info), made: Instant::now(), reused: false }
+        Self { wire: Rc::new(RefCell::new(wire)), info: Rc::new(info), made: Instant::now(), served: 0, place: None }
     }
 
-    /// The same, for the next exchange.
+    /// The same, after an exchange.
     #[must_use]
     pub fn again(mut self) -> Self {
-        self.reused = true;
+        self.served += 1;
         self
     }
 

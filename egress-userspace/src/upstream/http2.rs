@@ -20,7 +20,7 @@ use hyper::{
 use tokio::{sync::Notify, task};
 
 use self::noting::{Noting, TlsFailure};
-use super::{ConnectionInfo, NotAnswered, UpstreamError};
+use super::{ConnectionInfo, NotAnswered, UpstreamError, limits::Place};
 use crate::body::{BodyError, RequestBody};
 
 /// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
@@ -56,6 +56,8 @@ struct Load {
     streams: Cell<usize>,
     /// How many may, as far as the origin has said.
     limit: Cell<usize>,
+    /// How many may, whatever the origin says.
+    own_limit: Cell<usize>,
     /// Whether it has said anything: its settings come first (RFC 9113 section 3.4).
     told: Cell<bool>,
     /// Told when there may be room for one more, and when there will be none.
@@ -66,8 +68,10 @@ struct Load {
     waiting: Cell<usize>,
     /// When the first of them was sent, or another was answered since.
     waiting_since: Cell<Instant>,
-    /// Whether it has served a request.
-    used: Cell<bool>,
+    /// How many requests have begun.
+    begun: Cell<u32>,
+    /// Its place, if there may be only so many.
+    place: Cell<Option<Place>>,
 }
 
 impl Shared {
@@ -99,12 +103,14 @@ impl Shared {
             made: now,
             streams: Cell::new(0),
             limit: Cell::new(UNTOLD),
+            own_limit: Cell::new(usize::MAX),
             told: Cell::new(false),
             room: OnceCell::new(),
             idle_since: Cell::new(now),
             waiting: Cell::new(0),
             waiting_since: Cell::new(now),
-            used: Cell::new(false),
+            begun: Cell::new(0),
+            place: Cell::default(),
         });
         let limits = load.clone();
         task::spawn_local(async move {
@@ -124,6 +130,7 @@ impl Shared {
             let ended = ended.await;
             // Only now it counts as closed.
             drop(connection);
+            limits.place.take();
             limits.changed();
             // The exchanges that it concerns see the same error.
             if let Err(error) = ended {
@@ -148,10 +155,22 @@ impl Shared {
         self.load.made
     }
 
-    /// Has `room` notified when there may be room for one more request, and when the connection ends.
-    pub fn announce(&self, room: Rc<Notify>) {
+    /// Has `room` notified when there may be room for one more request, and when the connection ends; it has at most `limit` of
+    /// them at the same time.
+    pub fn announce(&self, room: Rc<Notify>, limit: usize) {
         // It belongs to one key for as long as it lives.
         let _ = self.load.room.set(room);
+        self.load.own_limit.set(limit);
+    }
+
+    /// Gives it its place.
+    pub fn hold(&self, place: Option<Place>) {
+        self.load.place.set(place);
+    }
+
+    /// How many requests have begun on it.
+    pub fn begun(&self) -> u32 {
+        self.load.begun.get()
     }
 
     /// How many requests use it.
@@ -163,7 +182,8 @@ impl Shared {
     pub fn has_room(&self, max_idle: Duration) -> bool {
         let load = &self.load;
         let fresh = self.streams() > 0 || load.idle_since.get().elapsed() <= max_idle;
-        fresh && !self.is_silent() && self.streams() < load.limit.get() && !self.is_closed()
+        let limit = load.limit.get().min(load.own_limit.get());
+        fresh && !self.is_silent() && self.streams() < limit && !self.is_closed()
     }
 
     /// Whether it may have room as soon as the origin says how many requests it takes.
@@ -183,8 +203,9 @@ impl Shared {
     /// Uses it for one request.
     pub fn stream(&self) -> Stream {
         self.load.streams.set(self.streams() + 1);
-        let place = Rc::new(Place(self.load.clone()));
-        Stream { reused: self.load.used.replace(true), waits: false, shared: self.clone(), place }
+        let reused = self.begun() > 0;
+        self.load.begun.set(self.begun() + 1);
+        Stream { reused, waits: false, shared: self.clone(), user: Rc::new(User(self.load.clone())) }
     }
 }
 
@@ -196,10 +217,10 @@ impl Load {
     }
 }
 
-/// One of the streams that the origin takes.
-struct Place(Rc<Load>);
+/// One of those that use a connection.
+struct User(Rc<Load>);
 
-impl Drop for Place {
+impl Drop for User {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get() - 1);
         self.0.idle_since.set(Instant::now());
@@ -213,7 +234,7 @@ pub struct Stream {
     /// Whether the connection has served others.
     pub reused: bool,
     waits: bool,
-    place: Rc<Place>,
+    user: Rc<User>,
 }
 
 impl Stream {
@@ -242,7 +263,7 @@ impl Stream {
             load.waiting_since.set(Instant::now());
         }
         self.waits = true;
-        let request = request.map(|body| Carried { body, _place: self.place.clone() });
+        let request = request.map(|body| Carried { body, _user: self.user.clone() });
         let result = self.shared.sender.try_send_request(request).await;
         if result.is_ok() {
             self.shared.load.waiting_since.set(Instant::now());
@@ -271,7 +292,7 @@ impl Drop for Stream {
 /// A request's content, which holds its stream open after the response if the client is still sending.
 struct Carried {
     body: RequestBody,
-    _place: Rc<Place>,
+    _user: Rc<User>,
 }
 
 impl Body for Carried {

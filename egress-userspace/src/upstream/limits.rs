@@ -1,15 +1,22 @@
 //! What is under way to one upstream, over all workers, and how much of it there may be.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, Ordering},
+    },
+    time::Instant,
 };
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::UpstreamError;
+use crate::policy::ConnectionPool;
 
 /// What is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// Connections, idle ones included.
-    Connections,
     /// Requests that wait for a connection.
     Pending,
     /// Requests that have not been answered to their end.
@@ -22,7 +29,6 @@ impl Kind {
     /// What the limit is called in a `DestinationRule`.
     pub fn setting(self) -> &'static str {
         match self {
-            Self::Connections => "tcp.maxConnections",
             Self::Pending => "http.http1MaxPendingRequests",
             Self::Requests => "http.http2MaxRequests",
             Self::Retries => "http.maxRetries",
@@ -30,20 +36,80 @@ impl Kind {
     }
 }
 
-/// The counters of one upstream.
-#[derive(Debug, Default)]
+/// What is under way to one upstream, and what its settings allow.
+#[derive(Debug)]
 pub struct Usage {
-    counts: [AtomicU32; 4],
+    settings: ConnectionPool,
+    counts: [AtomicU32; 3],
+    /// Places for connections, for which requests wait in their order; none if there may be any number.
+    places: Option<Arc<Semaphore>>,
+    /// What somebody needs who waits for a place; 0 if nobody does.
+    asked: AtomicU8,
 }
 
 /// Counts for as long as it lives.
 #[derive(Debug)]
 pub struct Slot(Option<(Arc<Usage>, Kind)>);
 
+/// A connection's place among those that there may be, for as long as this lives.
+#[derive(Debug)]
+pub struct Place {
+    _permit: Option<OwnedSemaphorePermit>,
+    /// Counts the connections of its key.
+    _own: Rc<()>,
+}
+
+impl Place {
+    /// The place of a connection that is one of `own`.
+    pub fn new(permit: OwnedSemaphorePermit, own: Rc<()>) -> Self {
+        Self { _permit: Some(permit), _own: own }
+    }
+}
+
+/// What helps a request for which there is no place.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Need {
+    /// That another pool closes a connection that nobody uses.
+    Idle = 1,
+    /// That one does, be it in use: its own pool has none, and could wait forever.
+    Any = 2,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Self::new(ConnectionPool::default())
+    }
+}
+
 impl Usage {
+    /// Nothing is under way yet.
+    pub fn new(settings: ConnectionPool) -> Self {
+        let limit = settings.max_connections;
+        let places = (limit != u32::MAX).then(|| Arc::new(Semaphore::new(limit as usize)));
+        Self { settings, counts: Default::default(), places, asked: AtomicU8::new(0) }
+    }
+
+    /// What the user wants.
+    pub fn settings(&self) -> &ConnectionPool {
+        &self.settings
+    }
+
+    /// One more, if the settings allow it.
+    ///
+    /// # Errors
+    /// There are as many as they allow.
+    pub fn take(self: &Arc<Self>, kind: Kind) -> Result<Slot, UpstreamError> {
+        let limit = match kind {
+            Kind::Pending => self.settings.max_pending_requests,
+            Kind::Requests => self.settings.max_requests,
+            Kind::Retries => self.settings.max_retries,
+        };
+        self.take_within(kind, limit).ok_or(UpstreamError::Overflow { kind, limit })
+    }
+
     /// One more, unless there are `limit` of them; without a limit nothing is counted, so that workers which share nothing else
     /// do not share this either.
-    pub fn take(self: &Arc<Self>, kind: Kind, limit: u32) -> Option<Slot> {
+    pub fn take_within(self: &Arc<Self>, kind: Kind, limit: u32) -> Option<Slot> {
         if limit == u32::MAX {
             return Some(Slot(None));
         }
@@ -52,9 +118,31 @@ impl Usage {
         Some(Slot(Some((self.clone(), kind))))
     }
 
-    /// How many there are.
-    pub fn current(&self, kind: Kind) -> u32 {
-        self.count(kind).load(Ordering::Relaxed)
+    /// Places for connections, if there is a limit.
+    pub fn places(&self) -> Option<&Arc<Semaphore>> {
+        self.places.as_ref()
+    }
+
+    /// Asks all pools for a connection. Says whether they have to be told so.
+    pub fn ask(&self, need: Need) -> bool {
+        self.asked.fetch_max(need as u8, Ordering::Relaxed) < need as u8
+    }
+
+    /// Takes back what was asked. Others who have asked do so again.
+    pub fn withdraw(&self) {
+        self.asked.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether a connection is to be given up for others, because they have asked for such a one. Only one is for each time.
+    pub fn claim(&self, need: Need) -> bool {
+        let asked = |asked: u8| (asked >= need as u8).then_some(0);
+        self.places.is_some() && self.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, asked).is_ok()
+    }
+
+    /// Whether a connection of that age, which has had so many requests, is to have no more.
+    pub fn is_spent(&self, made: Instant, requests: u32) -> bool {
+        self.settings.max_requests_per_connection.is_some_and(|limit| requests >= limit.get())
+            || self.settings.max_connection_duration.is_some_and(|limit| made.elapsed() >= limit)
     }
 
     fn count(&self, kind: Kind) -> &AtomicU32 {
@@ -76,20 +164,34 @@ mod tests {
 
     #[test]
     fn there_are_no_more_than_the_limit_says() {
-        let usage = Arc::<Usage>::default();
-        let first = usage.take(Kind::Requests, 2).expect("the first");
-        let _second = usage.take(Kind::Requests, 2).expect("the second");
-        assert!(usage.take(Kind::Requests, 2).is_none());
-        assert!(usage.take(Kind::Pending, 1).is_some(), "others are counted apart");
+        let usage = Arc::new(Usage::new(ConnectionPool { max_requests: 2, ..ConnectionPool::default() }));
+        let first = usage.take(Kind::Requests).expect("the first");
+        let _second = usage.take(Kind::Requests).expect("the second");
+        let error = usage.take(Kind::Requests).expect_err("a third").to_string();
+        assert!(error.ends_with("connectionPool.http.http2MaxRequests is 2"), "{error}");
+        assert!(usage.take_within(Kind::Pending, 1).is_some(), "others are counted apart");
         drop(first);
-        assert!(usage.take(Kind::Requests, 2).is_some());
-        assert!(usage.take(Kind::Connections, 0).is_none());
+        assert!(usage.take(Kind::Requests).is_ok());
     }
 
     #[test]
     fn what_has_no_limit_is_not_counted() {
         let usage = Arc::<Usage>::default();
-        let slots: Vec<_> = (0..3).map(|_| usage.take(Kind::Connections, u32::MAX)).collect();
-        assert!(slots.iter().all(Option::is_some) && usage.current(Kind::Connections) == 0);
+        let slots: Vec<_> = (0..3).map(|_| usage.take(Kind::Retries)).collect();
+        assert!(slots.iter().all(Result::is_ok) && usage.count(Kind::Retries).load(Ordering::Relaxed) == 0);
+        assert!(usage.places().is_none());
+    }
+
+    #[test]
+    fn one_connection_is_given_up_for_each_time_that_somebody_asks() {
+        let usage = Usage::new(ConnectionPool { max_connections: 1, ..ConnectionPool::default() });
+        assert!(!usage.claim(Need::Idle), "nobody has asked");
+        assert!(usage.ask(Need::Idle) && !usage.ask(Need::Idle), "once is enough");
+        assert!(!usage.claim(Need::Any), "one that is in use is not asked for");
+        assert!(usage.claim(Need::Idle) && !usage.claim(Need::Idle));
+        assert!(usage.ask(Need::Idle) && usage.ask(Need::Any) && usage.claim(Need::Any) && !usage.claim(Need::Idle));
+        usage.ask(Need::Any);
+        usage.withdraw();
+        assert!(!usage.claim(Need::Idle), "nobody needs it any more");
     }
 }

@@ -6,18 +6,29 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::{FutureExt as _, future::LocalBoxFuture};
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    task::yield_now,
+    time::{sleep, timeout},
+};
 
 use self::origin::{Found, Origin};
-use super::{Connection, Made, Offer, UpstreamError, http2};
+use super::{
+    Connection, Made, Offer, UpstreamError, http2,
+    limits::{Kind, Need, Place, Usage},
+};
 use crate::{netns::NetnsCookie, route::ClusterId};
 
-/// Idle connections are closed after this time.
+/// How often others are asked for a connection while none is given up.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// Idle connections are closed after this time, unless the settings have another.
 pub const MAX_IDLE: Duration = Duration::from_secs(60);
 /// A request that cannot be sent twice takes no connection that was idle for longer: the origin may be closing it at this
 /// very moment. Common servers wait at least five seconds.
@@ -51,6 +62,12 @@ pub enum To {
     Origin(SocketAddr),
 }
 
+impl To {
+    fn is(&self, cluster: ClusterId) -> bool {
+        matches!(self, Self::Cluster { id, .. } if *id == cluster)
+    }
+}
+
 /// What a request asks of its connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
@@ -63,8 +80,13 @@ pub struct Wanted {
 }
 
 /// The pool.
-#[derive(Default)]
-pub struct Pool(RefCell<HashMap<Key, Origin>>);
+pub struct Pool {
+    origins: RefCell<HashMap<Key, Origin>>,
+    /// Has all workers' pools give up a connection to a cluster.
+    ask: Box<dyn Fn(ClusterId)>,
+    /// Of what has no settings.
+    unlimited: Arc<Usage>,
+}
 
 /// Those who wait for a connection of one key. It is given up with the last of them.
 type Queue = Mutex<Turn>;
@@ -80,84 +102,85 @@ struct Turn {
 }
 
 impl Pool {
-    /// A connection of this key; a new one, made by `make`, only if there is none that serves.
+    /// A pool which asks others by `ask` to give up a connection to a cluster.
+    pub fn new(ask: impl Fn(ClusterId) + 'static) -> Self {
+        Self { origins: RefCell::default(), ask: Box::new(ask), unlimited: Arc::default() }
+    }
+
+    /// A connection of this key; a new one, made by `make`, only if there is none that serves, and if `usage` has a place for it.
     ///
     /// Where the origin may pick HTTP/2, requests at the same time wait for one connection to be made, which they share; for
     /// another one only if the origin takes no more on those that there are. Where it is known to pick HTTP/1.1 each has one
-    /// of its own made.
+    /// of its own made. If there is no place for one each waits, in its turn, for what others need no more.
     ///
     /// # Errors
-    /// It cannot be made. All who have waited for it get the same error.
+    /// It cannot be made: all who have waited for it get the same error. Or as many wait already as may.
     pub async fn get<F>(
         &self,
         key: &Key,
         wanted: Wanted,
+        usage: Option<&Arc<Usage>>,
         make: impl Fn(Offer) -> F,
     ) -> Result<Connection, Rc<UpstreamError>>
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
-        let queue = match self.enter(key, wanted) {
+        let usage = usage.unwrap_or(&self.unlimited);
+        let of_key = OfKey { pool: self, key, usage };
+        let queue = match of_key.with(|origin| origin.enter(wanted)) {
             Ok(found) => return Ok(found),
             Err(queue) => queue,
         };
+        let _pending = usage.take(Kind::Pending)?;
         let mut turn = queue.lock().await;
         loop {
-            match self.with(key, |origin| origin.find(wanted)) {
+            match of_key.with(|origin| origin.find(wanted)) {
                 Found::Connection(found) => return Ok(found),
                 Found::Soon(room) => _ = timeout(http2::SILENCE, room.notified()).await,
                 Found::Nothing => break,
             }
         }
-        let alone = self.with(key, |origin| origin.alone(wanted));
-        if let Some(offer) = alone {
+        if let Some(offer) = of_key.with(|origin| origin.alone(wanted)) {
+            let place = match of_key.place(wanted).await {
+                Ok(place) => place,
+                Err(found) => return Ok(found),
+            };
             drop(turn);
-            self.with(key, |origin| origin.make_room(wanted));
-            let made = make(offer).await?;
-            return Ok(self.with(key, |origin| origin.made(offer, made)));
+            let made = make(offer).await?.with(place);
+            return Ok(of_key.with(|origin| origin.made(offer, made)));
         }
+        let turn = &mut *turn;
         if let Some(failure) = &turn.failure {
             return Err(failure.clone());
         }
-        let made = turn.making.get_or_insert_with(|| make(Offer::Both).boxed_local()).await;
+        let making = match turn.making {
+            Some(ref mut making) => making,
+            None => {
+                let place = match of_key.place(wanted).await {
+                    Ok(place) => place,
+                    Err(found) => return Ok(found),
+                };
+                let making = make(Offer::Both);
+                turn.making.insert(async move { Ok(making.await?.with(place)) }.boxed_local())
+            }
+        };
+        let made = making.await;
         turn.making = None;
-        made.map(|made| self.with(key, |origin| origin.made(Offer::Both, made))).map_err(|error| {
+        made.map(|made| of_key.with(|origin| origin.made(Offer::Both, made))).map_err(|error| {
             // Nobody else is to wait for what has failed.
-            self.with(key, |origin| origin.leave(&queue));
+            of_key.with(|origin| origin.leave(&queue));
             turn.failure.insert(Rc::new(error)).clone()
         })
     }
 
     /// A connection that is there, if nobody waits for one.
     pub fn ready(&self, key: &Key, wanted: Wanted) -> Option<Connection> {
-        self.enter(key, wanted).ok()
-    }
-
-    /// A connection that is there; else the queue for one.
-    fn enter(&self, key: &Key, wanted: Wanted) -> Result<Connection, Rc<Queue>> {
-        self.with(key, |origin| {
-            // Nobody is served before those who wait.
-            if let Some(queue) = origin.queue() {
-                return Err(queue);
-            }
-            match origin.find(wanted) {
-                Found::Connection(found) => Ok(found),
-                Found::Soon(_) | Found::Nothing => Err(origin.begin_queue()),
-            }
-        })
-    }
-
-    fn with<R>(&self, key: &Key, act: impl FnOnce(&mut Origin) -> R) -> R {
-        let mut pool = self.0.borrow_mut();
-        match pool.get_mut(key) {
-            Some(origin) => act(origin),
-            None => act(pool.entry(key.clone()).or_default()),
-        }
+        self.origins.borrow_mut().get_mut(key)?.enter(wanted).ok()
     }
 
     /// Remembers that the origin wants HTTP/1.1, whatever it picks.
     pub fn require_http1(&self, key: &Key) {
-        if let Some(origin) = self.0.borrow_mut().get_mut(key) {
+        if let Some(origin) = self.origins.borrow_mut().get_mut(key) {
             origin.require_http1();
         }
     }
@@ -165,18 +188,99 @@ impl Pool {
     /// Takes a connection back whose exchange has ended.
     pub fn put(&self, key: &Key, connection: Connection) {
         // What is shared has never left, and what belongs to a network namespace that is gone is of no use.
-        if let (Connection::Http1(connection), Some(origin)) = (connection, self.0.borrow_mut().get_mut(key)) {
+        if let (Connection::Http1(connection), Some(origin)) = (connection, self.origins.borrow_mut().get_mut(key)) {
             origin.put(connection);
         }
     }
 
-    /// Closes connections that were idle for too long.
+    /// Gives up a connection to a cluster if somebody still asks for one: one that is idle, rather than one that will not be
+    /// used again once its requests have ended.
+    pub fn give_up(&self, cluster: ClusterId) {
+        let mut origins = self.origins.borrow_mut();
+        let mut of_cluster: Vec<_> =
+            origins.iter_mut().filter(|(key, _)| key.to.is(cluster)).map(|(_, origin)| origin).collect();
+        for need in [Need::Idle, Need::Any] {
+            if of_cluster.iter_mut().any(|origin| origin.give_up(need)) {
+                return;
+            }
+        }
+    }
+
+    /// Closes connections that were idle for too long, or that others ask for.
     pub fn expire(&self) {
-        self.0.borrow_mut().retain(|_, origin| origin.expire());
+        self.origins.borrow_mut().retain(|_, origin| origin.expire());
     }
 
     /// Closes the idle connections of a network namespace that is gone.
     pub fn forget(&self, netns: NetnsCookie) {
-        self.0.borrow_mut().retain(|key, _| key.netns != netns);
+        self.origins.borrow_mut().retain(|key, _| key.netns != netns);
     }
 }
+
+/// What there is of one key, and may be.
+#[derive(Clone, Copy)]
+struct OfKey<'a> {
+    pool: &'a Pool,
+    key: &'a Key,
+    usage: &'a Arc<Usage>,
+}
+
+impl OfKey<'_> {
+    fn with<R>(self, act: impl FnOnce(&mut Origin) -> R) -> R {
+        let mut origins = self.pool.origins.borrow_mut();
+        match origins.get_mut(self.key) {
+            Some(origin) => act(origin),
+            None => act(origins.entry(self.key.clone()).or_insert_with(|| Origin::new(self.usage.clone()))),
+        }
+    }
+
+    /// A place for a connection that is to be made; none is needed without a limit. Or a connection after all, if there is one
+    /// sooner.
+    async fn place(self, wanted: Wanted) -> Result<Option<Place>, Connection> {
+        self.with(|origin| origin.make_room(wanted));
+        let Some(places) = self.usage.places() else { return Ok(None) };
+        let (own, room) = self.with(|origin| origin.own());
+        if let Ok(permit) = places.clone().try_acquire_owned() {
+            return Ok(Some(Place::new(permit, own)));
+        }
+        let mut permit = pin!(places.clone().acquire_owned());
+        let _asking = Asking(self.usage);
+        loop {
+            tokio::select! {
+                biased;
+                // They are never closed.
+                permit = &mut permit => return Ok(permit.ok().map(|permit| Place::new(permit, own))),
+                () = room.notified() => {}
+                () = self.ask(wanted) => {}
+            }
+            for _ in 0..2 {
+                if let Found::Connection(found) = self.with(|origin| origin.find(wanted)) {
+                    return Err(found);
+                }
+                // One that has come back may still be finishing its last exchange.
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Asks others for a connection, and waits for a while.
+    async fn ask(self, wanted: Wanted) {
+        let need = self.with(|origin| origin.need(wanted));
+        if let (true, To::Cluster { id, .. }) = (self.usage.ask(need), &self.key.to) {
+            (self.pool.ask)(*id);
+        }
+        sleep(ASK_AGAIN).await;
+    }
+}
+
+/// Somebody who has asked others for a connection, and needs none any more once this is dropped.
+struct Asking<'a>(&'a Usage);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.withdraw();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,8 @@ mod adjustments;
 mod choices;
 mod limits;
 mod matching;
+mod pools;
+mod times;
 mod tunnels;
 
 use std::sync::{Arc, Mutex};
@@ -11,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
-    agent::{Agent, ConfigDir},
+    agent::{Agent, AgentOptions, ConfigDir},
     clients::CurlResult,
     origin::{Origin, Reply, Request, ServerTls},
 };
@@ -53,6 +55,12 @@ spec:
     )
 }
 
+/// HOST with these settings in its `connectionPool`, SECOND without any.
+fn pooled(settings: &str) -> String {
+    let limited = destination(HOST, "", &format!("connectionPool: {{{settings}}}"), "");
+    entry(HOST, "resolution: DNS") + &limited + &entry(SECOND, "resolution: DNS") + &destination(SECOND, "", "", "")
+}
+
 /// A VirtualService for HOST with these routes, a list in YAML.
 fn service(routes: &str) -> String {
     format!(
@@ -83,11 +91,30 @@ fn agent<'bed>(bed: &'bed TestBed, rules: &str) -> Result<(Agent<'bed>, ConfigDi
     Ok((bed.agent(&config)?, config))
 }
 
+/// With one worker: connections do not depend on who was less busy.
+fn agent_with_one_worker<'bed>(bed: &'bed TestBed, rules: &str) -> Result<(Agent<'bed>, ConfigDir)> {
+    let config = bed.config_dir()?;
+    config.write("rules.yaml", rules)?;
+    Ok((Agent::start(bed, &AgentOptions::new(config.path()).args(&["--workers", "1"]))?, config))
+}
+
 /// Both places, over TLS, each with a certificate for both names.
 fn origin(bed: &TestBed, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Result<Origin> {
-    let tls = ServerTls::new(bed.pki().server(&[HOST, SECOND])?);
+    start(bed, &ServerTls::new(bed.pki().server(&[HOST, SECOND])?), handler)
+}
+
+/// The same without HTTP/2.
+fn origin_http1(bed: &TestBed, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Result<Origin> {
+    start(bed, &ServerTls::new(bed.pki().server(&[HOST, SECOND])?).http1_only(), handler)
+}
+
+fn start(
+    bed: &TestBed,
+    tls: &ServerTls,
+    handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+) -> Result<Origin> {
     let addresses = [bed.sockets(HOST, 443), bed.sockets(SECOND, 443)].concat();
-    bed.embedded_origin().tls(&addresses, &tls)?.handler(handler).start()
+    bed.embedded_origin().tls(&addresses, tls)?.handler(handler).start()
 }
 
 /// Says which host and target it was asked for.

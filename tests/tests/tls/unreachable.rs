@@ -44,7 +44,7 @@ const CASES: [Case; 9] = [
     // The origin's namespace has no such address, and says nothing about it.
     Case {
         entry: "resolution: STATIC\n  endpoints: [{address: 198.51.100.250}]",
-        ..case("silent.example", 504, "connection_timeout", "no TCP connection to 198.51.100.250:443 within 10 s")
+        ..case("silent.example", 504, "connection_timeout", "no TCP connection to 198.51.100.250:443 within 10s")
     },
 ];
 const GOOD: &str = "good.example";

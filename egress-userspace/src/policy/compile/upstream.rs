@@ -278,6 +278,7 @@ fn connection_pool(pool: &raw::ConnectionPool) -> ConnectionPool {
     let (tcp, http) = (pool.tcp.as_ref(), pool.http.as_ref());
     let unlimited = ConnectionPool::default();
     let limit = |given: Option<raw::Positive>| given.map_or(u32::MAX, |number| number.0.get());
+    let tcp_idle_timeout = tcp.and_then(|tcp| tcp.idle_timeout).filter(|time| !time.is_zero());
     ConnectionPool {
         max_connections: limit(tcp.and_then(|tcp| tcp.max_connections)),
         connect_timeout: tcp.and_then(|tcp| tcp.connect_timeout).map_or(unlimited.connect_timeout, |time| time.0),
@@ -286,13 +287,14 @@ fn connection_pool(pool: &raw::ConnectionPool) -> ConnectionPool {
             time: keepalive.time.map(|time| time.0),
             interval: keepalive.interval.map(|time| time.0),
         }),
-        tcp_idle_timeout: tcp.and_then(|tcp| tcp.idle_timeout).filter(|time| !time.is_zero()),
+        tcp_idle_timeout,
         max_connection_duration: tcp.and_then(|tcp| tcp.max_connection_duration).map(|time| time.0),
         max_pending_requests: limit(http.and_then(|http| http.max_pending_requests)),
         max_requests: limit(http.and_then(|http| http.max_requests)),
         max_requests_per_connection: http.and_then(|http| http.max_requests_per_connection).and_then(NonZeroU32::new),
         max_retries: http.and_then(|http| http.max_retries).unwrap_or(u32::MAX),
-        idle_timeout: http.and_then(|http| http.idle_timeout).map(|time| time.0),
+        // As in Istio.
+        idle_timeout: http.and_then(|http| http.idle_timeout).map(|time| time.0).or(tcp_idle_timeout),
         max_concurrent_streams: http.and_then(|http| http.max_concurrent_streams).map(|number| number.0),
     }
 }

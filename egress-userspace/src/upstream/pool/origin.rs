@@ -3,13 +3,17 @@
 use std::{
     collections::VecDeque,
     rc::{Rc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
 
 use super::{MAX_IDLE, Queue, Wanted};
-use crate::upstream::{Connection, Made, Offer, http1, http2};
+use crate::upstream::{
+    Connection, Made, Offer, http1, http2,
+    limits::{Need, Usage},
+};
 
 /// How long it is remembered which protocol an origin picks, after the last request.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -27,6 +31,9 @@ pub(super) struct Origin {
     room: Rc<Notify>,
     protocol: Option<Protocol>,
     used: Instant,
+    usage: Arc<Usage>,
+    /// Shared with the places of all connections that there are, those in use included.
+    own: Rc<()>,
 }
 
 struct Idle {
@@ -51,8 +58,9 @@ pub(super) enum Found {
     Nothing,
 }
 
-impl Default for Origin {
-    fn default() -> Self {
+impl Origin {
+    /// There is nothing yet.
+    pub(super) fn new(usage: Arc<Usage>) -> Self {
         Self {
             idle: VecDeque::new(),
             shared: Vec::new(),
@@ -60,21 +68,23 @@ impl Default for Origin {
             room: Rc::default(),
             protocol: None,
             used: Instant::now(),
+            usage,
+            own: Rc::default(),
         }
     }
-}
 
-impl Origin {
-    /// The queue, if anyone waits.
-    pub(super) fn queue(&self) -> Option<Rc<Queue>> {
-        self.waiting.upgrade()
-    }
-
-    /// A queue for the first who has to wait. It is there for as long as anyone does.
-    pub(super) fn begin_queue(&mut self) -> Rc<Queue> {
+    /// A connection that is there; else the queue for one, which there is for as long as anyone waits.
+    pub(super) fn enter(&mut self, wanted: Wanted) -> Result<Connection, Rc<Queue>> {
+        // Nobody is served before those who wait.
+        if let Some(queue) = self.waiting.upgrade() {
+            return Err(queue);
+        }
+        if let Found::Connection(found) = self.find(wanted) {
+            return Ok(found);
+        }
         let queue = Rc::default();
         self.waiting = Rc::downgrade(&queue);
-        queue
+        Err(queue)
     }
 
     /// Has those who come from now on wait in another queue.
@@ -87,38 +97,46 @@ impl Origin {
     /// A connection that is there.
     pub(super) fn find(&mut self, wanted: Wanted) -> Found {
         self.used = Instant::now();
-        self.shared.retain(|shared| !shared.is_closed());
+        self.retire();
         if wanted.http2 {
-            let newer = |shared: &&http2::Shared| wanted.newer_than.is_none_or(|than| shared.made() > than);
+            let newer = |shared: &&http2::Shared| is_newer(shared, wanted);
             let mut youngest_first = self.shared.iter().rev().filter(newer);
             if let Some(shared) = youngest_first.find(|shared| shared.has_room(wanted.max_idle)) {
-                return Found::Connection(Connection::Http2(shared.stream()));
+                let stream = shared.stream();
+                self.retire();
+                return Found::Connection(Connection::Http2(stream));
             }
             if self.shared.iter().filter(newer).any(http2::Shared::is_untold) {
                 return Found::Soon(self.room.clone());
             }
         }
         let idle = if wanted.newer_than.is_none() { self.idle(wanted.max_idle) } else { None };
-        idle.map_or(Found::Nothing, |idle| Found::Connection(Connection::Http1(idle.again())))
+        idle.map_or(Found::Nothing, |idle| Found::Connection(Connection::Http1(idle)))
     }
 
     /// One that nobody uses.
     fn idle(&mut self, max_idle: Duration) -> Option<http1::Exclusive> {
         for index in (0..self.idle.len()).rev() {
-            let entry = &self.idle[index];
-            if entry.since.elapsed() > max_idle {
+            if self.idle[index].since.elapsed() > max_idle {
                 break;
             }
-            let entry = self.idle.remove(index)?;
-            if !entry.connection.is_closed() {
-                return Some(entry.connection);
+            let Idle { connection, .. } = self.idle.remove(index)?;
+            if !connection.is_closed() && !self.usage.is_spent(connection.made, connection.served) {
+                return Some(connection);
             }
         }
         None
     }
 
+    /// Lets those go that take no more requests; they end with those that they have.
+    fn retire(&mut self) {
+        let usage = &self.usage;
+        self.shared.retain(|shared| !shared.is_closed() && !usage.is_spent(shared.made(), shared.begun()));
+    }
+
     /// Makes room for a connection that is to be made because those that there are have been idle for too long.
     pub(super) fn make_room(&mut self, wanted: Wanted) {
+        self.shared.retain(|shared| !shared.is_idle(wanted.max_idle));
         if self.idle.front().is_some_and(|entry| entry.since.elapsed() > wanted.max_idle) {
             self.idle.pop_front();
         }
@@ -145,10 +163,13 @@ impl Origin {
                 Connection::Http1(exclusive)
             }
             Made::Http2(shared) => {
-                shared.announce(self.room.clone());
+                let limit = self.usage.settings().max_concurrent_streams;
+                shared.announce(self.room.clone(), limit.map_or(usize::MAX, |limit| limit.get() as usize));
                 self.protocol = Some(Protocol::Http2);
                 self.shared.push(shared.clone());
-                Connection::Http2(shared.stream())
+                let stream = shared.stream();
+                self.retire();
+                Connection::Http2(stream)
             }
         }
     }
@@ -161,16 +182,58 @@ impl Origin {
 
     /// Takes a connection back whose exchange has ended.
     pub(super) fn put(&mut self, connection: http1::Exclusive) {
-        if connection.is_reusable() {
+        let connection = connection.again();
+        let need = if self.waiting.strong_count() > 0 { Need::Any } else { Need::Idle };
+        let is_of_use = connection.is_reusable() && !self.usage.is_spent(connection.made, connection.served);
+        if is_of_use && !self.usage.claim(need) {
             self.idle.push_back(Idle { connection, since: Instant::now() });
+            self.room.notify_one();
         }
     }
 
-    /// Closes connections that were idle for too long, and says whether there is anything left that is worth keeping.
+    /// What every connection's place has to do with, and what is told when there may be one.
+    pub(super) fn own(&self) -> (Rc<()>, Rc<Notify>) {
+        (self.own.clone(), self.room.clone())
+    }
+
+    /// What helps a request for which there is no place.
+    pub(super) fn need(&self, wanted: Wanted) -> Need {
+        // The one who asks has a copy, too.
+        let all = Rc::strong_count(&self.own).saturating_sub(2);
+        let shared = wanted.http2 && self.shared.iter().any(|shared| is_newer(shared, wanted));
+        let exclusive = wanted.newer_than.is_none() && all > self.shared.len();
+        if shared || exclusive { Need::Idle } else { Need::Any }
+    }
+
+    /// Gives up a connection that others need.
+    pub(super) fn give_up(&mut self, need: Need) -> bool {
+        let is_idle = |shared: &http2::Shared| shared.is_idle(Duration::ZERO);
+        let shared = self.shared.iter().position(|shared| need == Need::Any || is_idle(shared));
+        if self.idle.is_empty() && shared.is_none() || !self.usage.claim(need) {
+            return false;
+        }
+        if self.idle.pop_front().is_none() {
+            shared.map(|index| self.shared.remove(index));
+        }
+        true
+    }
+
+    /// Closes connections that were idle for too long, or that others need. Says whether anything is left that is worth keeping.
     pub(super) fn expire(&mut self) -> bool {
-        self.idle.retain(|entry| entry.since.elapsed() < MAX_IDLE && !entry.connection.is_closed());
-        self.shared.retain(|shared| !shared.is_idle(MAX_IDLE) && !shared.is_closed());
+        self.retire();
+        self.give_up(Need::Idle);
+        let usage = &self.usage;
+        let max_idle = usage.settings().idle_timeout.unwrap_or(MAX_IDLE);
+        self.idle.retain(|Idle { connection, since }| {
+            let is_spent = usage.is_spent(connection.made, connection.served);
+            since.elapsed() < max_idle && !is_spent && !connection.is_closed()
+        });
+        self.shared.retain(|shared| !shared.is_idle(max_idle));
         let remembers = self.protocol.is_some() && self.used.elapsed() < REMEMBERED;
         remembers || !self.idle.is_empty() || !self.shared.is_empty() || self.waiting.strong_count() > 0
     }
+}
+
+fn is_newer(shared: &http2::Shared, wanted: Wanted) -> bool {
+    wanted.newer_than.is_none_or(|than| shared.made() > than)
 }

@@ -1,0 +1,152 @@
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{DuplexStream, duplex},
+    task::{JoinHandle, LocalSet, spawn_local},
+};
+
+use super::*;
+use crate::{policy::ConnectionPool, upstream::ConnectionInfo};
+
+/// A pool, an upstream with these limits, and the other ends of the connections that were made.
+struct Bench {
+    pool: Rc<Pool>,
+    usage: Arc<Usage>,
+    made: Rc<RefCell<Vec<DuplexStream>>>,
+    served: Rc<RefCell<Vec<&'static str>>>,
+}
+
+type Got = Result<Connection, Rc<UpstreamError>>;
+
+impl Bench {
+    fn new(max_connections: u32, max_pending_requests: u32) -> Self {
+        let settings = ConnectionPool { max_connections, max_pending_requests, ..ConnectionPool::default() };
+        Self {
+            pool: Rc::new(Pool::new(|_| ())),
+            usage: Arc::new(Usage::new(settings)),
+            made: Rc::default(),
+            served: Rc::default(),
+        }
+    }
+
+    /// A request of this name that takes a connection of a key with this port, from now on.
+    fn request(&self, name: &'static str, port: u16) -> JoinHandle<Got> {
+        let (pool, usage, made, served) =
+            (self.pool.clone(), self.usage.clone(), self.made.clone(), self.served.clone());
+        spawn_local(async move {
+            let wanted = Wanted { max_idle: MAX_IDLE, http2: false, newer_than: None };
+            let got = pool.get(&key(port), wanted, Some(&usage), |_| connect(made.clone())).await;
+            served.borrow_mut().push(name);
+            got
+        })
+    }
+
+    fn served(&self) -> Vec<&'static str> {
+        self.served.borrow().clone()
+    }
+}
+
+fn key(port: u16) -> Key {
+    Key { netns: NetnsCookie(1), device: 0, to: To::Origin(SocketAddr::from(([192, 0, 2, 1], port))) }
+}
+
+async fn connect(made: Rc<RefCell<Vec<DuplexStream>>>) -> Result<Made, UpstreamError> {
+    let (near, far) = duplex(1024);
+    made.borrow_mut().push(far);
+    let info = ConnectionInfo { address: ([192, 0, 2, 1], 443).into(), protocol: "HTTP/1.1", tls: None };
+    let exclusive = super::super::http1::Exclusive::start(TokioIo::new(near), info).await?;
+    settle().await;
+    Ok(Made::Http1(exclusive))
+}
+
+/// Has all tasks come as far as they can.
+async fn settle() {
+    for _ in 0..20 {
+        yield_now().await;
+    }
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    LocalSet::new().block_on(&runtime.expect("a runtime"), test);
+}
+
+#[test]
+fn those_who_wait_for_a_connection_get_it_in_their_order() {
+    run(async {
+        let bench = Bench::new(1, u32::MAX);
+        let first = bench.request("first", 1).await.expect("no panic").expect("a connection");
+        let mut waiting = Vec::new();
+        for name in ["second", "third", "fourth"] {
+            waiting.push(bench.request(name, 1));
+            settle().await;
+        }
+        assert_eq!(bench.served(), ["first"]);
+        // One that gives up while it waits loses nothing for the others.
+        waiting.remove(1).abort();
+        bench.pool.put(&key(1), first);
+        let newcomer = bench.request("newcomer", 1);
+        settle().await;
+        assert_eq!(bench.served(), ["first", "second"]);
+        for (request, served) in waiting.into_iter().chain([newcomer]).zip([2, 3, 4]) {
+            let got = request.await.expect("no panic").expect("a connection");
+            assert_eq!(bench.served().len(), served);
+            bench.pool.put(&key(1), got);
+            settle().await;
+        }
+        assert_eq!(bench.served()[2..], ["fourth", "newcomer"]);
+        assert_eq!(bench.made.borrow().len(), 1);
+    });
+}
+
+#[test]
+fn a_pool_without_a_connection_gets_one_of_those_that_are_busy() {
+    run(async {
+        let bench = Bench::new(1, u32::MAX);
+        let first = bench.request("first", 1).await.expect("no panic").expect("a connection");
+        let other = bench.request("other", 2);
+        settle().await;
+        let second = bench.request("second", 1);
+        settle().await;
+        bench.pool.put(&key(1), first);
+        let other = other.await.expect("no panic").expect("a connection");
+        assert_eq!((bench.served(), bench.made.borrow().len()), (vec!["first", "other"], 2));
+        bench.pool.put(&key(2), other);
+        // Now there is one that nobody uses.
+        while !second.is_finished() {
+            bench.pool.expire();
+            sleep(Duration::from_millis(10)).await;
+        }
+        second.await.expect("no panic").expect("a connection");
+        assert_eq!(bench.made.borrow().len(), 3);
+    });
+}
+
+#[test]
+fn no_more_may_wait_than_the_settings_say() {
+    run(async {
+        let bench = Bench::new(1, 1);
+        let _first = bench.request("first", 1).await.expect("no panic").expect("a connection");
+        let second = bench.request("second", 1);
+        settle().await;
+        let third = bench.request("third", 1).await.expect("no panic").err().expect("no connection");
+        assert!(matches!(*third, UpstreamError::Overflow { kind: Kind::Pending, limit: 1 }), "{third}");
+        second.abort();
+        settle().await;
+        let fourth = bench.request("fourth", 1);
+        settle().await;
+        assert!(!fourth.is_finished(), "it may wait in the second's place");
+    });
+}
+
+#[test]
+fn a_connection_that_is_lost_makes_a_place() {
+    run(async {
+        let bench = Bench::new(1, u32::MAX);
+        let first = bench.request("first", 1).await.expect("no panic").expect("a connection");
+        let second = bench.request("second", 1);
+        settle().await;
+        drop(first);
+        second.await.expect("no panic").expect("a connection");
+        assert_eq!(bench.made.borrow().len(), 2);
+    });
+}
