@@ -14,8 +14,8 @@ use crate::{
     config::{Code, Diagnostic},
     kernel::{Intercepted, Watched},
     policy::{
-        EndpointAddress, HostName, HostPattern, Location, Policy, Protocol, Rule, Targets, TunnelMethod, Upstream,
-        UpstreamIndex, parents,
+        EndpointAddress, HostName, HostPattern, Location, Policy, Protocol, Rule, Targets, Upstream, UpstreamIndex,
+        parents,
     },
     resolve::{Names, ResolveError},
     upstream::tls::{Clients, Originator, TlsError, Workshop},
@@ -235,15 +235,6 @@ pub fn pending(rule: &Rule) -> Option<Diagnostic> {
     if rule.protocol != Protocol::Http1 {
         return refused(&rule.location, "protocol HTTP2 or GRPC");
     }
-    rule.upstreams.iter().find_map(|upstream| {
-        let pending = [
-            (
-                "tunnel.protocol POST",
-                upstream.tunnel.as_ref().is_some_and(|tunnel| tunnel.method == TunnelMethod::Post),
-            ),
-            ("egress.dev/preconnect", upstream.preconnect > 0),
-        ];
-        let (what, _) = pending.into_iter().find(|(_, is_asked)| *is_asked)?;
-        refused(&upstream.location, what)
-    })
+    let upstream = rule.upstreams.iter().find(|upstream| upstream.preconnect > 0)?;
+    refused(&upstream.location, "egress.dev/preconnect")
 }

@@ -226,9 +226,11 @@ impl<'bed> Agent<'bed> {
         self.running.stderr().join("\n")
     }
 
-    /// The access-log records so far.
+    /// The access-log records so far, in the order of their times: each worker writes its own.
     pub fn records(&self) -> Vec<LogLine> {
-        self.log().into_iter().filter(LogLine::is_access_record).collect()
+        let mut records: Vec<_> = self.log().into_iter().filter(LogLine::is_access_record).collect();
+        records.sort_by_key(|record| record.text("timestamp"));
+        records
     }
 
     /// Waits until there are `count` access-log records, and fails if there are more.

@@ -27,7 +27,7 @@ use crate::{
     upstream::{
         Cause, Offer, UpstreamError,
         tls::{Observation, observe, observe_anyone},
-        tunnel,
+        tunnel::{self, Way},
     },
 };
 
@@ -173,16 +173,16 @@ fn report(
 }
 
 /// A connection to an address, or through it to the origin.
-async fn connect(upstream: &Upstream, address: SocketAddr) -> Result<TcpStream, UpstreamError> {
+async fn connect(upstream: &Upstream, address: SocketAddr) -> Result<Way, UpstreamError> {
     let limit = upstream.pool.connect_timeout;
-    let mut stream = match timeout(limit, TcpStream::connect(address)).await {
+    let stream = match timeout(limit, TcpStream::connect(address)).await {
         Ok(connected) => connected.map_err(|source| UpstreamError::Connect { address, source })?,
         Err(_) => return Err(UpstreamError::ConnectTimeout { address, limit }),
     };
-    if let Some(tunnel) = &upstream.tunnel {
-        tunnel::open(&mut stream, address, tunnel).await?;
+    match &upstream.tunnel {
+        Some(tunnel) => tunnel::open(stream, address, tunnel).await,
+        None => Ok(Way::Left(stream)),
     }
-    Ok(stream)
 }
 
 fn is_about_certificate(cause: Cause) -> bool {

@@ -74,6 +74,7 @@ impl Asked {
 }
 
 /// What comes of waiting for a request.
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment, and nearly all are requests")]
 pub enum Waited {
     /// A request, whose content is still to come.
     Request(request::Parts, Asked),

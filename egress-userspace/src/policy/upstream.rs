@@ -178,7 +178,7 @@ pub struct Tunnel {
 pub enum TunnelMethod {
     /// `CONNECT host:port` (RFC 9110 section 9.3.6).
     Connect,
-    /// `POST host:port`, which some proxies know in its stead.
+    /// POST, whose content the proxy passes on to the host that it names, and whose response has what comes back.
     Post,
 }
 

@@ -17,7 +17,7 @@ use super::{
     http1::{self, Exclusive},
     http2::Shared,
     tls::{HTTP2, TlsStream, handshake},
-    tunnel,
+    tunnel::{self, Way},
 };
 use crate::{
     policy::{Keepalive, UpstreamProtocol},
@@ -113,7 +113,7 @@ impl Connector {
     /// Makes TLS on a connection, through a tunnel if there is to be one.
     async fn prepared(
         &self,
-        mut stream: TcpStream,
+        stream: TcpStream,
         address: SocketAddr,
         cluster: &Cluster,
         server_name: &ServerName<'static>,
@@ -122,22 +122,23 @@ impl Connector {
         if let Some(keepalive) = &cluster.upstream.pool.keepalive {
             set_keepalive(&stream, keepalive);
         }
-        if let Some(tunnel) = &cluster.upstream.tunnel {
-            tunnel::open(&mut stream, address, tunnel).await?;
-        }
-        self.handshake(stream, address, cluster, server_name, offer).await
+        let way = match &cluster.upstream.tunnel {
+            Some(tunnel) => tunnel::open(stream, address, tunnel).await?,
+            None => Way::Left(stream),
+        };
+        self.handshake(way, address, cluster, server_name, offer).await
     }
 
     async fn handshake(
         &self,
-        stream: TcpStream,
+        way: Way,
         address: SocketAddr,
         cluster: &Cluster,
         server_name: &ServerName<'static>,
         offer: Offer,
     ) -> Result<(TlsStream, TlsInfo), UpstreamError> {
         let host = || server_name.to_str().into_owned();
-        let result = handshake(&cluster.originator, server_name.clone(), offer, stream).await;
+        let result = handshake(&cluster.originator, server_name.clone(), offer, way).await;
         self.metrics.handshake(result.as_ref().ok().map(|stream| tls_info(stream, cluster)).as_ref());
         let stream = result.map_err(|source| UpstreamError::Tls { host: host(), address, source })?;
         if let Some(mismatch) = cluster.originator.unenforced_pins(stream.get_ref().1.peer_certificates()) {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::{Arc, Mutex},
     thread,
@@ -37,10 +37,15 @@ fn proxy(bed: &TestBed, to: SocketAddr, answer: &'static str) -> Result<(RawServ
         }
         // The thread is this connection's own.
         setns(File::open(&netns)?, CloneFlags::CLONE_NEWNET)?;
-        let mut origin = TcpStream::connect(to)?;
-        let (mut from, mut back) = (client.try_clone()?, origin.try_clone()?);
-        let there = thread::spawn(move || io::copy(&mut from, &mut back));
-        io::copy(&mut origin, &mut client)?;
+        let origin = TcpStream::connect(to)?;
+        let (from, back) = (client.try_clone()?, origin.try_clone()?);
+        let is_chunked = answer.contains("chunked");
+        let there = thread::spawn(move || if is_chunked { unwrap(from, back) } else { copy(from, back) });
+        if is_chunked {
+            wrap(origin, &client)?;
+        } else {
+            copy(origin, client.try_clone()?)?;
+        }
         client.shutdown(std::net::Shutdown::Both)?;
         there.join().ok();
         Ok(())
@@ -48,44 +53,103 @@ fn proxy(bed: &TestBed, to: SocketAddr, answer: &'static str) -> Result<(RawServ
     Ok((server, heads))
 }
 
+fn copy(mut from: TcpStream, mut to: TcpStream) -> io::Result<()> {
+    io::copy(&mut from, &mut to).map(drop)
+}
+
+/// What comes in chunks is passed on without them.
+fn unwrap(from: TcpStream, mut to: TcpStream) -> io::Result<()> {
+    let mut from = BufReader::new(from);
+    loop {
+        let mut line = String::new();
+        from.read_line(&mut line)?;
+        let size = u64::from_str_radix(line.trim_end(), 16).map_err(io::Error::other)?;
+        io::copy(&mut (&mut from).take(size), &mut to)?;
+        from.read_line(&mut line)?;
+        if size == 0 {
+            return to.shutdown(std::net::Shutdown::Write);
+        }
+    }
+}
+
+/// What comes is passed on in chunks, cut up to make it harder.
+fn wrap(mut from: TcpStream, mut to: &TcpStream) -> io::Result<()> {
+    let mut buffer = [0; 1000];
+    loop {
+        let count = from.read(&mut buffer)?;
+        let (head, rest) = buffer[..count].split_at(count.min(7));
+        for chunk in [head, rest].into_iter().filter(|chunk| !chunk.is_empty() || count == 0) {
+            to.write_all(format!("{:x}\r\n", chunk.len()).as_bytes())?;
+            to.write_all(chunk)?;
+            to.write_all(b"\r\n")?;
+        }
+        if count == 0 {
+            return Ok(());
+        }
+    }
+}
+
 /// The host behind the proxy: what is connected to is the proxy, what is verified is the host.
-fn rules(bed: &TestBed) -> String {
+fn rules(bed: &TestBed, protocol: &str) -> String {
     let proxy = bed.addresses(SECOND).v4;
     let spec = format!("resolution: STATIC\n  endpoints: [{{address: {proxy}, ports: {{http: {PORT}}}}}]");
-    let tunnel = format!("tunnel: {{protocol: CONNECT, targetHost: {HOST}, targetPort: 443}}");
+    let tunnel = format!("tunnel: {{protocol: {protocol}, targetHost: {HOST}, targetPort: 443}}");
     entry(HOST, &spec) + &destination(HOST, "", &tunnel, "")
 }
 
 #[test]
 fn tls_is_made_inside_of_a_tunnel() -> Result<()> {
-    let bed = bed("tunnel")?;
-    let tripwire = bed.tripwire(&[HOST])?;
-    let origin = origin(&bed, echo)?;
-    let (_proxy, heads) = proxy(&bed, bed.sockets(HOST, 443)[0], "HTTP/1.1 200 OK\r\n\r\n")?;
-    let (_agent, _config) = agent(&bed, &rules(&bed))?;
-    let capture = bed.capture()?;
-    for _ in 0..2 {
-        let (status, body, result) = get(&bed, "/secret", &[])?;
-        ensure!((status, body.as_str()) == (200, "GET edition.cnn.com /secret\n"), "{result:?}");
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (protocol, answer, asked) in [
+        (
+            "CONNECT",
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "CONNECT edition.cnn.com:443 HTTP/1.1\r\nHost: edition.cnn.com:443\r\n\r\n",
+        ),
+        ("POST", chunked, "POST / HTTP/1.1\r\nHost: edition.cnn.com:443\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    ] {
+        let bed = bed("tunnel")?;
+        let tripwire = bed.tripwire(&[HOST])?;
+        let origin = origin(&bed, |request| match request.target.as_str() {
+            "/large" => Reply::ok(vec![b'x'; 300_000]),
+            _ => echo(request),
+        })?;
+        let (_proxy, heads) = proxy(&bed, bed.sockets(HOST, 443)[0], answer)?;
+        let (_agent, _config) = agent(&bed, &rules(&bed, protocol))?;
+        let capture = bed.capture()?;
+        for _ in 0..2 {
+            let (status, body, result) = get(&bed, "/secret", &[])?;
+            ensure!((status, body.as_str()) == (200, "GET edition.cnn.com /secret\n"), "{result:?}");
+        }
+        let trace = capture.stop()?;
+        ensure!(!trace.contains(b"/secret"), "the proxy's network could read the request");
+        let found = heads.lock().expect("no test panics with it").clone();
+        ensure!(found == [asked], "{found:?}");
+        let sni = origin.requests().first().and_then(|request| request.tls.clone()).context("not over TLS")?.sni;
+        ensure!(sni.as_deref() == Some(HOST), "{sni:?}");
+        let content = "y".repeat(100_000);
+        let (status, body, _) = get(&bed, "/large", &["-d", &content])?;
+        ensure!(status == 200 && body.len() == 300_000, "{status} {}", body.len());
+        ensure!(origin.requests()[2].body == content.as_bytes());
+        tripwire.assert_silent()?;
     }
-    let trace = capture.stop()?;
-    ensure!(!trace.contains(b"/secret"), "the proxy's network could read the request");
-    let asked = heads.lock().expect("no test panics with it").clone();
-    ensure!(asked == ["CONNECT edition.cnn.com:443 HTTP/1.1\r\nHost: edition.cnn.com:443\r\n\r\n"], "{asked:?}");
-    let sni = origin.requests().first().and_then(|request| request.tls.clone()).context("not over TLS")?.sni;
-    ensure!(sni.as_deref() == Some(HOST), "{sni:?}");
-    tripwire.assert_silent()
+    Ok(())
 }
 
 #[test]
 fn a_proxy_that_refuses_is_named() -> Result<()> {
-    let bed = bed("no-tunnel")?;
-    let _origin = origin(&bed, |_| Reply::ok("never"))?;
-    let answer = "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n";
-    let (_proxy, _) = proxy(&bed, bed.sockets(HOST, 443)[0], answer)?;
-    let (_agent, _config) = agent(&bed, &rules(&bed))?;
-    let (status, body, result) = get(&bed, "/", &[])?;
-    ensure!(status == 502 && body.contains("no tunnel to edition.cnn.com:443 through the proxy at"), "{result:?}");
-    ensure!(body.contains("it answers 407"), "{result:?}");
+    for (protocol, answer, reason) in [
+        ("CONNECT", "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", "it answers 407"),
+        ("POST", "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n", "it answers 405"),
+        ("POST", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "its answer has a length"),
+    ] {
+        let bed = bed("no-tunnel")?;
+        let _origin = origin(&bed, |_| Reply::ok("never"))?;
+        let (_proxy, _) = proxy(&bed, bed.sockets(HOST, 443)[0], answer)?;
+        let (_agent, _config) = agent(&bed, &rules(&bed, protocol))?;
+        let (status, body, result) = get(&bed, "/", &[])?;
+        ensure!(status == 502 && body.contains("no tunnel to edition.cnn.com:443 through the proxy at"), "{result:?}");
+        ensure!(body.contains(reason), "{result:?}");
+    }
     Ok(())
 }

@@ -1,17 +1,21 @@
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{DuplexStream, duplex},
-    task::{JoinHandle, LocalSet, spawn_local},
-};
+use std::net;
+
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::*;
-use crate::{policy::ConnectionPool, upstream::ConnectionInfo};
+use crate::{
+    policy::ConnectionPool,
+    upstream::{
+        ConnectionInfo,
+        http1::{Exclusive, Stream},
+    },
+};
 
 /// A pool, an upstream with these limits, and the other ends of the connections that were made.
 struct Bench {
     pool: Rc<Pool>,
     usage: Arc<Usage>,
-    made: Rc<RefCell<Vec<DuplexStream>>>,
+    made: Rc<RefCell<Vec<net::TcpStream>>>,
     served: Rc<RefCell<Vec<&'static str>>>,
 }
 
@@ -49,11 +53,14 @@ fn key(port: u16) -> Key {
     Key { netns: NetnsCookie(1), device: 0, to: To::Origin(SocketAddr::from(([192, 0, 2, 1], port))) }
 }
 
-async fn connect(made: Rc<RefCell<Vec<DuplexStream>>>) -> Result<Made, UpstreamError> {
-    let (near, far) = duplex(1024);
-    made.borrow_mut().push(far);
+async fn connect(made: Rc<RefCell<Vec<net::TcpStream>>>) -> Result<Made, UpstreamError> {
+    let listener = net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let near = net::TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
+    made.borrow_mut().push(listener.accept().expect("the same").0);
+    near.set_nonblocking(true).expect("a socket");
+    let near = tokio::net::TcpStream::from_std(near).expect("a socket");
     let info = ConnectionInfo { address: ([192, 0, 2, 1], 443).into(), protocol: "HTTP/1.1", tls: None };
-    let exclusive = super::super::http1::Exclusive::start(TokioIo::new(near), info).await?;
+    let exclusive = Exclusive::new(Stream::Clear(near), info);
     settle().await;
     Ok(Made::Http1(exclusive))
 }
@@ -66,7 +73,7 @@ async fn settle() {
 }
 
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     LocalSet::new().block_on(&runtime.expect("a runtime"), test);
 }
 

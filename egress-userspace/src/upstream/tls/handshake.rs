@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client};
 
 use super::{Originator, Refusal, read_ahead::ReadAhead, witness::Witnessed};
-use crate::upstream::Offer;
+use crate::upstream::{Offer, tunnel::Way};
 
 /// HTTP/2 and HTTP/1.1 by their names in ALPN.
 pub const HTTP2: &[u8] = b"h2";
@@ -17,9 +17,9 @@ pub(super) const HTTP1: &[u8] = b"http/1.1";
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// A connection over TLS.
-pub type TlsStream = client::TlsStream<Witnessed<ReadAhead<TcpStream>>>;
+pub type TlsStream = client::TlsStream<Witnessed<ReadAhead<Way>>>;
 
-/// Originates TLS on a connection, and verifies who is at its other end.
+/// Originates TLS on a way to the origin, and verifies who is at its other end.
 ///
 /// # Errors
 /// TLS cannot be made, or the peer is not who it should be. Nothing but the handshake has been sent then.
@@ -27,9 +27,9 @@ pub async fn handshake(
     originator: &Originator,
     server_name: ServerName<'static>,
     offer: Offer,
-    stream: TcpStream,
+    way: Way,
 ) -> Result<TlsStream, Refusal> {
-    let (stream, witness) = Witnessed::new(ReadAhead::new(stream));
+    let (stream, witness) = Witnessed::new(ReadAhead::new(way));
     let connector = TlsConnector::from(originator.config().clone());
     let connecting = match offer {
         Offer::Both => connector.connect(server_name, stream),

@@ -24,12 +24,11 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::{
     io::{AsyncRead as _, ReadBuf},
-    net::TcpStream,
     time::timeout,
 };
 
 use super::{Originator, PinMismatch, Refusal, TlsStream, certificate::Facts, handshake, verify::PeerVerifier};
-use crate::upstream::{Cause, Offer, TlsInfo};
+use crate::upstream::{Cause, Offer, TlsInfo, tunnel::Way};
 
 /// How long an origin has for its opinion of a client certificate: with TLS 1.3 it comes after the handshake, if at all.
 const OPINION: Duration = Duration::from_secs(2);
@@ -52,15 +51,10 @@ pub struct Observation {
 }
 
 /// Makes the handshake that a request would make, but for resumption: a resumed session shows no certificate.
-pub async fn observe(
-    originator: &Originator,
-    server_name: ServerName<'static>,
-    offer: Offer,
-    stream: TcpStream,
-) -> Observation {
+pub async fn observe(originator: &Originator, server_name: ServerName<'static>, offer: Offer, way: Way) -> Observation {
     let client = originator.config().client_auth_cert_resolver.clone();
     let observer = Arc::new(Observer::new(originator.verifier().clone(), Some(client)));
-    let mut observation = observer.clone().observe(originator, server_name, offer, stream).await;
+    let mut observation = observer.clone().observe(originator, server_name, offer, way).await;
     if observation.refusal.is_none() {
         observation.unenforced_pins = originator.unenforced_pins(Some(&observer.shown()));
     }
@@ -73,11 +67,11 @@ pub async fn observe_anyone(
     originator: &Originator,
     server_name: ServerName<'static>,
     offer: Offer,
-    stream: TcpStream,
+    way: Way,
 ) -> Observation {
     let anyone = PeerVerifier { algorithms: originator.verifier().algorithms, expected: None };
     let observer = Arc::new(Observer::new(Arc::new(anyone), None));
-    observer.observe(originator, server_name, offer, stream).await
+    observer.observe(originator, server_name, offer, way).await
 }
 
 /// Stands between rustls and those who decide, and takes notes.
@@ -103,13 +97,13 @@ impl Observer {
         originator: &Originator,
         server_name: ServerName<'static>,
         offer: Offer,
-        stream: TcpStream,
+        way: Way,
     ) -> Observation {
         let mut config = (**originator.config()).clone();
         config.resumption = Resumption::disabled();
         config.client_auth_cert_resolver = self.clone();
         config.dangerous().set_certificate_verifier(self.clone());
-        let made = handshake(&originator.with_config(config), server_name, offer, stream).await;
+        let made = handshake(&originator.with_config(config), server_name, offer, way).await;
 
         let asks_for_certificate = self.asked.load(Ordering::Relaxed);
         let (mut agreed, mut protocol, mut refusal) = (None, None, None);
