@@ -73,13 +73,16 @@ async fn converse(conversation: &Conversation<'_>, connection: &Rc<Connection>, 
             Ok(Waited::Request(head, asked)) => {
                 // While a connection is idle it takes no more room than it needs.
                 let request = Request::from_parts(head, connection.clone());
-                (Box::pin(conversation.serve(request)).await, asked)
+                (Box::pin(conversation.serve(request)).await, Some(asked))
             }
-            Err(Error::Fault(fault)) => (conversation.refuse(fault), Asked::UNKNOWN),
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut => (conversation.late(), Asked::UNKNOWN),
+            Err(Error::Fault(fault)) => (conversation.refuse(fault), None),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut => (conversation.late(), None),
             Err(error) => return conversation.ended(&error),
         };
         first = false;
+        // What else comes of a request that cannot be read nobody knows.
+        let read = asked.is_some();
+        let asked = asked.unwrap_or(Asked::UNKNOWN);
         let last = *draining.borrow() != Drain::Off;
         match connection.respond(response, asked, last).await {
             Ok(more) => {
@@ -87,7 +90,7 @@ async fn converse(conversation: &Conversation<'_>, connection: &Rc<Connection>, 
                     return tunnel.run(connection.clone()).await;
                 }
                 if !more {
-                    break;
+                    return end(connection, read && connection.is_end()).await;
                 }
             }
             Err(error) => {
@@ -100,7 +103,11 @@ async fn converse(conversation: &Conversation<'_>, connection: &Rc<Connection>, 
             }
         }
     }
-    if !connection.is_end() {
+}
+
+/// Ends a connection in order; one whose client may still be sending once it has had the time to read.
+async fn end(connection: &Connection, heard: bool) {
+    if !heard {
         let _ = timeout(LINGER, async {
             connection.shut_down().await?;
             connection.discard(LINGER_BYTES).await

@@ -11,6 +11,8 @@
 //! - [`check`]: what all of the above would make of a configuration, in words, and what origins make of it.
 //! - [`capture`]: which connections are redirected.
 //! - [`listener`]: accepted connections and where they were going.
+//! - [`conversation`]: a client's connection from the first request to the last.
+//! - [`http1`]: HTTP/1.1 as a forwarder needs it.
 //! - [`request`]: which rule a request falls under, and its exchange with the origin.
 //! - [`body`]: bodies on their way through.
 //! - [`upstream`]: connections to origins, TLS, and the pool.

@@ -154,11 +154,13 @@ fn a_client_that_leaves_in_the_middle_of_its_body_leaves_no_half_request_to_be_b
 #[test]
 fn an_answer_that_is_not_http_is_a_502() -> Result<()> {
     let bed = TestBed::new("http-nonsense")?;
-    let answers: [&[u8]; 5] = [
+    let answers: [&[u8]; 7] = [
         b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
         b"HTTP/1.1 twohundred OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: five\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nX-A",
     ];
     let origin = origin(&bed)?

@@ -50,6 +50,7 @@ fn request_heads_arrive_as_they_were_sent() -> Result<()> {
          but,  working)\r\nX-Empty:\r\nsoapaction: \"\"\r\nCOOKIE: a=1; b=2\r\nX-Latin: caf\u{e9}\r\n\r\n",
         // The same name twice, in two cases.
         "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\nX-Twice: 1\r\nx-twice: 2\r\nX-Last: 3\r\n\r\n",
+        "GET / HTTP/1.1\r\nX-Twice: 1\r\nHost: edition.cnn.com\r\nX-Between: 2\r\nx-twice:3\r\nX-Blank:   4 \r\n\r\n",
         // Nobody asks for another coding, another language or an answer for somebody else.
         "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\nAccept-Encoding: gzip\r\nX-Forwarded-For: 10.1.1.1\r\nVia: 1.0 \
          old\r\nForwarded: for=10.1.1.1\r\nMax-Forwards: 3\r\n\r\n",
@@ -82,6 +83,8 @@ fn targets_arrive_as_they_were_sent() -> Result<()> {
         "/:80@other.example/",
         "/a\"b{c}d^e",
         "/caf\u{e9}",
+        "/a<b>`c\\d",
+        "/a#fragment?b#c",
     ];
     let heads = targets.map(|target| format!("GET {target} HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n"));
     check_requests("http-targets", &heads.each_ref().map(|head| (head.as_str(), head.as_str())))
@@ -145,6 +148,9 @@ fn response_heads_arrive_as_they_were_given() -> Result<()> {
         "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n",
         // Cookies keep their order, and their attributes.
         "HTTP/1.1 200 OK\r\nSet-Cookie: a=1; Secure\r\nSet-Cookie: b=2; Path=/\r\nset-cookie: c=3\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nX-A:1\r\nset-cookie:  b=2\r\nContent-Length: 0\r\n\r\n",
+        // Interim responses come first.
+        "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
         "HTTP/1.1 301 Moved Permanently\r\nLocation: https://edition.cnn.com/x\r\nContent-Length: 0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nStrict-Transport-Security: max-age=1\r\nVia: 1.1 cdn\r\nAlt-Svc: h3=\":443\"\r\n\
          X-Latin: caf\u{e9}\r\nX-Empty: \r\nContent-Length: 0\r\n\r\n",
@@ -167,6 +173,27 @@ fn what_concerns_our_connection_with_the_origin_stays_there() -> Result<()> {
         with("Proxy-Connection: keep-alive\r\n"),
     ];
     check_responses("http-answers-hop", &cases.each_ref().map(|given| (given.as_str(), expected)))
+}
+
+#[test]
+fn large_heads_arrive_and_those_that_are_too_large_are_refused_with_a_reason() -> Result<()> {
+    let head = |fields: usize, length: usize| {
+        let fields: String = (0..fields).map(|number| format!("X-{number}: {}\r\n", "x".repeat(length))).collect();
+        format!("GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n{fields}\r\n")
+    };
+    let (many, long) = (head(1000, 10), head(8, 8000));
+    check_requests("http-large-heads", &[(&many, &many), (&long, &long)])?;
+    let bed = TestBed::new("http-too-large")?;
+    let (_answers, origin) = Answers::start(&bed, EMPTY)?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    for (head, reason) in [(head(5000, 1), "more than 4096 fields"), (head(30, 10_000), "longer than 262144 bytes")] {
+        let text = converse(&bed, head)?.text();
+        ensure!(text.starts_with("HTTP/1.1 431 ") && text.contains(reason), "{text:?}");
+        ensure!(text.contains("\r\nproxy-status: egress;error=http_request_error;"), "{text:?}");
+    }
+    ensure!(origin.connections() == 0, "{:?}", origin.requests());
+    Ok(())
 }
 
 #[test]
