@@ -13,7 +13,7 @@ use xtask::exec::shown;
 use super::{Kernel, find};
 
 /// How long a kernel's tests may take, in seconds. Then something hangs.
-const DEADLINE: &str = "900";
+const DEADLINE: &str = "2400";
 
 /// A machine that runs tests. It has neither disk nor network, so that nothing outside can be reached.
 pub(super) struct Machine {
