@@ -110,8 +110,7 @@ impl Incoming {
     }
 }
 
-/// The content of a request as it comes from the client; shared between the bodies that carry it, which hyper owns, and the
-/// exchange.
+/// The content of a request as it comes from the client; shared between the bodies that carry it and the exchange.
 pub struct Content {
     /// None of a copy.
     incoming: RefCell<Option<Incoming>>,
@@ -306,7 +305,7 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         match self.content.incoming.borrow().as_ref().map_or(Some(0), Incoming::left) {
-            // Of no content hyper would say that its length is 0, though the client has not.
+            // Of no content hyper would say in HTTP/2 that its length is 0, though the client has not.
             Some(rest) if !self.is_end_stream() => SizeHint::with_exact(self.ahead() as u64 + rest),
             _ => SizeHint::default(),
         }
@@ -371,8 +370,7 @@ impl Lease {
 }
 
 impl ResponseBody {
-    /// Streams the origin's content, of which there is none if the response `is_bare`: one to HEAD, 204 or 304. hyper does not
-    /// even look for it then.
+    /// Streams the origin's content, of which there is none if the response `is_bare`: one to HEAD, 204 or 304.
     pub fn upstream(incoming: Incoming, is_bare: bool, mut lease: Lease, mut record: Record) -> Self {
         if is_bare || incoming.is_end_stream() {
             record.complete();
@@ -464,7 +462,7 @@ impl Body for ResponseBody {
                 if let Some(record) = &mut this.record {
                     match &frame {
                         Some(Ok(frame)) => record.add_sent(frame.data_ref().map_or(0, |data| data.len() as u64)),
-                        // hyper then cuts the client's connection short: what is truncated must not look complete.
+                        // The client's connection is cut short then: what is truncated must not look complete.
                         Some(Err(error)) => record.truncated(error),
                         None => {}
                     }

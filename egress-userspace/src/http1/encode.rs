@@ -143,6 +143,11 @@ impl Encoder {
         Ok(())
     }
 
+    /// Whether all that was announced has come. Only a length announces that.
+    pub fn is_complete(&self) -> bool {
+        matches!(self.0, Framing::Length(0))
+    }
+
     /// Adds what ends the content.
     ///
     /// # Errors
@@ -208,6 +213,7 @@ mod tests {
             {
                 encoder.put(frame, &mut out).expect("as announced");
             }
+            assert_eq!(encoder.is_complete(), framing != Framing::Close, "trailers end chunks");
             encoder.end(&mut out).expect("as announced");
             assert_eq!(*out.buffer(), expected);
         }

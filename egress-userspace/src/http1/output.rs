@@ -14,6 +14,9 @@ use tokio::io::AsyncWrite;
 const SHORT: usize = 2 * 1024;
 /// Pieces that one system call takes.
 const AT_ONCE: usize = 32;
+/// What the first write of a request takes at most, in bytes: no more than one record of TLS (RFC 8446 section 5.1), so that
+/// nobody can have read any of it if that write fails.
+const FIRST: usize = 16 * 1024;
 
 /// Bytes that have yet to be written.
 #[derive(Debug, Default)]
@@ -24,8 +27,8 @@ pub struct Output {
     length: usize,
     /// Whether the stream may keep some of what it took.
     unflushed: bool,
-    /// Whether it took some of the current message.
-    begun: bool,
+    /// Whether a message begins here of which it has taken nothing yet.
+    is_first: bool,
 }
 
 impl Output {
@@ -56,14 +59,14 @@ impl Output {
         self.length == 0 && !self.unflushed
     }
 
-    /// A message begins here.
+    /// A message begins here, of which is to be known whether any of it was sent.
     pub fn begin(&mut self) {
-        self.begun = false;
+        self.is_first = true;
     }
 
-    /// Whether the stream took some of the message.
+    /// Whether the stream took some of that message.
     pub fn has_begun(&self) -> bool {
-        self.begun
+        !self.is_first
     }
 
     fn seal(&mut self) {
@@ -75,7 +78,10 @@ impl Output {
     /// Writes all that there is, and has the stream pass it on.
     pub fn poll_write<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.length > 0 {
-            let written = if self.pieces.is_empty() {
+            let written = if self.is_first {
+                let first = self.pieces.front().map_or(&self.last[..], |piece| &piece[..]);
+                ready!(Pin::new(&mut *stream).poll_write(cx, &first[..first.len().min(FIRST)]))?
+            } else if self.pieces.is_empty() {
                 ready!(Pin::new(&mut *stream).poll_write(cx, &self.last))?
             } else {
                 self.seal();
@@ -89,7 +95,7 @@ impl Output {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            (self.begun, self.unflushed) = (true, true);
+            (self.is_first, self.unflushed) = (false, true);
             self.advance(written);
         }
         ready!(Pin::new(stream).poll_flush(cx))?;
@@ -140,5 +146,72 @@ impl std::ops::DerefMut for Appending<'_> {
 impl Drop for Appending<'_> {
     fn drop(&mut self) {
         self.output.length += self.output.last.len() - self.before;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// Takes all, and notes how much at once.
+    #[derive(Default)]
+    struct Taken(Vec<Vec<u8>>);
+
+    impl AsyncWrite for Taken {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.0.push(bytes.to_vec());
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+            self.0.push(bytes);
+            Poll::Ready(Ok(self.0.last().map_or(0, Vec::len)))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn written(begin: bool, pieces: &[usize]) -> Vec<usize> {
+        let (mut output, mut taken) = (Output::default(), Taken::default());
+        if begin {
+            output.begin();
+        }
+        let mut all = Vec::new();
+        for (number, length) in pieces.iter().enumerate() {
+            let piece = vec![number as u8; *length];
+            all.extend_from_slice(&piece);
+            output.push(piece.into());
+        }
+        assert!(output.poll_write(&mut taken, &mut Context::from_waker(Waker::noop())).is_ready() && output.is_empty());
+        assert_eq!(output.has_begun(), !begin || !all.is_empty());
+        assert!(taken.0.concat() == all, "{pieces:?}");
+        taken.0.iter().map(Vec::len).collect()
+    }
+
+    #[test]
+    fn short_pieces_are_written_together_and_long_ones_beside_each_other() {
+        assert_eq!(written(false, &[10, 20]), [30]);
+        assert_eq!(written(false, &[10, 5000, 20]), [5030]);
+        assert_eq!(written(false, &[]), [0; 0]);
+    }
+
+    #[test]
+    fn of_a_request_one_record_is_written_first() {
+        assert_eq!(written(true, &[10, 20]), [30]);
+        assert_eq!(written(true, &[10, 50_000]), [10, 50_000]);
+        assert_eq!(written(true, &[50_000, 10]), [FIRST, 50_010 - FIRST]);
     }
 }

@@ -41,7 +41,7 @@ struct Io {
     output: Output,
     head: Head,
     content: Decoder,
-    /// What the client waits for before it sends content.
+    /// Whether the client waits before it sends content.
     expects: Expects,
     /// Whether it speaks HTTP/1.0.
     is_old: bool,
@@ -110,7 +110,10 @@ impl Connection {
                 };
                 io.is_old = head.version < Version::HTTP_11;
                 let expects = !io.is_old
-                    && head.headers.get(header::EXPECT).is_some_and(|value| value.as_bytes() == b"100-continue");
+                    && head
+                        .headers
+                        .get(header::EXPECT)
+                        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
                 io.expects = if expects && !io.content.is_end() { Expects::Origin } else { Expects::Nothing };
                 return Poll::Ready(Ok(Waited::Request(head, asked)));
             }
@@ -224,7 +227,8 @@ impl Connection {
                         Some(frame) => frame.and_then(|frame| Ok(encoder.put(frame, output)?)),
                         None => Ok(()),
                     };
-                    ended = framed.is_ok() && (last || body.is_end_stream());
+                    // Of a length nobody asks for more than that, though HTTP/2 may have yet to say that it is the end.
+                    ended = framed.is_ok() && (last || body.is_end_stream() || encoder.is_complete());
                     let framed = if ended { framed.and(encoder.end(output).map_err(BodyError::from)) } else { framed };
                     // What has come goes on nevertheless.
                     broken = framed.err();

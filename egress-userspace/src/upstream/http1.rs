@@ -134,7 +134,6 @@ impl Exclusive {
         let wire = self.wire.borrow();
         match answered {
             Ok(head) => Ok(Response::from_parts(head, Incoming::Http1(self.wire.clone()))),
-            // Of a head that was not sent to its end nobody has made anything.
             Err(error) => Err(NotAnswered { unsent: !wire.output.has_begun(), error }),
         }
     }

@@ -153,6 +153,30 @@ fn a_response_is_framed_as_its_client_understands_it() -> Result<()> {
 }
 
 #[test]
+fn a_response_whose_length_has_come_holds_no_other_up() -> Result<()> {
+    let bed = TestBed::new("http2-no-end")?;
+    let origin = origin_http2(&bed)?
+        .frames(move |mut frames| async move {
+            frames.greet(100).await?;
+            // It does not say that this is all.
+            let stream = frames.request().await?;
+            frames.head(stream, &[("content-length", "5")]).await?;
+            frames.data(stream, b"hello").await?;
+            let stream = frames.request().await?;
+            frames.answer(stream, b"fine").await?;
+            frames.closed().await
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let request = "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n";
+    let text = converse(&bed, request.repeat(2))?.text();
+    ensure!(text.contains("\r\n\r\nhelloHTTP/1.1 200 ") && text.ends_with("\r\n\r\n4\r\nfine\r\n0\r\n\r\n"), "{text:?}");
+    ensure!(origin.connections() == 1, "{} connections", origin.connections());
+    Ok(())
+}
+
+#[test]
 fn trailers_arrive_where_the_client_takes_them() -> Result<()> {
     let trailers = |mut frames: Frames, stream| async move {
         frames.head(stream, &[("trailer", "x-sum")]).await?;
