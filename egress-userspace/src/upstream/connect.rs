@@ -52,7 +52,7 @@ impl Connector {
     pub async fn plain(&self, from: &Place, origin: SocketAddr) -> Result<Made, UpstreamError> {
         let stream = self.tcp(from, origin).await?;
         let info = ConnectionInfo { address: origin, protocol: "HTTP/1.1", tls: None };
-        Ok(Made::Http1(Exclusive::new(http1::Stream::Clear(stream), info)))
+        Ok(Made::Http1(Exclusive::new(http1::Stream::Left(stream), info)))
     }
 
     /// Connects to a configured host, originates TLS and verifies the peer.
@@ -215,7 +215,7 @@ async fn http(stream: TlsStream, address: SocketAddr, tls: TlsInfo) -> Result<Ma
     if http2 {
         Shared::start(TokioIo::new(stream), info).await.map(Made::Http2)
     } else {
-        Ok(Made::Http1(Exclusive::new(http1::Stream::Tls(Box::new(stream)), info)))
+        Ok(Made::Http1(Exclusive::new(http1::Stream::Right(Box::new(stream)), info)))
     }
 }
 

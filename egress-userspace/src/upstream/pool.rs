@@ -15,7 +15,6 @@ use std::{
 use futures_util::{FutureExt as _, future::LocalBoxFuture};
 use tokio::{
     sync::Mutex,
-    task::yield_now,
     time::{sleep, timeout},
 };
 
@@ -253,12 +252,8 @@ impl OfKey<'_> {
                 () = room.notified() => {}
                 () = self.ask(wanted) => {}
             }
-            for _ in 0..2 {
-                if let Found::Connection(found) = self.with(|origin| origin.find(wanted)) {
-                    return Err(found);
-                }
-                // One that has come back may still be finishing its last exchange.
-                yield_now().await;
+            if let Found::Connection(found) = self.with(|origin| origin.find(wanted)) {
+                return Err(found);
             }
         }
     }

@@ -171,7 +171,10 @@ fn a_response_whose_length_has_come_holds_no_other_up() -> Result<()> {
     let _agent = agent_with_one_worker(&bed, &config)?;
     let request = "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n";
     let text = converse(&bed, request.repeat(2))?.text();
-    ensure!(text.contains("\r\n\r\nhelloHTTP/1.1 200 ") && text.ends_with("\r\n\r\n4\r\nfine\r\n0\r\n\r\n"), "{text:?}");
+    ensure!(
+        text.contains("\r\n\r\nhelloHTTP/1.1 200 ") && text.ends_with("\r\n\r\n4\r\nfine\r\n0\r\n\r\n"),
+        "{text:?}"
+    );
     ensure!(origin.connections() == 1, "{} connections", origin.connections());
     Ok(())
 }

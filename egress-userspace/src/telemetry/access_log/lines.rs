@@ -118,13 +118,7 @@ fn json(line: &mut Vec<u8>, fields: &[(&str, Option<Value<'_>>)]) {
         line.extend_from_slice(b",\"");
         line.extend_from_slice(name.as_bytes());
         line.extend_from_slice(b"\":");
-        match value {
-            Value::Text(text) => quoted(line, text),
-            // To a vector nothing fails.
-            Value::Plain(value) => _ = write!(line, "\"{value}\""),
-            Value::Number(number) => _ = write!(line, "{number}"),
-            Value::Flag(flag) => _ = write!(line, "{flag}"),
-        }
+        put(line, value, "\"");
     }
     line.extend_from_slice(b",\"target\":\"");
     line.extend_from_slice(TARGET.as_bytes());
@@ -141,13 +135,18 @@ fn text(line: &mut Vec<u8>, fields: &[(&str, Option<Value<'_>>)]) {
         line.push(b' ');
         line.extend_from_slice(name.as_bytes());
         line.push(b'=');
-        match value {
-            Value::Text(text) => quoted(line, text),
-            // To a vector nothing fails.
-            Value::Plain(value) => _ = write!(line, "{value}"),
-            Value::Number(number) => _ = write!(line, "{number}"),
-            Value::Flag(flag) => _ = write!(line, "{flag}"),
-        }
+        put(line, value, "");
+    }
+}
+
+/// A value; between `quotes` if it needs none by itself, but is no number either.
+fn put(line: &mut Vec<u8>, value: &Value<'_>, quotes: &str) {
+    // To a vector nothing fails.
+    match value {
+        Value::Text(text) => quoted(line, text),
+        Value::Plain(value) => _ = write!(line, "{quotes}{value}{quotes}"),
+        Value::Number(number) => _ = write!(line, "{number}"),
+        Value::Flag(flag) => _ = write!(line, "{flag}"),
     }
 }
 

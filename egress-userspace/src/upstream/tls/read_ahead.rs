@@ -12,7 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Room for a read, in bytes: four records of full size.
 const ROOM: usize = 64 * 1024 + 4 * 256;
 
-/// A stream that reads ahead once more comes than is asked for. There is a buffer only while that is so.
+/// A stream that reads ahead once more comes than is asked for. There is a buffer only while that is so; with tokio's `BufReader`
+/// each idle connection would keep one.
 #[derive(Debug)]
 pub struct ReadAhead<S> {
     stream: S,

@@ -7,126 +7,68 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, BytesMut};
-use httparse::{Status, parse_chunk_size};
+use bytes::{Buf as _, Bytes, BytesMut};
+use http_body::Frame;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_util::io::poll_read_buf;
 
-/// How much is sent in one chunk at most, and read at once.
+use crate::http1::{Decoder, Encoder, Fault, Framing, Input, Output, Progress};
+
+/// How much is sent in one chunk at most.
 const CHUNK: usize = 16 * 1024;
-/// What a chunk's size and its extensions may take at most.
-const MAX_SIZE_LINE: usize = 4 * 1024;
 
 /// The tunnel. To those who use it, it is a connection like any other.
 #[derive(Debug)]
 pub struct Posted<S = TcpStream> {
     stream: S,
-    /// What has come and is not yet read.
-    received: BytesMut,
-    response: Response,
-    /// What is on its way, in chunks.
-    unsent: BytesMut,
-    /// Whether the last chunk is among it.
-    ended: bool,
-}
-
-/// How far the response's content is read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Response {
-    /// All that comes is content.
-    UntilClose,
-    /// Before a chunk.
-    Size,
-    /// Within one: so many bytes are still to come.
-    Data(u64),
-    /// After one.
-    DataEnd,
-    /// After the last.
-    Over,
+    input: Input,
+    response: Decoder,
+    /// What has come out of it and is not yet read.
+    received: Bytes,
+    request: Encoder,
+    /// What is on its way.
+    output: Output,
 }
 
 impl<S> Posted<S> {
     /// The tunnel, after the head of the response, which was followed by what is already `received`.
     pub(super) fn new(stream: S, received: BytesMut, is_chunked: bool) -> Self {
-        let response = if is_chunked { Response::Size } else { Response::UntilClose };
-        Self { stream, received, response, unsent: BytesMut::new(), ended: false }
-    }
-
-    /// Takes the next content of what was received. Says whether there may be some only after more is received.
-    fn take(&mut self, buffer: &mut ReadBuf<'_>) -> io::Result<bool> {
-        loop {
-            match self.response {
-                Response::Over => return Ok(false),
-                Response::Size => match parse_chunk_size(&self.received) {
-                    Ok(Status::Complete((length, size))) => {
-                        self.received.advance(length);
-                        self.response = if size == 0 { Response::Over } else { Response::Data(size) };
-                    }
-                    Ok(Status::Partial) if self.received.len() < MAX_SIZE_LINE => return Ok(true),
-                    Ok(Status::Partial) | Err(_) => return Err(broken("the proxy does not send chunks")),
-                },
-                Response::DataEnd if self.received.len() < 2 => return Ok(true),
-                Response::DataEnd if self.received.starts_with(b"\r\n") => {
-                    self.received.advance(2);
-                    self.response = Response::Size;
-                }
-                Response::DataEnd => return Err(broken("a chunk of the proxy's is longer than it says")),
-                Response::Data(_) | Response::UntilClose if self.received.is_empty() => return Ok(true),
-                Response::Data(left) => {
-                    let taken = self.copy(buffer, usize::try_from(left).unwrap_or(usize::MAX));
-                    let left = left - taken as u64;
-                    self.response = if left == 0 { Response::DataEnd } else { Response::Data(left) };
-                    return Ok(false);
-                }
-                Response::UntilClose => {
-                    self.copy(buffer, usize::MAX);
-                    return Ok(false);
-                }
-            }
+        Self {
+            stream,
+            input: Input::new(received),
+            response: Decoder::new(if is_chunked { Framing::Chunked } else { Framing::Close }),
+            received: Bytes::new(),
+            request: Encoder::new(Framing::Chunked),
+            output: Output::default(),
         }
-    }
-
-    fn copy(&mut self, buffer: &mut ReadBuf<'_>, limit: usize) -> usize {
-        let count = self.received.len().min(buffer.remaining()).min(limit);
-        buffer.put_slice(&self.received[..count]);
-        self.received.advance(count);
-        count
     }
 }
 
-fn broken(text: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, text)
+fn broken(fault: Fault) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, fault)
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Posted<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        while this.take(buffer)? {
-            this.received.reserve(CHUNK);
-            if ready!(poll_read_buf(Pin::new(&mut this.stream), cx, &mut this.received))? > 0 {
-                continue;
+        while this.received.is_empty() {
+            match this.response.decode(&mut this.input.bytes).map_err(broken)? {
+                Progress::Data(data) => this.received = data,
+                Progress::Trailers(_) => {}
+                Progress::End => return Poll::Ready(Ok(())),
+                Progress::More => {
+                    let count = ready!(this.input.poll_fill(&mut this.stream, cx))?;
+                    if count == 0 && !this.response.close() {
+                        return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                    }
+                }
             }
-            return Poll::Ready(match this.response {
-                Response::UntilClose => Ok(()),
-                _ => Err(io::ErrorKind::UnexpectedEof.into()),
-            });
         }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> Posted<S> {
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.unsent.is_empty() {
-            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.unsent))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.unsent.advance(count);
-        }
+        let count = this.received.len().min(buffer.remaining());
+        buffer.put_slice(&this.received[..count]);
+        this.received.advance(count);
         Poll::Ready(Ok(()))
     }
 }
@@ -134,33 +76,26 @@ impl<S: AsyncWrite + Unpin> Posted<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Posted<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_send(cx))?;
+        ready!(this.output.poll_write(&mut this.stream, cx))?;
         let count = bytes.len().min(CHUNK);
-        // A chunk without bytes would be the last.
-        if count > 0 {
-            this.unsent.extend_from_slice(format!("{count:x}\r\n").as_bytes());
-            this.unsent.extend_from_slice(&bytes[..count]);
-            this.unsent.extend_from_slice(b"\r\n");
-            // What does not go now goes later; it is taken in any case.
-            if let Poll::Ready(Err(error)) = this.poll_send(cx) {
-                return Poll::Ready(Err(error));
-            }
+        let chunk = Frame::data(Bytes::copy_from_slice(&bytes[..count]));
+        this.request.put(chunk, &mut this.output).map_err(broken)?;
+        // What does not go now goes later; it is taken in any case.
+        if let Poll::Ready(Err(error)) = this.output.poll_write(&mut this.stream, cx) {
+            return Poll::Ready(Err(error));
         }
         Poll::Ready(Ok(count))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_send(cx))?;
-        Pin::new(&mut this.stream).poll_flush(cx)
+        this.output.poll_write(&mut this.stream, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !std::mem::replace(&mut this.ended, true) {
-            this.unsent.extend_from_slice(b"0\r\n\r\n");
-        }
-        ready!(this.poll_send(cx))?;
+        this.request.end(&mut this.output).map_err(broken)?;
+        ready!(this.output.poll_write(&mut this.stream, cx))?;
         Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }
@@ -209,7 +144,7 @@ mod tests {
     async fn what_comes_in_chunks_is_read_without_them() {
         let chunks: [&[&[u8]]; 3] = [
             &[b"3\r\nabc\r\n10;x=y\r\n0123456789abcdef\r\n0\r\n\r\n"],
-            &[b"3", b"\r", b"\nab", b"c", b"\r", b"\n10\r\n0123456789", b"abcdef\r\n", b"0\r\n"],
+            &[b"3", b"\r", b"\nab", b"c", b"\r", b"\n10\r\n0123456789", b"abcdef\r\n", b"0\r\n", b"\r\n"],
             &[b"\r\nabc\r\n10\r\n0123456789abcdef\r\n0\r\nx-y: z\r\n\r\n"],
         ];
         for (early, pieces) in [b"".as_slice(), b"", b"3"].into_iter().zip(chunks) {
@@ -223,9 +158,10 @@ mod tests {
         for (pieces, kind) in [
             ([b"hello\r\n".as_slice()], io::ErrorKind::InvalidData),
             ([b"3\r\nabcd\r\n"], io::ErrorKind::InvalidData),
-            ([&[b'1'; 20]], io::ErrorKind::InvalidData),
+            ([b"11111111111111111111\r\n"], io::ErrorKind::InvalidData),
             ([b"3\r\nab"], io::ErrorKind::UnexpectedEof),
             ([b"3\r\nabc\r\n"], io::ErrorKind::UnexpectedEof),
+            ([b"3\r\nabc\r\n0\r\n"], io::ErrorKind::UnexpectedEof),
         ] {
             assert_eq!(read(b"", &pieces, true).await.expect_err("an error").kind(), kind, "{pieces:?}");
         }
