@@ -2,6 +2,7 @@
 
 mod cause;
 pub mod connect;
+mod error;
 pub mod health;
 pub mod http1;
 pub mod http2;
@@ -11,23 +12,15 @@ pub mod pool;
 pub mod tls;
 pub mod tunnel;
 
-use std::{
-    error::Error,
-    io, iter,
-    net::SocketAddr,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, rc::Rc, time::Instant};
 
-use rustls::{AlertDescription, ClientConnection, HandshakeKind, ProtocolVersion};
+use rustls::{ClientConnection, HandshakeKind, ProtocolVersion};
 
-pub use self::cause::Cause;
-use self::{
-    limits::{Kind, Place},
-    tls::Refusal,
-    tunnel::TunnelError,
+use self::limits::Place;
+pub use self::{
+    cause::Cause,
+    error::{ExchangeError, Fate, NotAnswered, UpstreamError, causes, http2_error},
 };
-use crate::{body::BodyError, http1 as codec};
 
 /// What is known of an upstream connection from its making.
 #[derive(Debug)]
@@ -160,242 +153,4 @@ impl Connection {
             _ => UpstreamError::of_exchange(info, source),
         }
     }
-}
-
-/// A request that got no response on its connection.
-pub struct NotAnswered {
-    /// Whether nothing of it was sent.
-    pub unsent: bool,
-    /// Why.
-    pub error: ExchangeError,
-}
-
-/// Why an exchange does not come to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum ExchangeError {
-    /// HTTP/1.1 has failed.
-    #[error(transparent)]
-    Http1(#[from] codec::Error),
-    /// HTTP/2 has failed; in hyper's words.
-    #[error(transparent)]
-    Http2(#[from] hyper::Error),
-    /// The content of the request has not come to its end.
-    #[error("the content of the request: {0}")]
-    Content(Box<BodyError>),
-}
-
-impl From<BodyError> for ExchangeError {
-    fn from(error: BodyError) -> Self {
-        Self::Content(Box::new(error))
-    }
-}
-
-impl ExchangeError {
-    /// The error of the connection, if it is one.
-    fn io(&self) -> Option<&io::Error> {
-        match self {
-            Self::Http1(codec::Error::Io(error)) => Some(error),
-            Self::Http2(error) => error.source()?.downcast_ref(),
-            Self::Http1(_) | Self::Content(_) => None,
-        }
-    }
-}
-
-/// Why a request got no response from its origin.
-#[derive(Debug, thiserror::Error)]
-pub enum UpstreamError {
-    /// There is as much under way as the settings allow.
-    #[error("the limit of the DestinationRule is reached: connectionPool.{} is {limit}", .kind.setting())]
-    Overflow {
-        /// Of what.
-        kind: Kind,
-        /// The limit.
-        limit: u32,
-    },
-    /// There is no address to try.
-    #[error("the name has no known address")]
-    NoAddress,
-    /// All addresses failed; this is the last one's failure.
-    #[error("cannot connect to {address}: {source}")]
-    Connect {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// Connecting took too long.
-    #[error("no TCP connection to {address} within {limit:?}")]
-    ConnectTimeout {
-        /// The address.
-        address: SocketAddr,
-        /// The limit.
-        limit: Duration,
-    },
-    /// The proxy on the way makes no tunnel.
-    #[error("no tunnel to {host} through the proxy at {proxy}: {source}")]
-    Tunnel {
-        /// The proxy's address.
-        proxy: SocketAddr,
-        /// The origin, as the proxy was asked for it.
-        host: String,
-        /// Why.
-        source: TunnelError,
-    },
-    /// TLS could not be made, or the origin could not be verified.
-    #[error("TLS with {host} at {address} failed: {source}")]
-    Tls {
-        /// Whom we wanted to talk to.
-        host: String,
-        /// The address.
-        address: SocketAddr,
-        /// What was wrong.
-        source: Refusal,
-    },
-    /// The origin ended TLS after the handshake.
-    #[error("TLS with {address} ended: {source}")]
-    TlsEnded {
-        /// The address.
-        address: SocketAddr,
-        /// What was wrong.
-        source: Refusal,
-    },
-    /// The connection was made, but the exchange failed.
-    #[error("{address}: {}", causes(source))]
-    Http {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: ExchangeError,
-    },
-}
-
-impl UpstreamError {
-    /// The failure of an exchange on a connection that was made.
-    pub fn of_exchange(info: &ConnectionInfo, source: ExchangeError) -> Self {
-        match source.io().and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>()) {
-            Some(error) => Self::of_ended(info, error),
-            None => Self::Http { address: info.address, source },
-        }
-    }
-
-    /// The end of TLS after the handshake: with TLS 1.3 that is when an origin tells that it misses a client certificate.
-    fn of_ended(info: &ConnectionInfo, error: &rustls::Error) -> Self {
-        let client_certificate = info.tls.as_ref().is_some_and(|tls| tls.client_certificate);
-        Self::TlsEnded { address: info.address, source: Refusal::of_ended(error, client_certificate) }
-    }
-
-    /// Whether the connection broke during the handshake, as one to another address might not.
-    fn is_broken_handshake(&self) -> bool {
-        matches!(self.cause(), Cause::HandshakeReset | Cause::HandshakeClosed)
-    }
-
-    /// What it is counted as.
-    pub fn cause(&self) -> Cause {
-        use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
-        match self {
-            Self::Overflow { .. } => Cause::Overflow,
-            Self::NoAddress => Cause::NoAddress,
-            Self::Connect { source, .. } => match source.kind() {
-                ConnectionRefused => Cause::ConnectionRefused,
-                HostUnreachable | NetworkUnreachable => Cause::Unroutable,
-                TimedOut => Cause::ConnectTimeout,
-                _ => Cause::ConnectFailed,
-            },
-            Self::ConnectTimeout { .. } => Cause::ConnectTimeout,
-            Self::Tunnel { source: TunnelError::Timeout, .. } => Cause::TunnelTimeout,
-            Self::Tunnel { source: TunnelError::Broken(_), .. } => Cause::TunnelBroken,
-            Self::Tunnel { .. } => Cause::TunnelRefused,
-            Self::Tls { source, .. } | Self::TlsEnded { source, .. } => source.cause,
-            Self::Http { source: ExchangeError::Http1(error), .. } => match error {
-                codec::Error::Closed { .. } => Cause::HttpIncomplete,
-                codec::Error::Fault(_) => Cause::HttpProtocol,
-                codec::Error::Io(_) => Cause::ConnectionLost,
-            },
-            Self::Http { source: ExchangeError::Content(_), .. } => Cause::ConnectionLost,
-            Self::Http { source: ExchangeError::Http2(source), .. } => {
-                let http2 = http2_error(source);
-                if source.is_incomplete_message() || http2.is_some_and(h2::Error::is_remote) {
-                    Cause::HttpIncomplete
-                } else if source.is_parse() || http2.is_some_and(h2::Error::is_library) {
-                    Cause::HttpProtocol
-                } else {
-                    Cause::ConnectionLost
-                }
-            }
-        }
-    }
-
-    /// The address that it is about, if it is one.
-    pub fn address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Overflow { .. } | Self::NoAddress => None,
-            Self::Connect { address, .. }
-            | Self::ConnectTimeout { address, .. }
-            | Self::Tunnel { proxy: address, .. }
-            | Self::Tls { address, .. }
-            | Self::TlsEnded { address, .. }
-            | Self::Http { address, .. } => Some(*address),
-        }
-    }
-
-    /// The alert by which the origin ended TLS, if it did.
-    pub fn alert(&self) -> Option<AlertDescription> {
-        match self {
-            Self::Tls { source, .. } | Self::TlsEnded { source, .. } => source.alert,
-            _ => None,
-        }
-    }
-}
-
-/// What a failed exchange says of its request: whether it may be sent again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fate {
-    /// The origin has not looked at it, and says so (RFC 9113 section 8.7): whatever it is, it may be sent again.
-    Unprocessed {
-        /// Whether the connection will take no other either.
-        gone: bool,
-    },
-    /// The origin takes it over HTTP/1.1 alone.
-    NeedsHttp1,
-    /// The connection was gone, rather than that the origin answered nonsense. The request may have been heard.
-    Lost,
-    /// The origin had it.
-    Failed,
-}
-
-impl Fate {
-    /// What became of a request that got no response.
-    pub fn of(error: &ExchangeError) -> Self {
-        let error = match error {
-            ExchangeError::Http1(codec::Error::Io(_) | codec::Error::Closed { begun: false }) => return Self::Lost,
-            ExchangeError::Http1(_) | ExchangeError::Content(_) => return Self::Failed,
-            ExchangeError::Http2(error) => error,
-        };
-        if let Some(error) = http2_error(error) {
-            return match error.reason() {
-                // Only streams above the last one that GOAWAY names get this; the others go on.
-                _ if error.is_go_away() && error.is_remote() => Self::Unprocessed { gone: true },
-                Some(h2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Unprocessed { gone: false },
-                Some(h2::Reason::HTTP_1_1_REQUIRED) if error.is_remote() => Self::NeedsHttp1,
-                _ if error.is_io() => Self::Lost,
-                _ => Self::Failed,
-            };
-        }
-        let broken =
-            error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some() && !error.is_parse();
-        let gone = error.is_incomplete_message() || error.is_canceled() || error.is_closed() || broken;
-        // hyper drops a request with this that waited for a stream when its connection ended.
-        if gone || error.is_user() { Self::Lost } else { Self::Failed }
-    }
-}
-
-/// The error of a stream, or of a connection, that HTTP/2 knows.
-pub fn http2_error(error: &hyper::Error) -> Option<&h2::Error> {
-    error.source()?.downcast_ref::<h2::Error>()
-}
-
-/// An error with all that led to it: hyper's own words leave the cause to its sources.
-pub fn causes(error: &(dyn Error + 'static)) -> String {
-    let chain = iter::successors(Some(error), |&error| error.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -1,15 +1,19 @@
 //! Istio's `VirtualService`: what becomes of the requests for a host.
 
+mod check;
+mod failures;
+
 use std::{collections::BTreeMap, num::NonZeroU16, time::Duration};
 
 use http::{HeaderName, HeaderValue, StatusCode, uri::Authority};
 
+pub(super) use self::check::decode;
+pub use self::failures::{Abort, Delay, Fault, GrpcStatus, Retries, RetryOn, RetryReason};
 use super::{
-    Code, Errors, HostPattern, Located, Pattern, TextMatch,
-    decode::{Decode, Fields, Text, choose, join, shape},
+    Errors, HostPattern, Located, Pattern, TextMatch,
+    decode::{Decode, Text, choose, join, shape},
     destination_rule::PortSelector,
     node::{Node, Value},
-    service_entry::check_unique,
     text_match::{OptionalMatch, why_no_expression},
     values::Percent,
 };
@@ -285,152 +289,6 @@ impl Text for PartPattern {
 }
 
 shape! {
-    /// `retries`.
-    pub struct Retries {
-        /// How often.
-        "attempts" => attempts: Option<u32>,
-        /// For each try.
-        "perTryTimeout" => per_try_timeout: Option<Duration>,
-        /// When.
-        "retryOn" => retry_on: Option<RetryOn>,
-        /// Between tries.
-        "backoff" => backoff: Option<super::traffic_policy::AtLeastOneMilli>,
-        /// Whether a try goes to another address than the one before, which it does wherever there is one.
-        "retryIgnorePreviousHosts" => retry_ignore_previous_hosts: Option<bool>,
-    }
-    refused ["retryRemoteLocalities"]
-}
-
-/// `retryOn`: names of Envoy's, and statuses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RetryOn(pub Vec<RetryReason>);
-
-/// One of `retryOn`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetryReason {
-    /// `5xx`
-    ServerError,
-    /// `gateway-error`
-    GatewayError,
-    /// `reset`
-    Reset,
-    /// `reset-before-request`
-    ResetBeforeRequest,
-    /// `connect-failure`
-    ConnectFailure,
-    /// `refused-stream`
-    RefusedStream,
-    /// `retriable-4xx`
-    Conflict,
-    /// `retriable-status-codes`
-    RetriableStatus,
-    /// A status.
-    Status(StatusCode),
-    /// A name of gRPC's, and the value of `grpc-status` that it stands for.
-    Grpc(u8),
-}
-
-const RETRY_REASONS: [(&str, RetryReason); 13] = [
-    ("5xx", RetryReason::ServerError),
-    ("gateway-error", RetryReason::GatewayError),
-    ("reset", RetryReason::Reset),
-    ("reset-before-request", RetryReason::ResetBeforeRequest),
-    ("connect-failure", RetryReason::ConnectFailure),
-    ("refused-stream", RetryReason::RefusedStream),
-    ("retriable-4xx", RetryReason::Conflict),
-    ("retriable-status-codes", RetryReason::RetriableStatus),
-    ("cancelled", RetryReason::Grpc(1)),
-    ("deadline-exceeded", RetryReason::Grpc(4)),
-    ("resource-exhausted", RetryReason::Grpc(8)),
-    ("internal", RetryReason::Grpc(13)),
-    ("unavailable", RetryReason::Grpc(14)),
-];
-
-const NO_RETRY_REASONS: [(&str, &str); 3] = [
-    ("envoy-ratelimited", "there is no rate limit; remove it"),
-    ("http3-post-connect-failure", "there is no HTTP/3; remove it"),
-    ("retriable-headers", "Istio has no way to say which; remove it"),
-];
-
-impl Text for RetryOn {
-    fn parse(text: &str) -> Result<Self, String> {
-        let reason = |text: &str| match text.parse::<u16>() {
-            Ok(number @ 200..600) => {
-                StatusCode::from_u16(number).map(RetryReason::Status).map_err(|_| format!("{number} is not a status"))
-            }
-            Ok(number) => Err(format!("{number} is not a final status; use 200 to 599")),
-            Err(_) => choose(text, &RETRY_REASONS, &NO_RETRY_REASONS),
-        };
-        text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(reason).collect::<Result<_, _>>().map(Self)
-    }
-}
-
-shape! {
-    /// `fault`.
-    pub struct Fault {
-        /// Some requests wait.
-        "delay" => delay: Option<Delay>,
-        /// Some requests are answered.
-        "abort" => abort: Option<Located<Abort>>,
-    }
-    refused []
-}
-
-shape! {
-    /// `fault.delay`.
-    pub struct Delay {
-        /// For how long.
-        "fixedDelay" => fixed_delay: super::traffic_policy::AtLeastOneMilli,
-        /// Of how many.
-        "percentage" => percentage: Option<PercentValue>,
-    }
-    refused ["exponentialDelay", "percent"]
-}
-
-shape! {
-    /// `fault.abort`.
-    pub struct Abort {
-        /// With which status.
-        "httpStatus" => http_status: Option<StatusCode>,
-        /// With which status of gRPC.
-        "grpcStatus" => grpc_status: Option<GrpcStatus>,
-        /// Of how many.
-        "percentage" => percentage: Option<PercentValue>,
-    }
-    refused ["http2Error", "percent"]
-}
-
-/// A status of gRPC by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GrpcStatus(pub u8);
-
-impl Text for GrpcStatus {
-    fn parse(text: &str) -> Result<Self, String> {
-        const NAMES: [&str; 17] = [
-            "OK",
-            "CANCELLED",
-            "UNKNOWN",
-            "INVALID_ARGUMENT",
-            "DEADLINE_EXCEEDED",
-            "NOT_FOUND",
-            "ALREADY_EXISTS",
-            "PERMISSION_DENIED",
-            "RESOURCE_EXHAUSTED",
-            "FAILED_PRECONDITION",
-            "ABORTED",
-            "OUT_OF_RANGE",
-            "UNIMPLEMENTED",
-            "INTERNAL",
-            "UNAVAILABLE",
-            "DATA_LOSS",
-            "UNAUTHENTICATED",
-        ];
-        let known: Vec<_> = NAMES.into_iter().zip((0..).map(Self)).collect();
-        choose(text, &known, &[])
-    }
-}
-
-shape! {
     /// A share.
     pub struct PercentValue {
         /// In percent.
@@ -472,119 +330,6 @@ shape! {
         "remove" => remove: Vec<Located<HeaderName>>,
     }
     refused []
-}
-
-/// Decodes `spec` and checks what its fields say about each other.
-pub(super) fn decode(spec: &Node, errors: &mut Errors) -> Option<VirtualService> {
-    let gateways: Option<Located<Vec<String>>> = {
-        let mut fields = Fields::of(spec, "spec", errors)?;
-        fields.take("gateways", errors)?
-    };
-    if let Some(gateways) =
-        gateways.filter(|gateways| !gateways.is_empty() && !gateways.iter().any(|name| name == MESH))
-    {
-        return Some(VirtualService::Gateways(gateways));
-    }
-    let service = MeshService::decode(spec, "spec", errors)?;
-    if service.hosts.is_empty() {
-        errors.at(&service.hosts, "the list is empty; name at least one host");
-    }
-    check_unique(service.hosts.iter(), errors);
-    if service.http.is_empty() {
-        let message = "there are no routes; add `http`, or remove the VirtualService";
-        errors.push(spec.location.clone(), "spec.http", Code::MissingField.because(message));
-    }
-    service.http.iter().for_each(|route| check_route(route, errors));
-    Some(VirtualService::Mesh(Box::new(service)))
-}
-
-fn check_route(route: &Located<Route>, errors: &mut Errors) {
-    let actions = [!route.route.is_empty(), route.redirect.is_some(), route.direct_response.is_some()]
-        .into_iter()
-        .filter(|is| *is);
-    match actions.count() {
-        1 => {}
-        0 => errors.at(
-            route,
-            Code::MissingField.because("nothing is done with the requests; add route, redirect or directResponse"),
-        ),
-        _ => errors.at(
-            route,
-            Code::Contradiction.because("route, redirect and directResponse exclude each other; choose one"),
-        ),
-    }
-    let contradiction = |errors: &mut Errors, text: &str| errors.at(route, Code::Contradiction.because(text));
-    if route.route.is_empty() && (route.rewrite.is_some() || route.mirror.is_some() || !route.mirrors.is_empty()) {
-        contradiction(errors, "rewrite and mirror need a route, as nothing is sent on without one; remove them");
-    }
-    if route.mirror.is_some() && !route.mirrors.is_empty() {
-        contradiction(errors, "mirror and mirrors exclude each other; use mirrors");
-    }
-    if let Some(percentage) = route.mirror_percentage.as_ref().filter(|_| route.mirror.is_none()) {
-        errors.at(
-            percentage,
-            Code::Contradiction.because("there is no mirror; add it, or give mirrors a percentage each"),
-        );
-    }
-    if let Some(redirect) = &route.redirect {
-        check_redirect(redirect, route, errors);
-    }
-    if let Some(rewrite) = &route.rewrite
-        && rewrite.uri.is_some()
-        && rewrite.uri_regex_rewrite.is_some()
-    {
-        errors.at(rewrite, Code::Contradiction.because("uri and uriRegexRewrite exclude each other; choose one"));
-    }
-    if let Some(body) = route.direct_response.as_ref().and_then(|response| response.body.as_ref())
-        && body.string.is_some() == body.bytes.is_some()
-    {
-        errors.at(body, Code::Contradiction.because("the content is one of string and bytes; give one of them"));
-    }
-    if let Some(abort) = route.fault.as_ref().and_then(|fault| fault.abort.as_ref())
-        && abort.http_status.is_some() == abort.grpc_status.is_some()
-    {
-        errors
-            .at(abort, Code::Contradiction.because("the status is one of httpStatus and grpcStatus; give one of them"));
-    }
-    let of_destinations = route.route.iter().filter_map(|destination| destination.headers.as_ref());
-    of_destinations.chain(&route.headers).for_each(|headers| check_headers(headers, route, errors));
-    let weights = route.route.iter().map(|destination| destination.weight.as_ref().map_or(0, |weight| weight.value));
-    if route.route.len() > 1 && weights.map(u64::from).sum::<u64>() == 0 {
-        errors.at(route, "no destination has a weight, so none gets a request; give each its `weight`");
-    }
-}
-
-fn check_redirect(redirect: &Located<Redirect>, route: &Route, errors: &mut Errors) {
-    if let Some(code) = redirect.redirect_code.as_ref().filter(|code| ![301, 302, 303, 307, 308].contains(&code.value))
-    {
-        errors.at(code, format!("{} is not a redirect; use 301, 302, 303, 307 or 308", code.value));
-    }
-    if redirect.port.is_some() && redirect.derive_port.is_some() {
-        errors.at(redirect, Code::Contradiction.because("port and derivePort exclude each other; choose one"));
-    }
-    let Some(prefix) = &redirect.prefix_rewrite else { return };
-    if redirect.uri.is_some() {
-        errors.at(redirect, Code::Contradiction.because("uri and prefixRewrite exclude each other; choose one"));
-    }
-    let has_prefix = |matched: &Located<RequestMatch>| matches!(matched.uri, Some(TextMatch::Prefix(_)));
-    if route.matches.is_empty() || !route.matches.iter().all(has_prefix) {
-        errors
-            .at(prefix, Code::Contradiction.because("prefixRewrite needs matches by uri.prefix; add them, or use uri"));
-    }
-}
-
-/// Envoy does not let these be changed either; some of them would break the framing.
-fn check_headers(headers: &Headers, route: &Located<Route>, errors: &mut Errors) {
-    const REFUSED: [&str; 5] = ["host", "connection", "content-length", "transfer-encoding", "upgrade"];
-    for operations in headers.request.iter().chain(&headers.response) {
-        let changed = operations.set.0.iter().chain(&operations.add.0).map(|(name, _)| name);
-        let removed = operations.remove.iter().map(|name| &name.value);
-        for name in changed.chain(removed).filter(|name| REFUSED.contains(&name.as_str())) {
-            let remedy = if name == "host" { "use rewrite.authority" } else { "remove it" };
-            errors
-                .at(route, format!("headers cannot change {name}, by which messages are sent and delimited; {remedy}"));
-        }
-    }
 }
 
 impl RequestMatch {

@@ -40,7 +40,7 @@ pub fn of_request(head: &mut request::Parts) -> Result<Framing, Fault> {
 pub fn of_response(head: &mut response::Parts, is_head: bool) -> Result<Framing, Fault> {
     let coding = coding(&head.headers);
     let length = length(&mut head.headers)?;
-    if is_head || head.status.is_informational() || is_bare(head.status) {
+    if is_head || is_bare(head.status) {
         return Ok(Framing::Length(0));
     }
     match (coding, length) {
@@ -58,8 +58,13 @@ pub fn of_response(head: &mut response::Parts, is_head: bool) -> Result<Framing,
 }
 
 /// Whether responses of this status have no content, whatever their heads say.
-fn is_bare(status: StatusCode) -> bool {
-    matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+pub fn is_bare(status: StatusCode) -> bool {
+    status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// The length that a head announces which was read before, or made by us: there it is one number.
+pub fn announced(fields: &HeaderMap) -> Option<u64> {
+    fields.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// What Transfer-Encoding comes to.

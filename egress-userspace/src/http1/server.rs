@@ -18,7 +18,8 @@ use tokio::{
 };
 
 use super::{
-    Decoder, Encoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, of_request, request, response_head,
+    Decoder, Encoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, announced, is_bare, of_request,
+    request, response_head,
 };
 use crate::{
     body::{BodyError, ResponseBody},
@@ -327,16 +328,14 @@ impl AsyncWrite for Switched {
 
 /// How the client can tell the end of a response. Makes the head say so.
 fn framing(head: &mut response::Parts, body: &ResponseBody, asked: Asked) -> Framing {
-    let bare = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    if asked.is_head || bare || head.status.is_informational() {
+    if asked.is_head || is_bare(head.status) {
         if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
             // RFC 9112 section 6.1; some clients would wait for chunks.
             head.headers.remove(header::TRANSFER_ENCODING);
         }
         return Framing::Length(0);
     }
-    let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if let Some(length) = length {
+    if let Some(length) = announced(&head.headers) {
         return Framing::Length(length);
     }
     if let Some(length) = body.size_hint().exact()

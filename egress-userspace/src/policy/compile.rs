@@ -1,30 +1,29 @@
 //! What several documents mean together: each port of each host against all that is said of it.
 
+mod check;
 mod host_map;
 mod http;
 mod index;
+mod reports;
 mod routes;
 mod upstream;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     num::NonZeroU16,
     sync::Arc,
 };
 
-use egress_common::learned::NAME_PORTS;
-
 use self::{
-    host_map::HostMap,
     index::{Asked, AskedBy, Destinations, Index, Routed, Service},
+    reports::{Reports, report_no_effect},
     upstream::Shared,
 };
 use super::{HttpRoute, Located, Protocol, Rule, Targets};
 use crate::config::{
-    Code, Diagnostic, Document, HostPattern, Location, Message, Resource, Severity,
-    destination_rule::{DestinationRule, Subset, Tls},
-    service_entry::{Protocol as Spoken, Resolution, ServiceEntry},
-    traffic_policy::TrafficPolicy,
+    Code, Diagnostic, Document, HostPattern, Location,
+    destination_rule::{Subset, Tls},
+    service_entry::{Protocol as Spoken, Resolution},
 };
 
 /// The rules that the documents ask for, and all that there is to say about them in the order of files and lines. The
@@ -45,21 +44,6 @@ pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Cl
     diagnostics.sort();
     diagnostics.dedup();
     (rules, diagnostics)
-}
-
-/// What there is to say.
-#[derive(Default)]
-struct Reports {
-    found: Vec<Diagnostic>,
-    errors: usize,
-}
-
-impl Reports {
-    fn at<T>(&mut self, place: &Located<T>, message: impl Into<Message>) {
-        let found = Diagnostic::new(place.location.clone(), &place.path, message);
-        self.errors += usize::from(found.severity() == Severity::Error);
-        self.found.push(found);
-    }
 }
 
 struct Compiler<'i, 'd> {
@@ -112,6 +96,17 @@ impl<'i, 'd> Compiler<'i, 'd> {
                 self.reports.at(routed.host, Code::UnusedVirtualService.because(text));
             }
         }
+    }
+
+    /// A host with a `VirtualService` and no `ServiceEntry`: as in Istio it is in force on port 80.
+    fn compile_unknown(&mut self, routed: &Routed<'d>) -> Outcome {
+        const HTTP: NonZeroU16 = NonZeroU16::new(80).expect("80 is not zero");
+        self.compile_routes(routed, &routed.host.value, HTTP, None)
+    }
+
+    /// A port of a host with a `VirtualService`.
+    fn compile_routed(&mut self, routed: &Routed<'d>, service: Service<'d>) -> Outcome {
+        self.compile_routes(routed, service.host, service.port.number.value, Some(service))
     }
 
     /// A port that no `VirtualService` has a say in.
@@ -303,88 +298,6 @@ impl<'i, 'd> Compiler<'i, 'd> {
             None => "add a DestinationRule".to_owned(),
         }
     }
-
-    /// Looks for what `DestinationRule`s say in vain.
-    fn check_destinations(&mut self) {
-        // For each rule the ports of the hosts that it covers.
-        let mut ports: HashMap<*const DestinationRule, BTreeSet<NonZeroU16>> = HashMap::new();
-        for (host, services) in self.index.services.iter() {
-            for (_, destinations) in self.index.destinations.covering(host) {
-                for (rule, _) in &destinations.rules {
-                    ports.entry(&raw const **rule).or_default().extend(services.keys());
-                }
-            }
-        }
-        for (host, destinations) in self.index.destinations.iter() {
-            for (rule, _) in &destinations.rules {
-                let known = ports.get(&(&raw const **rule));
-                self.check_destination(host, rule, known);
-            }
-        }
-    }
-
-    fn check_destination(&mut self, host: &HostPattern, rule: &DestinationRule, known: Option<&BTreeSet<NonZeroU16>>) {
-        let of_subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
-        let policies: Vec<_> = rule.traffic_policy.iter().chain(of_subsets).collect();
-        if !policies.iter().any(|policy| originates(policy)) {
-            return;
-        }
-        let Some(known) = known else {
-            let text = format!("no ServiceEntry has the host {host}, so this does nothing; add one");
-            self.reports.at(&rule.host, Code::UnusedDestinationRule.because(text));
-            return;
-        };
-        let settings = policies.iter().flat_map(|policy| &policy.port_level_settings);
-        for number in settings.map(|settings| &settings.port.number).filter(|number| !known.contains(&number.value)) {
-            let text = format!("no ServiceEntry has port {} of {host}, so this does nothing", number.value);
-            self.reports.at(number, Code::UnusedDestinationRule.because(text));
-        }
-    }
-
-    /// Of wildcards within wildcards the more specific one counts, which is easily overlooked.
-    fn check_wildcards(&mut self) {
-        let mut wildcards: HostMap<'_, Vec<&Rule>> = HostMap::default();
-        for rule in self.rules.iter().filter(|rule| !rule.host.is_exact()) {
-            wildcards.entry(&rule.host, Vec::new).push(rule);
-        }
-        for (host, rules) in wildcards.iter() {
-            for rule in rules {
-                let wider = wildcards.covering(host).skip(1).flat_map(|(_, rules)| rules);
-                if let Some(wider) = wider.into_iter().find(|wider| wider.port == rule.port) {
-                    let text = format!(
-                        "requests for {host} and port {} follow this, and not what is said of {} at {}, which has them too; \
-                         make sure that this is meant",
-                        rule.port, wider.host, wider.location,
-                    );
-                    let place = Located::new((), rule.location.clone());
-                    self.reports.at(&place, Code::OverlappingWildcards.because(text));
-                }
-            }
-        }
-    }
-
-    /// The kernel has room for a few ports of each name.
-    fn check_number_of_ports(&mut self) {
-        if self.rules.iter().map(|rule| rule.port).collect::<BTreeSet<_>>().len() <= NAME_PORTS {
-            return;
-        }
-        let mut by_host: HostMap<'_, Vec<&Rule>> = HostMap::default();
-        for rule in &self.rules {
-            by_host.entry(&rule.host, Vec::new).push(rule);
-        }
-        for (host, rules) in by_host.iter() {
-            let covering = by_host.covering(host).flat_map(|(_, rules)| rules);
-            let ports: BTreeSet<_> = covering.map(|rule| rule.port).collect();
-            if let Some(first) = rules.first().filter(|_| ports.len() > NAME_PORTS) {
-                let text = format!(
-                    "{host} gets TLS on {} ports, rules for wildcards included; leave some out, as at most {NAME_PORTS} are possible",
-                    ports.len(),
-                );
-                let place = Located::new((), first.location.clone());
-                self.reports.at(&place, Code::TooManyPorts.because(text));
-            }
-        }
-    }
 }
 
 /// What a `VirtualService` makes of a port.
@@ -400,84 +313,4 @@ enum Outcome {
 fn is_http(service: Service<'_>) -> bool {
     let protocol = service.port.protocol.as_ref().map(|protocol| protocol.value);
     matches!(protocol, Some(Spoken::Http | Spoken::Http2 | Spoken::Grpc))
-}
-
-fn originates(policy: &TrafficPolicy) -> bool {
-    let of_ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
-    of_ports.chain(&policy.tls).any(|tls| matches!(tls.value, Tls::Originate(_)))
-}
-
-/// Names the fields that are understood and change nothing.
-fn report_no_effect(document: &Document, reports: &mut Reports) {
-    const KUBERNETES: &str = "is in force in Kubernetes alone: here this holds for all applications";
-    let mut visible = |export_to: &Option<Located<Vec<String>>>| {
-        if let Some(place) = export_to.as_ref().filter(|names| names.iter().any(|name| name != "*")) {
-            reports.at(place, Code::NoEffect.because(format!("exportTo {KUBERNETES}")));
-        }
-    };
-    match &document.resource {
-        Resource::ServiceEntry(entry) => {
-            visible(&entry.export_to);
-            report_entry(entry, reports);
-        }
-        Resource::DestinationRule(rule) => {
-            visible(&rule.export_to);
-            if let Some(selector) = &rule.workload_selector {
-                reports.at(selector, Code::NoEffect.because(format!("workloadSelector {KUBERNETES}")));
-            } else {
-                report_credentials(rule, reports);
-            }
-        }
-        Resource::VirtualService(crate::config::virtual_service::VirtualService::Mesh(service)) => {
-            visible(&service.export_to);
-        }
-        Resource::VirtualService(_) | Resource::BackendTlsPolicy(_) | Resource::Secret(_) | Resource::ConfigMap(_) => {}
-    }
-}
-
-fn report_entry(entry: &ServiceEntry, reports: &mut Reports) {
-    if let Some(selector) = &entry.workload_selector {
-        let text = "workloadSelector is in force in Kubernetes alone: here the hosts are looked up by name";
-        reports.at(selector, Code::NoEffect.because(text));
-    }
-    for endpoint in &entry.endpoints {
-        if let Some(place) = &endpoint.locality {
-            let text = "locality changes nothing, as all endpoints are equally near; remove it, or use weights";
-            reports.at(place, Code::NoEffect.because(text));
-        }
-        if let Some(place) = &endpoint.service_account {
-            let text = "serviceAccount changes nothing outside of a mesh; name subjectAltNames to verify who answers";
-            reports.at(place, Code::NoEffect.because(text));
-        }
-    }
-}
-
-/// Istio's sidecars take no notice of a `credentialName` in a rule without `workloadSelector`.
-fn report_credentials(rule: &DestinationRule, reports: &mut Reports) {
-    let of_subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
-    for policy in rule.traffic_policy.iter().chain(of_subsets) {
-        let of_ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
-        for tls in of_ports.chain(&policy.tls) {
-            if let Tls::Originate(origination) = &tls.value
-                && let Some(credential) = &origination.credential
-            {
-                let text = "Istio's sidecars ignore credentialName in a DestinationRule without workloadSelector, egress does \
-                            not; to have both do the same, add a workloadSelector";
-                reports.at(&credential.name, Code::Credential.because(text));
-            }
-        }
-    }
-}
-
-impl<'d> Compiler<'_, 'd> {
-    /// A host with a `VirtualService` and no `ServiceEntry`: as in Istio it is in force on port 80.
-    fn compile_unknown(&mut self, routed: &Routed<'d>) -> Outcome {
-        const HTTP: NonZeroU16 = NonZeroU16::new(80).expect("80 is not zero");
-        self.compile_routes(routed, &routed.host.value, HTTP, None)
-    }
-
-    /// A port of a host with a `VirtualService`.
-    fn compile_routed(&mut self, routed: &Routed<'d>, service: Service<'d>) -> Outcome {
-        self.compile_routes(routed, service.host, service.port.number.value, Some(service))
-    }
 }

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     body::{Content, Held, Lease},
+    http1,
     route::{Chosen, Cluster},
     socket::Place,
     telemetry::access_log::{Outcome, Record},
@@ -198,8 +199,7 @@ impl Exchange<'_> {
                     if switches && !self.sending.asks_to_switch {
                         return Err(refused(ProxyError::unasked_switch()));
                     }
-                    let is_bare =
-                        is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+                    let is_bare = is_head || http1::is_bare(response.status());
                     let lease = Lease {
                         http2: connection.is_http2(),
                         connection: Some(connection),

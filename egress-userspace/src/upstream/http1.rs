@@ -137,8 +137,7 @@ impl Exclusive {
 
 /// How the origin can tell the end of a request's content, and a field that says so if the head has none.
 fn framing(head: &request::Parts, body: &RequestBody) -> (Framing, &'static [(&'static str, &'static str)]) {
-    let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    match length {
+    match http1::announced(&head.headers) {
         _ if head.headers.contains_key(header::TRANSFER_ENCODING) => (Framing::Chunked, &[]),
         Some(length) => (Framing::Length(length), &[]),
         None if body.is_end_stream() => (Framing::Length(0), &[]),

@@ -1,0 +1,219 @@
+//! The content of requests: from the client to the origin, and once more where it has to be sent again.
+
+use std::{
+    cell::{Cell, RefCell},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::response;
+use http_body::{Body, Frame, SizeHint};
+
+use super::{BodyError, Incoming};
+
+/// How much of a request body is kept for the case that it must be sent again, in bytes.
+const KEPT: usize = 64 * 1024;
+
+/// The content of a request as it comes from the client; shared between the bodies that carry it and the exchange.
+pub struct Content {
+    /// None of a copy.
+    incoming: RefCell<Option<Incoming>>,
+    /// What was read of it, for as long as it may have to be sent again.
+    kept: RefCell<Kept>,
+    /// Which body may read on: the last one.
+    body: Cell<u32>,
+    bytes: Cell<u64>,
+    complete: Cell<bool>,
+}
+
+/// What was read of a request's content.
+enum Kept {
+    /// Nothing, as it will not be sent again; so far nothing was read either.
+    Off,
+    /// All of it, in so many bytes.
+    All(Vec<Bytes>, usize),
+    /// Not all of it.
+    Lost,
+}
+
+impl Content {
+    /// The content that `incoming` brings.
+    pub fn new(incoming: Incoming) -> Rc<Self> {
+        let complete = Cell::new(incoming.is_end_stream());
+        Rc::new(Self {
+            incoming: RefCell::new(Some(incoming)),
+            kept: RefCell::new(Kept::Off),
+            body: Cell::new(0),
+            bytes: Cell::new(0),
+            complete,
+        })
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.get() == 0 && self.is_at_end()
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.incoming.borrow().as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    /// The same content once more, if all of it was read and kept.
+    pub fn copy(&self) -> Option<Rc<Self>> {
+        let kept = match &*self.kept.borrow() {
+            Kept::All(chunks, size) => Kept::All(chunks.clone(), *size),
+            Kept::Off if self.is_empty() => Kept::All(Vec::new(), 0),
+            Kept::Off | Kept::Lost => return None,
+        };
+        self.is_complete().then(|| {
+            Rc::new(Self {
+                incoming: RefCell::new(None),
+                kept: RefCell::new(kept),
+                body: Cell::new(0),
+                bytes: Cell::new(self.bytes.get()),
+                complete: Cell::new(true),
+            })
+        })
+    }
+
+    /// Bytes that were read from the client.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Whether the client has sent all of it.
+    pub fn is_complete(&self) -> bool {
+        self.complete.get()
+    }
+
+    /// A body that carries it from the beginning. Earlier ones come to an end.
+    pub fn body(self: &Rc<Self>) -> RequestBody {
+        self.body.set(self.body.get() + 1);
+        RequestBody { content: self.clone(), number: self.body.get(), replayed: 0 }
+    }
+
+    /// Keeps what is read from now on, up to a limit, so that it can be sent again.
+    pub fn keep(&self) {
+        let mut kept = self.kept.borrow_mut();
+        if matches!(*kept, Kept::Off) {
+            *kept = if self.bytes.get() == 0 { Kept::All(Vec::new(), 0) } else { Kept::Lost };
+        }
+    }
+
+    /// Whether a new body would carry all of it.
+    pub fn is_repeatable(&self) -> bool {
+        match *self.kept.borrow() {
+            Kept::All(..) => true,
+            Kept::Off => self.bytes.get() == 0,
+            Kept::Lost => false,
+        }
+    }
+
+    /// Whether the client sends none before it is told to go on.
+    pub fn is_waiting(&self) -> bool {
+        matches!(&*self.incoming.borrow(), Some(Incoming::Client(connection)) if connection.waits())
+    }
+
+    /// Nobody but us tells the client to go on.
+    pub fn go_on(&self) {
+        if let Some(Incoming::Client(connection)) = &*self.incoming.borrow() {
+            connection.go_on();
+        }
+    }
+
+    /// Passes an interim response on to the client.
+    pub fn inform(&self, head: &response::Parts, cx: &mut Context<'_>) {
+        if let Some(Incoming::Client(connection)) = &*self.incoming.borrow() {
+            connection.inform(head, cx);
+        }
+    }
+
+    /// Reads on.
+    pub fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut incoming = self.incoming.borrow_mut();
+        let Some(incoming) = incoming.as_mut() else { return Poll::Ready(None) };
+        let frame = ready!(incoming.poll_frame(cx));
+        if frame.is_none() || incoming.is_end_stream() {
+            self.complete.set(true);
+        }
+        if let Some(Ok(frame)) = &frame {
+            let data = frame.data_ref();
+            self.bytes.set(self.bytes.get() + data.map_or(0, |data| data.len() as u64));
+            let mut kept = self.kept.borrow_mut();
+            match (&mut *kept, data) {
+                (Kept::All(chunks, size), Some(data)) if *size + data.len() <= KEPT => {
+                    chunks.push(data.clone());
+                    *size += data.len();
+                }
+                // Too much, or trailers.
+                (Kept::All(..), _) => *kept = Kept::Lost,
+                (Kept::Off | Kept::Lost, _) => {}
+            }
+        }
+        Poll::Ready(frame)
+    }
+}
+
+/// The body of a request on its way to the origin.
+pub struct RequestBody {
+    content: Rc<Content>,
+    number: u32,
+    /// How many of the chunks that were kept it has passed on.
+    replayed: usize,
+}
+
+impl RequestBody {
+    /// The content that it carries.
+    pub fn content(&self) -> &Rc<Content> {
+        &self.content
+    }
+
+    /// How many bytes earlier bodies have read that this one has still to pass on.
+    fn ahead(&self) -> usize {
+        match &*self.content.kept.borrow() {
+            Kept::All(chunks, _) => chunks.iter().skip(self.replayed).map(Bytes::len).sum(),
+            Kept::Off | Kept::Lost => 0,
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        if self.number != self.content.body.get() {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        let kept = match &*self.content.kept.borrow() {
+            Kept::All(chunks, _) => chunks.get(self.replayed).cloned(),
+            Kept::Off | Kept::Lost => None,
+        };
+        self.replayed += 1;
+        if let Some(chunk) = kept {
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        let read = self.content.poll_read(cx);
+        if read.is_pending() {
+            self.replayed -= 1;
+        }
+        read
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ahead() == 0 && self.content.is_at_end()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.content.incoming.borrow().as_ref().map_or(Some(0), Incoming::left) {
+            // Of no content hyper would say in HTTP/2 that its length is 0, though the client has not.
+            Some(rest) if !self.is_end_stream() => SizeHint::with_exact(self.ahead() as u64 + rest),
+            _ => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The content of responses: from the origin to the client.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use super::{BodyError, Content, Incoming};
+use crate::{
+    route::Active,
+    telemetry::access_log::Record,
+    upstream::{
+        Connection,
+        limits::Slot,
+        pool::{Key, Pool},
+    },
+};
+
+/// How long an HTTP/2 stream may take to end after its last content.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The body of a response on its way to the client. Dropping it ends the exchange: the record is written, and the
+/// upstream connection goes back to the pool if the exchange is complete.
+pub struct ResponseBody {
+    source: Source,
+    /// None once somebody else has it.
+    record: Option<Record>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "nearly all are from origins, and it is in no collection")]
+enum Source {
+    /// From the origin.
+    Upstream { incoming: Incoming, http2: bool, lease: Lease, timer: Option<Pin<Box<Sleep>>> },
+    /// Made by us.
+    Message(Option<Bytes>),
+}
+
+/// An upstream connection in use.
+pub struct Lease {
+    /// None once it has been given back.
+    pub connection: Option<Connection>,
+    /// Whether it speaks HTTP/2.
+    pub http2: bool,
+    /// Where it goes back to.
+    pub pool: Rc<Pool>,
+    /// Under which key.
+    pub key: Key,
+    /// What the request carries, which must be complete for the connection to be of further use.
+    pub content: Rc<Content>,
+    /// Whether the client takes trailers.
+    pub trailers: bool,
+    /// When the exchange must have ended.
+    pub deadline: Option<Instant>,
+    /// What counts it as under way.
+    pub held: Held,
+}
+
+/// What counts an exchange as under way, for as long as this lives.
+#[derive(Default)]
+pub struct Held {
+    /// Among all requests to its upstream.
+    pub request: Option<Slot>,
+    /// Among those to its address.
+    pub active: Option<Active>,
+}
+
+impl Lease {
+    /// A place on a connection of HTTP/2 is given back when this is dropped: all content can have come before the end.
+    fn give_back(&mut self) {
+        if !self.http2
+            && let Some(connection) = self.connection.take()
+            && self.content.is_complete()
+        {
+            self.pool.put(&self.key, connection);
+        }
+    }
+}
+
+impl ResponseBody {
+    /// Streams the origin's content, of which there is none if the response `is_bare`: one to HEAD, 204 or 304.
+    pub fn upstream(incoming: Incoming, is_bare: bool, mut lease: Lease, mut record: Record) -> Self {
+        if is_bare || incoming.is_end_stream() {
+            record.complete();
+            lease.give_back();
+        }
+        let (http2, timer) = (lease.http2, lease.deadline.map(|deadline| Box::pin(sleep_until(deadline))));
+        Self { source: Source::Upstream { incoming, http2, lease, timer }, record: Some(record) }
+    }
+
+    /// No content, of a response that switches protocols: the request's record goes with the tunnel.
+    pub fn switching() -> Self {
+        Self { source: Source::Message(None), record: None }
+    }
+
+    /// A text of our own, about what is no request.
+    pub fn unrecorded(text: Bytes) -> Self {
+        Self { source: Source::Message(Some(text)), record: None }
+    }
+
+    /// Sends the rest of the request on while nobody takes the response.
+    pub fn poll_upload(self: Pin<&mut Self>, cx: &mut Context<'_>) {
+        if let Source::Upstream { incoming: Incoming::Http1(wire), .. } = &self.source {
+            // Whoever takes the response is told.
+            let _ = wire.borrow_mut().poll_upload(cx);
+        }
+    }
+
+    /// A text of our own.
+    pub fn message(text: Bytes, mut record: Record) -> Self {
+        record.add_sent(text.len() as u64);
+        record.complete();
+        Self { source: Source::Message(Some(text)), record: Some(record) }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        let Source::Upstream { incoming, http2, mut lease, .. } =
+            std::mem::replace(&mut self.source, Source::Message(None))
+        else {
+            return;
+        };
+        if let Some(record) = &mut self.record {
+            record.set_received(lease.content.bytes());
+            if http2 && record.is_complete() && !incoming.is_end_stream() {
+                tokio::task::spawn_local(read_to_end(incoming, lease.connection.take()));
+            }
+        }
+    }
+}
+
+/// Reads the end of a stream of which all content has come. Dropped before, hyper would reset it, and origins count resets
+/// as an attack (CVE-2023-44487).
+async fn read_to_end(mut incoming: Incoming, _connection: Option<Connection>) {
+    // One that does not end, or has content after all, is reset.
+    let _ = timeout(END_TIMEOUT, poll_fn(|cx| incoming.poll_frame(cx))).await;
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = &mut *self;
+        match &mut this.source {
+            Source::Message(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Source::Upstream { incoming, http2, lease, timer } => {
+                let polled = incoming.poll_frame(cx);
+                let timed_out =
+                    polled.is_pending() && timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
+                let mut frame = if timed_out { Some(Err(BodyError::TimedOut)) } else { ready!(polled) };
+                // hyper takes a reset without an error for the end.
+                if frame.is_none() && *http2 && !incoming.is_end_stream() {
+                    frame = Some(Err(BodyError::Reset));
+                }
+                // Who does not ask for trailers may not know such; over HTTP/1.1 the origin knows that as well.
+                if *http2 && !lease.trailers && matches!(&frame, Some(Ok(frame)) if frame.is_trailers()) {
+                    frame = Some(Ok(Frame::data(Bytes::new())));
+                }
+                // Once all of an announced length has come, nobody asks for more. In HTTP/2 the end can still be to come.
+                let whole = incoming.left() == Some(0);
+                let ended = frame.is_none() || incoming.is_end_stream() || whole;
+                if ended {
+                    lease.give_back();
+                }
+                if let Some(record) = &mut this.record {
+                    match &frame {
+                        Some(Ok(frame)) => record.add_sent(frame.data_ref().map_or(0, |data| data.len() as u64)),
+                        // The client's connection is cut short then: what is truncated must not look complete.
+                        Some(Err(error)) => record.truncated(error),
+                        None => {}
+                    }
+                    if ended {
+                        record.complete();
+                    }
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Message(text) => text.is_none(),
+            Source::Upstream { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Message(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Source::Upstream { incoming, .. } => incoming.left().map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}

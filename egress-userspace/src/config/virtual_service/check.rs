@@ -1,0 +1,122 @@
+//! What the fields of a `VirtualService` say about each other.
+
+use super::{Headers, MESH, MeshService, Redirect, RequestMatch, Route, VirtualService};
+use crate::config::{
+    Code, Errors, Located, TextMatch,
+    decode::{Decode as _, Fields},
+    node::Node,
+    service_entry::check_unique,
+};
+
+/// Decodes `spec` and checks what its fields say about each other.
+pub(in crate::config) fn decode(spec: &Node, errors: &mut Errors) -> Option<VirtualService> {
+    let gateways: Option<Located<Vec<String>>> = {
+        let mut fields = Fields::of(spec, "spec", errors)?;
+        fields.take("gateways", errors)?
+    };
+    if let Some(gateways) =
+        gateways.filter(|gateways| !gateways.is_empty() && !gateways.iter().any(|name| name == MESH))
+    {
+        return Some(VirtualService::Gateways(gateways));
+    }
+    let service = MeshService::decode(spec, "spec", errors)?;
+    if service.hosts.is_empty() {
+        errors.at(&service.hosts, "the list is empty; name at least one host");
+    }
+    check_unique(service.hosts.iter(), errors);
+    if service.http.is_empty() {
+        let message = "there are no routes; add `http`, or remove the VirtualService";
+        errors.push(spec.location.clone(), "spec.http", Code::MissingField.because(message));
+    }
+    service.http.iter().for_each(|route| check_route(route, errors));
+    Some(VirtualService::Mesh(Box::new(service)))
+}
+
+fn check_route(route: &Located<Route>, errors: &mut Errors) {
+    let actions = [!route.route.is_empty(), route.redirect.is_some(), route.direct_response.is_some()]
+        .into_iter()
+        .filter(|is| *is);
+    match actions.count() {
+        1 => {}
+        0 => errors.at(
+            route,
+            Code::MissingField.because("nothing is done with the requests; add route, redirect or directResponse"),
+        ),
+        _ => errors.at(
+            route,
+            Code::Contradiction.because("route, redirect and directResponse exclude each other; choose one"),
+        ),
+    }
+    let contradiction = |errors: &mut Errors, text: &str| errors.at(route, Code::Contradiction.because(text));
+    if route.route.is_empty() && (route.rewrite.is_some() || route.mirror.is_some() || !route.mirrors.is_empty()) {
+        contradiction(errors, "rewrite and mirror need a route, as nothing is sent on without one; remove them");
+    }
+    if route.mirror.is_some() && !route.mirrors.is_empty() {
+        contradiction(errors, "mirror and mirrors exclude each other; use mirrors");
+    }
+    if let Some(percentage) = route.mirror_percentage.as_ref().filter(|_| route.mirror.is_none()) {
+        errors.at(
+            percentage,
+            Code::Contradiction.because("there is no mirror; add it, or give mirrors a percentage each"),
+        );
+    }
+    if let Some(redirect) = &route.redirect {
+        check_redirect(redirect, route, errors);
+    }
+    if let Some(rewrite) = &route.rewrite
+        && rewrite.uri.is_some()
+        && rewrite.uri_regex_rewrite.is_some()
+    {
+        errors.at(rewrite, Code::Contradiction.because("uri and uriRegexRewrite exclude each other; choose one"));
+    }
+    if let Some(body) = route.direct_response.as_ref().and_then(|response| response.body.as_ref())
+        && body.string.is_some() == body.bytes.is_some()
+    {
+        errors.at(body, Code::Contradiction.because("the content is one of string and bytes; give one of them"));
+    }
+    if let Some(abort) = route.fault.as_ref().and_then(|fault| fault.abort.as_ref())
+        && abort.http_status.is_some() == abort.grpc_status.is_some()
+    {
+        errors
+            .at(abort, Code::Contradiction.because("the status is one of httpStatus and grpcStatus; give one of them"));
+    }
+    let of_destinations = route.route.iter().filter_map(|destination| destination.headers.as_ref());
+    of_destinations.chain(&route.headers).for_each(|headers| check_headers(headers, route, errors));
+    let weights = route.route.iter().map(|destination| destination.weight.as_ref().map_or(0, |weight| weight.value));
+    if route.route.len() > 1 && weights.map(u64::from).sum::<u64>() == 0 {
+        errors.at(route, "no destination has a weight, so none gets a request; give each its `weight`");
+    }
+}
+
+fn check_redirect(redirect: &Located<Redirect>, route: &Route, errors: &mut Errors) {
+    if let Some(code) = redirect.redirect_code.as_ref().filter(|code| ![301, 302, 303, 307, 308].contains(&code.value))
+    {
+        errors.at(code, format!("{} is not a redirect; use 301, 302, 303, 307 or 308", code.value));
+    }
+    if redirect.port.is_some() && redirect.derive_port.is_some() {
+        errors.at(redirect, Code::Contradiction.because("port and derivePort exclude each other; choose one"));
+    }
+    let Some(prefix) = &redirect.prefix_rewrite else { return };
+    if redirect.uri.is_some() {
+        errors.at(redirect, Code::Contradiction.because("uri and prefixRewrite exclude each other; choose one"));
+    }
+    let has_prefix = |matched: &Located<RequestMatch>| matches!(matched.uri, Some(TextMatch::Prefix(_)));
+    if route.matches.is_empty() || !route.matches.iter().all(has_prefix) {
+        errors
+            .at(prefix, Code::Contradiction.because("prefixRewrite needs matches by uri.prefix; add them, or use uri"));
+    }
+}
+
+/// Envoy does not let these be changed either; some of them would break the framing.
+fn check_headers(headers: &Headers, route: &Located<Route>, errors: &mut Errors) {
+    const REFUSED: [&str; 5] = ["host", "connection", "content-length", "transfer-encoding", "upgrade"];
+    for operations in headers.request.iter().chain(&headers.response) {
+        let changed = operations.set.0.iter().chain(&operations.add.0).map(|(name, _)| name);
+        let removed = operations.remove.iter().map(|name| &name.value);
+        for name in changed.chain(removed).filter(|name| REFUSED.contains(&name.as_str())) {
+            let remedy = if name == "host" { "use rewrite.authority" } else { "remove it" };
+            errors
+                .at(route, format!("headers cannot change {name}, by which messages are sent and delimited; {remedy}"));
+        }
+    }
+}

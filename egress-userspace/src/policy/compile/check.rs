@@ -1,0 +1,107 @@
+//! What is probably not meant, seen from all documents together.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    num::NonZeroU16,
+};
+
+use egress_common::learned::NAME_PORTS;
+
+use super::{Compiler, host_map::HostMap};
+use crate::{
+    config::{
+        Code, HostPattern, Located,
+        destination_rule::{DestinationRule, Tls},
+        traffic_policy::TrafficPolicy,
+    },
+    policy::Rule,
+};
+
+impl Compiler<'_, '_> {
+    /// Looks for what `DestinationRule`s say in vain.
+    pub(super) fn check_destinations(&mut self) {
+        // For each rule the ports of the hosts that it covers.
+        let mut ports: HashMap<*const DestinationRule, BTreeSet<NonZeroU16>> = HashMap::new();
+        for (host, services) in self.index.services.iter() {
+            for (_, destinations) in self.index.destinations.covering(host) {
+                for (rule, _) in &destinations.rules {
+                    ports.entry(&raw const **rule).or_default().extend(services.keys());
+                }
+            }
+        }
+        for (host, destinations) in self.index.destinations.iter() {
+            for (rule, _) in &destinations.rules {
+                let known = ports.get(&(&raw const **rule));
+                self.check_destination(host, rule, known);
+            }
+        }
+    }
+
+    fn check_destination(&mut self, host: &HostPattern, rule: &DestinationRule, known: Option<&BTreeSet<NonZeroU16>>) {
+        let of_subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+        let policies: Vec<_> = rule.traffic_policy.iter().chain(of_subsets).collect();
+        if !policies.iter().any(|policy| originates(policy)) {
+            return;
+        }
+        let Some(known) = known else {
+            let text = format!("no ServiceEntry has the host {host}, so this does nothing; add one");
+            self.reports.at(&rule.host, Code::UnusedDestinationRule.because(text));
+            return;
+        };
+        let settings = policies.iter().flat_map(|policy| &policy.port_level_settings);
+        for number in settings.map(|settings| &settings.port.number).filter(|number| !known.contains(&number.value)) {
+            let text = format!("no ServiceEntry has port {} of {host}, so this does nothing", number.value);
+            self.reports.at(number, Code::UnusedDestinationRule.because(text));
+        }
+    }
+
+    /// Of wildcards within wildcards the more specific one counts, which is easily overlooked.
+    pub(super) fn check_wildcards(&mut self) {
+        let mut wildcards: HostMap<'_, Vec<&Rule>> = HostMap::default();
+        for rule in self.rules.iter().filter(|rule| !rule.host.is_exact()) {
+            wildcards.entry(&rule.host, Vec::new).push(rule);
+        }
+        for (host, rules) in wildcards.iter() {
+            for rule in rules {
+                let wider = wildcards.covering(host).skip(1).flat_map(|(_, rules)| rules);
+                if let Some(wider) = wider.into_iter().find(|wider| wider.port == rule.port) {
+                    let text = format!(
+                        "requests for {host} and port {} follow this, and not what is said of {} at {}, which has them too; \
+                         make sure that this is meant",
+                        rule.port, wider.host, wider.location,
+                    );
+                    let place = Located::new((), rule.location.clone());
+                    self.reports.at(&place, Code::OverlappingWildcards.because(text));
+                }
+            }
+        }
+    }
+
+    /// The kernel has room for a few ports of each name.
+    pub(super) fn check_number_of_ports(&mut self) {
+        if self.rules.iter().map(|rule| rule.port).collect::<BTreeSet<_>>().len() <= NAME_PORTS {
+            return;
+        }
+        let mut by_host: HostMap<'_, Vec<&Rule>> = HostMap::default();
+        for rule in &self.rules {
+            by_host.entry(&rule.host, Vec::new).push(rule);
+        }
+        for (host, rules) in by_host.iter() {
+            let covering = by_host.covering(host).flat_map(|(_, rules)| rules);
+            let ports: BTreeSet<_> = covering.map(|rule| rule.port).collect();
+            if let Some(first) = rules.first().filter(|_| ports.len() > NAME_PORTS) {
+                let text = format!(
+                    "{host} gets TLS on {} ports, rules for wildcards included; leave some out, as at most {NAME_PORTS} are possible",
+                    ports.len(),
+                );
+                let place = Located::new((), first.location.clone());
+                self.reports.at(&place, Code::TooManyPorts.because(text));
+            }
+        }
+    }
+}
+
+fn originates(policy: &TrafficPolicy) -> bool {
+    let of_ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
+    of_ports.chain(&policy.tls).any(|tls| matches!(tls.value, Tls::Originate(_)))
+}

@@ -1,0 +1,139 @@
+//! What goes on at the same time: both ways, and on other streams.
+
+use super::*;
+
+#[test]
+fn an_early_answer_arrives_while_the_body_is_still_being_sent() -> Result<()> {
+    let bed = TestBed::new("http2-early")?;
+    let origin = origin_http2(&bed)?
+        .frames(|mut frames| async move {
+            frames.greet(100).await?;
+            let stream = frames.request().await?;
+            frames.answer(stream, b"too much").await?;
+            // It has its answer, and is not read any further (RFC 9113 section 8.1).
+            frames.reset(stream, code::NO_ERROR).await?;
+            let next = frames.request().await?;
+            frames.answer(next, b"next").await?;
+            frames.closed().await
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    // A client that has announced more than it sends until it has its answer.
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let sent = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1000000\r\n\r\nthe beginning");
+    let mut client = bed.client_command(CLIENT)?.args(["raw", &address]).stdin(sent).spawn()?;
+    client.wait_for_output("too much\r\n0\r\n\r\n")?;
+    client.kill();
+    ensure!(agent.wait_for_records(1)?[0].text("outcome") == "upgraded");
+    // The connection goes on.
+    ensure!(curl(&bed, &[])?.success()?.text() == "next");
+    ensure!(origin.connections() == 1);
+    Ok(())
+}
+
+#[test]
+fn a_client_that_leaves_resets_its_stream_and_nobody_elses() -> Result<()> {
+    let bed = TestBed::new("http2-leaves")?;
+    let (left, leaves) = std::sync::mpsc::channel();
+    let _origin = origin_http2(&bed)?
+        .frames(move |mut frames| {
+            let left = left.clone();
+            async move {
+                frames.greet(100).await?;
+                let stream = frames.request().await?;
+                frames.head(stream, &[]).await?;
+                // That it has gone is noticed when there is something to send to it.
+                let reset = loop {
+                    frames.data(stream, b"more").await?;
+                    if let Ok(reset) = timeout(Duration::from_millis(5), frames.reset_by_client()).await {
+                        break reset?;
+                    }
+                };
+                left.send(reset == (stream, code::CANCEL))?;
+                let next = frames.request().await?;
+                frames.answer(next, b"next").await?;
+                frames.closed().await
+            }
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let mut client = bed.client_command("curl")?.args(["-q", "-sSN", URL]).spawn()?;
+    client.wait_for_output("more")?;
+    client.kill();
+    ensure!(leaves.recv_timeout(PATIENCE).context("the stream stays open")?);
+    ensure!(agent.wait_for_records(1)?[0].text("outcome") == "aborted");
+    ensure!(curl(&bed, &[])?.success()?.text() == "next");
+    Ok(())
+}
+
+#[test]
+fn a_client_that_asks_before_it_sends_is_told_to_go_on() -> Result<()> {
+    let bed = TestBed::new("http2-continue")?;
+    let origin = origin_http2(&bed)?.handler(|request| Reply::ok(request.body.len().to_string())).start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let result = bed.curl(URL)?.header("Expect: 100-continue").args(["-v"]).body("hello".repeat(1000)).run()?;
+    ensure!(result.statuses() == [100, 200] && result.body == b"5000", "{result:?}");
+    ensure!(!result.stderr.contains("Done waiting for 100-continue"), "{result:?}");
+    origin.only_request().map(drop)
+}
+
+#[test]
+fn a_hundred_megabytes_stream_both_ways_through_a_small_agent() -> Result<()> {
+    const SIZE: usize = 100 * 1000 * 1000;
+    let bed = TestBed::new("http2-large")?;
+    let content: Vec<u8> = (0..SIZE).map(|at| b'a' + (at / 4099 % 26) as u8).collect();
+    let (answer, expected) = (bytes::Bytes::from(content.clone()), content.clone());
+    let _origin = origin_http2(&bed)?
+        .handler(move |request| match request.method.as_str() {
+            "GET" => Reply::status(200, &[], answer.clone()),
+            _ => Reply::ok((request.body == expected).to_string()),
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let mut agent = agent_with_one_worker(&bed, &config)?;
+    let before = peak_memory(&mut agent)?;
+    let response = bed.curl(URL)?.response()?;
+    ensure!(response.body == content, "{} bytes of another content", response.body.len());
+    let file = bed.dir().join("body");
+    fs::write(&file, &content)?;
+    for coding in ["X-A: 1", "Transfer-Encoding: chunked"] {
+        let output = curl(&bed, &["-H", coding, "-H", "Expect:", "-T", &file.display().to_string()])?.success()?;
+        ensure!(output.text() == "true", "{coding}: {output:?}");
+    }
+    let records = agent.wait_for_records(3)?;
+    ensure!(records[0].text("sent") == SIZE.to_string() && records[1].text("received") == SIZE.to_string());
+    let growth = peak_memory(&mut agent)?.saturating_sub(before);
+    ensure!(growth < 16 << 20, "the agent grew by {} KiB", growth / 1024);
+    Ok(())
+}
+
+#[test]
+fn readers_that_stand_still_hold_up_nobody_else_on_their_connection() -> Result<()> {
+    let bed = TestBed::new("http2-slow-readers")?;
+    let content = bytes::Bytes::from(vec![b'x'; 32 << 20]);
+    let origin = origin_http2(&bed)?
+        .handler(move |request| match request.target.as_str() {
+            "/slow" => Reply::status(200, &[], content.clone()),
+            _ => Reply::ok("fine"),
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let mut readers = Vec::new();
+    for _ in 0..8 {
+        // It reads the first line that it is sent, and then nothing until it is killed.
+        let arguments = ["-q", "-sS", "--limit-rate", "1K", "-o", "/dev/null", &format!("http://{HOST}/slow")];
+        readers.push(bed.client_command("curl")?.args(arguments).spawn()?);
+    }
+    origin.wait_for_requests(8)?;
+    let output = bed.client_command(CLIENT)?.args(["http", &address, "--count", "20"]).run()?.success()?;
+    ensure!(output.text().matches("fine").count() == 20, "{output:?}");
+    ensure!(origin.connections() == 1, "{} connections", origin.connections());
+    ensure!(agent.wait_for_records(20)?.iter().all(|record| record.text("outcome") == "upgraded"));
+    readers.iter_mut().for_each(harness::process::Running::kill);
+    Ok(())
+}
