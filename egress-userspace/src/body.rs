@@ -7,7 +7,7 @@ use std::{
     cell::RefCell,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -28,8 +28,8 @@ pub enum BodyError {
     /// Where it comes from it breaks off.
     #[error(transparent)]
     Broken(#[from] ExchangeError),
-    /// The origin gave up (RST_STREAM), though without an error, before the end.
-    #[error("the origin reset the stream before the end of its response")]
+    /// The sender gave up (RST_STREAM), though without an error, before the end.
+    #[error("the stream was reset before its end")]
     Reset,
     /// The route's time for the exchange is over.
     #[error("the response took longer than the timeout of its route")]
@@ -63,7 +63,7 @@ pub enum Incoming {
     Client(Rc<server::Connection>),
     /// From an origin, over HTTP/1.1.
     Http1(Rc<RefCell<Wire>>),
-    /// Over HTTP/2.
+    /// Over HTTP/2, from either.
     Http2(hyper::body::Incoming),
 }
 
@@ -75,9 +75,11 @@ impl Incoming {
                 connection.poll_content(cx).map(|frame| frame.map(|frame| frame.map_err(BodyError::from)))
             }
             Self::Http1(wire) => wire.borrow_mut().poll_content(cx),
-            Self::Http2(incoming) => {
-                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(BodyError::from)))
-            }
+            Self::Http2(incoming) => Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                // hyper takes a reset without an error for the end.
+                None if !incoming.is_end_stream() => Some(Err(BodyError::Reset)),
+                frame => frame.map(|frame| frame.map_err(BodyError::from)),
+            }),
         }
     }
 

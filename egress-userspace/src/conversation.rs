@@ -1,5 +1,7 @@
 //! A client's connection from the first request to the last.
 
+mod http2;
+
 use std::{
     future::{Future, poll_fn},
     io,
@@ -18,12 +20,13 @@ use tokio::{
 };
 
 use crate::{
+    body::Incoming,
     drain::Drain,
     http1::{
         Error, Limits,
         server::{Asked, Connection, Waited},
     },
-    request::{Accepted, Conversation},
+    request::{Accepted, Conversation, Served},
     telemetry::access_log::Client,
     worker::Worker,
 };
@@ -43,7 +46,7 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// Serves a connection, of which `begun` has been read, until it ends or its network namespace is gone.
 pub async fn hold(
-    worker: &Worker,
+    worker: Rc<Worker>,
     stream: TcpStream,
     begun: BytesMut,
     accepted: Accepted,
@@ -51,7 +54,7 @@ pub async fn hold(
 ) {
     let gone = accepted.gone.clone();
     let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
-    let conversation = Conversation::new(worker, accepted, client);
+    let conversation = Rc::new(Conversation { worker, accepted, client });
     let connection = Rc::new(Connection::new(stream, begun, LIMITS));
     tokio::select! {
         () = converse(&conversation, &connection, draining) => {}
@@ -59,7 +62,7 @@ pub async fn hold(
     }
 }
 
-async fn converse(conversation: &Conversation<'_>, connection: &Rc<Connection>, mut draining: watch::Receiver<Drain>) {
+async fn converse(conversation: &Rc<Conversation>, connection: &Rc<Connection>, mut draining: watch::Receiver<Drain>) {
     let mut first = true;
     let mut patience = Patience::new();
     loop {
@@ -68,17 +71,19 @@ async fn converse(conversation: &Conversation<'_>, connection: &Rc<Connection>, 
             next = patience.wait(connection) => next,
             () = drained(&mut draining, first) => Ok(Waited::Closed),
         };
-        let (response, asked) = match next {
+        let (served, asked) = match next {
             Ok(Waited::Closed) => return connection.close_in_order(),
+            Ok(Waited::Http2) => return http2::converse(conversation.clone(), connection.clone(), draining).await,
             Ok(Waited::Request(head, asked)) => {
                 // While a connection is idle it takes no more room than it needs.
-                let request = Request::from_parts(head, connection.clone());
+                let request = Request::from_parts(head, Incoming::Client(connection.clone()));
                 (Box::pin(conversation.serve(request)).await, Some(asked))
             }
-            Err(Error::Fault(fault)) => (conversation.refuse(fault), None),
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut => (conversation.late(), None),
+            Err(Error::Fault(fault)) => (conversation.refuse(fault).into(), None),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut => (conversation.late().into(), None),
             Err(error) => return conversation.ended(&error),
         };
+        let Served { response, tunnel, ends_by_close } = served;
         first = false;
         // What else comes of a request that cannot be read nobody knows.
         let read = asked.is_some();
@@ -86,7 +91,7 @@ async fn converse(conversation: &Conversation<'_>, connection: &Rc<Connection>, 
         let last = *draining.borrow() != Drain::Off;
         match connection.respond(response, asked, last).await {
             Ok(more) => {
-                if let Some(tunnel) = conversation.tunnel.take() {
+                if let Some(tunnel) = tunnel {
                     return tunnel.run(connection.clone()).await;
                 }
                 if !more {
@@ -96,7 +101,7 @@ async fn converse(conversation: &Conversation<'_>, connection: &Rc<Connection>, 
             Err(error) => {
                 conversation.ended(&error);
                 // A response that broke off must not look complete.
-                if !conversation.ends_by_close.get() {
+                if !ends_by_close {
                     connection.close_in_order();
                 }
                 return;

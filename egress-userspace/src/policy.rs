@@ -40,8 +40,6 @@ pub struct Rule {
     pub host: HostPattern,
     /// The port that the application connects to.
     pub port: u16,
-    /// What the application speaks.
-    pub protocol: Protocol,
     /// Addresses by which applications reach the host, besides those that its name resolves to.
     pub addresses: Vec<Cidr>,
     /// Where its routes lead, each once.
@@ -50,16 +48,6 @@ pub struct Rule {
     pub routes: Vec<HttpRoute>,
     /// The `VirtualService` that has the routes, or the `tls` block that asks for the only one.
     pub location: Location,
-}
-
-/// What an application speaks to a port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Protocol {
-    /// HTTP/1.0 or HTTP/1.1.
-    #[default]
-    Http1,
-    /// HTTP/2 with prior knowledge (RFC 9113 section 3.3): ports of protocol HTTP2 or GRPC.
-    Http2,
 }
 
 impl Rule {

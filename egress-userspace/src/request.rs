@@ -4,6 +4,7 @@ pub mod answer;
 mod attempt;
 mod exchange;
 mod forward;
+mod grpc;
 pub mod headers;
 pub mod host;
 mod mirror;
@@ -13,18 +14,18 @@ pub mod rewrite;
 pub mod select;
 pub mod tunnel;
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use egress_common::origin::Origin;
-use http::{Method, Request, Response, header, request};
+use http::{Method, Request, Response, Version, header, request};
 use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
 use self::{exchange::Exchange, host::RequestHost, respond::ProxyError, tunnel::Tunnel};
 use crate::{
     body::{Content, Incoming, Lease, ResponseBody},
-    http1::{self, server},
+    http1,
     policy::Retries,
     route::Cluster,
     socket::Place,
@@ -49,21 +50,36 @@ enum Routed {
     /// A rule names its host.
     Originate(Arc<Cluster>, ServerName<'static>),
     /// No rule does.
-    PassThrough,
+    PassThrough {
+        /// Whether the client speaks HTTP/2, and takes it for granted that the origin does.
+        http2: bool,
+    },
 }
 
 /// An accepted connection while it is served.
-pub struct Conversation<'a> {
+pub struct Conversation {
     /// The worker that serves it.
-    pub worker: &'a Worker,
+    pub worker: Rc<Worker>,
     /// Where it comes from and was going.
     pub accepted: Accepted,
-    /// The same for the log.
+    /// The same for the log. Every request that is under way has it.
     pub client: Rc<Client>,
-    /// What goes on after the last exchange, if that has switched protocols.
-    pub tunnel: Cell<Option<Tunnel>>,
+}
+
+/// What comes of a request.
+pub struct Served {
+    /// For the client.
+    pub response: Response<ResponseBody>,
+    /// What goes on after it, if it switches protocols.
+    pub tunnel: Option<Tunnel>,
     /// Whether the end of the connection is all that tells the client that the response is complete.
-    pub ends_by_close: Cell<bool>,
+    pub ends_by_close: bool,
+}
+
+impl From<Response<ResponseBody>> for Served {
+    fn from(response: Response<ResponseBody>) -> Self {
+        Self { response, tunnel: None, ends_by_close: false }
+    }
 }
 
 /// What a client is answered.
@@ -104,13 +120,7 @@ struct Answer {
     address: SocketAddr,
 }
 
-impl<'a> Conversation<'a> {
-    /// A conversation that has yet to begin.
-    pub fn new(worker: &'a Worker, accepted: Accepted, client: Rc<Client>) -> Self {
-        let (tunnel, ends_by_close) = Default::default();
-        Self { worker, accepted, client, tunnel, ends_by_close }
-    }
-
+impl Conversation {
     /// Answers what cannot be read as a request. Whose bytes these are nobody can say, so they go nowhere.
     pub fn refuse(&self, fault: http1::Fault) -> Response<ResponseBody> {
         let (origin, pid, process) = (self.client.origin.socket_addr(), self.client.origin.pid, &self.client.process);
@@ -131,14 +141,15 @@ impl<'a> Conversation<'a> {
     }
 
     /// Serves one request.
-    pub async fn serve(&self, request: Request<Rc<server::Connection>>) -> Response<ResponseBody> {
+    pub async fn serve(&self, request: Request<Incoming>) -> Served {
         let host = RequestHost::of(&request);
         let shown = host.as_ref().map_or("", |host| host.as_str());
         let (metrics, method) = (self.worker.metrics.clone(), request.method().clone());
-        let knows_chunks = request.version() >= http::Version::HTTP_11;
+        let knows_chunks = request.version() >= Version::HTTP_11;
+        let is_grpc = grpc::asks(&request);
         let mut record = Record::open(metrics, self.client.clone(), method, shown, request.uri().path());
         let (head, body) = request.into_parts();
-        let content = Content::new(Incoming::Client(body));
+        let content = Content::new(body);
         let result = match host {
             Ok(host) => self.reply(&host, head, &content, &mut record).await,
             Err(error) => Err(error),
@@ -146,39 +157,22 @@ impl<'a> Conversation<'a> {
         match result {
             Ok(Reply::Upstream(answer)) => {
                 let has_length = answer.response.headers().contains_key(header::CONTENT_LENGTH);
-                self.ends_by_close.set(!knows_chunks && !has_length);
-                self.respond(answer, record)
+                let (response, tunnel) = respond(answer, record);
+                Served { response, tunnel, ends_by_close: !knows_chunks && !has_length }
             }
             Ok(Reply::Local(response)) => {
                 attempt::discard(&content).await;
                 record.set_received(content.bytes());
                 record.respond(response.status(), Outcome::Answered);
-                response.map(|text| ResponseBody::message(text, record))
+                own(response, is_grpc, record).into()
             }
             Err(error) => {
                 record.set_received(content.bytes());
-                error.respond(record)
+                let response = error.response();
+                error.note(&mut record);
+                own(response, is_grpc, record).into()
             }
         }
-    }
-
-    fn respond(&self, answer: Answer, mut record: Record) -> Response<ResponseBody> {
-        let (mut head, body) = answer.response.into_parts();
-        headers::prepare_response(&mut head);
-        record.respond(head.status, answer.outcome);
-        let mut lease = answer.lease;
-        let body = match (answer.switches, lease.connection.take()) {
-            (true, Some(Connection::Http1(upstream))) => {
-                let held = std::mem::take(&mut lease.held);
-                self.tunnel.set(Some(Tunnel::new(upstream.switched(), record, held, answer.tunnel_idle)));
-                ResponseBody::switching()
-            }
-            (_, connection) => {
-                lease.connection = connection;
-                ResponseBody::upstream(body, answer.is_bare, lease, record)
-            }
-        };
-        Response::from_parts(head, body)
     }
 
     async fn reply(
@@ -197,7 +191,7 @@ impl<'a> Conversation<'a> {
             return self.by_rule(&route, host, head, content, record).await;
         }
         let sending = Sending {
-            routed: Routed::PassThrough,
+            routed: Routed::PassThrough { http2: head.version == Version::HTTP_2 },
             trailers: headers::takes_trailers(&head.headers),
             asks_to_switch: headers::asks_to_switch(&head.headers),
             timeout: None,
@@ -215,11 +209,39 @@ impl<'a> Conversation<'a> {
         sending: Sending<'_>,
         record: &mut Record,
     ) -> Result<Answer, ProxyError> {
-        let exchange = Exchange { worker: self.worker, accepted: &self.accepted, host, content, sending: &sending };
+        let exchange = Exchange { worker: &self.worker, accepted: &self.accepted, host, content, sending: &sending };
         let result = exchange.run(head, record).await;
         if result.is_err() {
             attempt::discard(content).await;
         }
         result
     }
+}
+
+/// Passes an origin's response on, and what follows it if it switches protocols.
+fn respond(answer: Answer, mut record: Record) -> (Response<ResponseBody>, Option<Tunnel>) {
+    let (mut head, body) = answer.response.into_parts();
+    headers::prepare_response(&mut head);
+    record.respond(head.status, answer.outcome);
+    let mut lease = answer.lease;
+    let (body, tunnel) = match (answer.switches, lease.connection.take()) {
+        (true, Some(Connection::Http1(upstream))) => {
+            let held = std::mem::take(&mut lease.held);
+            let tunnel = Tunnel::new(upstream.switched(), record, held, answer.tunnel_idle);
+            (ResponseBody::switching(), Some(tunnel))
+        }
+        (_, connection) => {
+            lease.connection = connection;
+            (ResponseBody::upstream(body, answer.is_bare, lease, record), None)
+        }
+    };
+    (Response::from_parts(head, body), tunnel)
+}
+
+/// A response of our own.
+fn own(mut response: Response<Bytes>, is_grpc: bool, record: Record) -> Response<ResponseBody> {
+    if is_grpc {
+        response = grpc::told(response);
+    }
+    response.map(|text| ResponseBody::message(text, record))
 }

@@ -13,10 +13,7 @@ pub use self::cluster::{Active, Chosen, Cluster, ClusterId};
 use crate::{
     config::{Code, Diagnostic},
     kernel::{Intercepted, Watched},
-    policy::{
-        EndpointAddress, HostName, HostPattern, Location, Policy, Protocol, Rule, Targets, Upstream, UpstreamIndex,
-        parents,
-    },
+    policy::{EndpointAddress, HostName, HostPattern, Policy, Rule, Targets, Upstream, UpstreamIndex, parents},
     resolve::{Names, ResolveError},
     upstream::tls::{Clients, Originator, TlsError, Workshop},
 };
@@ -228,13 +225,7 @@ impl RouteTable {
 
 /// What a rule asks for that requests are not yet given, if there is such a thing.
 pub fn pending(rule: &Rule) -> Option<Diagnostic> {
-    let refused = |location: &Location, what: &str| {
-        let text = format!("{what} is understood, but cannot be carried out yet; remove it");
-        Some(Diagnostic::new(location.clone(), "", Code::Pending.because(text)))
-    };
-    if rule.protocol != Protocol::Http1 {
-        return refused(&rule.location, "protocol HTTP2 or GRPC");
-    }
     let upstream = rule.upstreams.iter().find(|upstream| upstream.preconnect > 0)?;
-    refused(&upstream.location, "egress.dev/preconnect")
+    let text = "egress.dev/preconnect is understood, but cannot be carried out yet; remove it".to_owned();
+    Some(Diagnostic::new(upstream.location.clone(), "", Code::Pending.because(text)))
 }

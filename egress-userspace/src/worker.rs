@@ -294,9 +294,9 @@ impl Worker {
         });
     }
 
-    async fn receive(&self, stream: TcpStream, accepted: Accepted, draining: watch::Receiver<Drain>) {
+    async fn receive(self: &Rc<Self>, stream: TcpStream, accepted: Accepted, draining: watch::Receiver<Drain>) {
         if !accepted.origin.by_port_alone() {
-            return conversation::hold(self, stream, BytesMut::new(), accepted, draining).await;
+            return conversation::hold(self.clone(), stream, BytesMut::new(), accepted, draining).await;
         }
         let (origin, gone) = (accepted.origin.socket_addr(), accepted.gone.clone());
         let is_configured = |host: &str| self.routes.load().route(host, origin.port()).is_some();
@@ -306,7 +306,9 @@ impl Worker {
         };
         match passed {
             Ok(Passed::On) => self.metrics.passed_on(true),
-            Ok(Passed::Configured(stream, begun)) => conversation::hold(self, stream, begun, accepted, draining).await,
+            Ok(Passed::Configured(stream, begun)) => {
+                conversation::hold(self.clone(), stream, begun, accepted, draining).await;
+            }
             Err(error) => {
                 self.metrics.passed_on(false);
                 let process = accepted.origin.process_name();

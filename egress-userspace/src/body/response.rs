@@ -116,7 +116,7 @@ impl ResponseBody {
     pub fn message(text: Bytes, mut record: Record) -> Self {
         record.add_sent(text.len() as u64);
         record.complete();
-        Self { source: Source::Message(Some(text)), record: Some(record) }
+        Self { source: Source::Message((!text.is_empty()).then_some(text)), record: Some(record) }
     }
 }
 
@@ -159,10 +159,6 @@ impl Body for ResponseBody {
                 let timed_out =
                     polled.is_pending() && timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
                 let mut frame = if timed_out { Some(Err(BodyError::TimedOut)) } else { ready!(polled) };
-                // hyper takes a reset without an error for the end.
-                if frame.is_none() && *http2 && !incoming.is_end_stream() {
-                    frame = Some(Err(BodyError::Reset));
-                }
                 // Who does not ask for trailers may not know such; over HTTP/1.1 the origin knows that as well.
                 if *http2 && !lease.trailers && matches!(&frame, Some(Ok(frame)) if frame.is_trailers()) {
                     frame = Some(Ok(Frame::data(Bytes::new())));

@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
-    io,
+    io::{self, IoSlice},
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
@@ -29,6 +29,8 @@ use crate::{
 
 /// What is kept of a response for a client that does not read on, in bytes.
 const AHEAD: usize = 64 * 1024;
+/// What a client begins with that knows that HTTP/2 is understood (RFC 9113 section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A connection that an application has made. What is shared of it is its content, between whoever sends it on.
 pub struct Connection {
@@ -46,6 +48,8 @@ struct Io {
     expects: Expects,
     /// Whether it speaks HTTP/1.0.
     is_old: bool,
+    /// Whether a request has come.
+    is_begun: bool,
 }
 
 /// Whether a client waits to be told to go on (RFC 9110 section 10.1.1).
@@ -79,6 +83,8 @@ impl Asked {
 pub enum Waited {
     /// A request, whose content is still to come.
     Request(request::Parts, Asked),
+    /// The client speaks HTTP/2. Nothing of that has been taken.
+    Http2,
     /// The client has ended the connection.
     Closed,
 }
@@ -88,10 +94,8 @@ impl Connection {
     pub fn new(stream: TcpStream, read: BytesMut, limits: Limits) -> Self {
         let (input, output, head) = (Input::new(read), Output::default(), Head::default());
         let content = Decoder::new(Framing::Length(0));
-        Self {
-            io: RefCell::new(Io { stream, input, output, head, content, expects: Expects::Nothing, is_old: false }),
-            limits,
-        }
+        let (expects, is_old, is_begun) = (Expects::Nothing, false, false);
+        Self { io: RefCell::new(Io { stream, input, output, head, content, expects, is_old, is_begun }), limits }
     }
 
     /// Waits for the head of the next request.
@@ -101,7 +105,13 @@ impl Connection {
     pub fn poll_request(&self, cx: &mut Context<'_>) -> Poll<Result<Waited, Error>> {
         let io = &mut *self.io.borrow_mut();
         loop {
-            if let Some(bytes) = io.head.take(&mut io.input.bytes, self.limits.head)? {
+            let is_preface = !io.is_begun
+                && io.input.bytes.starts_with(&HTTP2_PREFACE[..io.input.bytes.len().clamp(1, HTTP2_PREFACE.len())]);
+            if is_preface && io.input.bytes.len() >= HTTP2_PREFACE.len() {
+                return Poll::Ready(Ok(Waited::Http2));
+            }
+            if !is_preface && let Some(bytes) = io.head.take(&mut io.input.bytes, self.limits.head)? {
+                io.is_begun = true;
                 let mut head = request(&bytes, &self.limits)?;
                 io.content = Decoder::new(of_request(&mut head)?);
                 let asked = Asked {
@@ -315,6 +325,18 @@ impl AsyncRead for Switched {
 impl AsyncWrite for Switched {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0.io.borrow_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0.io.borrow_mut().stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.io.borrow().stream.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -110,7 +110,8 @@ impl<F: Fn(&str) -> bool> Requests<F> {
                 self.state = State::Opaque;
                 return Next::Forward(bytes.len());
             }
-            RequestLine::Http2 => return Next::Doubtful("HTTP/2 with prior knowledge, whose hosts are not looked at"),
+            // Each of its requests has a host of its own, which only who serves them can see.
+            RequestLine::Http2 => return Next::Configured,
             RequestLine::Incomplete => return limited(bytes, MAX_HEAD, "the first line of a request is too long"),
             RequestLine::Yes => {}
         }
@@ -308,6 +309,7 @@ mod tests {
         ];
         let forms = [
             OURS,
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             "GET / HTTP/1.1\nhost:EDITION.cnn.com.:80\n\n",
             "GET / HTTP/1.1\r\nHost : edition.cnn.com\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: other.example\r\nHost: edition.cnn.com\r\n\r\n",
@@ -354,7 +356,6 @@ mod tests {
     #[test]
     fn what_nobody_can_tell_the_end_of_goes_nowhere() {
         for (text, sent, reason) in [
-            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 0, "HTTP/2 with prior knowledge, whose hosts are not looked at"),
             ("GET / HTTP/1.1\r\nHost: two words\r\n\r\n", 0, "the Host of a request is not a host name"),
             ("POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 0, "the Content-Length of a request is not a number"),
             ("POST / HTTP/1.1\r\nContent-Length: 1, 2\r\n\r\n", 0, "a request has several Content-Lengths"),

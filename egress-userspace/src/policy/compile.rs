@@ -19,7 +19,7 @@ use self::{
     reports::{Reports, report_no_effect},
     upstream::Shared,
 };
-use super::{HttpRoute, Located, Protocol, Rule, Targets};
+use super::{HttpRoute, Located, Rule, Targets};
 use crate::config::{
     Code, Diagnostic, Document, HostPattern, Location,
     destination_rule::{Subset, Tls},
@@ -188,14 +188,9 @@ impl<'i, 'd> Compiler<'i, 'd> {
         routes: Vec<HttpRoute>,
         location: Location,
     ) {
-        let protocol = service.and_then(|service| service.port.protocol.as_ref()).map(|protocol| protocol.value);
         self.rules.push(Rule {
             host: host.clone(),
             port: port.get(),
-            protocol: match protocol {
-                Some(Spoken::Http2 | Spoken::Grpc) => Protocol::Http2,
-                _ => Protocol::Http1,
-            },
             addresses: service
                 .map(|service| service.entry.addresses.iter().map(|range| range.value).collect())
                 .unwrap_or_default(),

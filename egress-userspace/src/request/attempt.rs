@@ -80,7 +80,8 @@ impl<'a> Attempt<'a> {
         match connection {
             Connection::Http1(exclusive) => Ok(exclusive.send(&self.head, self.content.body()).await),
             Connection::Http2(stream) => {
-                let head = translate(&self.head, self.host, self.trailers)?;
+                let scheme = if stream.connection().info.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+                let head = translate(&self.head, scheme, self.host, self.trailers)?;
                 self.content.keep();
                 // Interim responses do not come through.
                 self.content.go_on();
@@ -162,9 +163,14 @@ pub(super) fn prepare(head: &mut request::Parts, host: &RequestHost) {
 }
 
 /// Says in HTTP/2 what the head says in HTTP/1.1 (RFC 9113 sections 8.2.2 and 8.3.1). Fields keep their order.
-fn translate(head: &request::Parts, host: &RequestHost, trailers: bool) -> Result<request::Parts, ProxyError> {
+fn translate(
+    head: &request::Parts,
+    scheme: Scheme,
+    host: &RequestHost,
+    trailers: bool,
+) -> Result<request::Parts, ProxyError> {
     let mut target = head.uri.clone().into_parts();
-    target.scheme = Some(Scheme::HTTPS);
+    target.scheme = Some(scheme);
     target.authority = host.authority().to_str().ok().and_then(|authority| authority.trim().parse().ok());
     let target = Uri::from_parts(target).map_err(|_| ProxyError::bad_request("HTTP/2 has no such target"))?;
     let mut fields = HeaderMap::with_capacity(head.headers.len() + 1);
@@ -195,7 +201,7 @@ mod tests {
         }
         let (head, ()) = request.body(()).expect("a valid request").into_parts();
         let host = RequestHost::parse(&head.headers[header::HOST]).expect("a valid host");
-        let head = translate(&head, &host, trailers).expect("HTTP/2 can say it");
+        let head = translate(&head, Scheme::HTTPS, &host, trailers).expect("HTTP/2 can say it");
         assert_eq!(head.uri.to_string(), uri);
         let found: Vec<_> =
             head.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("ASCII values"))).collect();
@@ -224,7 +230,7 @@ mod tests {
     fn the_asterisk_is_a_target_as_well() {
         let (head, ()) = Request::builder().method("OPTIONS").uri("*").body(()).expect("valid").into_parts();
         let host = RequestHost::parse(&HeaderValue::from_static("a.example")).expect("a valid host");
-        let head = translate(&head, &host, false).expect("HTTP/2 can say it");
+        let head = translate(&head, Scheme::HTTPS, &host, false).expect("HTTP/2 can say it");
         assert_eq!(head.uri.path(), "*");
     }
 }

@@ -58,8 +58,11 @@ impl Exchange<'_> {
             held.request = Some(cluster.usage.take(Kind::Requests).map_err(|error| ProxyError::from(&error))?);
         }
         let is_head = head.method == Method::HEAD;
-        // RFC 8441 is rarely offered, and needs another request than the one that the client has made.
-        let http2 = cluster.is_some() && !self.sending.asks_to_switch;
+        let http2 = match self.sending.routed {
+            // RFC 8441 is rarely offered, and needs another request than the one that the client has made.
+            Routed::Originate(..) => !self.sending.asks_to_switch,
+            Routed::PassThrough { http2 } => http2,
+        };
         let mut attempt = Attempt::new(head, self.host, self.content, http2, self.sending.trailers);
         let mut tries = 0;
         let mut retrying = None;
@@ -102,7 +105,7 @@ impl Exchange<'_> {
     fn cluster(&self) -> Option<&Arc<Cluster>> {
         match &self.sending.routed {
             Routed::Originate(cluster, _) => Some(cluster),
-            Routed::PassThrough => None,
+            Routed::PassThrough { .. } => None,
         }
     }
 
@@ -165,6 +168,7 @@ impl Exchange<'_> {
             (Routed::Originate(cluster, _), Some(chosen)) => {
                 (cluster.pooled(self.host.as_str(), chosen), Outcome::Upgraded)
             }
+            (Routed::PassThrough { http2: true }, _) => (To::Http2Origin(origin), Outcome::PassedThrough),
             _ => (To::Origin(origin), Outcome::PassedThrough),
         };
         let key = Key { netns: netns.cookie(), device: *device, to };
@@ -250,7 +254,7 @@ impl Exchange<'_> {
                 Routed::Originate(cluster, name) => {
                     connector.tls(&from, &cluster, &name, candidates, is_balanced, offer).await
                 }
-                Routed::PassThrough => connector.plain(&from, origin).await,
+                Routed::PassThrough { http2 } => connector.plain(&from, origin, http2).await,
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::{
 /// The application speaks HTTP in clear to this port when it means a host by its name alone.
 const HTTP: u16 = 80;
 
-impl Conversation<'_> {
+impl Conversation {
     /// Serves a request that a rule is for.
     pub(super) async fn by_rule(
         &self,
@@ -106,7 +106,7 @@ impl Conversation<'_> {
             };
             // It was answered: what is wrong with a copy is nobody's business.
             let Ok(to) = named(route.cluster(mirror.upstream), host) else { continue };
-            mirror::send(self.worker, &self.accepted, to, host.clone(), head.clone(), copy);
+            mirror::send(&self.worker, &self.accepted, to, host.clone(), head.clone(), copy);
         }
     }
 }

@@ -106,12 +106,10 @@ impl ProxyError {
         }
     }
 
-    /// The response, which completes the record.
-    pub fn respond(self, mut record: Record) -> Response<ResponseBody> {
+    /// Notes in the record of the request what it comes to.
+    pub fn note(self, record: &mut Record) {
         record.respond(self.status, self.outcome);
-        let response = self.response();
         record.failed(self.details, self.cause);
-        response.map(|text| ResponseBody::message(text, record))
     }
 
     /// The response to what is no request, and has no record.
@@ -119,7 +117,8 @@ impl ProxyError {
         self.response().map(ResponseBody::unrecorded)
     }
 
-    fn response(&self) -> Response<Bytes> {
+    /// The response.
+    pub fn response(&self) -> Response<Bytes> {
         let text = format!("egress could not forward this request: {}\n", self.details);
         let proxy_status = self.proxy_status();
         let mut response = Response::new(Bytes::from(text));

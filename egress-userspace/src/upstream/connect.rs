@@ -45,14 +45,17 @@ impl Connector {
         Self { sockets, metrics, health: Health::default() }
     }
 
-    /// Connects to where the application was going, and adds nothing.
+    /// Connects to where the application was going, and adds nothing. `http2` says that HTTP/2 is understood there.
     ///
     /// # Errors
     /// The origin refuses, is unreachable, or does not answer.
-    pub async fn plain(&self, from: &Place, origin: SocketAddr) -> Result<Made, UpstreamError> {
+    pub async fn plain(&self, from: &Place, origin: SocketAddr, http2: bool) -> Result<Made, UpstreamError> {
         let stream = self.tcp(from, origin).await?;
-        let info = ConnectionInfo { address: origin, protocol: "HTTP/1.1", tls: None };
-        Ok(Made::Http1(Exclusive::new(http1::Stream::Left(stream), info)))
+        let info = |protocol| ConnectionInfo { address: origin, protocol, tls: None };
+        if http2 {
+            return Shared::start(TokioIo::new(stream), info("HTTP/2")).await.map(Made::Http2);
+        }
+        Ok(Made::Http1(Exclusive::new(http1::Stream::Left(stream), info("HTTP/1.1"))))
     }
 
     /// Connects to a configured host, originates TLS and verifies the peer.

@@ -317,7 +317,7 @@ impl Body for Carried {
 
 /// Runs hyper's tasks on the worker that the connection belongs to.
 #[derive(Clone)]
-struct LocalTasks;
+pub struct LocalTasks;
 
 impl<F: Future<Output: 'static> + 'static> Executor<F> for LocalTasks {
     fn execute(&self, future: F) {

@@ -59,6 +59,8 @@ pub enum To {
     },
     /// To where the application was going, as it is.
     Origin(SocketAddr),
+    /// The same over HTTP/2, which the application knows to be understood there.
+    Http2Origin(SocketAddr),
 }
 
 impl To {
@@ -72,7 +74,8 @@ impl To {
 pub struct Wanted {
     /// The longest time that it may have been idle.
     pub max_idle: Duration,
-    /// Whether HTTP/2 will do. Requests that switch protocols need HTTP/1.1, and so does what is passed through in clear.
+    /// Whether HTTP/2 will do. Requests that switch protocols need HTTP/1.1, and so does what came over HTTP/1 if it is passed
+    /// through in clear.
     pub http2: bool,
     /// After a failure: it must be younger than the one that failed.
     pub newer_than: Option<Instant>,

@@ -3,8 +3,10 @@
 mod addresses;
 mod broken;
 mod fidelity;
+mod grpc;
 mod http2;
 mod large;
+mod prior_knowledge;
 mod record;
 mod requests;
 mod reuse;

@@ -54,8 +54,11 @@ const PROGRAMS: [(&str, &str); 10] = [
 
 const NGINX: &str = "nginx-light";
 
-/// The roots that a machine trusts, of the package ca-certificates.
-const CA_CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// What else they read: the roots that a machine trusts, and gRPC as Debian's Python has it.
+const FILES: [(&str, &str); 2] = [
+    ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
+    ("/usr/lib/python3/dist-packages/grpc", "python3-grpcio"),
+];
 
 /// Installs what the build and the static checks need. Says whether anything was missing.
 pub(crate) fn for_build() -> Result<bool> {
@@ -68,9 +71,7 @@ pub(crate) fn for_tests() -> Result<bool> {
     let build = build_tools(&mut apt)?;
     let mut packages: Vec<&str> =
         PROGRAMS.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| *package).collect();
-    if !Path::new(CA_CERTIFICATES).exists() {
-        packages.push("ca-certificates");
-    }
+    packages.extend(FILES.iter().filter(|(path, _)| !Path::new(path).exists()).map(|(_, package)| *package));
     packages.dedup();
     if packages.is_empty() {
         return Ok(build);

@@ -1,0 +1,105 @@
+//! Clients that speak HTTP/2 in clear, knowing that it is understood.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use harness::{TestBed, origin::Reply, process::Output};
+
+use super::{HOST, URL, agent_with_one_worker, configure, curl, origin, origin_http2};
+
+/// Beginning of HTTP/2, and settings without any.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+fn curl2(bed: &TestBed, arguments: &[&str]) -> Result<Output> {
+    curl(bed, &[&["--http2-prior-knowledge", "-i"], arguments].concat())
+}
+
+#[test]
+fn an_origin_of_http1_gets_a_request_of_http1() -> Result<()> {
+    let bed = TestBed::new("prior-http1")?;
+    let reply = "HTTP/1.1 201 Made it\r\nX-Odd:  1\r\nTransfer-Encoding: chunked\r\nKeep-Alive: 5\r\n\r\n\
+                 5\r\nhello\r\n0\r\n\r\n";
+    let origin = origin(&bed)?.handler(move |_| Reply::Raw(reply.into())).start()?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let fields = ["-A", "", "-H", "Accept:", "-H", "X-A: 1", "-H", "Cookie: a=1", "-H", "Cookie: b=2", "-H", "X-A: 2"];
+    let output = curl2(&bed, &fields)?.success()?;
+    ensure!(output.text() == "HTTP/2 201 \r\nx-odd: 1\r\n\r\nhello", "{output:?}");
+    let request = origin.only_request()?;
+    let head = String::from_utf8_lossy(&request.head).into_owned();
+    let expected = "GET /politics HTTP/1.1\r\nhost: edition.cnn.com\r\nx-a: 1\r\nx-a: 2\r\ncookie: a=1; b=2\r\n\r\n";
+    ensure!(head == expected, "{head}");
+    let record = &agent.wait_for_records(1)?[0];
+    ensure!(record.text("outcome") == "upgraded" && record.text("protocol") == "HTTP/1.1", "{record:?}");
+    tripwire.assert_silent()
+}
+
+#[test]
+fn bodies_of_any_framing_arrive_at_origins_of_both_versions() -> Result<()> {
+    let bed = TestBed::new("prior-bodies")?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let file = bed.dir().join("body");
+    fs::write(&file, "0123456789".repeat(100_000))?;
+    let file = file.display().to_string();
+    for origin in [origin(&bed)?, origin_http2(&bed)?] {
+        let origin = origin.handler(|request| Reply::ok(request.body.clone())).start()?;
+        let known = format!("@{file}");
+        for (arguments, length) in [
+            (vec!["--data-binary", known.as_str()], 1_000_000),
+            // Without a length.
+            (vec!["-T", file.as_str(), "-H", "Content-Length:"], 1_000_000),
+            (vec!["-X", "POST"], 0),
+            (vec!["--data-binary", "x"], 1),
+        ] {
+            let output = curl2(&bed, &arguments)?.success()?;
+            ensure!(output.text().starts_with("HTTP/2 200 \r\n"), "{arguments:?}: {output:?}");
+            let request = origin.take_requests().pop().expect("it was answered");
+            ensure!(request.body.len() == length, "{arguments:?}: {} bytes", request.body.len());
+            ensure!(output.stdout.ends_with(&request.body), "{arguments:?}");
+        }
+        let output = curl2(&bed, &["--head"])?.success()?;
+        ensure!(output.text().starts_with("HTTP/2 200 \r\n") && output.text().ends_with("\r\n\r\n"), "{output:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_breaks_off_does_not_look_complete() -> Result<()> {
+    let bed = TestBed::new("prior-truncated")?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let half = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf";
+    let _origin = origin(&bed)?.handler(move |_| Reply::RawThenClose(half.into())).start()?;
+    let output = curl2(&bed, &[])?;
+    // CURLE_HTTP2_STREAM
+    ensure!(output.code() == 92, "{output:?}");
+    ensure!(agent.wait_for_records(1)?[0].text("outcome") == "truncated");
+    Ok(())
+}
+
+#[test]
+fn requests_of_nobody_are_refused() -> Result<()> {
+    let bed = TestBed::new("prior-refused")?;
+    let origin = origin(&bed)?.handler(|_| Reply::ok("fine")).start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let output = curl2(&bed, &["-H", "Host: two words"])?;
+    // A malformed request is an error of its stream (RFC 9113 section 8.1.1).
+    ensure!(output.code() == 92 && output.text().is_empty(), "{output:?}");
+    let output = curl2(&bed, &["-X", "CONNECT"])?;
+    ensure!(!output.text().contains(" 200"), "{output:?}");
+    // HTTP/2 is for those who begin with it.
+    let later = [b"GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n", PREFACE].concat();
+    let output = super::converse(&bed, later)?;
+    ensure!(output.text().matches("HTTP/1.1 ").count() == 2 && output.text().contains("HTTP/1.1 400 "), "{output:?}");
+    ensure!(origin.take_requests().len() == 1);
+    // Half of its beginning is nothing.
+    let output = super::converse(&bed, &PREFACE[..20])?;
+    ensure!(!output.text().contains("200"), "{output:?}");
+    let output =
+        bed.client_command("curl")?.args(["-q", "-sS", "--max-time", "15", "--http2-prior-knowledge", URL]).run()?;
+    ensure!(output.text() == "fine", "{output:?}");
+    Ok(())
+}
