@@ -1,10 +1,12 @@
 //! Which connections are redirected: those to addresses of configured hosts, or all to configured ports.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
+
+use foldhash::HashMap;
 
 use egress_common::destination::Capture;
 use futures_util::TryStreamExt as _;
@@ -89,7 +91,7 @@ impl Captured {
 
     /// All that the kernel must know of networks, for these routes.
     pub fn destinations(&self, routes: &RouteTable, names: &Names) -> HashMap<Intercepted, Capture> {
-        let mut wanted = HashMap::new();
+        let mut wanted = HashMap::default();
         let hosts = routes.intercepted(names);
         if let CaptureMode::Ports(_) = self.mode {
             let ports: BTreeSet<_> = routes.routes().map(|route| route.rule.port).collect();

@@ -2,11 +2,9 @@
 
 mod cluster;
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
+
+use foldhash::{HashMap, HashSet};
 
 pub use self::cluster::{Active, Chosen, Cluster, ClusterId};
 
@@ -108,7 +106,7 @@ impl RouteTable {
     /// Every name that must be resolved: the rules' hosts, since applications connect to their addresses, and the names
     /// of endpoints. Addresses of wildcards are learned from what applications are answered.
     pub fn names(policy: &Policy) -> HashSet<HostName> {
-        let mut names = HashSet::new();
+        let mut names = HashSet::default();
         for rule in policy.rules() {
             if let HostPattern::Exact(host) = &rule.host {
                 names.insert(host.clone());
@@ -193,7 +191,7 @@ impl RouteTable {
 
     /// The networks that these routes' hosts are known to be in.
     pub fn intercepted(&self, names: &Names) -> HashSet<Intercepted> {
-        let mut wanted = HashSet::new();
+        let mut wanted = HashSet::default();
         for route in self.routes() {
             let port = route.rule.port;
             let resolved = route.host().into_iter().flat_map(|host| names.intercepted(host));

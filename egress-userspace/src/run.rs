@@ -8,7 +8,10 @@ use egress::{
     handover::StateDir,
     kernel::cgroup,
 };
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::{
+    prctl,
+    resource::{Resource, getrlimit, setrlimit},
+};
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -33,6 +36,10 @@ pub(crate) fn run(options: RunOptions, log: &LogOptions) -> ExitCode {
         }
     };
     raise_descriptor_limit();
+    // Huge pages under many small things make 50 MiB of 8.
+    if let Err(error) = prctl::set_thp_disable(true) {
+        tracing::debug!(%error, "cannot do without huge pages");
+    }
     let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -1,9 +1,8 @@
 //! Keeps what the kernel intercepts in line with policy and names, and says whether it is.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
+
+use foldhash::HashMap;
 
 use egress_common::destination::Capture;
 

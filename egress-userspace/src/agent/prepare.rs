@@ -2,11 +2,13 @@
 //! goes on meanwhile.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     thread,
 };
+
+use foldhash::HashSet;
 
 use tokio::sync::oneshot;
 

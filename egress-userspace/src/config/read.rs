@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
+    hash::{BuildHasher as _, Hash as _, Hasher as _},
     io,
     num::NonZero,
     panic,
@@ -14,6 +14,8 @@ use std::{
     },
     thread,
 };
+
+use foldhash::quality::FixedState;
 
 use super::{Code, Document, Errors, HostPattern, Location, Source, node, resource, short_form};
 
@@ -66,7 +68,7 @@ impl Texts {
 
     /// Tells texts apart: those that mean something else have another one, as good as always.
     pub fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = FixedState::default().build_hasher();
         self.errors.count().hash(&mut hasher);
         for item in &self.items {
             match item {
@@ -182,7 +184,7 @@ impl Piece<'_> {
 
     /// The same for pieces that mean the same, with their places.
     fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = FixedState::default().build_hasher();
         match self {
             Self::Text { file, before, text } => (&file.file, before, text).hash(&mut hasher),
             Self::Host(host) => host.hash(&mut hasher),

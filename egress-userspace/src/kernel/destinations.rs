@@ -1,9 +1,8 @@
 //! The networks whose connections are redirected in every network namespace.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
+
+use foldhash::{HashMap, HashSet};
 
 use aya::maps::{
     Map, MapData,
@@ -78,7 +77,7 @@ pub struct Destinations {
 impl Destinations {
     pub(super) fn new(map: Map) -> Result<Self, KernelError> {
         let map: LpmTrie<_, Destination, u8> = LpmTrie::try_from(map).map_err(error(map::DESTINATIONS))?;
-        Ok(Self { map, present: HashMap::new(), inherited: HashSet::new() })
+        Ok(Self { map, present: HashMap::default(), inherited: HashSet::default() })
     }
 
     /// Takes over what is in the map. To be called when no other agent changes it any more, and before `set`.

@@ -1,11 +1,13 @@
 //! The names whose addresses the kernel learns from DNS answers, and what it has learned.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
+
+use foldhash::{HashMap, HashSet};
 
 use aya::maps::{
     HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray,
@@ -77,7 +79,7 @@ impl LearnedNames {
         let learned = shared.open().and_then(|data| BpfHashMap::try_from(Map::HashMap(data)));
         let learned = learned.map_err(error(map::LEARNED))?;
         let counts = BpfHashMap::try_from(counts).map_err(error(map::LEARNED_COUNTS))?;
-        Ok(Self { names, present: HashMap::new(), learned, shared, counts })
+        Ok(Self { names, present: HashMap::default(), learned, shared, counts })
     }
 
     /// Takes over what is in the map of names. To be called when no other agent changes it any more, and before `set`.
@@ -139,7 +141,7 @@ impl LearnedNames {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn sweep(&mut self, served: &HashSet<NetnsCookie>) -> Result<usize, KernelError> {
+    pub fn sweep(&mut self, served: &std::collections::HashSet<NetnsCookie>) -> Result<usize, KernelError> {
         let now = since_boot();
         self.forget(|key, learned, count| {
             let age = now.saturating_sub(Duration::from_nanos(learned.seen_ns));

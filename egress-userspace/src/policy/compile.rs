@@ -8,11 +8,9 @@ mod reports;
 mod routes;
 mod upstream;
 
-use std::{
-    collections::{HashMap, HashSet},
-    num::NonZeroU16,
-    sync::Arc,
-};
+use std::{num::NonZeroU16, sync::Arc};
+
+use foldhash::{HashMap, HashSet};
 
 use self::{
     index::{Asked, AskedBy, Destinations, Index, Routed, Service},
@@ -58,14 +56,14 @@ struct Compiler<'i, 'd> {
 
 impl<'i, 'd> Compiler<'i, 'd> {
     fn new(index: &'i Index<'d>, reports: Reports) -> Self {
-        Self { index, reports, rules: Vec::new(), upstreams: HashMap::new(), led_to: HashSet::new() }
+        Self { index, reports, rules: Vec::new(), upstreams: HashMap::default(), led_to: HashSet::default() }
     }
 
     /// First what `VirtualService`s say, as that decides on ports that they lead to; then the ports that are left.
     fn compile(&mut self) {
         // By the hosts that they list: those that a ServiceEntry's host falls under, and those that lead anywhere.
-        let mut concerned: HashSet<*const HostPattern> = HashSet::new();
-        let mut in_force: HashSet<*const HostPattern> = HashSet::new();
+        let mut concerned: HashSet<*const HostPattern> = HashSet::default();
+        let mut in_force: HashSet<*const HostPattern> = HashSet::default();
         let mut rest = Vec::new();
         for service in self.index.services.iter().flat_map(|(_, ports)| ports.values()).copied() {
             let routed = self.index.virtual_services.covering(service.host).next().map(|(_, routed)| routed);

@@ -1,12 +1,13 @@
 //! The names that the policy needs, kept resolved: each is looked up when its answer has run out, a few at a time.
 
 use std::{
-    collections::{HashMap, HashSet},
     mem,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use foldhash::{HashMap, HashSet};
 
 use arc_swap::ArcSwap;
 use futures_util::StreamExt as _;
@@ -91,14 +92,14 @@ impl Names {
         Self {
             resolver: Arc::new(resolver),
             max_stale,
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             due: DelayQueue::new(),
             under_way: JoinSet::new(),
-            asked: HashMap::new(),
+            asked: HashMap::default(),
             changes,
             untried: 0,
             news: None,
-            changed: HashSet::new(),
+            changed: HashSet::default(),
             told: Instant::now(),
         }
     }

@@ -1,9 +1,8 @@
 //! What is probably not meant, seen from all documents together.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    num::NonZeroU16,
-};
+use std::{collections::BTreeSet, num::NonZeroU16};
+
+use foldhash::HashMap;
 
 use egress_common::learned::NAME_PORTS;
 
@@ -21,7 +20,7 @@ impl Compiler<'_, '_> {
     /// Looks for what `DestinationRule`s say in vain.
     pub(super) fn check_destinations(&mut self) {
         // For each rule the ports of the hosts that it covers.
-        let mut ports: HashMap<*const DestinationRule, BTreeSet<NonZeroU16>> = HashMap::new();
+        let mut ports: HashMap<*const DestinationRule, BTreeSet<NonZeroU16>> = HashMap::default();
         for (host, services) in self.index.services.iter() {
             for (_, destinations) in self.index.destinations.covering(host) {
                 for (rule, _) in &destinations.rules {

@@ -1,6 +1,6 @@
 //! Something for each of many hosts, found at a cost that does not grow with their number.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 use crate::config::{HostPattern, parents};
 
@@ -13,7 +13,7 @@ pub(super) struct HostMap<'d, T> {
 
 impl<T> Default for HostMap<'_, T> {
     fn default() -> Self {
-        Self { entries: Vec::new(), exact: HashMap::new(), wildcards: HashMap::new() }
+        Self { entries: Vec::new(), exact: HashMap::default(), wildcards: HashMap::default() }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The documents by what they are about, and where they contradict each other.
 
-use std::collections::{BTreeMap, HashMap, btree_map};
+use std::collections::{BTreeMap, btree_map};
+
+use foldhash::HashMap;
 use std::num::NonZeroU16;
 
 use super::{Reports, host_map::HostMap};
@@ -101,7 +103,7 @@ impl Asked<'_> {
 impl<'d> Index<'d> {
     pub(super) fn of(documents: impl IntoIterator<Item = &'d Document> + Clone, reports: &mut Reports) -> Self {
         let mut index = Self::default();
-        let mut entries: HashMap<(Namespace<'d>, &'d str), &'d ServiceEntry> = HashMap::new();
+        let mut entries: HashMap<(Namespace<'d>, &'d str), &'d ServiceEntry> = HashMap::default();
         for document in documents.clone() {
             let (name, namespace) = (document.metadata.name.as_str(), document.metadata.namespace.as_deref());
             match &document.resource {

@@ -1,6 +1,8 @@
 //! TLS clients, made once for all rules that want the same.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use rustls::{
     ClientConfig, SupportedProtocolVersion,

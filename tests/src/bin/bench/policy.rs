@@ -81,19 +81,10 @@ impl Options {
         let mut rules = Rules::new(hosts);
         rules.write_all(&config)?;
 
-        let began = Instant::now();
-        // What is free is given back at once, and in small pages, so that what is left is in use.
-        let options = AgentOptions::new(config.path()).env("MIMALLOC_PURGE_DELAY", "0").env("MIMALLOC_ALLOW_THP", "0");
-        let options = options.log_file(&bed.dir().join("log"));
-        let mut agent = Agent::spawn(&bed, &options)?;
-        while !agent.admin("/readyz").is_ok_and(|(status, _)| status == 200) {
-            ensure!(agent.process().is_running(), "the agent ended: {}", log(&bed.dir().join("log")));
-            ensure!(began.elapsed() < PATIENCE, "the agent is not ready: {}", log(&bed.dir().join("log")));
-            pause();
-        }
-        let start = began.elapsed();
+        let memory = self.memory(&bed, &config, &mut rules)?;
+        let options = AgentOptions::new(config.path()).log_file(&bed.dir().join("log"));
+        let (mut agent, start) = start(&bed, &options)?;
         let pid = agent.process().pid();
-        let resident = Usage::of(pid, None)?.resident;
 
         let (mut reload, mut reload_cpu) = (Series::default(), Series::default());
         for _ in 0..self.reloads {
@@ -124,8 +115,7 @@ impl Options {
         Ok(Row {
             hosts,
             start: start.as_secs_f64(),
-            resident,
-            resident_after: Usage::of(pid, None)?.resident,
+            memory,
             reload,
             reload_cpu,
             connect_ns: connect.nanoseconds as f64 / connect.count as f64,
@@ -135,6 +125,34 @@ impl Options {
             longest_wait: longest.as_secs_f64(),
         })
     }
+
+    /// Bytes of an agent that is ready, and after reloads. What is free it gives back at once, so that what is left is in use:
+    /// that takes time, which is measured with another one.
+    fn memory(&self, bed: &TestBed, config: &ConfigDir, rules: &mut Rules) -> Result<[u64; 2]> {
+        let options =
+            AgentOptions::new(config.path()).env("MIMALLOC_PURGE_DELAY", "0").log_file(&bed.dir().join("log"));
+        let (mut agent, _) = start(bed, &options)?;
+        let pid = agent.process().pid();
+        let ready = Usage::of(pid, None)?.resident;
+        for _ in 0..self.reloads {
+            reload(&agent, config, rules, &mut |_| {})?;
+        }
+        // What was in force before is taken apart meanwhile.
+        thread::sleep(Duration::from_secs(1));
+        Ok([ready, Usage::of(pid, None)?.resident])
+    }
+}
+
+/// Starts an agent, and says how long that takes.
+fn start<'bed>(bed: &'bed TestBed, options: &AgentOptions) -> Result<(Agent<'bed>, Duration)> {
+    let began = Instant::now();
+    let mut agent = Agent::spawn(bed, options)?;
+    while !agent.admin("/readyz").is_ok_and(|(status, _)| status == 200) {
+        ensure!(agent.process().is_running(), "the agent ended: {}", log(&bed.dir().join("log")));
+        ensure!(began.elapsed() < PATIENCE, "the agent is not ready: {}", log(&bed.dir().join("log")));
+        pause();
+    }
+    Ok((agent, began.elapsed()))
 }
 
 /// Changes one host, and waits until that is in effect. `watch` is told how long the agent's control thread let each question

@@ -11,10 +11,8 @@ use crate::statistics::Series;
 pub(super) struct Row {
     pub(super) hosts: u32,
     pub(super) start: f64,
-    /// Bytes, once it was ready.
-    pub(super) resident: u64,
-    /// Bytes, after all reloads.
-    pub(super) resident_after: u64,
+    /// Bytes, once it was ready and after reloads.
+    pub(super) memory: [u64; 2],
     pub(super) reload: Series,
     pub(super) reload_cpu: Series,
     /// What the hook takes for each connect.
@@ -47,8 +45,8 @@ impl Figures {
                 "start_seconds": row.start,
                 "reload_seconds": row.reload.median(),
                 "reload_cpu_seconds": row.reload_cpu.median(),
-                "agent_bytes": row.resident,
-                "agent_bytes_after_reloads": row.resident_after,
+                "agent_bytes": row.memory[0],
+                "agent_bytes_after_reloads": row.memory[1],
                 "agent_bytes_each": self.bytes_each(row),
                 "connect_ns": row.connect_ns,
                 "reloads_during_requests": row.reloads,
@@ -64,7 +62,7 @@ impl Figures {
     fn bytes_each(&self, row: &Row) -> Option<f64> {
         let least = self.0.iter().min_by_key(|row| row.hosts)?;
         let hosts = row.hosts - least.hosts;
-        (hosts > 0).then(|| (row.resident as f64 - least.resident as f64) / f64::from(hosts))
+        (hosts > 0).then(|| (row.memory[0] as f64 - least.memory[0] as f64) / f64::from(hosts))
     }
 }
 
@@ -85,8 +83,8 @@ impl fmt::Display for Figures {
         line("start until ready, s", &|row| Some(row.start), 2)?;
         line("reload, one host changed, s", &|row| Some(row.reload.median()), 3)?;
         line("  CPU time of the agent, s", &|row| Some(row.reload_cpu.median()), 3)?;
-        line("memory of the agent, MiB", &|row| Some(row.resident as f64 / MEBIBYTE), 1)?;
-        line("  after all reloads, MiB", &|row| Some(row.resident_after as f64 / MEBIBYTE), 1)?;
+        line("memory of the agent, MiB", &|row| Some(row.memory[0] as f64 / MEBIBYTE), 1)?;
+        line("  after all reloads, MiB", &|row| Some(row.memory[1] as f64 / MEBIBYTE), 1)?;
         line("  for each host, bytes", &|row| self.bytes_each(row), 0)?;
         line("connect hook, ns", &|row| Some(row.connect_ns), 0)?;
         type Get = fn(&Latencies) -> f64;
