@@ -17,7 +17,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-pub use self::error::{AgentError, ConfigError};
 use self::{
     error::io_error,
     interception::{Step, Unintercepted},
@@ -26,6 +25,10 @@ use self::{
     reload::Reload,
     succession::Succession,
 };
+pub use self::{
+    error::{AgentError, ConfigError},
+    prepare::release_memory,
+};
 use crate::{
     admin::{self, Readiness, SharedReadiness},
     capture::Captured,
@@ -33,6 +36,7 @@ use crate::{
     existing::Existing,
     handover::{Successor, Successors},
     kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, NameRules, Redirector, ThreadEvents, pins::Pins},
+    limits::Limits,
     netns::Netns,
     policy::Policy,
     resolve::{Names, ResolveError, Resolver},
@@ -63,6 +67,8 @@ pub struct Options {
     pub captured: Captured,
     /// How long the last good answer for a name is used after its TTL while no name server answers.
     pub dns_max_stale: Duration,
+    /// What is taken of applications.
+    pub limits: Limits,
 }
 
 /// The running agent. Dropping it detaches the programs, unless they are pinned.
@@ -114,7 +120,8 @@ impl Agent {
     /// The configuration is bad (nothing has been touched then), or the machine cannot run the agent.
     pub fn start(options: Options) -> Result<Self, AgentError> {
         let started = Instant::now();
-        let Options { sources, cgroups, workers, log_ebpf, reset_existing, pin_dir, captured, dns_max_stale } = options;
+        let Options { sources, cgroups, workers, log_ebpf, reset_existing, pin_dir, captured, dns_max_stale, limits } =
+            options;
         // Watched before it is read: a change in between is then seen.
         let mut watcher =
             Watcher::new(watched(&sources, &Policy::default())).map_err(io_error("cannot watch the configuration"))?;
@@ -150,7 +157,7 @@ impl Agent {
         }
         let metrics = Metrics::new(outcomes, learnings);
         let routes = Arc::new(ArcSwap::from_pointee(table));
-        let workers = Workers::start(workers, &routes, &metrics, &flows, &own_sockets)?;
+        let workers = Workers::start(workers, limits, &routes, &metrics, &flows, &own_sockets)?;
         let existing = Existing::new(reset_existing, own_sockets.marks());
         let mut agent = Self {
             sources,

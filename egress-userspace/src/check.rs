@@ -9,7 +9,6 @@ use self::probe::ProbeReport;
 use crate::{
     config::{self, Code, Diagnostic, Errors, Location, Severity, Source},
     policy::{HostName, Policy},
-    route,
     upstream::tls::{Clients, TlsError, Workshop},
 };
 
@@ -108,7 +107,6 @@ fn analyze(sources: &[Source]) -> (Policy, Vec<Diagnostic>) {
         Ok(documents) => {
             let (policy, mut diagnostics) = Policy::analyze(&documents);
             diagnostics.extend(check_files(&policy));
-            diagnostics.extend(policy.rules().filter_map(|rule| route::pending(rule)));
             (policy, diagnostics)
         }
     }

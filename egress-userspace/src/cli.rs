@@ -7,12 +7,13 @@ use egress::{
     agent::AgentError,
     capture::CaptureMode,
     config::Source,
-    handover,
+    handover, http1,
     kernel::pins::DEFAULT_DIR,
+    limits::Limits,
     policy::{Cidr, HostName, HostPattern},
     telemetry::access_log,
 };
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 /// Sends plain HTTP to configured hosts on as verified TLS, without touching the application.
@@ -150,6 +151,61 @@ pub(crate) struct RunOptions {
     /// Worker threads. Without it: one for each core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) workers: Option<u16>,
+    #[command(flatten)]
+    pub(crate) limits: LimitOptions,
+}
+
+/// What is taken of applications.
+#[derive(Debug, Args)]
+pub(crate) struct LimitOptions {
+    /// Connections of applications at the same time. The first request of one more is answered 503. Without it: 50,000, or half
+    /// as many as there may be open descriptors.
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    max_connections: Option<usize>,
+    /// The same of one pod, which is of one network namespace.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().connections_per_pod, value_parser = parse_count)]
+    max_connections_per_pod: usize,
+    /// Longest head of a request, which else is answered 431, and of a response, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().head.head, value_parser = parse_count)]
+    max_head_bytes: usize,
+    /// Most fields in a head, likewise.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().head.fields, value_parser = parse_count)]
+    max_head_fields: usize,
+    /// How long the head of a request may take, from its first byte to its last; then it is answered 408.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    head_timeout: Duration,
+    /// How long a connection of an application may be idle.
+    #[arg(long, value_name = "TIME", default_value = "60m", value_parser = parse_duration)]
+    idle_timeout: Duration,
+}
+
+impl LimitOptions {
+    /// The limits, where so many descriptors may be open.
+    pub(crate) fn limits(&self, descriptors: usize) -> Limits {
+        // The other half is for upstream connections.
+        let most = (descriptors / 2).max(1);
+        if let Some(wanted) = self.max_connections.filter(|wanted| *wanted > most) {
+            tracing::warn!(
+                "--max-connections {wanted} needs twice as many descriptors, and {descriptors} is their limit"
+            );
+        }
+        Limits {
+            connections: self.max_connections.unwrap_or(Limits::default().connections).min(most),
+            connections_per_pod: self.max_connections_per_pod,
+            head: http1::Limits { head: self.max_head_bytes, fields: self.max_head_fields },
+            head_time: self.head_timeout,
+            idle: self.idle_timeout,
+        }
+    }
+}
+
+/// Parses a number of at least one.
+fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(count) => Ok(count),
+        Err(_) => Err(format!("{text} is not a number")),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -233,7 +289,8 @@ impl LogOptions {
             eprintln!("egress: --log-level {filter}: {error}");
             ExitCode::from(USAGE)
         })?;
-        let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+        let lines = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES);
+        let (writer, guard) = lines.finish(std::io::stderr());
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
         match self.log {
             LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
@@ -246,6 +303,9 @@ impl LogOptions {
         Ok([guard, access_log::write_to_standard_error(format)])
     }
 }
+
+/// Lines of the log that wait to be written at most. Room for them is taken at once.
+const LOG_LINES: usize = 8192;
 
 /// Bad usage or configuration (EX_USAGE of sysexits.h).
 pub(crate) const USAGE: u8 = 64;

@@ -23,26 +23,22 @@ use crate::{
     body::Incoming,
     drain::Drain,
     http1::{
-        Error, Limits,
+        Error,
         server::{Asked, Connection, Waited},
     },
+    limits::{Beyond, Limits},
     request::{Accepted, Conversation, Served},
-    telemetry::access_log::Client,
     worker::Worker,
 };
 
-/// What heads of requests are taken.
-const LIMITS: Limits = Limits { head: 256 * 1024, fields: 4096 };
-/// How long a client may leave its connection idle.
-const IDLE: Duration = Duration::from_secs(3600);
-/// How long it may take for the head of a request.
-const HEAD: Duration = Duration::from_secs(60);
 /// When draining, how long a connection has to send the first request, which it was made for.
 const DRAIN_GRACE: Duration = Duration::from_millis(250);
 /// How much of what a client sends is read after the last response, and for how long: what is left unread when the connection
 /// is closed makes the kernel reset it, and a client that is still sending would never see the response.
 const LINGER_BYTES: usize = 1024 * 1024;
 const LINGER: Duration = Duration::from_secs(1);
+/// How long a connection that is one too many has to send its request.
+const TURN_AWAY: Duration = Duration::from_secs(1);
 
 /// Serves a connection, of which `begun` has been read, until it ends or its network namespace is gone.
 pub async fn hold(
@@ -53,18 +49,29 @@ pub async fn hold(
     draining: watch::Receiver<Drain>,
 ) {
     let gone = accepted.gone.clone();
-    let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
-    let conversation = Rc::new(Conversation { worker, accepted, client });
-    let connection = Rc::new(Connection::new(stream, begun, LIMITS));
+    let connection = Rc::new(Connection::new(stream, begun, worker.limits.head));
+    let conversation = Rc::new(Conversation::new(worker, accepted));
     tokio::select! {
         () = converse(&conversation, &connection, draining) => {}
         () = gone.cancelled() => {}
     }
 }
 
+/// Answers the first request of a connection that is one too many, and ends it.
+pub async fn turn_away(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted, why: Beyond) {
+    let connection = Connection::new(stream, BytesMut::new(), worker.limits.head);
+    let conversation = Conversation::new(worker, accepted);
+    let request = timeout(TURN_AWAY, poll_fn(|cx| connection.poll_request(cx))).await;
+    let Ok(Ok(Waited::Request(head, asked))) = request else { return };
+    let response = conversation.turn_away(&head, why);
+    if connection.respond(response, asked, true).await.is_ok() {
+        end(&connection, connection.is_end()).await;
+    }
+}
+
 async fn converse(conversation: &Rc<Conversation>, connection: &Rc<Connection>, mut draining: watch::Receiver<Drain>) {
     let mut first = true;
-    let mut patience = Patience::new();
+    let mut patience = Patience::new(&conversation.worker.limits);
     loop {
         let next = tokio::select! {
             biased;
@@ -134,11 +141,13 @@ async fn drained(draining: &mut watch::Receiver<Drain>, first: bool) {
 /// How long is waited for a client. One timer does for all its requests: it is looked at only when it has run out.
 struct Patience {
     timer: Pin<Box<Sleep>>,
+    idle: Duration,
+    head: Duration,
 }
 
 impl Patience {
-    fn new() -> Self {
-        Self { timer: Box::pin(sleep(IDLE)) }
+    fn new(limits: &Limits) -> Self {
+        Self { timer: Box::pin(sleep(limits.idle)), idle: limits.idle, head: limits.head_time }
     }
 
     /// Waits for the next request.
@@ -151,9 +160,9 @@ impl Patience {
             }
             if begun.is_none() && connection.has_begun() {
                 begun = Some(Instant::now());
-                self.timer.as_mut().reset(Instant::now() + HEAD);
+                self.timer.as_mut().reset(Instant::now() + self.head);
             }
-            let end = begun.map_or(since + IDLE, |begun| begun + HEAD);
+            let end = begun.map_or(since + self.idle, |begun| begun + self.head);
             while self.timer.as_mut().poll(cx).is_ready() {
                 if Instant::now() >= end {
                     let late = io::Error::from(io::ErrorKind::TimedOut);

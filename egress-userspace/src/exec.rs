@@ -9,6 +9,7 @@ use egress::{
     agent::{Agent, AgentError, Options},
     capture::Captured,
     kernel::cgroup::{CgroupError, ChildCgroup},
+    limits::Limits,
     resolve::MAX_STALE,
 };
 use nix::sys::signal::{SigSet, Signal};
@@ -99,6 +100,7 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
         pin_dir: None,
         captured: Captured::new(options.capture.mode()).await.map_err(AgentError::from)?,
         dns_max_stale: MAX_STALE,
+        limits: Limits::default(),
     })?;
     agent.serve_own_namespace()?;
     agent.attach()?;

@@ -39,6 +39,7 @@ pub mod existing;
 pub mod handover;
 pub mod http1;
 pub mod kernel;
+pub mod limits;
 pub mod listener;
 pub mod netns;
 pub mod passthrough;

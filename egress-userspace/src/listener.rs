@@ -5,7 +5,7 @@ use std::{
     io::{self, Write as _},
     net::{IpAddr, SocketAddr, TcpListener},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -35,6 +35,7 @@ pub struct Listener {
     /// Resolves when the handle is dropped.
     closed: oneshot::Receiver<()>,
     gone: CancellationToken,
+    connections: Arc<AtomicUsize>,
 }
 
 /// The listeners of one network namespace, for the control thread. Dropping it closes them, after what is already in
@@ -63,6 +64,7 @@ pub fn open(
     inherited: Vec<TcpListener>,
 ) -> io::Result<(Handle, Vec<Listener>)> {
     let gone = CancellationToken::new();
+    let connections = Arc::<AtomicUsize>::default();
     let mut inherited: HashMap<IpAddr, TcpListener> =
         inherited.into_iter().map(|socket| Ok((socket.local_addr()?.ip(), socket))).collect::<io::Result<_>>()?;
     let mut handle =
@@ -86,7 +88,8 @@ pub fn open(
         handle.sockets.push(socket.clone());
         let (open, closed) = oneshot::channel();
         handle._open.push(open);
-        listeners.push(Listener { netns: netns.clone(), socket, closed, gone: gone.clone() });
+        let (gone, connections) = (gone.clone(), connections.clone());
+        listeners.push(Listener { netns: netns.clone(), socket, closed, gone, connections });
     }
     match failure {
         Some(error) if listeners.is_empty() => Err(error),
@@ -96,8 +99,8 @@ pub fn open(
 
 /// Accepts connections until the listener's handle is dropped.
 pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Receiver<Drain>) {
-    let Listener { netns, socket, mut closed, gone } = listener;
-    let here = Namespace { netns, gone };
+    let Listener { netns, socket, mut closed, gone, connections } = listener;
+    let here = Namespace { netns, gone, connections };
     // SAFETY: the listener owns its descriptor, which neither closes nor changes before it is dropped.
     let socket = match unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) } {
         Ok(socket) => socket,
@@ -131,6 +134,8 @@ pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Rec
 struct Namespace {
     netns: Netns,
     gone: CancellationToken,
+    /// How many of its connections are being served.
+    connections: Arc<AtomicUsize>,
 }
 
 /// Accepts what is in the queue.
@@ -176,5 +181,5 @@ fn admit(
         return;
     }
     let from = socket::Place { netns: here.netns.clone(), device: origin.device };
-    worker.dispatch(stream, Accepted { from, gone: here.gone.clone(), origin }, draining);
+    worker.dispatch(stream, Accepted { from, gone: here.gone.clone(), origin }, &here.connections, draining);
 }

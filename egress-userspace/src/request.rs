@@ -26,6 +26,7 @@ use self::{exchange::Exchange, host::RequestHost, respond::ProxyError, tunnel::T
 use crate::{
     body::{Content, Incoming, Lease, ResponseBody},
     http1,
+    limits::Beyond,
     policy::Retries,
     route::Cluster,
     socket::Place,
@@ -121,6 +122,23 @@ struct Answer {
 }
 
 impl Conversation {
+    /// A conversation that has yet to begin.
+    pub fn new(worker: Rc<Worker>, accepted: Accepted) -> Self {
+        let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
+        Self { worker, accepted, client }
+    }
+
+    /// Answers a request whose connection is one too many.
+    pub fn turn_away(&self, head: &request::Parts, why: Beyond) -> Response<ResponseBody> {
+        let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let (metrics, client) = (self.worker.metrics.clone(), self.client.clone());
+        let mut record = Record::open(metrics, client, head.method.clone(), host, head.uri.path());
+        let error = ProxyError::too_many(why);
+        let response = error.response();
+        error.note(&mut record);
+        own(response, false, record)
+    }
+
     /// Answers what cannot be read as a request. Whose bytes these are nobody can say, so they go nowhere.
     pub fn refuse(&self, fault: http1::Fault) -> Response<ResponseBody> {
         let (origin, pid, process) = (self.client.origin.socket_addr(), self.client.origin.pid, &self.client.process);

@@ -9,7 +9,6 @@ use foldhash::{HashMap, HashSet};
 pub use self::cluster::{Active, Chosen, Cluster, ClusterId};
 
 use crate::{
-    config::{Code, Diagnostic},
     kernel::{Intercepted, Watched},
     policy::{EndpointAddress, HostName, HostPattern, Policy, Rule, Targets, Upstream, UpstreamIndex, parents},
     resolve::{Names, ResolveError},
@@ -137,10 +136,6 @@ impl RouteTable {
         let mut errors = Vec::new();
         let mut workshop = Workshop::new(&previous.clients);
         for rule in policy.rules() {
-            if let Some(pending) = pending(rule) {
-                errors.push(TlsError::Settings { location: rule.location.clone(), problem: pending.reason });
-                continue;
-            }
             let clusters = rule.upstreams.iter().map(|upstream| {
                 let originator = workshop.originator(&upstream.host, &upstream.tls, &upstream.location)?;
                 Ok(table.cluster(upstream, &originator, previous, names))
@@ -219,11 +214,4 @@ impl RouteTable {
             .filter_map(|host| names.failure(host).cloned())
             .collect()
     }
-}
-
-/// What a rule asks for that requests are not yet given, if there is such a thing.
-pub fn pending(rule: &Rule) -> Option<Diagnostic> {
-    let upstream = rule.upstreams.iter().find(|upstream| upstream.preconnect > 0)?;
-    let text = "egress.dev/preconnect is understood, but cannot be carried out yet; remove it".to_owned();
-    Some(Diagnostic::new(upstream.location.clone(), "", Code::Pending.because(text)))
 }

@@ -3,7 +3,7 @@
 use std::{num::NonZero, path::PathBuf, process::ExitCode, thread};
 
 use egress::{
-    agent::{Agent, AgentError, Options},
+    agent::{Agent, AgentError, Options, release_memory},
     capture::Captured,
     handover::StateDir,
     kernel::cgroup,
@@ -35,7 +35,7 @@ pub(crate) fn run(options: RunOptions, log: &LogOptions) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     // Huge pages under many small things make 50 MiB of 8.
     if let Err(error) = prctl::set_thp_disable(true) {
         tracing::debug!(%error, "cannot do without huge pages");
@@ -47,19 +47,22 @@ pub(crate) fn run(options: RunOptions, log: &LogOptions) -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     };
-    match runtime.block_on(serve(options, cgroups, log.log_ebpf)) {
+    match runtime.block_on(serve(options, descriptors, cgroups, log.log_ebpf)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error, FAILURE),
     }
 }
 
 /// Every connection takes two descriptors, and the usual soft limit of 1024 is for programs that use select(2).
-fn raise_descriptor_limit() {
-    let raised =
-        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
+/// Gives how many there may be.
+fn raise_descriptor_limit() -> usize {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    let limit = raised.or_else(|error| {
         tracing::warn!(%error, "cannot raise the limit of open descriptors");
-    }
+        getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft)
+    });
+    limit.ok().and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX)
 }
 
 fn scope(named: &[PathBuf]) -> Result<Vec<PathBuf>, cgroup::CgroupError> {
@@ -70,7 +73,12 @@ fn scope(named: &[PathBuf]) -> Result<Vec<PathBuf>, cgroup::CgroupError> {
     }
 }
 
-async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Result<(), AgentError> {
+async fn serve(
+    options: RunOptions,
+    descriptors: usize,
+    cgroups: Vec<PathBuf>,
+    log_ebpf: bool,
+) -> Result<(), AgentError> {
     let io_error = |what| move |source| AgentError::Io { what, source };
     let mut signals = Signals {
         terminate: signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?,
@@ -79,7 +87,7 @@ async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
     let mut usr2 = signal(SignalKind::user_defined2()).map_err(io_error("cannot handle SIGUSR2"))?;
     let timeout = options.drain_timeout;
     let mut agent = tokio::select! {
-        agent = start(options, cgroups, log_ebpf) => agent?,
+        agent = start(options, descriptors, cgroups, log_ebpf) => agent?,
         signal = signals.next() => {
             tracing::info!(signal, "ended before the start was complete");
             return Ok(());
@@ -122,7 +130,12 @@ async fn serve(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
     Ok(())
 }
 
-async fn start(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Result<Agent, AgentError> {
+async fn start(
+    options: RunOptions,
+    descriptors: usize,
+    cgroups: Vec<PathBuf>,
+    log_ebpf: bool,
+) -> Result<Agent, AgentError> {
     let state = StateDir::lock(&options.state_dir).await?;
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let mut agent = Agent::start(Options {
@@ -134,9 +147,11 @@ async fn start(options: RunOptions, cgroups: Vec<PathBuf>, log_ebpf: bool) -> Re
         pin_dir: (!options.fail_open).then_some(options.pin_dir),
         captured: Captured::new(options.capture.mode()).await?,
         dns_max_stale: options.dns_max_stale,
+        limits: options.limits.limits(descriptors),
     })?;
     agent.succeed(&state, options.admin).await?;
     agent.test_self();
+    release_memory();
     Ok(agent)
 }
 

@@ -11,6 +11,7 @@ pub mod outlier;
 pub mod pool;
 pub mod tls;
 pub mod tunnel;
+pub mod warm;
 
 use std::{net::SocketAddr, rc::Rc, time::Instant};
 
@@ -130,10 +131,10 @@ impl Connection {
         }
     }
 
-    /// Whether it has served other requests.
+    /// Whether it was there before the request.
     pub fn is_reused(&self) -> bool {
         match self {
-            Self::Http1(exclusive) => exclusive.served > 0,
+            Self::Http1(exclusive) => exclusive.was_idle,
             Self::Http2(stream) => stream.reused,
         }
     }

@@ -2,6 +2,7 @@
 //! connections that it uses, so that nothing on the request path is shared or locked.
 
 use std::{
+    cell::Cell,
     io,
     rc::Rc,
     sync::{
@@ -27,6 +28,7 @@ use crate::{
     conversation,
     drain::Drain,
     kernel::{Flows, KernelError, OwnSockets},
+    limits::{Beyond, Limits},
     listener::{self, Listener},
     netns::NetnsCookie,
     passthrough::{self, Passed},
@@ -34,11 +36,13 @@ use crate::{
     route::{ClusterId, RouteTable},
     socket::SocketFactory,
     telemetry::{access_log, metrics::Metrics},
-    upstream::{connect::Connector, pool::Pool, tls},
+    upstream::{connect::Connector, pool::Pool, tls, warm::Warm},
 };
 
 /// How often idle upstream connections are looked through.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
+/// How many connections are told at the same time that they are too many, by each worker.
+const MAX_TURNED_AWAY: usize = 256;
 
 /// What requests need, on one thread.
 pub struct Worker {
@@ -50,8 +54,14 @@ pub struct Worker {
     pub connector: Rc<Connector>,
     /// Keeps them.
     pub pool: Rc<Pool>,
+    /// Makes them before they are needed.
+    pub warm: Rc<Warm>,
     /// Origins of accepted connections.
     pub flows: Flows,
+    /// What is taken of applications.
+    pub limits: Limits,
+    /// Connections that are being turned away.
+    turned_away: Cell<usize>,
     crew: Arc<Crew>,
     /// Every connection and every listener holds a token.
     open: TaskTracker,
@@ -111,6 +121,7 @@ impl Workers {
     /// A thread, a runtime or a map handle cannot be made.
     pub fn start(
         count: usize,
+        limits: Limits,
         routes: &Arc<ArcSwap<RouteTable>>,
         metrics: &Arc<Metrics>,
         flows: &Flows,
@@ -133,15 +144,20 @@ impl Workers {
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 tls::warm_up();
-                let connector = Connector::new(SocketFactory::new(own_sockets), metrics.clone());
+                let connector = Connector::new(SocketFactory::new(own_sockets), metrics.clone(), limits.head);
                 let asked = crew.clone();
-                let pool = Pool::new(move |cluster| asked.tell(|| Command::GiveUp(cluster)));
+                let pool = Rc::new(Pool::new(move |cluster| asked.tell(|| Command::GiveUp(cluster))));
+                let connector = Rc::new(connector);
+                let warm = Warm::new(connector.clone(), pool.clone());
                 let worker = Rc::new(Worker {
                     routes,
                     metrics,
-                    connector: Rc::new(connector),
-                    pool: Rc::new(pool),
+                    connector,
+                    pool,
+                    warm,
                     flows,
+                    limits,
+                    turned_away: Cell::new(0),
                     crew,
                     open,
                     index,
@@ -205,6 +221,11 @@ impl Crew {
         }
     }
 
+    /// How many connections there are.
+    fn connections(&self) -> usize {
+        self.members.iter().map(|member| member.connections.load(Ordering::Relaxed)).sum()
+    }
+
     /// The worker with the fewest connections; `preferred` if none has fewer.
     fn least_loaded(&self, preferred: usize) -> usize {
         let load = |index: usize| self.members[index].connections.load(Ordering::Relaxed);
@@ -216,19 +237,23 @@ impl Crew {
 struct Load {
     crew: Arc<Crew>,
     index: usize,
+    /// How many its network namespace has.
+    of_pod: Arc<AtomicUsize>,
     _open: TaskTrackerToken,
 }
 
 impl Load {
-    fn add(crew: Arc<Crew>, index: usize, open: &TaskTracker) -> Self {
+    fn add(crew: Arc<Crew>, index: usize, of_pod: Arc<AtomicUsize>, open: &TaskTracker) -> Self {
         crew.members[index].connections.fetch_add(1, Ordering::Relaxed);
-        Self { crew, index, _open: open.token() }
+        of_pod.fetch_add(1, Ordering::Relaxed);
+        Self { crew, index, of_pod, _open: open.token() }
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
         self.crew.members[self.index].connections.fetch_sub(1, Ordering::Relaxed);
+        self.of_pod.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -248,6 +273,7 @@ impl Worker {
                     }
                     Some(Command::Forget(netns)) => {
                         self.pool.forget(netns);
+                        self.warm.forget(netns);
                         self.connector.health.forget(netns);
                     }
                     Some(Command::GiveUp(cluster)) => self.pool.give_up(cluster),
@@ -255,6 +281,9 @@ impl Worker {
                 },
                 _ = expire.tick() => {
                     self.pool.expire();
+                    if *draining.borrow() == Drain::Off {
+                        self.warm.keep();
+                    }
                     self.connector.health.expire();
                 }
             }
@@ -266,16 +295,46 @@ impl Worker {
         self: &Rc<Self>,
         stream: std::net::TcpStream,
         accepted: Accepted,
+        of_pod: &Arc<AtomicUsize>,
         draining: &watch::Receiver<Drain>,
     ) {
+        if let Some(why) = self.beyond(of_pod) {
+            return self.turn_away(stream, accepted, why);
+        }
         let index = self.crew.least_loaded(self.index);
-        let load = Load::add(self.crew.clone(), index, &self.open);
+        let load = Load::add(self.crew.clone(), index, of_pod.clone(), &self.open);
         if index == self.index {
             self.clone().serve(stream, accepted, load, draining.clone());
         } else {
             // A worker ends only with the process.
             let _ = self.crew.members[index].commands.send(Command::Serve(stream, Box::new(accepted), load));
         }
+    }
+
+    /// Which limit one more connection of a network namespace would be beyond.
+    fn beyond(&self, of_pod: &AtomicUsize) -> Option<Beyond> {
+        let Limits { connections, connections_per_pod, .. } = self.limits;
+        if of_pod.load(Ordering::Relaxed) >= connections_per_pod {
+            return Some(Beyond::Pod(connections_per_pod));
+        }
+        (self.crew.connections() >= connections).then_some(Beyond::All(connections))
+    }
+
+    /// Says so to a client whose connection is one too many; to so many at once. Others are reset, as are those of which nobody
+    /// knows whether they speak HTTP.
+    fn turn_away(self: &Rc<Self>, stream: std::net::TcpStream, accepted: Accepted, why: Beyond) {
+        self.metrics.too_many(why);
+        if accepted.origin.by_port_alone() || self.turned_away.get() >= MAX_TURNED_AWAY {
+            return;
+        }
+        let worker = self.clone();
+        worker.turned_away.set(worker.turned_away.get() + 1);
+        tokio::task::spawn_local(async move {
+            if let Ok(stream) = TcpStream::from_std(stream) {
+                conversation::turn_away(worker.clone(), stream, accepted, why).await;
+            }
+            worker.turned_away.set(worker.turned_away.get() - 1);
+        });
     }
 
     fn serve(

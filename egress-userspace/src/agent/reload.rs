@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Agent, ConfigError,
-    prepare::{Change, Prepared, in_background, prepare},
+    prepare::{Change, Prepared, in_background, prepare, release_memory},
 };
 use crate::{config::Diagnostic, route::RouteTable};
 
@@ -110,7 +110,11 @@ impl Agent {
         self.synchronise();
         self.applied();
         // To take a large policy apart takes a while.
-        in_background(move || drop((old, old_routes, current))).ok();
+        in_background(move || {
+            drop((old, old_routes, current));
+            release_memory();
+        })
+        .ok();
         Ok(())
     }
 

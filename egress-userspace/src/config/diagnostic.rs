@@ -86,8 +86,6 @@ codes! {
     WrongProtocol = "EG0106" "wrong-protocol",
     /// The kernel has room for a few ports of each name.
     TooManyPorts = "EG0107" "too-many-ports",
-    /// Something that is understood but not carried out yet.
-    Pending = "EG0108" "not-carried-out-yet",
 
     /// A warning of no kind of its own.
     Questionable = "EG0201" "questionable",

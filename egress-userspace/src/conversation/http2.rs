@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{DRAIN_GRACE, IDLE, LIMITS};
+use super::DRAIN_GRACE;
 use crate::{
     body::Incoming,
     drain::Drain,
@@ -54,7 +54,7 @@ pub(super) async fn converse(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(u32::try_from(LIMITS.head).unwrap_or(u32::MAX));
+        .max_header_list_size(u32::try_from(conversation.worker.limits.head.head).unwrap_or(u32::MAX));
     let io = TokioIo::new(Switched::new(connection.clone()));
     let mut serving = pin!(builder.serve_connection(io, service_fn(serve)));
     let over = async {
@@ -89,13 +89,14 @@ async fn drained(draining: &mut watch::Receiver<Drain>, last: &Cell<Option<Insta
 
 /// Waits until there was no request for long.
 async fn idle(conversation: &Conversation, last: &Cell<Option<Instant>>) {
-    let mut end = Instant::now() + IDLE;
+    let limit = conversation.worker.limits.idle;
+    let mut end = Instant::now() + limit;
     loop {
         sleep_until(end).await;
         let now = Instant::now();
         // Those that are under way have it too.
         let since = if Rc::strong_count(&conversation.client) > 1 { Some(now) } else { last.get() };
-        end = since.map_or(end, |since| since + IDLE);
+        end = since.map_or(end, |since| since + limit);
         if end <= now {
             return;
         }

@@ -112,7 +112,7 @@ fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
 pub fn request(head: &Bytes, limits: &Limits) -> Result<request::Parts, Fault> {
     let mut few = [const { MaybeUninit::uninit() }; USUAL_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
-    match parsed.parse_with_uninit_headers(head, &mut few) {
+    match parsed.parse_with_uninit_headers(head, &mut few[..limits.fields.min(USUAL_FIELDS)]) {
         Err(httparse::Error::TooManyHeaders) => {
             let mut many = vec![MaybeUninit::uninit(); limits.fields];
             let mut parsed = httparse::Request::new(&mut []);
@@ -134,7 +134,7 @@ pub fn response(head: &Bytes, limits: &Limits) -> Result<response::Parts, Fault>
     let config = httparse::ParserConfig::default();
     let mut few = [const { MaybeUninit::uninit() }; USUAL_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
-    match config.parse_response_with_uninit_headers(&mut parsed, head, &mut few) {
+    match config.parse_response_with_uninit_headers(&mut parsed, head, &mut few[..limits.fields.min(USUAL_FIELDS)]) {
         Err(httparse::Error::TooManyHeaders) => {
             let mut many = vec![MaybeUninit::uninit(); limits.fields];
             let mut parsed = httparse::Response::new(&mut []);
@@ -312,9 +312,12 @@ mod tests {
         ] {
             assert_eq!(request(&Bytes::from_static(head.as_bytes()), &LIMITS).err(), Some(fault), "{head:?}");
         }
-        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: 1\r\n".repeat(101));
-        assert_eq!(request(&Bytes::from(many), &LIMITS).err(), Some(Fault::TooManyFields(100)));
-        let some = format!("GET / HTTP/1.1\r\n{}\r\n", "A: 1\r\n".repeat(100));
-        assert_eq!(request(&Bytes::from(some), &LIMITS).expect("a good head").headers.len(), 100);
+        for most in [1, 100] {
+            let limits = Limits { fields: most, ..LIMITS };
+            let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: 1\r\n".repeat(most + 1));
+            assert_eq!(request(&Bytes::from(many), &limits).err(), Some(Fault::TooManyFields(most)));
+            let some = format!("GET / HTTP/1.1\r\n{}\r\n", "A: 1\r\n".repeat(most));
+            assert_eq!(request(&Bytes::from(some), &limits).expect("a good head").headers.len(), most);
+        }
     }
 }

@@ -172,6 +172,11 @@ impl Exchange<'_> {
             _ => (To::Origin(origin), Outcome::PassedThrough),
         };
         let key = Key { netns: netns.cookie(), device: *device, to };
+        if let Routed::Originate(cluster, name) = &self.sending.routed
+            && cluster.upstream.preconnect > 0
+        {
+            self.worker.warm.note(&key, cluster, name, &self.accepted.from, origin.ip());
+        }
         let first = chosen.and_then(|chosen| chosen.candidates.first()).copied();
         let active = self.cluster().map(|cluster| cluster.begin(first));
         let failed =

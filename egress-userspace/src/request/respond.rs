@@ -10,6 +10,7 @@ use sfv::{Integer, ItemSerializer, StringRef, TokenRef, key_ref, string_ref, tok
 use crate::{
     body::ResponseBody,
     http1::{self, Fault},
+    limits::Beyond,
     telemetry::access_log::{Outcome, Record},
     upstream::{Cause, UpstreamError, tls::alert_name},
 };
@@ -59,6 +60,15 @@ impl ProxyError {
         Self {
             status: StatusCode::REQUEST_TIMEOUT,
             ..Self::bad_request("the head of the request did not come to its end in time")
+        }
+    }
+
+    /// There are too many connections.
+    pub fn too_many(why: Beyond) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            kind: token_ref("connection_limit_reached"),
+            ..Self::bad_request(&why.to_string())
         }
     }
 

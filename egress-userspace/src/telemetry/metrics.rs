@@ -17,6 +17,7 @@ use prometheus_client::{
 use super::access_log::Outcome;
 use crate::{
     kernel::{Learnings, Outcomes},
+    limits::Beyond,
     upstream::{Cause, TlsInfo},
 };
 
@@ -37,6 +38,7 @@ pub struct Metrics {
     pub unknown_origin: Counter,
     /// Connections whose first bytes were not HTTP.
     pub not_http: Counter,
+    too_many: [Counter; 2],
     passed_on: [Counter; 2],
     /// Rules in force.
     pub rules: Gauge,
@@ -61,6 +63,11 @@ pub struct Metrics {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    limit: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -106,6 +113,9 @@ impl Metrics {
             "Connections that were refused because they did not begin with an HTTP/1 request",
             not_http.clone(),
         );
+        let too_many = Family::<LimitLabel, Counter>::default();
+        registry.register("connections_turned_away", "Connections of applications beyond a limit", too_many.clone());
+        let too_many = ["all", "pod"].map(|limit| too_many.get_or_create(&LimitLabel { limit }).clone());
         let passed_on = Family::<OutcomeLabel, Counter>::default();
         registry.register(
             "connections_passed_on",
@@ -158,6 +168,7 @@ impl Metrics {
             self_tests_failed: self_test("failed"),
             unknown_origin,
             not_http,
+            too_many,
             passed_on,
             rules,
             destinations,
@@ -180,6 +191,11 @@ impl Metrics {
     /// Counts a request that an origin did not answer.
     pub fn failure(&self, cause: Cause) {
         self.failures[cause as usize].inc();
+    }
+
+    /// Counts a connection beyond a limit.
+    pub fn too_many(&self, why: Beyond) {
+        self.too_many[usize::from(matches!(why, Beyond::Pod(_)))].inc();
     }
 
     /// Counts a connection that was passed on as it is, to its end or until it broke off.

@@ -20,6 +20,7 @@ use super::{
     tunnel::{self, Way},
 };
 use crate::{
+    http1::Limits,
     policy::{Keepalive, UpstreamProtocol},
     route::Cluster,
     socket::{Place, SocketFactory},
@@ -35,14 +36,16 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 pub struct Connector {
     sockets: SocketFactory,
     metrics: Arc<Metrics>,
+    /// What heads of responses are taken.
+    heads: Limits,
     /// Which addresses to try last.
     pub health: Health,
 }
 
 impl Connector {
-    /// A connector that makes its sockets with `sockets`.
-    pub fn new(sockets: SocketFactory, metrics: Arc<Metrics>) -> Self {
-        Self { sockets, metrics, health: Health::default() }
+    /// A connector that makes its sockets with `sockets`, for responses with heads within these limits.
+    pub fn new(sockets: SocketFactory, metrics: Arc<Metrics>, heads: Limits) -> Self {
+        Self { sockets, metrics, heads, health: Health::default() }
     }
 
     /// Connects to where the application was going, and adds nothing. `http2` says that HTTP/2 is understood there.
@@ -53,9 +56,9 @@ impl Connector {
         let stream = self.tcp(from, origin).await?;
         let info = |protocol| ConnectionInfo { address: origin, protocol, tls: None };
         if http2 {
-            return Shared::start(TokioIo::new(stream), info("HTTP/2")).await.map(Made::Http2);
+            return Shared::start(TokioIo::new(stream), self.heads, info("HTTP/2")).await.map(Made::Http2);
         }
-        Ok(Made::Http1(Exclusive::new(http1::Stream::Left(stream), info("HTTP/1.1"))))
+        Ok(Made::Http1(Exclusive::new(http1::Stream::Left(stream), self.heads, info("HTTP/1.1"))))
     }
 
     /// Connects to a configured host, originates TLS and verifies the peer.
@@ -103,7 +106,7 @@ impl Connector {
                 Err(_) => {}
             }
             match handshake {
-                Ok((stream, tls)) => return http(stream, address, tls).await,
+                Ok((stream, tls)) => return self.http(stream, address, tls).await,
                 Err(error) if error.is_broken_handshake() => {
                     candidates.retain(|candidate| *candidate != address);
                     broken = Some(error);
@@ -150,6 +153,18 @@ impl Connector {
         }
         let info = tls_info(&stream, cluster);
         Ok((stream, info))
+    }
+
+    /// Starts what the origin has picked; HTTP/1.1 if it does not know ALPN.
+    async fn http(&self, stream: TlsStream, address: SocketAddr, tls: TlsInfo) -> Result<Made, UpstreamError> {
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
+        let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
+        let info = ConnectionInfo { address, protocol, tls: Some(tls) };
+        if http2 {
+            Shared::start(TokioIo::new(stream), self.heads, info).await.map(Made::Http2)
+        } else {
+            Ok(Made::Http1(Exclusive::new(http1::Stream::Right(Box::new(stream)), self.heads, info)))
+        }
     }
 
     /// Connects to one address.
@@ -207,18 +222,6 @@ impl Connector {
         let winner = result.as_ref().ok().and_then(|result| result.as_ref().ok()).map(|(_, address)| *address);
         silent.into_iter().take_while(|address| Some(*address) != winner).for_each(failed);
         result.unwrap_or(Err(UpstreamError::ConnectTimeout { address: first, limit }))
-    }
-}
-
-/// Starts what the origin has picked; HTTP/1.1 if it does not know ALPN.
-async fn http(stream: TlsStream, address: SocketAddr, tls: TlsInfo) -> Result<Made, UpstreamError> {
-    let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
-    let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
-    let info = ConnectionInfo { address, protocol, tls: Some(tls) };
-    if http2 {
-        Shared::start(TokioIo::new(stream), info).await.map(Made::Http2)
-    } else {
-        Ok(Made::Http1(Exclusive::new(http1::Stream::Right(Box::new(stream)), info)))
     }
 }
 

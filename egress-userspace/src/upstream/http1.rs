@@ -26,8 +26,6 @@ use crate::{
     request::headers,
 };
 
-/// What heads of responses are taken.
-const LIMITS: Limits = Limits { head: 256 * 1024, fields: 4096 };
 /// What is kept of a request for an origin that does not read on, in bytes.
 const AHEAD: usize = 64 * 1024;
 
@@ -43,6 +41,8 @@ pub struct Exclusive {
     pub made: Instant,
     /// How many requests it has served.
     pub served: u32,
+    /// Whether nobody has used it for a while, in which the origin may have closed it.
+    pub was_idle: bool,
     /// Its place, if there may be only so many; dropped after what closes it.
     pub place: Option<Place>,
 }
@@ -54,6 +54,8 @@ pub struct Wire {
     input: Input,
     output: Output,
     head: Head,
+    /// What heads of responses are taken.
+    limits: Limits,
     /// What is still to be sent of the request.
     upload: Option<(RequestBody, Encoder)>,
     /// Who is told of interim responses.
@@ -67,19 +69,27 @@ pub struct Wire {
 
 impl Exclusive {
     /// A connection that has served nobody yet.
-    pub fn new(stream: Stream, info: ConnectionInfo) -> Self {
+    pub fn new(stream: Stream, limits: Limits, info: ConnectionInfo) -> Self {
         let wire = Wire {
             stream,
             input: Input::new(BytesMut::new()),
             output: Output::default(),
             head: Head::default(),
+            limits,
             upload: None,
             client: None,
             stuck: None,
             content: Decoder::new(Framing::Length(0)),
             keep_alive: true,
         };
-        Self { wire: Rc::new(RefCell::new(wire)), info: Rc::new(info), made: Instant::now(), served: 0, place: None }
+        Self {
+            wire: Rc::new(RefCell::new(wire)),
+            info: Rc::new(info),
+            made: Instant::now(),
+            served: 0,
+            was_idle: false,
+            place: None,
+        }
     }
 
     /// The same, after an exchange.
@@ -149,8 +159,8 @@ impl Wire {
     fn poll_head(&mut self, is_head: bool, cx: &mut Context<'_>) -> Poll<Result<response::Parts, ExchangeError>> {
         self.poll_upload(cx)?;
         loop {
-            if let Some(bytes) = self.head.take(&mut self.input.bytes, LIMITS.head).map_err(Error::from)? {
-                let mut head = http1::response(&bytes, &LIMITS).map_err(Error::from)?;
+            if let Some(bytes) = self.head.take(&mut self.input.bytes, self.limits.head).map_err(Error::from)? {
+                let mut head = http1::response(&bytes, &self.limits).map_err(Error::from)?;
                 let framing = http1::of_response(&mut head, is_head).map_err(Error::from)?;
                 if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                     if let Some(client) = &self.client {

@@ -21,7 +21,10 @@ use tokio::{sync::Notify, task};
 
 use self::noting::{Noting, TlsFailure};
 use super::{ConnectionInfo, NotAnswered, UpstreamError, limits::Place};
-use crate::body::{BodyError, RequestBody};
+use crate::{
+    body::{BodyError, RequestBody},
+    http1::Limits,
+};
 
 /// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
 /// keep, and what one response can have under way: 2 MiB for each round trip.
@@ -30,8 +33,6 @@ const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 128 * STREAM_WINDOW;
 /// What is kept of one request's body until the origin takes it, in bytes.
 const SEND_BUFFER: usize = 256 * 1024;
-/// The largest head of a response, in bytes as RFC 9113 section 10.5.1 counts them.
-const MAX_HEAD: u32 = 256 * 1024;
 /// A connection on which requests have waited for so long without any answer takes no others: it may be dead.
 pub const SILENCE: Duration = Duration::from_secs(5);
 /// Streams that are begun before the origin has said how many it takes (SETTINGS_MAX_CONCURRENT_STREAMS). If it takes fewer than
@@ -75,11 +76,12 @@ struct Load {
 }
 
 impl Shared {
-    /// Starts HTTP/2 on a connection. A task of its own drives it until it ends.
+    /// Starts HTTP/2 on a connection, for responses with heads within these limits, in bytes as RFC 9113 section 10.5.1 counts
+    /// them. A task of its own drives it until it ends.
     ///
     /// # Errors
     /// The connection breaks at once.
-    pub async fn start<I>(io: I, info: ConnectionInfo) -> Result<Self, UpstreamError>
+    pub async fn start<I>(io: I, heads: Limits, info: ConnectionInfo) -> Result<Self, UpstreamError>
     where
         I: rt::Read + rt::Write + Unpin + 'static,
     {
@@ -90,7 +92,7 @@ impl Shared {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
-            .max_header_list_size(MAX_HEAD)
+            .max_header_list_size(u32::try_from(heads.head).unwrap_or(u32::MAX))
             .initial_max_send_streams(UNTOLD)
             .handshake::<_, Carried>(io)
             .await

@@ -81,6 +81,11 @@ pub struct Wanted {
     pub newer_than: Option<Instant>,
 }
 
+impl Wanted {
+    /// Any will do.
+    pub const ANY: Self = Self { max_idle: Duration::MAX, http2: true, newer_than: None };
+}
+
 /// The pool.
 pub struct Pool {
     origins: RefCell<HashMap<Key, Origin>>,
@@ -193,6 +198,29 @@ impl Pool {
         if let (Connection::Http1(connection), Some(origin)) = (connection, self.origins.borrow_mut().get_mut(key)) {
             origin.put(connection);
         }
+    }
+
+    /// How many requests could use a connection of this key at once.
+    pub fn ready_for(&self, key: &Key) -> usize {
+        self.origins.borrow_mut().get_mut(key).map_or(0, Origin::ready)
+    }
+
+    /// A place for a connection that nobody has asked for yet, if there is one to spare, and what it is to be made with.
+    pub fn place_for(&self, key: &Key, usage: &Arc<Usage>) -> Option<(Option<Place>, Offer)> {
+        let of_key = OfKey { pool: self, key, usage };
+        let offer = of_key.with(|origin| origin.alone(Wanted::ANY)).unwrap_or(Offer::Both);
+        let Some(places) = usage.places() else { return Some((None, offer)) };
+        let permit = places.clone().try_acquire_owned().ok()?;
+        Some((Some(Place::new(permit, of_key.with(|origin| origin.own().0))), offer))
+    }
+
+    /// Adds a connection that nobody has asked for yet.
+    pub fn add(&self, key: &Key, usage: &Arc<Usage>, offer: Offer, made: Made) {
+        OfKey { pool: self, key, usage }.with(|origin| match origin.made(offer, made) {
+            Connection::Http1(exclusive) => origin.keep(exclusive),
+            // It is shared.
+            Connection::Http2(_) => {}
+        });
     }
 
     /// Gives up a connection to a cluster if somebody still asks for one: one that is idle, rather than one that will not be

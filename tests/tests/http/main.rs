@@ -6,6 +6,8 @@ mod fidelity;
 mod grpc;
 mod http2;
 mod large;
+mod limits;
+mod once;
 mod prior_knowledge;
 mod record;
 mod requests;

@@ -7,6 +7,7 @@ mod matching;
 mod pools;
 mod times;
 mod tunnels;
+mod warm;
 
 use std::sync::{Arc, Mutex};
 

@@ -26,6 +26,8 @@ use crate::{
     },
 };
 
+/// How long a connection that was made in advance is kept, if the user does not say: until the origin has had enough of it.
+const PRECONNECTED: Duration = Duration::from_secs(3600);
 /// What Istio has if nothing is said; Envoy's own number.
 const CONSECUTIVE_ERRORS: u32 = 5;
 
@@ -64,7 +66,7 @@ pub(super) fn build<'d>(
             AskedBy::Policy(policy) => validation(policy, asked.namespace, index, reports),
         }
         .requiring(annotations.requirements.clone()),
-        pool: settings.pool.map(connection_pool).unwrap_or_default(),
+        pool: pool(settings.pool, annotations.preconnect),
         outlier_detection: settings.outlier_detection.map(outlier_detection),
         balancer: match balancer {
             Some(Simple::RoundRobin) => Some(LoadBalancer::RoundRobin),
@@ -272,6 +274,15 @@ fn validation<'d>(
         client: None,
         requirements: Requirements::default(),
     }
+}
+
+/// Connections that are made in advance are kept for longer than others.
+fn pool(raw: Option<&raw::ConnectionPool>, preconnect: u16) -> ConnectionPool {
+    let mut pool = raw.map(connection_pool).unwrap_or_default();
+    if preconnect > 0 {
+        pool.idle_timeout.get_or_insert(PRECONNECTED);
+    }
+    pool
 }
 
 fn connection_pool(pool: &raw::ConnectionPool) -> ConnectionPool {

@@ -182,13 +182,26 @@ impl Origin {
 
     /// Takes a connection back whose exchange has ended.
     pub(super) fn put(&mut self, connection: http1::Exclusive) {
-        let connection = connection.again();
+        self.keep(connection.again());
+    }
+
+    /// Keeps a connection for whoever comes.
+    pub(super) fn keep(&mut self, mut connection: http1::Exclusive) {
+        connection.was_idle = true;
         let need = if self.waiting.strong_count() > 0 { Need::Any } else { Need::Idle };
         let is_of_use = connection.is_reusable() && !self.usage.is_spent(connection.made, connection.served);
         if is_of_use && !self.usage.claim(need) {
             self.idle.push_back(Idle { connection, since: Instant::now() });
             self.room.notify_one();
         }
+    }
+
+    /// How many requests could use a connection at once.
+    pub(super) fn ready(&mut self) -> usize {
+        self.idle.retain(|Idle { connection, .. }| !connection.is_closed());
+        self.retire();
+        let shared = self.shared.iter().any(|shared| shared.has_room(Duration::MAX) || shared.is_untold());
+        if shared { usize::MAX / 2 } else { self.idle.len() }
     }
 
     /// What every connection's place has to do with, and what is told when there may be one.

@@ -4,6 +4,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local, yield_now};
 
 use super::*;
 use crate::{
+    limits::Limits,
     policy::ConnectionPool,
     upstream::{
         ConnectionInfo,
@@ -60,7 +61,7 @@ async fn connect(made: Rc<RefCell<Vec<net::TcpStream>>>) -> Result<Made, Upstrea
     near.set_nonblocking(true).expect("a socket");
     let near = tokio::net::TcpStream::from_std(near).expect("a socket");
     let info = ConnectionInfo { address: ([192, 0, 2, 1], 443).into(), protocol: "HTTP/1.1", tls: None };
-    let exclusive = Exclusive::new(Stream::Left(near), info);
+    let exclusive = Exclusive::new(Stream::Left(near), Limits::default().head, info);
     settle().await;
     Ok(Made::Http1(exclusive))
 }

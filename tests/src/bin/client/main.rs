@@ -4,6 +4,7 @@
 //! What the socket is goes to standard error, one `key value` a line: `peername`, `sockname`, `protocol`.
 
 mod exchange;
+mod once;
 mod repeat;
 mod request;
 mod target;
@@ -101,6 +102,19 @@ enum Command {
         #[arg(long)]
         count: bool,
     },
+    /// Sends POST requests, each to a path of its own; prints a number and a status for each.
+    Once {
+        #[command(flatten)]
+        target: Target,
+        #[arg(long, default_value = "edition.cnn.com")]
+        host: String,
+        /// How many.
+        #[arg(long)]
+        count: usize,
+        /// How many connections at the same time.
+        #[arg(long, default_value_t = 16)]
+        clients: usize,
+    },
     /// Listens on an address, with every socket option that lets sockets share a port.
     Listen { address: SocketAddr },
     /// Connects a UDP socket, sends a datagram, and prints the answer.
@@ -120,6 +134,7 @@ fn main() -> Result<()> {
         Command::Talk { target } => exchange::talk(&target),
         Command::Connect { target } => target.connect(&[]).map(drop),
         Command::Repeat { target, request, keep_alive, count } => repeat::repeat(target, request, keep_alive, count),
+        Command::Once { target, host, count, clients } => once::once(target, &host, count, clients),
         Command::Listen { address } => exchange::listen(address),
         Command::Udp { address, text } => exchange::udp(address, &text),
     }

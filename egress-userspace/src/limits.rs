@@ -1,0 +1,50 @@
+//! What is taken of applications, so that none of them is in the way of others.
+
+use std::time::Duration;
+
+use crate::http1;
+
+/// What is taken of applications, and of origins where it says so.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at the same time.
+    pub connections: usize,
+    /// The same of one network namespace.
+    pub connections_per_pod: usize,
+    /// Heads of requests, and of responses.
+    pub head: http1::Limits,
+    /// How long it may take for the head of a request to come to its end.
+    pub head_time: Duration,
+    /// How long a connection may be idle.
+    pub idle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 50_000,
+            connections_per_pod: 10_000,
+            head: http1::Limits { head: 256 * 1024, fields: 4096 },
+            head_time: Duration::from_secs(60),
+            idle: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Which limit a connection is beyond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beyond {
+    /// That of all connections.
+    All(usize),
+    /// That of its network namespace.
+    Pod(usize),
+}
+
+impl std::fmt::Display for Beyond {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All(limit) => write!(f, "the agent has {limit} connections already (--max-connections)"),
+            Self::Pod(limit) => write!(f, "this pod has {limit} connections already (--max-connections-per-pod)"),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Connections that are made before they are needed (`egress.dev/preconnect`).
+
+use std::{thread, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    TestBed,
+    origin::{Origin, Reply, Request},
+    wait::{PATIENCE, wait_until},
+};
+
+use super::{HOST, agent_with_one_worker, bed, destination, entry, get, origin, origin_http1};
+
+/// Longer than the agent takes to look whether something is missing.
+const WHILE: Duration = Duration::from_millis(2500);
+
+fn rules(count: u32, settings: &str) -> String {
+    entry(HOST, "resolution: DNS") + &destination(HOST, &format!("egress.dev/preconnect: '{count}'"), settings, "")
+}
+
+/// Closes its connection after an answer to `/close`, without a word.
+fn closing(request: &Request) -> Reply {
+    let fine = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfine\n".to_vec();
+    if request.target == "/close" { Reply::RawThenClose(fine) } else { Reply::Raw(fine) }
+}
+
+fn wait_for_open(origin: &Origin, count: usize) -> Result<()> {
+    wait_until(&format!("{count} connections"), PATIENCE, || origin.open_connections() == count)
+}
+
+fn fetch(bed: &TestBed, target: &str) -> Result<()> {
+    let (status, text, _) = get(bed, target, &[])?;
+    ensure!(status == 200 && text == "fine\n", "{status} {text}");
+    Ok(())
+}
+
+#[test]
+fn connections_are_ready_before_they_are_needed() -> Result<()> {
+    let bed = bed("preconnect")?;
+    let origin = origin_http1(&bed, closing)?;
+    let (agent, _config) = agent_with_one_worker(&bed, &rules(3, ""))?;
+    // Nobody uses the host, so there is none.
+    thread::sleep(WHILE);
+    ensure!(origin.connections() == 0, "{} connections", origin.connections());
+    fetch(&bed, "/first")?;
+    wait_for_open(&origin, 3)?;
+    // What the origin closes is made anew.
+    for _ in 0..3 {
+        fetch(&bed, "/close")?;
+        wait_until("the connection to close", PATIENCE, || origin.connections() > 3)?;
+        wait_for_open(&origin, 3)?;
+    }
+    // And there are no more than that.
+    thread::sleep(WHILE);
+    ensure!(origin.open_connections() == 3 && origin.connections() == 6, "{} connections", origin.connections());
+    fetch(&bed, "/last")?;
+    let records = agent.wait_for_records(5)?;
+    let reused: Vec<_> = records.iter().map(|record| record.text("reused")).collect();
+    ensure!(reused == ["false", "true", "true", "true", "true"], "{reused:?}");
+    Ok(())
+}
+
+#[test]
+fn one_connection_of_http2_is_enough() -> Result<()> {
+    let bed = bed("preconnect-http2")?;
+    let origin = origin(&bed, |_| Reply::ok("fine\n"))?;
+    let (_agent, _config) = agent_with_one_worker(&bed, &rules(3, ""))?;
+    fetch(&bed, "/first")?;
+    thread::sleep(WHILE);
+    ensure!(origin.connections() == 1 && origin.open_connections() == 1, "{} connections", origin.connections());
+    Ok(())
+}
+
+#[test]
+fn there_are_no_more_than_may_be() -> Result<()> {
+    let bed = bed("preconnect-limit")?;
+    let origin = origin_http1(&bed, closing)?;
+    let (_agent, _config) = agent_with_one_worker(&bed, &rules(5, "connectionPool: {tcp: {maxConnections: 2}}"))?;
+    fetch(&bed, "/first")?;
+    wait_for_open(&origin, 2)?;
+    thread::sleep(WHILE);
+    ensure!(origin.connections() == 2, "{} connections", origin.connections());
+    fetch(&bed, "/second")
+}
+
+#[test]
+fn an_origin_that_comes_back_is_connected_to() -> Result<()> {
+    let bed = bed("preconnect-refused")?;
+    let origin = origin_http1(&bed, closing)?;
+    let (agent, config) = agent_with_one_worker(&bed, &rules(2, ""))?;
+    fetch(&bed, "/first")?;
+    wait_for_open(&origin, 2)?;
+    drop(origin);
+    thread::sleep(WHILE);
+    // When it is back, connections are made without anybody asking.
+    let origin = origin_http1(&bed, closing)?;
+    wait_for_open(&origin, 2)?;
+    // A rule that is gone keeps nothing.
+    config.write("rules.yaml", &(entry(HOST, "resolution: DNS") + &destination(HOST, "", "", "")))?;
+    wait_until("the new rule", PATIENCE, || {
+        agent.metrics().is_ok_and(|metrics| metrics.sum("egress_policy_applied_total", &[]) == 2.0)
+    })?;
+    fetch(&bed, "/close").context("by the new rule")?;
+    let made = origin.connections();
+    thread::sleep(WHILE);
+    ensure!(origin.connections() == made, "{} connections", origin.connections());
+    Ok(())
+}
