@@ -83,10 +83,10 @@ pub enum Resource {
 
 /// Reads all sources. Everything that is wrong with any of them is reported at once, and then nothing of them is used.
 pub fn load(sources: &[Source]) -> Result<Vec<Document>, Errors> {
-    Texts::read(sources).parse(&Documents::default()).map(Documents::into_vec)
+    Texts::read(sources).parse_alone().map(Documents::into_vec)
 }
 
 /// The documents of a text; `file` is what errors name as its place.
 pub fn parse(text: &str, file: &Path) -> Result<Vec<Document>, Errors> {
-    Texts::of(text, file).parse(&Documents::default()).map(Documents::into_vec)
+    Texts::of(text, file).parse_alone().map(Documents::into_vec)
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    io,
+    io, panic,
     path::{Path, PathBuf},
     thread,
 };
@@ -49,15 +49,18 @@ pub(super) struct Change {
 pub(super) fn prepare(sources: &[Source], known: Option<u64>, documents: &Documents) -> Result<Prepared, ConfigError> {
     let texts = Texts::read(sources);
     let fingerprint = texts.fingerprint();
-    if known == Some(fingerprint) {
-        return Ok(Prepared { fingerprint, change: None });
+    if known == Some(fingerprint.all) {
+        return Ok(Prepared { fingerprint: fingerprint.all, change: None });
     }
-    let documents = texts.parse(documents)?;
+    let documents = texts.parse(&fingerprint, documents)?;
     let (policy, warnings) = Policy::compile(documents.iter())?;
-    let names = RouteTable::names(&policy);
-    let learned = NameRules::of(policy.rules().map(|rule| (&rule.host, rule.port)));
-    let watched = watched(sources, &policy);
-    Ok(Prepared { fingerprint, change: Some(Change { documents, policy, warnings, names, learned, watched }) })
+    let (names, learned, watched) = thread::scope(|scope| {
+        let learned = scope.spawn(|| NameRules::of(policy.rules().map(|rule| (&rule.host, rule.port))));
+        let (names, watched) = (RouteTable::names(&policy), watched(sources, &policy));
+        (names, learned.join().unwrap_or_else(|panic| panic::resume_unwind(panic)), watched)
+    });
+    let change = Change { documents, policy, warnings, names, learned, watched };
+    Ok(Prepared { fingerprint: fingerprint.all, change: Some(change) })
 }
 
 /// The sources, and the files that the policy names.

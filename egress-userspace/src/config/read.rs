@@ -43,6 +43,15 @@ pub struct Texts {
     errors: Errors,
 }
 
+/// Tells texts apart: those that mean something else have another one, as good as always.
+#[derive(Debug)]
+pub struct Fingerprint {
+    /// Of all of them.
+    pub all: u64,
+    /// Of each piece.
+    pieces: Vec<u64>,
+}
+
 enum Item {
     File(Location, String),
     Host(HostPattern),
@@ -66,17 +75,21 @@ impl Texts {
         Self { items: vec![Item::File(Location::whole(file), text.to_owned())], errors: Errors::default() }
     }
 
-    /// Tells texts apart: those that mean something else have another one, as good as always.
-    pub fn fingerprint(&self) -> u64 {
+    /// What tells them apart from others.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let pieces: Vec<_> = self.items.iter().flat_map(pieces).map(|piece| piece.fingerprint()).collect();
         let mut hasher = FixedState::default().build_hasher();
-        self.errors.count().hash(&mut hasher);
-        for item in &self.items {
-            match item {
-                Item::File(file, text) => (&file.file, text).hash(&mut hasher),
-                Item::Host(host) => host.hash(&mut hasher),
-            }
-        }
-        hasher.finish()
+        (self.errors.count(), &pieces).hash(&mut hasher);
+        Fingerprint { all: hasher.finish(), pieces }
+    }
+
+    /// The documents, all of which are read.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn parse_alone(self) -> Result<Documents, Errors> {
+        let fingerprint = self.fingerprint();
+        self.parse(&fingerprint, &Documents::default())
     }
 
     /// The documents. Everything that is wrong with any of them is reported at once, and then nothing of them is used. What is
@@ -84,9 +97,9 @@ impl Texts {
     ///
     /// # Errors
     /// All that is wrong.
-    pub fn parse(self, known: &Documents) -> Result<Documents, Errors> {
+    pub fn parse(self, fingerprint: &Fingerprint, known: &Documents) -> Result<Documents, Errors> {
         let Self { items, mut errors } = self;
-        let pieces: Vec<_> = items.iter().flat_map(pieces).map(|piece| (piece.fingerprint(), piece)).collect();
+        let pieces: Vec<_> = fingerprint.pieces.iter().copied().zip(items.iter().flat_map(pieces)).collect();
         let known: HashMap<_, _> = known.0.iter().map(|(fingerprint, documents)| (*fingerprint, documents)).collect();
         let unknown: Vec<_> = pieces.iter().filter(|(fingerprint, _)| !known.contains_key(fingerprint)).collect();
         let mut read = read_all(&unknown);
@@ -249,8 +262,12 @@ mod tests {
         }
         assert!(node::split(&text, PIECE).len() >= 4);
 
-        let documents =
-            Texts::of(&text, Path::new("rules.yaml")).parse(&Documents::default()).expect("valid documents");
+        let parse = |text: &str, known: &Documents| {
+            let texts = Texts::of(text, Path::new("rules.yaml"));
+            let fingerprint = texts.fingerprint();
+            texts.parse(&fingerprint, known)
+        };
+        let documents = parse(&text, &Documents::default()).expect("valid documents");
         let found = documents.iter().map(|document| match &document.resource {
             Resource::ServiceEntry(entry) => (entry.hosts[0].location.line, entry.hosts[0].value.to_string()),
             other => panic!("{other:?}"),
@@ -261,22 +278,22 @@ mod tests {
 
         // What is the same is not read again, and what has changed is, in its place.
         let changed = text.replace("h3.example", "g3.example");
-        let again = Texts::of(&changed, Path::new("rules.yaml")).parse(&documents).expect("valid documents");
+        let again = parse(&changed, &documents).expect("valid documents");
         let kept = documents.0.iter().zip(&again.0).filter(|(one, other)| Arc::ptr_eq(&one.1, &other.1)).count();
         assert_eq!(kept, documents.0.len() - 1);
-        let fresh = Texts::of(&changed, Path::new("rules.yaml")).parse(&Documents::default()).expect("valid documents");
+        let fresh = parse(&changed, &Documents::default()).expect("valid documents");
         assert!(fresh.iter().eq(again.iter()));
 
         // What is wrong at the end is found there.
         let wrong = format!("{text}kind: Nothing\napiVersion: v1\n");
-        let errors = Texts::of(&wrong, Path::new("rules.yaml")).parse(&documents).expect_err("an unknown kind");
+        let errors = parse(&wrong, &documents).expect_err("an unknown kind");
         let lines: Vec<_> = errors.iter().map(|error| error.location.line).collect();
         assert_eq!(lines, [u32::try_from(8 * count + 1).expect("few lines")], "{errors}");
     }
 
     #[test]
     fn fingerprints_tell_texts_apart() {
-        let of = |text, file: &str| Texts::of(text, Path::new(file)).fingerprint();
+        let of = |text, file: &str| Texts::of(text, Path::new(file)).fingerprint().all;
         assert_eq!(of("a", "x"), of("a", "x"));
         assert!(of("a", "x") != of("b", "x") && of("a", "x") != of("a", "y"));
     }

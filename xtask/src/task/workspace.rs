@@ -18,6 +18,10 @@ use xtask::{
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(repository()).args(arguments);
+    if env::var_os("CI").is_some() {
+        // What is compiled once for all gains nothing by being compiled in pieces.
+        command.env("CARGO_INCREMENTAL", "0");
+    }
     command
 }
 
