@@ -78,9 +78,7 @@ impl Texts {
     /// What tells them apart from others.
     pub fn fingerprint(&self) -> Fingerprint {
         let pieces: Vec<_> = self.items.iter().flat_map(pieces).map(|piece| piece.fingerprint()).collect();
-        let mut hasher = FixedState::default().build_hasher();
-        (self.errors.count(), &pieces).hash(&mut hasher);
-        Fingerprint { all: hasher.finish(), pieces }
+        Fingerprint { all: FixedState::default().hash_one((self.errors.count(), &pieces)), pieces }
     }
 
     /// The documents, all of which are read.

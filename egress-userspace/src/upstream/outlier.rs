@@ -16,6 +16,9 @@ use crate::policy::OutlierDetection;
 /// No address is left out for longer, however often it was before.
 const LONGEST: Duration = Duration::from_secs(300);
 
+/// So many addresses are remembered whether or not the upstream still has them.
+const FEW: usize = 16;
+
 /// What an address has done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Seen {
@@ -55,6 +58,10 @@ impl Health {
     pub fn record(&self, address: SocketAddr, seen: Seen, all: usize, now: Instant) -> bool {
         let mut addresses = self.lock();
         let is_out = |address: &Address| address.out_until.is_some_and(|until| until > now);
+        // Names come to have other addresses.
+        if addresses.len() > 2 * all.max(FEW) {
+            addresses.retain(|_, known| is_out(known));
+        }
         let out = addresses.values().filter(|address| is_out(address)).count();
         let found = addresses.entry(address).or_default();
         found.count(seen, &self.settings);
@@ -201,5 +208,15 @@ mod tests {
             (0..2).for_each(|_| _ = needed.record(*address, status(502), 4, now));
         }
         assert_eq!(needed.well(all.clone(), now), all, "too few would be left");
+    }
+
+    #[test]
+    fn addresses_that_are_gone_are_forgotten() {
+        let (health, now) = (Health::new(settings()), Instant::now());
+        for number in 0..10_000_u32 {
+            let address = SocketAddr::new(std::net::Ipv4Addr::from(number).into(), 443);
+            health.record(address, status(500), 2, now);
+        }
+        assert!(health.lock().len() <= 2 * FEW + 1, "{}", health.lock().len());
     }
 }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     origin::{Reply, Request, ServerTls},
+    wait::{PATIENCE, wait_until},
 };
 
 use super::{DNS, SIMPLE, configure, rule};
@@ -119,6 +120,26 @@ fn a_second_connection_resumes_the_session() -> Result<()> {
         let handshakes = |result| metrics.sum("egress_upstream_handshakes_total", &[("result", result)]);
         ensure!([handshakes("full"), handshakes("resumed"), handshakes("failed")] == [1.0, 2.0, 0.0]);
     }
+    Ok(())
+}
+
+/// All workers and all pods share one client, as the rule says who they are to the origin.
+#[test]
+fn a_pod_resumes_the_session_of_another() -> Result<()> {
+    let mut bed = TestBed::new("tls-pods")?;
+    let other = bed.add_pod("other")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?).http1_only();
+    let origin = bed.embedded_origin().handler(closing).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
+    let _agent = bed.agent(&config)?;
+    let in_other = |program: &str| bed.pod_command(&other, program)?.in_cgroup(bed.cgroup());
+    let _sandbox = in_other("sleep")?.arg("infinity").spawn()?;
+    bed.curl(URL)?.response()?;
+    let curl = || in_other("curl")?.args(["-q", "-sS", "--max-time", "15", URL]).run();
+    // Until the agent has noticed the pod, its connects are refused.
+    wait_until("the other pod to be served", PATIENCE, || curl().is_ok_and(|output| output.code() == 0))?;
+    let resumed = origin.wait_for_requests(2)?.into_iter().map(|request| request.tls.map(|tls| tls.resumed));
+    ensure!(resumed.eq([Some(false), Some(true)]), "{:?}", origin.requests());
     Ok(())
 }
 
