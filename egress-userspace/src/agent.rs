@@ -17,6 +17,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 
+pub use self::error::{AgentError, ConfigError};
 use self::{
     error::io_error,
     interception::{Step, Unintercepted},
@@ -24,10 +25,6 @@ use self::{
     prepare::{Change, prepare, watched},
     reload::Reload,
     succession::Succession,
-};
-pub use self::{
-    error::{AgentError, ConfigError},
-    prepare::release_memory,
 };
 use crate::{
     admin::{self, Readiness, SharedReadiness},

@@ -153,6 +153,9 @@ impl Patience {
     /// Waits for the next request.
     async fn wait(&mut self, connection: &Connection) -> Result<Waited, Error> {
         let since = Instant::now();
+        if self.timer.deadline() > since + self.idle {
+            self.timer.as_mut().reset(since + self.idle);
+        }
         let mut begun = None;
         poll_fn(|cx| {
             if let Poll::Ready(next) = connection.poll_request(cx) {

@@ -41,6 +41,7 @@ pub mod http1;
 pub mod kernel;
 pub mod limits;
 pub mod listener;
+pub mod memory;
 pub mod netns;
 pub mod passthrough;
 pub mod policy;

@@ -3,10 +3,11 @@
 use std::{num::NonZero, path::PathBuf, process::ExitCode, thread};
 
 use egress::{
-    agent::{Agent, AgentError, Options, release_memory},
+    agent::{Agent, AgentError, Options},
     capture::Captured,
     handover::StateDir,
     kernel::cgroup,
+    memory,
 };
 use nix::sys::{
     prctl,
@@ -151,7 +152,7 @@ async fn start(
     })?;
     agent.succeed(&state, options.admin).await?;
     agent.test_self();
-    release_memory();
+    memory::release();
     Ok(agent)
 }
 

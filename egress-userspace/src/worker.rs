@@ -30,6 +30,7 @@ use crate::{
     kernel::{Flows, KernelError, OwnSockets},
     limits::{Beyond, Limits},
     listener::{self, Listener},
+    memory,
     netns::NetnsCookie,
     passthrough::{self, Passed},
     request::Accepted,
@@ -284,6 +285,7 @@ impl Worker {
                     if *draining.borrow() == Drain::Off {
                         self.warm.keep();
                     }
+                    memory::tidy();
                     self.connector.health.expire();
                 }
             }

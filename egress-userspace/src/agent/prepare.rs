@@ -73,12 +73,6 @@ pub(super) fn watched(sources: &[Source], policy: &Policy) -> Vec<PathBuf> {
     sources.chain(files).collect::<BTreeSet<_>>().into_iter().map(Path::to_owned).collect()
 }
 
-/// Gives free memory back to the system: much of what a start or a reload takes is needed for a moment.
-pub fn release_memory() {
-    // SAFETY: it is for any thread at any time.
-    unsafe { libmimalloc_sys::mi_collect(true) };
-}
-
 /// Does something on a thread of its own that steps back for others. Nothing comes if it panics.
 ///
 /// # Errors

@@ -6,9 +6,9 @@ use tokio::sync::oneshot;
 
 use super::{
     Agent, ConfigError,
-    prepare::{Change, Prepared, in_background, prepare, release_memory},
+    prepare::{Change, Prepared, in_background, prepare},
 };
-use crate::{config::Diagnostic, route::RouteTable};
+use crate::{config::Diagnostic, memory, route::RouteTable};
 
 /// How many rules, and how many warnings, are in the log of every agent. A hundred thousand lines would be of no use, and take longer than the rules.
 const SHOWN: usize = 20;
@@ -112,7 +112,7 @@ impl Agent {
         // To take a large policy apart takes a while.
         in_background(move || {
             drop((old, old_routes, current));
-            release_memory();
+            memory::release();
         })
         .ok();
         Ok(())

@@ -75,8 +75,8 @@ impl Lease {
     /// A place on a connection of HTTP/2 is given back when this is dropped: all content can have come before the end.
     fn give_back(&mut self) {
         if !self.http2
-            && let Some(connection) = self.connection.take()
             && self.content.is_complete()
+            && let Some(connection) = self.connection.take()
         {
             self.pool.put(&self.key, connection);
         }
@@ -106,7 +106,10 @@ impl ResponseBody {
 
     /// Sends the rest of the request on while nobody takes the response.
     pub fn poll_upload(self: Pin<&mut Self>, cx: &mut Context<'_>) {
-        if let Source::Upstream { incoming: Incoming::Http1(wire), .. } = &self.source {
+        // A connection that has been given back is somebody else's.
+        if let Source::Upstream { incoming: Incoming::Http1(wire), lease, .. } = &self.source
+            && lease.connection.is_some()
+        {
             // Whoever takes the response is told.
             let _ = wire.borrow_mut().poll_upload(cx);
         }

@@ -7,13 +7,14 @@ use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::DRAIN_GRACE;
+use super::{DRAIN_GRACE, LINGER};
 use crate::{
     body::Incoming,
     drain::Drain,
+    http1::Fault,
     http1::server::{Connection, Switched},
     request::Conversation,
     upstream::http2::LocalTasks,
@@ -41,6 +42,10 @@ pub(super) async fn converse(
         let conversation = conversation.clone();
         async move {
             let (mut head, body) = request.into_parts();
+            let most = conversation.worker.limits.head.fields;
+            if head.headers.len() > most {
+                return Ok(conversation.refuse(Fault::TooManyFields(most)));
+            }
             translate(&mut head);
             // It takes room that others should not be copied with.
             let serving = Box::pin(conversation.serve(Request::from_parts(head, Incoming::Http2(body))));
@@ -57,18 +62,16 @@ pub(super) async fn converse(
         .max_header_list_size(u32::try_from(conversation.worker.limits.head.head).unwrap_or(u32::MAX));
     let io = TokioIo::new(Switched::new(connection.clone()));
     let mut serving = pin!(builder.serve_connection(io, service_fn(serve)));
-    let over = async {
-        tokio::select! {
-            () = drained(&mut draining, &last) => {}
-            () = idle(&conversation, &last) => {}
-        }
-    };
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
-        () = over => {
+        () = drained(&mut draining, &last) => {
             // What is under way, and what crosses this on the wire, is served to its end.
             serving.as_mut().graceful_shutdown();
             serving.await
+        }
+        () = idle(&conversation, &last) => {
+            serving.as_mut().graceful_shutdown();
+            timeout(LINGER, serving).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {

@@ -172,11 +172,6 @@ impl Exchange<'_> {
             _ => (To::Origin(origin), Outcome::PassedThrough),
         };
         let key = Key { netns: netns.cookie(), device: *device, to };
-        if let Routed::Originate(cluster, name) = &self.sending.routed
-            && cluster.upstream.preconnect > 0
-        {
-            self.worker.warm.note(&key, cluster, name, &self.accepted.from, origin.ip());
-        }
         let first = chosen.and_then(|chosen| chosen.candidates.first()).copied();
         let active = self.cluster().map(|cluster| cluster.begin(first));
         let failed =
@@ -207,6 +202,11 @@ impl Exchange<'_> {
                     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
                     if switches && !self.sending.asks_to_switch {
                         return Err(refused(ProxyError::unasked_switch()));
+                    }
+                    if let Routed::Originate(cluster, name) = &self.sending.routed
+                        && cluster.upstream.preconnect > 0
+                    {
+                        self.worker.warm.note(&key, cluster, name, self.accepted);
                     }
                     let is_bare = is_head || http1::is_bare(response.status());
                     let lease = Lease {

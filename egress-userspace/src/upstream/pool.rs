@@ -216,11 +216,7 @@ impl Pool {
 
     /// Adds a connection that nobody has asked for yet.
     pub fn add(&self, key: &Key, usage: &Arc<Usage>, offer: Offer, made: Made) {
-        OfKey { pool: self, key, usage }.with(|origin| match origin.made(offer, made) {
-            Connection::Http1(exclusive) => origin.keep(exclusive),
-            // It is shared.
-            Connection::Http2(_) => {}
-        });
+        OfKey { pool: self, key, usage }.with(|origin| origin.add(offer, made));
     }
 
     /// Gives up a connection to a cluster if somebody still asks for one: one that is idle, rather than one that will not be

@@ -12,17 +12,21 @@ use std::{
 
 use rustls_pki_types::ServerName;
 use tokio::task;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     connect::Connector,
     pool::{Key, Pool, To},
 };
-use crate::{netns::NetnsCookie, route::Cluster, socket::Place};
+use crate::{netns::NetnsCookie, request::Accepted, route::Cluster, socket::Place};
 
 /// How long after the last request connections are kept ready.
 const KEPT: Duration = Duration::from_secs(3600);
-/// How long after a failure none is made.
+/// How long after a failure none is made, and after how many in a row none at all.
 const PAUSE: Duration = Duration::from_secs(5);
+const MAX_FAILURES: u32 = 60;
+/// For so many uses of upstreams at most: applications choose the names that fall under a wildcard.
+const MAX_KEYS: usize = 1024;
 
 /// Keeps connections ready, on one worker.
 pub struct Warm {
@@ -37,9 +41,13 @@ struct Used {
     cluster: ArcWeak<Cluster>,
     name: ServerName<'static>,
     from: Place,
+    /// Cancelled when nobody is left there.
+    gone: CancellationToken,
     /// Where applications were going.
     origin: IpAddr,
     last: Instant,
+    /// How often in a row none could be made.
+    failures: u32,
     /// Connections that are being made; each has a copy.
     making: Rc<()>,
     /// None is made before.
@@ -52,35 +60,35 @@ impl Warm {
         Rc::new(Self { connector, pool, used: RefCell::default() })
     }
 
-    /// Notes that connections of this key are of use.
-    pub fn note(
-        self: &Rc<Self>,
-        key: &Key,
-        cluster: &Arc<Cluster>,
-        name: &ServerName<'static>,
-        from: &Place,
-        origin: IpAddr,
-    ) {
-        if let Some(used) = self.used.borrow_mut().get_mut(key) {
+    /// Notes that a connection of this key was of use.
+    pub fn note(&self, key: &Key, cluster: &Arc<Cluster>, name: &ServerName<'static>, accepted: &Accepted) {
+        let mut all = self.used.borrow_mut();
+        if let Some(used) = all.get_mut(key) {
             used.last = Instant::now();
+            return;
+        }
+        if all.len() >= MAX_KEYS {
             return;
         }
         let used = Used {
             cluster: Arc::downgrade(cluster),
             name: name.clone(),
-            from: from.clone(),
-            origin,
+            from: accepted.from.clone(),
+            gone: accepted.gone.clone(),
+            origin: accepted.origin.socket_addr().ip(),
             last: Instant::now(),
+            failures: 0,
             making: Rc::default(),
             pause: None,
         };
-        self.used.borrow_mut().insert(key.clone(), used);
+        all.insert(key.clone(), used);
     }
 
     /// Makes what is missing, and forgets what is of no use any more.
     pub fn keep(self: &Rc<Self>) {
         self.used.borrow_mut().retain(|key, used| {
-            let Some(cluster) = used.cluster.upgrade().filter(|_| used.last.elapsed() < KEPT) else { return false };
+            let is_of_use = used.last.elapsed() < KEPT && used.failures < MAX_FAILURES && !used.gone.is_cancelled();
+            let Some(cluster) = used.cluster.upgrade().filter(|_| is_of_use) else { return false };
             if used.pause.is_some_and(|until| Instant::now() < until) {
                 return true;
             }
@@ -102,7 +110,7 @@ impl Warm {
         let Some((place, offer)) = self.pool.place_for(key, &cluster.usage) else { return };
         let (this, key, making) = (Rc::downgrade(self), key.clone(), used.making.clone());
         let (connector, cluster) = (self.connector.clone(), cluster.clone());
-        let (name, from, origin) = (used.name.clone(), used.from.clone(), used.origin);
+        let (name, from, gone, origin) = (used.name.clone(), used.from.clone(), used.gone.clone(), used.origin);
         task::spawn_local(async move {
             let (candidates, is_balanced) = match &key.to {
                 To::Cluster { address: Some(address), .. } => (vec![*address], true),
@@ -110,14 +118,18 @@ impl Warm {
             };
             let made = connector.tls(&from, &cluster, &name, candidates, is_balanced, offer).await;
             drop(making);
-            let Some(this) = Weak::upgrade(&this) else { return };
+            let Some(this) = Weak::upgrade(&this).filter(|_| !gone.is_cancelled()) else { return };
+            let mut all = this.used.borrow_mut();
+            let Some(used) = all.get_mut(&key) else { return };
             match made {
-                Ok(made) => this.pool.add(&key, &cluster.usage, offer, made.with(place)),
+                Ok(made) => {
+                    used.failures = 0;
+                    this.pool.add(&key, &cluster.usage, offer, made.with(place));
+                }
                 Err(error) => {
                     tracing::debug!(host = %cluster.upstream.host, %error, "a connection was not made in advance");
-                    if let Some(used) = this.used.borrow_mut().get_mut(&key) {
-                        used.pause = Some(Instant::now() + PAUSE);
-                    }
+                    used.failures += 1;
+                    used.pause = Some(Instant::now() + PAUSE);
                 }
             }
         });

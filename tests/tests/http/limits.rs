@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use harness::{
     TestBed,
-    agent::{Agent, AgentOptions},
+    agent::{Agent, AgentOptions, LogLine},
     netns::Netns,
     origin::Reply,
     process::{Output, Running},
@@ -44,10 +44,9 @@ fn connections_beyond_a_limit_are_told_so() -> Result<()> {
     }
     drop(held);
     wait_until("connections to be counted no more", PATIENCE, || is_served(here).unwrap_or_default())?;
-    let records = agent.records();
-    ensure!(records.iter().filter(|record| record.text("outcome") == "refused").count() >= 2, "{records:?}");
     ensure!(origin.take_requests().len() == 6);
-    Ok(())
+    let is_refused = |record: &LogLine| record.text("outcome") == "refused";
+    wait_until("their records", PATIENCE, || agent.records().into_iter().filter(is_refused).count() >= 2)
 }
 
 #[test]

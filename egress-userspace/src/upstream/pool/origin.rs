@@ -155,23 +155,36 @@ impl Origin {
     /// Uses a connection that was made. Remembers what the origin has picked of what it was offered, and the connection if it
     /// can be shared.
     pub(super) fn made(&mut self, offer: Offer, made: Made) -> Connection {
-        match made {
-            Made::Http1(exclusive) => {
-                if offer == Offer::Both {
-                    self.protocol = Some(Protocol::Http1);
-                }
-                Connection::Http1(exclusive)
-            }
+        match self.note(offer, made) {
+            Made::Http1(exclusive) => Connection::Http1(exclusive),
             Made::Http2(shared) => {
-                let limit = self.usage.settings().max_concurrent_streams;
-                shared.announce(self.room.clone(), limit.map_or(usize::MAX, |limit| limit.get() as usize));
-                self.protocol = Some(Protocol::Http2);
-                self.shared.push(shared.clone());
                 let stream = shared.stream();
                 self.retire();
                 Connection::Http2(stream)
             }
         }
+    }
+
+    /// Adds a connection that was made for whoever comes.
+    pub(super) fn add(&mut self, offer: Offer, made: Made) {
+        match self.note(offer, made) {
+            Made::Http1(exclusive) => self.keep(exclusive),
+            Made::Http2(_) => self.room.notify_one(),
+        }
+    }
+
+    fn note(&mut self, offer: Offer, made: Made) -> Made {
+        match &made {
+            Made::Http1(_) if offer == Offer::Both => self.protocol = Some(Protocol::Http1),
+            Made::Http1(_) => {}
+            Made::Http2(shared) => {
+                let limit = self.usage.settings().max_concurrent_streams;
+                shared.announce(self.room.clone(), limit.map_or(usize::MAX, |limit| limit.get() as usize));
+                self.protocol = Some(Protocol::Http2);
+                self.shared.push(shared.clone());
+            }
+        }
+        made
     }
 
     /// Remembers that the origin wants HTTP/1.1, whatever it picks.
