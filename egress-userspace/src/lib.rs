@@ -10,6 +10,7 @@
 //! - [`route`]: the policy in the form that requests need.
 //! - [`check`]: what all of the above would make of a configuration, in words, and what origins make of it.
 //! - [`capture`]: which connections are redirected.
+//! - [`limits`]: what is taken of applications.
 //! - [`listener`]: accepted connections and where they were going.
 //! - [`conversation`]: a client's connection from the first request to the last.
 //! - [`http1`]: HTTP/1.1 as a forwarder needs it.
@@ -19,6 +20,7 @@
 //! - [`passthrough`]: connections of which only the port is known.
 //! - [`drain`]: how their connections are brought to an end.
 //! - [`worker`]: the threads that the above run on.
+//! - [`memory`]: goes back to the system when it is free.
 //! - [`telemetry`]: the access log and the counters.
 //! - [`watch`]: notices changed files.
 //! - [`admin`]: readiness and metrics over HTTP.

@@ -143,7 +143,7 @@ impl Conversation {
     pub fn refuse(&self, fault: http1::Fault) -> Response<ResponseBody> {
         let (origin, pid, process) = (self.client.origin.socket_addr(), self.client.origin.pid, &self.client.process);
         self.worker.metrics.not_http.inc();
-        tracing::warn!(%origin, pid, process, error = %fault, "refused what is not an HTTP/1 request");
+        tracing::warn!(%origin, pid, process, error = %fault, "refused what is not a request, or has more fields than are taken");
         ProxyError::malformed(fault).unrecorded()
     }
 

@@ -110,7 +110,7 @@ impl Metrics {
         let not_http = Counter::default();
         registry.register(
             "connections_not_http",
-            "Connections that were refused because they did not begin with an HTTP/1 request",
+            "Connections that were refused because what came was not a request",
             not_http.clone(),
         );
         let too_many = Family::<LimitLabel, Counter>::default();

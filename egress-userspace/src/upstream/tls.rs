@@ -30,8 +30,8 @@ pub use self::{
     verify::PinMismatch,
 };
 
-/// Has the random number generator gather its entropy for the current thread, which takes it some 30 ms: the first
-/// request should not wait for that.
+/// Has the random number generator seed itself for the current thread: the first request should not wait for that. Where aws-lc was
+/// built with jitter entropy (see `.cargo/config.toml`) it takes 30 ms.
 pub fn warm_up() {
     // A failure comes back with the first handshake, where somebody can be told.
     let _ = aws_lc_rs::default_provider().secure_random.fill(&mut [0]);
