@@ -126,13 +126,11 @@ impl Agent {
         let Change { documents, policy, warnings, names: wanted, learned: to_learn, watched } =
             prepared.change.unwrap_or_default();
         reload::report(&warnings);
+        reload::watch(&mut watcher, &watched);
         let resolver = Resolver::from_system().map_err(|error| AgentError::Resolver(error.to_string()))?;
         let mut names = Names::new(resolver, dns_max_stale);
         names.add(&wanted);
         let table = RouteTable::build(&policy, &RouteTable::default(), &names).map_err(ConfigError::Tls)?;
-        if let Err(error) = watcher.set(watched) {
-            tracing::warn!(%error, "cannot watch all of the configuration");
-        }
 
         let pinned = pin_dir.is_some();
         let pins = pin_dir.as_deref().map(Pins::open).transpose().map_err(KernelError::Pins)?;

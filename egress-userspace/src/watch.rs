@@ -1,7 +1,7 @@
 //! Notices when configuration files change, also through the symlink swaps of a mounted ConfigMap.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -19,7 +19,7 @@ const MAX_LINKS: usize = 40;
 
 /// Watches files and directories by the directories that hold them, so that a file which is replaced is still noticed.
 pub struct Watcher {
-    paths: Vec<PathBuf>,
+    paths: BTreeSet<PathBuf>,
     watches: Watches,
     events: EventStream<Vec<u8>>,
     /// Something has changed that was not yet told.
@@ -31,7 +31,7 @@ impl Watcher {
     ///
     /// # Errors
     /// The kernel has no inotify instance or watch left.
-    pub fn new(paths: Vec<PathBuf>) -> io::Result<Self> {
+    pub fn new(paths: BTreeSet<PathBuf>) -> io::Result<Self> {
         let inotify = Inotify::init()?;
         let watches = inotify.watches();
         let events = inotify.into_event_stream(vec![0; 4096])?;
@@ -67,13 +67,18 @@ impl Watcher {
         self.refresh()
     }
 
-    /// Makes `paths` what is watched. A path that is no longer among them may be told of for a while.
+    /// Watches `paths` as well.
     ///
     /// # Errors
     /// As for `new`.
-    pub fn set(&mut self, paths: Vec<PathBuf>) -> io::Result<()> {
-        self.paths = paths;
+    pub fn add(&mut self, paths: &BTreeSet<PathBuf>) -> io::Result<()> {
+        self.paths.extend(paths.iter().cloned());
         self.refresh()
+    }
+
+    /// Watches no others than `paths`, which are all watched already. The others may be told of for a while.
+    pub fn retain(&mut self, paths: BTreeSet<PathBuf>) {
+        self.paths = paths;
     }
 
     fn refresh(&mut self) -> io::Result<()> {
@@ -151,7 +156,7 @@ mod tests {
         let home = tempfile::tempdir().expect("a temporary directory");
         let home = home.path();
         let file = home.join("rules.yaml");
-        let mut watcher = Watcher::new(vec![file.clone()]).expect("inotify");
+        let mut watcher = Watcher::new([file.clone()].into()).expect("inotify");
         fs::write(&file, "a").expect("write");
         notices(&mut watcher, "creation").await;
         fs::write(&file, "b").expect("write");
@@ -174,7 +179,7 @@ mod tests {
         symlink("..1", home.join("..data")).expect("symlink");
         symlink("..data/rules.yaml", home.join("rules.yaml")).expect("symlink");
         for watched in [home.to_owned(), home.join("rules.yaml")] {
-            let mut watcher = Watcher::new(vec![watched]).expect("inotify");
+            let mut watcher = Watcher::new([watched].into()).expect("inotify");
             for version in ["..2", "..1"] {
                 symlink(version, home.join("..data_tmp")).expect("symlink");
                 fs::rename(home.join("..data_tmp"), home.join("..data")).expect("rename");
@@ -188,7 +193,7 @@ mod tests {
     async fn a_directory_that_comes_back_is_noticed() {
         let home = tempfile::tempdir().expect("a temporary directory");
         let directory = home.path().join("rules");
-        let mut watcher = Watcher::new(vec![directory.clone()]).expect("inotify");
+        let mut watcher = Watcher::new([directory.clone()].into()).expect("inotify");
         fs::create_dir(&directory).expect("mkdir");
         notices(&mut watcher, "creation of the directory").await;
         fs::write(directory.join("a.yaml"), "a").expect("write");

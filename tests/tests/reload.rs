@@ -147,6 +147,30 @@ fn a_file_that_vanishes_and_comes_back_is_read_again() -> Result<()> {
     check_way(&bed, HOST, "in clear")
 }
 
+/// Rules and certificates come by different ways, and either can be first.
+#[test]
+fn a_policy_that_lacks_a_file_is_in_force_once_the_file_is_there() -> Result<()> {
+    let bed = TestBed::builder("lacks").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    // Of this directory the policy in force knows nothing.
+    let directory = bed.dir().join("certificates");
+    fs::create_dir(&directory)?;
+    let file = directory.join("ca.pem");
+    let authority = format!("mode: SIMPLE\n          caCertificates: {}", file.display());
+    let mark = agent.process().stderr_mark();
+    config.write("other.yaml", &rules(OTHER).replace("mode: SIMPLE", &authority))?;
+    agent.process().wait_for_line_after(mark, "the refusal", |line| line.contains(&file.display().to_string()))?;
+    agent.process().wait_for_line_after(mark, "the consequence", |line| line.contains("the last good one stays"))?;
+    check_way(&bed, HOST, "over TLS")?;
+    check_way(&bed, OTHER, "in clear")?;
+    ensure!(agent.apply(|| Ok(fs::copy(bed.pki().ca_file(), &file).map(drop)?))? == 2);
+    check_way(&bed, HOST, "over TLS")?;
+    check_way(&bed, OTHER, "over TLS")
+}
+
 /// Files can be many, or on a slow disk. Here one is a pipe into which nobody writes.
 #[test]
 fn a_change_that_takes_long_to_read_holds_nobody_up() -> Result<()> {

@@ -42,7 +42,7 @@ pub(super) struct Change {
     pub(super) names: HashSet<HostName>,
     pub(super) learned: NameRules,
     /// What a change of which can change it.
-    pub(super) watched: Vec<PathBuf>,
+    pub(super) watched: BTreeSet<PathBuf>,
 }
 
 /// Reads the sources. If they say what they said when they had the fingerprint `known`, that is all.
@@ -64,7 +64,7 @@ pub(super) fn prepare(sources: &[Source], known: Option<u64>, documents: &Docume
 }
 
 /// The sources, and the files that the policy names.
-pub(super) fn watched(sources: &[Source], policy: &Policy) -> Vec<PathBuf> {
+pub(super) fn watched(sources: &[Source], policy: &Policy) -> BTreeSet<PathBuf> {
     let sources = sources.iter().filter_map(|source| match source {
         Source::Path(path) => Some(path.as_path()),
         Source::Host(_) => None,

@@ -1,6 +1,6 @@
 //! The configuration changes.
 
-use std::{future, io, mem, sync::Arc};
+use std::{collections::BTreeSet, future, io, mem, path::PathBuf, sync::Arc};
 
 use tokio::sync::oneshot;
 
@@ -8,7 +8,7 @@ use super::{
     Agent, ConfigError,
     prepare::{Change, Prepared, in_background, prepare},
 };
-use crate::{config::Diagnostic, memory, route::RouteTable};
+use crate::{config::Diagnostic, memory, route::RouteTable, watch::Watcher};
 
 /// How many rules, and how many warnings, are in the log of every agent. A hundred thousand lines would be of no use, and take longer than the rules.
 const SHOWN: usize = 20;
@@ -38,6 +38,14 @@ pub(super) fn report(warnings: &[Diagnostic]) {
     }
     if let Some(more) = warnings.len().checked_sub(SHOWN).filter(|more| *more > 0) {
         tracing::warn!("and {more} more; `egress check` shows all");
+    }
+}
+
+/// Watches the files that a policy names, as well as what is watched already, before they are read: one that changes in between
+/// is read again, and one without which the policy is refused may still come.
+pub(super) fn watch(watcher: &mut Watcher, files: &BTreeSet<PathBuf>) {
+    if let Err(error) = watcher.add(files) {
+        tracing::warn!(%error, "cannot watch all of the configuration");
     }
 }
 
@@ -81,6 +89,7 @@ impl Agent {
         // The names in force stay until the new policy is: they carry what is intercepted.
         if let Some(change) = &change {
             self.names.add(&change.names);
+            watch(&mut self.watcher, &change.watched);
         }
         let table = match RouteTable::build(policy, &current, &self.names) {
             Ok(table) => table,
@@ -100,9 +109,7 @@ impl Agent {
             report(&warnings);
             self.names.retain(&names);
             self.to_learn = Some(learned);
-            if let Err(error) = self.watcher.set(watched) {
-                tracing::warn!(%error, "cannot watch all of the configuration");
-            }
+            self.watcher.retain(watched);
             (mem::replace(&mut self.documents, documents), mem::replace(&mut self.policy, policy))
         });
         self.fingerprint = fingerprint;
