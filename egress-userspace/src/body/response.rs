@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{BodyError, Content, Incoming};
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     telemetry::access_log::Record,
     upstream::{
         Connection,
+        http1::Wire,
         limits::Slot,
         pool::{Key, Pool},
     },
@@ -37,7 +39,14 @@ pub struct ResponseBody {
 #[expect(clippy::large_enum_variant, reason = "nearly all are from origins, and it is in no collection")]
 enum Source {
     /// From the origin.
-    Upstream { incoming: Incoming, http2: bool, lease: Lease, timer: Option<Pin<Box<Sleep>>> },
+    Upstream {
+        incoming: Incoming,
+        http2: bool,
+        lease: Lease,
+        timer: Option<Pin<Box<Sleep>>>,
+        /// What sends the rest of the request, if that is not who takes the response.
+        upload: Option<AbortOnDropHandle<()>>,
+    },
     /// Made by us.
     Message(Option<Bytes>),
 }
@@ -91,7 +100,7 @@ impl ResponseBody {
             lease.give_back();
         }
         let (http2, timer) = (lease.http2, lease.deadline.map(|deadline| Box::pin(sleep_until(deadline))));
-        Self { source: Source::Upstream { incoming, http2, lease, timer }, record: Some(record) }
+        Self { source: Source::Upstream { incoming, http2, lease, timer, upload: None }, record: Some(record) }
     }
 
     /// No content, of a response that switches protocols: the request's record goes with the tunnel.
@@ -112,6 +121,16 @@ impl ResponseBody {
         {
             // Whoever takes the response is told.
             let _ = wire.borrow_mut().poll_upload(cx);
+        }
+    }
+
+    /// Has the rest of the request sent whether or not somebody takes the response: hyper does not ask for it while a client of
+    /// HTTP/2 has no room, which may have none before it has sent everything.
+    pub fn upload_apart(&mut self) {
+        if let Source::Upstream { incoming: Incoming::Http1(wire), lease, upload, .. } = &mut self.source
+            && lease.connection.is_some()
+        {
+            *upload = Wire::upload_apart(wire);
         }
     }
 
@@ -157,7 +176,7 @@ impl Body for ResponseBody {
         let this = &mut *self;
         match &mut this.source {
             Source::Message(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Source::Upstream { incoming, http2, lease, timer } => {
+            Source::Upstream { incoming, http2, lease, timer, .. } => {
                 let polled = incoming.poll_frame(cx);
                 let timed_out =
                     polled.is_pending() && timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());

@@ -49,7 +49,9 @@ pub(super) async fn converse(
             translate(&mut head);
             // It takes room that others should not be copied with.
             let serving = Box::pin(conversation.serve(Request::from_parts(head, Incoming::Http2(body))));
-            Ok::<_, Infallible>(serving.await.response)
+            let mut response = serving.await.response;
+            response.body_mut().upload_apart();
+            Ok::<_, Infallible>(response)
         }
     };
     let mut builder = http2::Builder::new(LocalTasks);

@@ -16,8 +16,9 @@ use http_body::{Body as _, Frame};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    task,
 };
-use tokio_util::either::Either;
+use tokio_util::{either::Either, task::AbortOnDropHandle};
 
 use super::{ConnectionInfo, ExchangeError, NotAnswered, limits::Place, tls::TlsStream};
 use crate::{
@@ -58,6 +59,8 @@ pub struct Wire {
     limits: Limits,
     /// What is still to be sent of the request.
     upload: Option<(RequestBody, Encoder)>,
+    /// Whether a task of its own sends it, rather than who reads the response.
+    uploads_apart: bool,
     /// Who is told of interim responses.
     client: Option<Rc<Content>>,
     /// Why it was not sent to its end: there may be a response nevertheless.
@@ -77,6 +80,7 @@ impl Exclusive {
             head: Head::default(),
             limits,
             upload: None,
+            uploads_apart: false,
             client: None,
             stuck: None,
             content: Decoder::new(Framing::Length(0)),
@@ -131,6 +135,7 @@ impl Exclusive {
             let (framing, more) = framing(head, &body);
             http1::request_head(head, more, &mut wire.output.buffer());
             wire.client = Some(body.content().clone());
+            wire.uploads_apart = false;
             if framing != Framing::Length(0) {
                 wire.upload = Some((body, Encoder::new(framing)));
             }
@@ -197,7 +202,9 @@ impl Wire {
 
     /// Reads the content of the response, and sends the rest of the request meanwhile.
     pub fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Err(error) = self.poll_upload(cx) {
+        if !self.uploads_apart
+            && let Err(error) = self.poll_upload(cx)
+        {
             return Poll::Ready(Some(Err(error.into())));
         }
         loop {
@@ -228,6 +235,27 @@ impl Wire {
     /// How much of its content is to come, if that is known.
     pub fn left(&self) -> Option<u64> {
         self.content.left()
+    }
+
+    /// Sends the rest of the request by a task of its own, if there is any. The task ends with its handle.
+    pub fn upload_apart(wire: &Rc<RefCell<Self>>) -> Option<AbortOnDropHandle<()>> {
+        if wire.borrow().is_uploaded() {
+            return None;
+        }
+        wire.borrow_mut().uploads_apart = true;
+        let wire = wire.clone();
+        let uploading = poll_fn(move |cx| {
+            let wire = &mut *wire.borrow_mut();
+            // A client whose content breaks off takes no response either.
+            let failed = wire.poll_upload(cx).is_err();
+            if failed || wire.is_uploaded() { Poll::Ready(()) } else { Poll::Pending }
+        });
+        Some(AbortOnDropHandle::new(task::spawn_local(uploading)))
+    }
+
+    /// Whether no more of the request will be sent.
+    fn is_uploaded(&self) -> bool {
+        self.stuck.is_some() || self.upload.is_none() && self.output.is_empty()
     }
 
     /// Sends what there is of the request. Does not say when it is done: nobody waits for that.

@@ -3,9 +3,14 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use harness::{TestBed, origin::Reply, process::Output};
+use harness::{
+    TestBed,
+    origin::{Reply, script},
+    process::Output,
+    wait::PATIENCE,
+};
 
-use super::{HOST, URL, agent_with_one_worker, configure, curl, origin, origin_http2};
+use super::{CLIENT, HOST, URL, agent_with_one_worker, configure, curl, origin, origin_http2};
 
 /// Beginning of HTTP/2, and settings without any.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -76,6 +81,39 @@ fn what_breaks_off_does_not_look_complete() -> Result<()> {
     // CURLE_HTTP2_STREAM
     ensure!(output.code() == 92, "{output:?}");
     ensure!(agent.wait_for_records(1)?[0].text("outcome") == "truncated");
+    Ok(())
+}
+
+/// The origin answers before it has read the request, and more than the client has room for.
+#[test]
+fn a_client_may_send_all_of_its_request_before_it_takes_the_response() -> Result<()> {
+    const LENGTH: usize = 4 << 20;
+    let bed = TestBed::new("prior-early")?;
+    let origin = origin(&bed)?
+        .scripts(|_| {
+            Some(script(|mut wire| async move {
+                wire.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n").as_bytes()).await?;
+                let (first, rest) = (LENGTH / 8, LENGTH / 8 * 7);
+                wire.write(&vec![b'x'; first]).await?;
+                let mut count = 0;
+                while count < LENGTH {
+                    let bytes = wire.read().await?;
+                    ensure!(!bytes.is_empty(), "the content ends after {count} bytes");
+                    count += bytes.len();
+                }
+                wire.write(&vec![b'x'; rest]).await?;
+                wire.shutdown().await
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let arguments = ["post", &bed.sockets(HOST, 80)[0].to_string(), "--length", &LENGTH.to_string()];
+    let output = bed.client_command(CLIENT)?.args(arguments).patience(PATIENCE).run()?.success()?;
+    ensure!(output.text() == format!("answered\n200 {LENGTH}\n"), "{output:?}");
+    let record = &agent.wait_for_records(1)?[0];
+    ensure!(record.text("outcome") == "upgraded" && record.text("protocol") == "HTTP/1.1", "{record:?}");
+    ensure!(record.text("received") == LENGTH.to_string() && origin.failures().is_empty(), "{record:?}");
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! What the socket is goes to standard error, one `key value` a line: `peername`, `sockname`, `protocol`.
 
 mod exchange;
+mod http2;
 mod once;
 mod repeat;
 mod request;
@@ -83,6 +84,16 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Sends a POST over HTTP/2 with prior knowledge, and takes the content of the response only when all of its own is sent.
+    Post {
+        #[command(flatten)]
+        target: Target,
+        #[arg(long, default_value = "edition.cnn.com")]
+        host: String,
+        /// How much content, in bytes.
+        #[arg(long)]
+        length: usize,
+    },
     /// Connects and says what it is connected to.
     Connect {
         #[command(flatten)]
@@ -132,6 +143,7 @@ fn main() -> Result<()> {
         Command::Crowd { target, host, clients, count } => exchange::crowd(&target, &host, clients, count),
         Command::Raw { target, half_close } => exchange::raw(&target, half_close),
         Command::Talk { target } => exchange::talk(&target),
+        Command::Post { target, host, length } => http2::post(&target, &host, length),
         Command::Connect { target } => target.connect(&[]).map(drop),
         Command::Repeat { target, request, keep_alive, count } => repeat::repeat(target, request, keep_alive, count),
         Command::Once { target, host, count, clients } => once::once(target, &host, count, clients),
