@@ -171,7 +171,8 @@ pub(crate) struct LimitOptions {
     /// Most fields in a head, likewise.
     #[arg(long, value_name = "N", default_value_t = Limits::default().head.fields, value_parser = parse_count)]
     max_head_fields: usize,
-    /// How long the head of a request may take, from its first byte to its last; then it is answered 408.
+    /// How long the head of a request may take, from its first byte to its last; then it is answered 408. Over HTTP/2 the
+    /// connection ends, and its beginning has this time as well.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     head_timeout: Duration,
     /// How long a connection of an application may be idle.

@@ -1,6 +1,15 @@
 //! Clients that speak HTTP/2 in clear, knowing that it is understood (RFC 9113 section 3.3), as those of gRPC do.
 
-use std::{cell::Cell, convert::Infallible, mem, pin::pin, rc::Rc};
+mod begun;
+
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    mem,
+    pin::pin,
+    rc::Rc,
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderValue, Request, Uri, header, request, uri::PathAndQuery};
 use hyper::{server::conn::http2, service::service_fn};
@@ -9,7 +18,9 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
 };
+use tokio_util::io::InspectReader;
 
+use self::begun::Begun;
 use super::{DRAIN_GRACE, LINGER};
 use crate::{
     body::Incoming,
@@ -62,7 +73,9 @@ pub(super) async fn converse(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(u32::try_from(conversation.worker.limits.head.head).unwrap_or(u32::MAX));
-    let io = TokioIo::new(Switched::new(connection.clone()));
+    let begun = RefCell::new(Begun::new());
+    let io = InspectReader::new(Switched::new(connection.clone()), |bytes: &[u8]| begun.borrow_mut().read(bytes));
+    let io = TokioIo::new(io);
     let mut serving = pin!(builder.serve_connection(io, service_fn(serve)));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
@@ -71,7 +84,7 @@ pub(super) async fn converse(
             serving.as_mut().graceful_shutdown();
             serving.await
         }
-        () = idle(&conversation, &last) => {
+        () = outstayed(&conversation, &last, &begun) => {
             serving.as_mut().graceful_shutdown();
             timeout(LINGER, serving).await.unwrap_or(Ok(()))
         }
@@ -89,6 +102,27 @@ async fn drained(draining: &mut watch::Receiver<Drain>, last: &Cell<Option<Insta
     let _ = draining.wait_for(|drain| *drain != Drain::Off).await;
     if last.get().is_none() {
         sleep(DRAIN_GRACE).await;
+    }
+}
+
+/// Waits until the connection has taken longer than it may.
+async fn outstayed(conversation: &Conversation, last: &Cell<Option<Instant>>, begun: &RefCell<Begun>) {
+    tokio::select! {
+        () = idle(conversation, last) => {}
+        () = late(begun, conversation.worker.limits.head_time) => {}
+    }
+}
+
+/// Waits until a client takes too long to end what it has begun.
+async fn late(begun: &RefCell<Begun>, limit: Duration) {
+    loop {
+        let now = Instant::now();
+        // What is begun meanwhile has at least as long.
+        let end = begun.borrow().since().unwrap_or(now) + limit;
+        if end <= now {
+            return;
+        }
+        sleep_until(end).await;
     }
 }
 

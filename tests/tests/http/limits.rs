@@ -1,6 +1,6 @@
 //! What is taken of applications.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, LogLine},
@@ -12,6 +12,8 @@ use harness::{
 
 use super::{CLIENT, HOST, URL, configure, origin};
 
+/// What HTTP/2 begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const TURNED_AWAY: &str = "egress_connections_turned_away_total";
 
 #[test]
@@ -78,7 +80,7 @@ fn limits_of_heads_and_times_can_be_set() -> Result<()> {
     ];
     for (request, expected) in cases {
         // The connection is ended by the agent: after a response too, when it has been idle.
-        let output = raw(&bed, &request)?.success()?;
+        let output = raw(&bed, request.as_str())?.success()?;
         ensure!(output.text().starts_with(expected), "{request}: {output:?}");
         ensure!(output.text().is_empty() == expected.is_empty(), "{request}: {output:?}");
     }
@@ -86,7 +88,43 @@ fn limits_of_heads_and_times_can_be_set() -> Result<()> {
     Ok(())
 }
 
-fn raw(bed: &TestBed, request: &str) -> Result<Output> {
+/// What of HTTP/2 does not come to its end, nor goes on.
+#[test]
+fn limits_of_times_are_those_of_http2_as_well() -> Result<()> {
+    let bed = TestBed::new("limits-http2")?;
+    let origin = origin(&bed)?.handler(|_| Reply::ok("fine")).start()?;
+    let config = configure(&bed)?;
+    let options = AgentOptions::new(config.path()).args(&["--head-timeout", "500ms"]);
+    let _agent = Agent::start(&bed, &options)?;
+    // A frame: its type, its flags and what it says, of which so much is sent.
+    let frame = |kind: u8, flags: u8, payload: &[u8]| {
+        [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, u8::from(kind != 4)], payload].concat()
+    };
+    // GET http /, for HOST (RFC 7541 appendix A).
+    let block = [&[0x82, 0x86, 0x84, 0x41, HOST.len() as u8], HOST.as_bytes()].concat();
+    let settings = frame(4, 0, &[]);
+    let (whole, begun) = (frame(1, 5, &block), frame(1, 1, &block[..3]));
+    let cases = [
+        ("settings do not come", vec![]),
+        ("settings do not end", settings[..5].to_vec()),
+        ("a head does not end", [&settings[..], &whole[..whole.len() - 1]].concat()),
+        ("a head does not go on", [&settings[..], &begun].concat()),
+        ("a head goes on without an end", [&settings[..], &begun, &frame(9, 0, &block[3..])].concat()),
+    ];
+    // Who has begun nothing is waited for.
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(&[PREFACE, &settings].concat())?;
+    for (case, bytes) in cases {
+        // Ended by the agent, before the client's patience.
+        let output = raw(&bed, [PREFACE, &bytes].concat())?.success().context(case)?;
+        ensure!(!output.text().contains("fine"), "{case}: {output:?}");
+    }
+    ensure!(origin.take_requests().is_empty());
+    client.write_stdin(&whole)?;
+    client.wait_for_output("fine")
+}
+
+fn raw(bed: &TestBed, request: impl Into<Vec<u8>>) -> Result<Output> {
     bed.client_command(CLIENT)?.args(["raw", &bed.sockets(HOST, 80)[0].to_string()]).stdin(request).run()
 }
 
