@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -34,6 +35,9 @@ pub enum BodyError {
     /// The route's time for the exchange is over.
     #[error("the response took longer than the timeout of its route")]
     TimedOut,
+    /// The client neither sends nor takes anything.
+    #[error("nothing came from the client, and it took nothing, for {0:?} (--idle-timeout)")]
+    Stalled(Duration),
     /// The request is being sent anew, by somebody else.
     #[error("the request was given up and is sent again")]
     Superseded,

@@ -175,7 +175,7 @@ pub(crate) struct LimitOptions {
     /// connection ends, and its beginning has this time as well.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     head_timeout: Duration,
-    /// How long a connection of an application may be idle.
+    /// How long a connection of an application may be idle, or an exchange on it may go without a byte from the application or to it.
     #[arg(long, value_name = "TIME", default_value = "60m", value_parser = parse_duration)]
     idle_timeout: Duration,
 }

@@ -3,7 +3,7 @@
 mod http2;
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     io,
     pin::Pin,
     rc::Rc,
@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    body::Incoming,
+    body::{BodyError, Incoming},
     drain::Drain,
     http1::{
         Error,
@@ -64,7 +64,7 @@ pub async fn turn_away(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted
     let request = timeout(TURN_AWAY, poll_fn(|cx| connection.poll_request(cx))).await;
     let Ok(Ok(Waited::Request(head, asked))) = request else { return };
     let response = conversation.turn_away(&head, why);
-    if connection.respond(response, asked, true).await.is_ok() {
+    if connection.respond(response, asked, true, pending()).await.is_ok() {
         end(&connection, connection.is_end()).await;
     }
 }
@@ -84,7 +84,7 @@ async fn converse(conversation: &Rc<Conversation>, connection: &Rc<Connection>, 
             Ok(Waited::Request(head, asked)) => {
                 // While a connection is idle it takes no more room than it needs.
                 let request = Request::from_parts(head, Incoming::Client(connection.clone()));
-                (Box::pin(conversation.serve(request)).await, Some(asked))
+                (Box::pin(conversation.serve(request, patience.stalled(connection))).await, Some(asked))
             }
             Err(Error::Fault(fault)) => (conversation.refuse(fault).into(), None),
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut => (conversation.late().into(), None),
@@ -96,7 +96,7 @@ async fn converse(conversation: &Rc<Conversation>, connection: &Rc<Connection>, 
         let read = asked.is_some();
         let asked = asked.unwrap_or(Asked::UNKNOWN);
         let last = *draining.borrow() != Drain::Off;
-        match connection.respond(response, asked, last).await {
+        match connection.respond(response, asked, last, patience.stalled(connection)).await {
             Ok(more) => {
                 if let Some(tunnel) = tunnel {
                     return tunnel.run(connection.clone()).await;
@@ -107,8 +107,8 @@ async fn converse(conversation: &Rc<Conversation>, connection: &Rc<Connection>, 
             }
             Err(error) => {
                 conversation.ended(&error);
-                // A response that broke off must not look complete.
-                if !ends_by_close {
+                // A response that broke off must not look complete, and what a client does not take must not be kept for it.
+                if !ends_by_close && !matches!(error, BodyError::Stalled(_)) {
                     connection.close_in_order();
                 }
                 return;
@@ -176,5 +176,19 @@ impl Patience {
             Poll::Pending
         })
         .await
+    }
+
+    /// Waits until nothing has come or gone for as long as a connection may be idle, which is what it gives. That is looked at only
+    /// when the timer has run out, and known when it has done so again.
+    async fn stalled(&mut self, connection: &Connection) -> Duration {
+        let mut moved = None;
+        loop {
+            self.timer.as_mut().await;
+            let before = moved.replace(connection.moved());
+            if before == moved {
+                return self.idle;
+            }
+            self.timer.as_mut().reset(Instant::now() + self.idle);
+        }
     }
 }

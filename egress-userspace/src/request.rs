@@ -158,8 +158,8 @@ impl Conversation {
         tracing::debug!(%origin, pid, process, %error, "client connection ended");
     }
 
-    /// Serves one request.
-    pub async fn serve(&self, request: Request<Incoming>) -> Served {
+    /// Serves one request. That its client has `stalled` for so long ends it, as long as there is no response.
+    pub async fn serve(&self, request: Request<Incoming>, stalled: impl Future<Output = Duration>) -> Served {
         let host = RequestHost::of(&request);
         let shown = host.as_ref().map_or("", |host| host.as_str());
         let (metrics, method) = (self.worker.metrics.clone(), request.method().clone());
@@ -168,9 +168,16 @@ impl Conversation {
         let mut record = Record::open(metrics, self.client.clone(), method, shown, request.uri().path());
         let (head, body) = request.into_parts();
         let content = Content::new(body);
-        let result = match host {
-            Ok(host) => self.reply(&host, head, &content, &mut record).await,
-            Err(error) => Err(error),
+        let reply = async {
+            match host {
+                Ok(host) => self.reply(&host, head, &content, &mut record).await,
+                Err(error) => Err(error),
+            }
+        };
+        let result = tokio::select! {
+            biased;
+            result = reply => result,
+            limit = stalled => Err(ProxyError::stalled(limit, content.is_complete())),
         };
         match result {
             Ok(Reply::Upstream(answer)) => {

@@ -2,7 +2,7 @@
 //! connect or be found, so that the connect hooks leave it alone.
 
 use std::{
-    io,
+    io, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd as _},
     time::Duration,
@@ -102,6 +102,24 @@ impl SocketFactory {
 pub fn close_in_order(socket: &impl AsFd) {
     // This cannot fail on a socket.
     let _ = SockRef::from(socket).set_linger(None);
+}
+
+/// How many bytes of a TCP connection have come from the other end, and have been taken by it.
+pub fn moved(socket: &impl AsFd) -> u64 {
+    // SAFETY: zeroes are a valid value of these numbers.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: both pointers are to live values, of which the one is as long as the other says. This cannot fail on such a socket.
+    unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    info.tcpi_bytes_received.wrapping_add(info.tcpi_bytes_acked)
 }
 
 fn bind_to_device(socket: &Socket, index: u32) -> io::Result<()> {

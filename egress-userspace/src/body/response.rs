@@ -124,6 +124,13 @@ impl ResponseBody {
         }
     }
 
+    /// Notes that the client is not sent all of it.
+    pub fn break_off(&mut self, error: &BodyError) {
+        if let Some(record) = &mut self.record {
+            record.truncated(error);
+        }
+    }
+
     /// Has the rest of the request sent whether or not somebody takes the response: hyper does not ask for it while a client of
     /// HTTP/2 has no room, which may have none before it has sent everything.
     pub fn upload_apart(&mut self) {

@@ -5,6 +5,7 @@ mod begun;
 use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
+    future::pending,
     mem,
     pin::pin,
     rc::Rc,
@@ -59,8 +60,8 @@ pub(super) async fn converse(
             }
             translate(&mut head);
             // It takes room that others should not be copied with.
-            let serving = Box::pin(conversation.serve(Request::from_parts(head, Incoming::Http2(body))));
-            let mut response = serving.await.response;
+            let request = Request::from_parts(head, Incoming::Http2(body));
+            let mut response = Box::pin(conversation.serve(request, pending())).await.response;
             response.body_mut().upload_apart();
             Ok::<_, Infallible>(response)
         }
@@ -84,7 +85,7 @@ pub(super) async fn converse(
             serving.as_mut().graceful_shutdown();
             serving.await
         }
-        () = outstayed(&conversation, &last, &begun) => {
+        () = outstayed(&conversation, &connection, &last, &begun) => {
             serving.as_mut().graceful_shutdown();
             timeout(LINGER, serving).await.unwrap_or(Ok(()))
         }
@@ -106,9 +107,14 @@ async fn drained(draining: &mut watch::Receiver<Drain>, last: &Cell<Option<Insta
 }
 
 /// Waits until the connection has taken longer than it may.
-async fn outstayed(conversation: &Conversation, last: &Cell<Option<Instant>>, begun: &RefCell<Begun>) {
+async fn outstayed(
+    conversation: &Conversation,
+    connection: &Connection,
+    last: &Cell<Option<Instant>>,
+    begun: &RefCell<Begun>,
+) {
     tokio::select! {
-        () = idle(conversation, last) => {}
+        () = idle(conversation, connection, last) => {}
         () = late(begun, conversation.worker.limits.head_time) => {}
     }
 }
@@ -126,15 +132,24 @@ async fn late(begun: &RefCell<Begun>, limit: Duration) {
     }
 }
 
-/// Waits until there was no request for long.
-async fn idle(conversation: &Conversation, last: &Cell<Option<Instant>>) {
+/// Waits until there was no request for long, or nothing at all has come or gone while there was one.
+async fn idle(conversation: &Conversation, connection: &Connection, last: &Cell<Option<Instant>>) {
     let limit = conversation.worker.limits.idle;
     let mut end = Instant::now() + limit;
+    let mut moved = None;
     loop {
         sleep_until(end).await;
         let now = Instant::now();
         // Those that are under way have it too.
-        let since = if Rc::strong_count(&conversation.client) > 1 { Some(now) } else { last.get() };
+        let since = if Rc::strong_count(&conversation.client) > 1 {
+            let before = moved.replace(connection.moved());
+            if before == moved {
+                return;
+            }
+            Some(now)
+        } else {
+            last.get()
+        };
         end = since.map_or(end, |since| since + limit);
         if end <= now {
             return;

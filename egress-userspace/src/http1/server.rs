@@ -7,6 +7,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -202,15 +203,21 @@ impl Connection {
         let _ = io.output.poll_write(&mut io.stream, cx);
     }
 
+    /// How much has come from the client, and has been taken by it, in bytes.
+    pub fn moved(&self) -> u64 {
+        socket::moved(&self.io.borrow().stream)
+    }
+
     /// Sends a response; `close` says that it is the last. Gives whether another request can follow.
     ///
     /// # Errors
-    /// The response does not come to its end, or the client does not take it.
+    /// The response does not come to its end, or the client does not take it, which `stalled` can say.
     pub async fn respond(
         &self,
         response: Response<ResponseBody>,
         asked: Asked,
         close: bool,
+        stalled: impl Future<Output = Duration>,
     ) -> Result<bool, BodyError> {
         let (mut head, body) = response.into_parts();
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -227,6 +234,7 @@ impl Connection {
         let mut encoder = Encoder::new(framing);
         let mut broken = None;
         let mut body = pin!(body);
+        let mut stalled = pin!(stalled);
         poll_fn(|cx| {
             loop {
                 while !ended && broken.is_none() && self.io.borrow().output.len() < AHEAD {
@@ -258,7 +266,9 @@ impl Connection {
             }
             // A client may not read before it has sent everything.
             body.as_mut().poll_upload(cx);
-            Poll::Pending::<Result<(), BodyError>>
+            let error = BodyError::Stalled(ready!(stalled.as_mut().poll(cx)));
+            body.break_off(&error);
+            Poll::Ready(Err::<(), _>(error))
         })
         .await?;
         let io = &mut *self.io.borrow_mut();

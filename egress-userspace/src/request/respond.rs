@@ -63,6 +63,17 @@ impl ProxyError {
         }
     }
 
+    /// Neither does the client send anything for so long, nor does the origin answer: who is to blame depends on whether the
+    /// request `is_complete`.
+    pub fn stalled(limit: Duration, is_complete: bool) -> Self {
+        if is_complete {
+            let details = format!("no response within {limit:?} (--idle-timeout)");
+            return Self { details, ..Self::timeout(limit) };
+        }
+        let details = format!("nothing more came of the request's content for {limit:?} (--idle-timeout)");
+        Self { status: StatusCode::REQUEST_TIMEOUT, ..Self::bad_request(&details) }
+    }
+
     /// There are too many connections.
     pub fn too_many(why: Beyond) -> Self {
         Self {

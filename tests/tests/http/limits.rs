@@ -1,19 +1,24 @@
 //! What is taken of applications.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, LogLine},
     netns::Netns,
-    origin::Reply,
+    origin::{Reply, script},
     process::{Output, Running},
     wait::{PATIENCE, wait_until},
 };
+use tokio::time::sleep;
 
 use super::{CLIENT, HOST, URL, configure, origin};
 
 /// What HTTP/2 begins with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// More than the kernel keeps for a reader that stands still.
+const LARGE: usize = 64 << 20;
 const TURNED_AWAY: &str = "egress_connections_turned_away_total";
 
 #[test]
@@ -96,12 +101,7 @@ fn limits_of_times_are_those_of_http2_as_well() -> Result<()> {
     let config = configure(&bed)?;
     let options = AgentOptions::new(config.path()).args(&["--head-timeout", "500ms"]);
     let _agent = Agent::start(&bed, &options)?;
-    // A frame: its type, its flags and what it says, of which so much is sent.
-    let frame = |kind: u8, flags: u8, payload: &[u8]| {
-        [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, u8::from(kind != 4)], payload].concat()
-    };
-    // GET http /, for HOST (RFC 7541 appendix A).
-    let block = [&[0x82, 0x86, 0x84, 0x41, HOST.len() as u8], HOST.as_bytes()].concat();
+    let block = head();
     let settings = frame(4, 0, &[]);
     let (whole, begun) = (frame(1, 5, &block), frame(1, 1, &block[..3]));
     let cases = [
@@ -122,6 +122,79 @@ fn limits_of_times_are_those_of_http2_as_well() -> Result<()> {
     ensure!(origin.take_requests().is_empty());
     client.write_stdin(&whole)?;
     client.wait_for_output("fine")
+}
+
+/// Neither a request nor a response on which nothing moves is waited for without end, and none that goes on is cut short.
+#[test]
+fn an_exchange_on_which_nothing_moves_ends() -> Result<()> {
+    let bed = TestBed::new("limits-stalled")?;
+    let origin = origin(&bed)?
+        .handler(|_| Reply::Silence)
+        .scripts(|request| match request.target.as_str() {
+            "/slow" => Some(script(|mut wire| async move {
+                wire.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n").await?;
+                for _ in 0..10 {
+                    sleep(Duration::from_millis(300)).await;
+                    wire.write(b"x").await?;
+                }
+                wire.shutdown().await
+            })),
+            "/large" => Some(script(|mut wire| async move {
+                wire.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n").as_bytes()).await?;
+                wire.write(&vec![b'x'; LARGE]).await
+            })),
+            "/upload" => Some(script(|mut wire| async move {
+                while !wire.read().await?.is_empty() {}
+                Ok(())
+            })),
+            _ => None,
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let options = AgentOptions::new(config.path()).args(&["--idle-timeout", "1s"]);
+    let agent = Agent::start(&bed, &options)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let spawn = |arguments: &[&str]| bed.client_command("curl")?.args(["-q", "-sS"]).args(arguments).spawn();
+    let mut slow = spawn(&[&format!("http://{HOST}/slow")])?;
+    // It reads nothing while it is stopped; the kernel takes a few MiB for it.
+    let mut stopped = spawn(&["-o", "/dev/null", "--limit-rate", "1M", &format!("http://{HOST}/large")])?;
+    wait_until("the large response to begin", PATIENCE, || {
+        origin.requests().iter().any(|request| request.target == "/large")
+    })?;
+    stopped.signal(nix::sys::signal::Signal::SIGSTOP)?;
+
+    let begun = format!("POST /upload HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 10\r\n\r\nhello");
+    let output = raw(&bed, begun)?.success()?;
+    ensure!(output.text().starts_with("HTTP/1.1 408 "), "{output:?}");
+    ensure!(output.text().contains("error=http_request_error;details=\"nothing more came of the"), "{output:?}");
+    let output = raw(&bed, format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?.success()?;
+    ensure!(output.text().starts_with("HTTP/1.1 504 "), "{output:?}");
+    ensure!(output.text().contains("error=http_response_timeout;details=\"no response within 1s"), "{output:?}");
+    // Over HTTP/2 it is the connection that ends, if nothing moves on any of its streams.
+    let request = [PREFACE, &frame(4, 0, &[]), &frame(1, 5, &head())].concat();
+    bed.client_command(CLIENT)?.args(["raw", &address]).stdin(request).run()?;
+
+    let records = agent.wait_for_records(5)?;
+    let outcome = |path: &str, method: &str| -> Result<String> {
+        let is = |record: &&LogLine| record.text("path") == path && record.text("method") == method;
+        Ok(records.iter().find(is).with_context(|| format!("{path}: {records:?}"))?.text("outcome"))
+    };
+    ensure!(outcome("/slow", "GET")? == "upgraded" && outcome("/large", "GET")? == "truncated", "{records:?}");
+    ensure!(outcome("/upload", "POST")? == "refused", "{records:?}");
+    ensure!(slow.wait(PATIENCE)?.success() && slow.stdout() == "x".repeat(10), "{}", slow.stdout());
+    stopped.signal(nix::sys::signal::Signal::SIGCONT)?;
+    ensure!(!stopped.wait(PATIENCE)?.success(), "a response that broke off looks complete");
+    wait_until("the origin's connections to end", PATIENCE, || origin.open_connections() == 0)
+}
+
+/// A frame of HTTP/2, of the first stream if it is not about settings: its type, its flags, and what it says.
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, u8::from(kind != 4)], payload].concat()
+}
+
+/// `GET http /` for HOST (RFC 7541 appendix A).
+fn head() -> Vec<u8> {
+    [&[0x82, 0x86, 0x84, 0x41, HOST.len() as u8], HOST.as_bytes()].concat()
 }
 
 fn raw(bed: &TestBed, request: impl Into<Vec<u8>>) -> Result<Output> {
