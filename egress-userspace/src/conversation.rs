@@ -84,7 +84,11 @@ async fn converse(conversation: &Rc<Conversation>, connection: &Rc<Connection>, 
             Ok(Waited::Request(head, asked)) => {
                 // While a connection is idle it takes no more room than it needs.
                 let request = Request::from_parts(head, Incoming::Client(connection.clone()));
-                (Box::pin(conversation.serve(request, patience.stalled(connection))).await, Some(asked))
+                let serving = Box::pin(conversation.serve(request, patience.stalled(connection)));
+                match connection.unless_reset(serving).await {
+                    Ok(served) => (served, Some(asked)),
+                    Err(error) => return conversation.ended(&error),
+                }
             }
             Err(Error::Fault(fault)) => (conversation.refuse(fault).into(), None),
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut => (conversation.late().into(), None),
@@ -96,7 +100,8 @@ async fn converse(conversation: &Rc<Conversation>, connection: &Rc<Connection>, 
         let read = asked.is_some();
         let asked = asked.unwrap_or(Asked::UNKNOWN);
         let last = *draining.borrow() != Drain::Off;
-        match connection.respond(response, asked, last, patience.stalled(connection)).await {
+        let responding = connection.respond(response, asked, last, patience.stalled(connection));
+        match connection.unless_reset(responding).await.unwrap_or_else(|error| Err(Error::Io(error).into())) {
             Ok(more) => {
                 if let Some(tunnel) = tunnel {
                     return tunnel.run(connection.clone()).await;

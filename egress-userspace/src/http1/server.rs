@@ -28,7 +28,7 @@ use crate::{
     socket,
 };
 
-/// What is kept of a response for a client that does not read on, in bytes.
+/// What is kept of a response for a client that does not read on, and of what it sends after its request, in bytes.
 const AHEAD: usize = 64 * 1024;
 /// What a client begins with that knows that HTTP/2 is understood (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -51,6 +51,8 @@ struct Io {
     is_old: bool,
     /// Whether a request has come.
     is_begun: bool,
+    /// Whether the client sends no more.
+    is_at_end: bool,
 }
 
 /// Whether a client waits to be told to go on (RFC 9110 section 10.1.1).
@@ -95,8 +97,11 @@ impl Connection {
     pub fn new(stream: TcpStream, read: BytesMut, limits: Limits) -> Self {
         let (input, output, head) = (Input::new(read), Output::default(), Head::default());
         let content = Decoder::new(Framing::Length(0));
-        let (expects, is_old, is_begun) = (Expects::Nothing, false, false);
-        Self { io: RefCell::new(Io { stream, input, output, head, content, expects, is_old, is_begun }), limits }
+        let (expects, is_old, is_begun, is_at_end) = (Expects::Nothing, false, false, false);
+        Self {
+            io: RefCell::new(Io { stream, input, output, head, content, expects, is_old, is_begun, is_at_end }),
+            limits,
+        }
     }
 
     /// Waits for the head of the next request.
@@ -187,6 +192,35 @@ impl Connection {
         if io.expects == Expects::Origin {
             io.expects = Expects::Us;
         }
+    }
+
+    /// Does something for as long as the client has not reset the connection. One that only sends no more waits for its response.
+    ///
+    /// # Errors
+    /// It has.
+    pub async fn unless_reset<T>(&self, act: impl Future<Output = T>) -> io::Result<T> {
+        let mut act = pin!(act);
+        poll_fn(|cx| match act.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Ok(done)),
+            Poll::Pending => self.poll_reset(cx).map(Err),
+        })
+        .await
+    }
+
+    /// Reads ahead, as that tells. Whoever waits for content is told by that.
+    fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let io = &mut *self.io.borrow_mut();
+        while io.content.is_end() && !io.is_at_end && io.input.bytes.len() < AHEAD {
+            // This needs no system call, and no buffer, while nothing has come.
+            if let Err(error) = ready!(io.stream.poll_read_ready(cx)) {
+                return Poll::Ready(error);
+            }
+            match ready!(io.input.poll_fill(&mut io.stream, cx)) {
+                Ok(count) => io.is_at_end = count == 0,
+                Err(error) => return Poll::Ready(error),
+            }
+        }
+        Poll::Pending
     }
 
     /// Passes an interim response on (RFC 9110 section 15.2), to a client that knows such.

@@ -1,16 +1,17 @@
 //! Exchanges that break off: neither side is led to believe that they were complete.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::Agent,
-    origin::{Reply, script},
-    wait::PATIENCE,
+    origin::{Reply, code, script},
+    process::Running,
+    wait::{PATIENCE, wait_until},
 };
 
-use super::{CLIENT, HOST, URL, configure, curl, origin};
+use super::{CLIENT, HOST, URL, configure, curl, origin, origin_http2};
 
 /// Answers that end too early.
 const TRUNCATED: [&[u8]; 4] = [
@@ -111,6 +112,91 @@ fn a_client_that_leaves_in_the_middle_of_an_answer_is_noticed() -> Result<()> {
     last_record_is(&agent, 1, "aborted")?;
     ensure!(agent.metrics()?.sum("egress_requests_total", &[("outcome", "aborted")]) == 1.0);
     origin.wait_for_requests(1).map(drop)
+}
+
+/// Nobody is left whom the origin could answer.
+#[test]
+fn a_client_that_resets_its_connection_ends_its_request_at_the_origin() -> Result<()> {
+    let bed = TestBed::new("http-reset")?;
+    let origin = origin(&bed)?
+        .handler(|request| match request.target.as_str() {
+            "/begun" => Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".into()),
+            _ => Reply::Silence,
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let pipelined = "GET /pipelined HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n";
+    for (done, (path, more)) in [("silent", ""), ("begun", ""), ("silent", pipelined)].iter().enumerate() {
+        let client = talk(&bed, &format!("/{path}"), more)?;
+        origin.wait_for_requests(done + 1)?;
+        if *path == "begun" {
+            client.wait_for_output("half")?;
+        }
+        client.close_stdin();
+        wait_until("the origin's connection to end", PATIENCE, || origin.open_connections() == 0)?;
+        last_record_is(&agent, done + 1, "aborted")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_that_resets_its_connection_resets_its_stream_at_the_origin() -> Result<()> {
+    let bed = TestBed::new("http-reset-http2")?;
+    let (told, reset) = std::sync::mpsc::channel();
+    let _origin = origin_http2(&bed)?
+        .frames(move |mut frames| {
+            let told = told.clone();
+            async move {
+                frames.greet(100).await?;
+                let stream = frames.request().await?;
+                told.send(None)?;
+                let (number, code) = frames.reset_by_client().await?;
+                told.send(Some((number == stream, code)))?;
+                frames.closed().await
+            }
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let client = talk(&bed, "/", "")?;
+    ensure!(reset.recv_timeout(PATIENCE)?.is_none());
+    client.close_stdin();
+    ensure!(reset.recv_timeout(PATIENCE)? == Some((true, code::CANCEL)));
+    last_record_is(&agent, 1, "aborted")
+}
+
+#[test]
+fn a_client_that_only_sends_no_more_is_answered() -> Result<()> {
+    let bed = TestBed::new("http-half-closed")?;
+    let (release, released) = tokio::sync::watch::channel(false);
+    let origin =
+        origin(&bed)?.handler(move |_| Reply::Later(released.clone(), Box::new(Reply::ok("late but fine")))).start()?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    let mut client = bed.client_command(CLIENT)?.args(["raw", &address, "--half-close"]).stdin(request).spawn()?;
+    origin.wait_for_requests(1)?;
+    // Until the agent has seen that no more comes.
+    wait_until("the end to arrive", PATIENCE, || is_half_closed(&bed))?;
+    release.send_replace(true);
+    ensure!(client.wait(PATIENCE)?.success() && client.stdout().ends_with("late but fine"), "{}", client.stdout());
+    Ok(())
+}
+
+/// Whether a connection in the pod waits to be closed by its other end: CLOSE_WAIT in /proc/net/tcp.
+fn is_half_closed(bed: &TestBed) -> bool {
+    let table = bed.client().run(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp")?)).unwrap_or_default();
+    table.lines().any(|line| line.split_whitespace().nth(3) == Some("08"))
+}
+
+/// A client that has sent a request, and resets its connection when its standard input ends.
+fn talk(bed: &TestBed, target: &str, more: &str) -> Result<Running> {
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let client = bed.client_command(CLIENT)?.args(["talk", &address, "--reset"]).spawn()?;
+    client.write_stdin(format!("GET {target} HTTP/1.1\r\nHost: {HOST}\r\n\r\n{more}").as_bytes())?;
+    Ok(client)
 }
 
 #[test]

@@ -5,10 +5,11 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     sync::Barrier,
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::{
     PATIENCE,
@@ -81,11 +82,15 @@ pub(crate) fn raw(target: &Target, half_close: bool) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn talk(target: &Target) -> Result<()> {
+pub(crate) fn talk(target: &Target, reset: bool) -> Result<()> {
     let mut stream = target.connect(&[])?;
     let mut writer = stream.try_clone()?;
     let sending = thread::spawn(move || {
         io::copy(&mut io::stdin(), &mut writer)?;
+        if reset {
+            SockRef::from(&writer).set_linger(Some(Duration::ZERO))?;
+            std::process::exit(0);
+        }
         writer.shutdown(std::net::Shutdown::Write)
     });
     let mut stdout = io::stdout();

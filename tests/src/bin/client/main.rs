@@ -83,6 +83,9 @@ enum Command {
     Talk {
         #[command(flatten)]
         target: Target,
+        /// Resets the connection at the end of standard input, rather than to close the sending side.
+        #[arg(long)]
+        reset: bool,
     },
     /// Sends a POST over HTTP/2 with prior knowledge, and takes the content of the response only when all of its own is sent.
     Post {
@@ -142,7 +145,7 @@ fn main() -> Result<()> {
         Command::Forget { target } => exchange::forget(&target),
         Command::Crowd { target, host, clients, count } => exchange::crowd(&target, &host, clients, count),
         Command::Raw { target, half_close } => exchange::raw(&target, half_close),
-        Command::Talk { target } => exchange::talk(&target),
+        Command::Talk { target, reset } => exchange::talk(&target, reset),
         Command::Post { target, host, length } => http2::post(&target, &host, length),
         Command::Connect { target } => target.connect(&[]).map(drop),
         Command::Repeat { target, request, keep_alive, count } => repeat::repeat(target, request, keep_alive, count),
