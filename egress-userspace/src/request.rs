@@ -13,6 +13,7 @@ pub mod retry;
 pub mod rewrite;
 pub mod select;
 pub mod tunnel;
+mod web_socket;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
@@ -249,16 +250,13 @@ fn respond(answer: Answer, mut record: Record) -> (Response<ResponseBody>, Optio
     headers::prepare_response(&mut head);
     record.respond(head.status, answer.outcome);
     let mut lease = answer.lease;
-    let (body, tunnel) = match (answer.switches, lease.connection.take()) {
-        (true, Some(Connection::Http1(upstream))) => {
+    let switched = if answer.switches { lease.connection.take().and_then(Connection::switched) } else { None };
+    let (body, tunnel) = match switched {
+        Some(switched) => {
             let held = std::mem::take(&mut lease.held);
-            let tunnel = Tunnel::new(upstream.switched(), record, held, answer.tunnel_idle);
-            (ResponseBody::switching(), Some(tunnel))
+            (ResponseBody::switching(), Some(Tunnel::new(switched, record, held, answer.tunnel_idle)))
         }
-        (_, connection) => {
-            lease.connection = connection;
-            (ResponseBody::upstream(body, answer.is_bare, lease, record), None)
-        }
+        None => (ResponseBody::upstream(body, answer.is_bare, lease, record), None),
     };
     (Response::from_parts(head, body), tunnel)
 }

@@ -16,6 +16,7 @@ pub mod warm;
 use std::{net::SocketAddr, rc::Rc, time::Instant};
 
 use rustls::{ClientConnection, HandshakeKind, ProtocolVersion};
+use tokio_util::either::Either;
 
 use self::limits::Place;
 pub use self::{
@@ -114,7 +115,18 @@ pub enum Connection {
     Http2(http2::Stream),
 }
 
+/// What comes after the head by which an origin has switched protocols.
+pub type Switched = Either<http1::Switched, http2::Switched>;
+
 impl Connection {
+    /// The connection as it is, if its origin has switched protocols.
+    pub fn switched(self) -> Option<Switched> {
+        match self {
+            Self::Http1(exclusive) => Some(Either::Left(exclusive.switched())),
+            Self::Http2(stream) => stream.switched().map(Either::Right),
+        }
+    }
+
     /// Facts for the log.
     pub fn info(&self) -> &Rc<ConnectionInfo> {
         match self {

@@ -56,7 +56,7 @@ pub struct Request {
     pub target: String,
     /// The `Host` header; in HTTP/2 `:authority`, or `host` if there is none.
     pub host: String,
-    /// The headers in the order in which they came; HTTP/1 in their own case.
+    /// The headers in the order in which they came; HTTP/1 in their own case, HTTP/2 with `:protocol` if there is one.
     pub headers: Vec<(String, String)>,
     /// HTTP/1: the head, from the method to the empty line. HTTP/2 has none.
     pub head: Vec<u8>,
@@ -93,7 +93,7 @@ pub enum Reply {
     RawThenClose(Vec<u8>),
     /// Bytes as they come from the test, and a close when it hangs up: for answers that are seen in pieces.
     Stream(tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>),
-    /// These bytes (the head of a 101), and then everything that comes is sent back.
+    /// These bytes (the head of a 101), and then everything that comes is sent back. To a CONNECT of HTTP/2 it is a 200.
     Echo(Vec<u8>),
     /// An answer that is held back until the test says so, in the protocol of the request.
     Later(tokio::sync::watch::Receiver<bool>, Box<Self>),
@@ -151,12 +151,27 @@ pub struct OriginBuilder<'bed> {
     handler: Arc<Handler>,
     scripts: Arc<Scripts>,
     frames: Option<Arc<FrameScripts>>,
+    web_sockets: bool,
 }
 
 impl<'bed> OriginBuilder<'bed> {
     /// An origin in `netns` that answers as `news_site`.
     pub fn new(netns: &'bed Netns) -> Self {
-        Self { netns, ports: Vec::new(), handler: Arc::new(news_site), scripts: Arc::new(|_| None), frames: None }
+        Self {
+            netns,
+            ports: Vec::new(),
+            handler: Arc::new(news_site),
+            scripts: Arc::new(|_| None),
+            frames: None,
+            web_sockets: false,
+        }
+    }
+
+    /// Offers WebSockets over HTTP/2 (RFC 8441).
+    #[must_use]
+    pub fn web_sockets(mut self) -> Self {
+        self.web_sockets = true;
+        self
     }
 
     /// Listens with TLS on these addresses.
@@ -205,6 +220,7 @@ impl<'bed> OriginBuilder<'bed> {
             handler: self.handler,
             scripts: self.scripts,
             frames: self.frames,
+            web_sockets: self.web_sockets,
             requests: Mutex::default(),
             failures: Mutex::default(),
             count: AtomicUsize::new(0),
@@ -292,6 +308,7 @@ struct Shared {
     handler: Arc<Handler>,
     scripts: Arc<Scripts>,
     frames: Option<Arc<FrameScripts>>,
+    web_sockets: bool,
     requests: Mutex<Vec<Request>>,
     failures: Mutex<Vec<String>>,
     count: AtomicUsize,

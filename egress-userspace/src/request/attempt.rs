@@ -12,7 +12,7 @@ use http::{
 };
 use tokio::time::timeout;
 
-use super::{headers, host::RequestHost, respond::ProxyError};
+use super::{headers, host::RequestHost, respond::ProxyError, web_socket};
 use crate::{
     body::{Content, Incoming},
     upstream::{
@@ -61,7 +61,13 @@ impl<'a> Attempt<'a> {
         let usual = if self.repeatable { pool::MAX_IDLE } else { pool::MAX_IDLE_UNREPEATABLE };
         // Who says that the origin waits for longer takes the risk.
         let max_idle = idle_timeout.map_or(usual, |limit| if self.repeatable { limit } else { limit.min(usual) });
-        Wanted { max_idle, http2: self.http2, newer_than: self.newer_than }
+        let web_socket = self.web_socket().is_some();
+        Wanted { max_idle, http2: self.http2, web_socket, newer_than: self.newer_than }
+    }
+
+    /// The key, if it asks for a WebSocket alone, which HTTP/2 can say as well.
+    fn web_socket(&self) -> Option<&HeaderValue> {
+        if self.http2 || !self.repeatable { None } else { web_socket::key(&self.head) }
     }
 
     /// Whether the origin has said that it takes the request over HTTP/1.1 alone.
@@ -81,12 +87,18 @@ impl<'a> Attempt<'a> {
             Connection::Http1(exclusive) => Ok(exclusive.send(&self.head, self.content.body()).await),
             Connection::Http2(stream) => {
                 let scheme = if stream.connection().info.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
-                let head = translate(&self.head, scheme, self.host, self.trailers)?;
+                let head = translate(&self.head, scheme, self.host, self.trailers, self.web_socket().is_some())?;
                 self.content.keep();
                 // Interim responses do not come through.
                 self.content.go_on();
                 let answered = stream.send(Request::from_parts(head, self.content.body())).await;
-                Ok(answered.map(|response| response.map(Incoming::Http2)))
+                Ok(answered.map(|response| {
+                    let (mut head, body) = response.into_parts();
+                    if let Some(key) = self.web_socket().filter(|_| stream.has_switched()) {
+                        web_socket::agree(&mut head, key);
+                    }
+                    Response::from_parts(head, Incoming::Http2(body))
+                }))
             }
         }
     }
@@ -168,6 +180,7 @@ fn translate(
     scheme: Scheme,
     host: &RequestHost,
     trailers: bool,
+    web_socket: bool,
 ) -> Result<request::Parts, ProxyError> {
     let mut target = head.uri.clone().into_parts();
     target.scheme = Some(scheme);
@@ -175,7 +188,8 @@ fn translate(
     let target = Uri::from_parts(target).map_err(|_| ProxyError::bad_request("HTTP/2 has no such target"))?;
     let mut fields = HeaderMap::with_capacity(head.headers.len() + 1);
     for (name, value) in &head.headers {
-        if name != header::HOST && name != header::TRANSFER_ENCODING {
+        let goes = web_socket && web_socket::OF_HTTP1.contains(name);
+        if name != header::HOST && name != header::TRANSFER_ENCODING && !goes {
             fields.append(name, value.clone());
         }
     }
@@ -187,6 +201,9 @@ fn translate(
     translated.uri = target;
     translated.version = Version::HTTP_2;
     translated.headers = fields;
+    if web_socket {
+        web_socket::ask(&mut translated);
+    }
     Ok(translated)
 }
 
@@ -201,7 +218,7 @@ mod tests {
         }
         let (head, ()) = request.body(()).expect("a valid request").into_parts();
         let host = RequestHost::parse(&head.headers[header::HOST]).expect("a valid host");
-        let head = translate(&head, Scheme::HTTPS, &host, trailers).expect("HTTP/2 can say it");
+        let head = translate(&head, Scheme::HTTPS, &host, trailers, false).expect("HTTP/2 can say it");
         assert_eq!(head.uri.to_string(), uri);
         let found: Vec<_> =
             head.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("ASCII values"))).collect();
@@ -230,7 +247,7 @@ mod tests {
     fn the_asterisk_is_a_target_as_well() {
         let (head, ()) = Request::builder().method("OPTIONS").uri("*").body(()).expect("valid").into_parts();
         let host = RequestHost::parse(&HeaderValue::from_static("a.example")).expect("a valid host");
-        let head = translate(&head, Scheme::HTTPS, &host, false).expect("HTTP/2 can say it");
+        let head = translate(&head, Scheme::HTTPS, &host, false, false).expect("HTTP/2 can say it");
         assert_eq!(head.uri.path(), "*");
     }
 }

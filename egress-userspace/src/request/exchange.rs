@@ -59,7 +59,7 @@ impl Exchange<'_> {
         }
         let is_head = head.method == Method::HEAD;
         let http2 = match self.sending.routed {
-            // RFC 8441 is rarely offered, and needs another request than the one that the client has made.
+            // A WebSocket takes a connection that is there and offers RFC 8441, but few do: none is made for it.
             Routed::Originate(..) => !self.sending.asks_to_switch,
             Routed::PassThrough { http2 } => http2,
         };

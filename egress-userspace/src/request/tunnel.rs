@@ -12,7 +12,7 @@ use crate::{
     body::Held,
     http1::server::{self, Connection},
     telemetry::access_log::Record,
-    upstream::http1::Switched,
+    upstream::Switched,
 };
 
 /// The upstream end of a connection whose origin has switched protocols, to be run once the client has been told.

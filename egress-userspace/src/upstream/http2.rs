@@ -5,6 +5,7 @@ mod noting;
 use std::{
     cell::{Cell, OnceCell},
     future::poll_fn,
+    io,
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
@@ -12,12 +13,19 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::Method;
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
     client::conn::http2,
     rt::{self, Executor},
+    upgrade::{self, Upgraded},
 };
-use tokio::{sync::Notify, task};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
+    task,
+};
 
 use self::noting::{Noting, TlsFailure};
 use super::{ConnectionInfo, NotAnswered, UpstreamError, limits::Place};
@@ -59,6 +67,8 @@ struct Load {
     limit: Cell<usize>,
     /// How many may, whatever the origin says.
     own_limit: Cell<usize>,
+    /// Whether it takes WebSockets (SETTINGS_ENABLE_CONNECT_PROTOCOL, RFC 8441 section 3).
+    web_sockets: Cell<bool>,
     /// Whether it has said anything: its settings come first (RFC 9113 section 3.4).
     told: Cell<bool>,
     /// Told when there may be room for one more, and when there will be none.
@@ -106,6 +116,7 @@ impl Shared {
             streams: Cell::new(0),
             limit: Cell::new(UNTOLD),
             own_limit: Cell::new(usize::MAX),
+            web_sockets: Cell::new(false),
             told: Cell::new(false),
             room: OnceCell::new(),
             idle_since: Cell::new(now),
@@ -124,6 +135,7 @@ impl Shared {
                 let polled = Pin::new(&mut connection).poll(cx);
                 // One that takes none at all is asked nevertheless, rather than another one like it.
                 limits.limit.set(connection.current_max_send_streams().max(1));
+                limits.web_sockets.set(connection.is_extended_connect_protocol_enabled());
                 if before != (limits.told.get(), limits.limit.get()) {
                     limits.changed();
                 }
@@ -193,6 +205,11 @@ impl Shared {
         !self.load.told.get() && !self.is_silent() && !self.is_closed()
     }
 
+    /// Whether a request on it can become a WebSocket.
+    pub fn takes_web_sockets(&self) -> bool {
+        self.load.web_sockets.get()
+    }
+
     fn is_silent(&self) -> bool {
         self.load.waiting.get() > 0 && self.load.waiting_since.get().elapsed() > SILENCE
     }
@@ -207,7 +224,7 @@ impl Shared {
         self.load.streams.set(self.streams() + 1);
         let reused = self.begun() > 0;
         self.load.begun.set(self.begun() + 1);
-        Stream { reused, waits: false, shared: self.clone(), user: Rc::new(User(self.load.clone())) }
+        Stream { reused, waits: false, switched: None, shared: self.clone(), user: Rc::new(User(self.load.clone())) }
     }
 }
 
@@ -236,6 +253,8 @@ pub struct Stream {
     /// Whether the connection has served others.
     pub reused: bool,
     waits: bool,
+    /// What it has become, if the origin has agreed to a CONNECT.
+    switched: Option<TokioIo<Upgraded>>,
     user: Rc<User>,
 }
 
@@ -265,16 +284,33 @@ impl Stream {
             load.waiting_since.set(Instant::now());
         }
         self.waits = true;
+        let is_connect = request.method() == Method::CONNECT;
         let request = request.map(|body| Carried { body, _user: self.user.clone() });
-        let result = self.shared.sender.try_send_request(request).await;
+        let mut result = self.shared.sender.try_send_request(request).await;
         if result.is_ok() {
             self.shared.load.waiting_since.set(Instant::now());
         }
         self.answered();
+        if let Ok(response) = &mut result
+            && is_connect
+        {
+            // With the response it is there, or will never be.
+            self.switched = upgrade::on(response).await.ok().map(TokioIo::new);
+        }
         result.map_err(|mut failure| NotAnswered {
             unsent: failure.take_message().is_some(),
             error: failure.into_error().into(),
         })
+    }
+
+    /// Whether it carries another protocol from now on.
+    pub fn has_switched(&self) -> bool {
+        self.switched.is_some()
+    }
+
+    /// What it carries from now on, if it has switched protocols.
+    pub fn switched(mut self) -> Option<Switched> {
+        Some(Switched { io: self.switched.take()?, _stream: self })
     }
 
     fn answered(&mut self) {
@@ -288,6 +324,32 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.answered();
+    }
+}
+
+/// A stream that carries another protocol.
+pub struct Switched {
+    io: TokioIo<Upgraded>,
+    _stream: Stream,
+}
+
+impl AsyncRead for Switched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Switched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 

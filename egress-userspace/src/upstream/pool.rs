@@ -77,13 +77,15 @@ pub struct Wanted {
     /// Whether HTTP/2 will do. Requests that switch protocols need HTTP/1.1, and so does what came over HTTP/1 if it is passed
     /// through in clear.
     pub http2: bool,
+    /// Whether HTTP/2 will do for it to become a WebSocket, where there is a connection that the origin takes such on (RFC 8441).
+    pub web_socket: bool,
     /// After a failure: it must be younger than the one that failed.
     pub newer_than: Option<Instant>,
 }
 
 impl Wanted {
     /// Any will do.
-    pub const ANY: Self = Self { max_idle: Duration::MAX, http2: true, newer_than: None };
+    pub const ANY: Self = Self { max_idle: Duration::MAX, http2: true, web_socket: false, newer_than: None };
 }
 
 /// The pool.

@@ -5,10 +5,10 @@ use std::{convert::Infallible, sync::Arc};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper::{body::Incoming, ext::Protocol, server::conn::http2, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::Notify,
 };
 
@@ -20,12 +20,20 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let close = Arc::new(Notify::new());
-    let service = service_fn(|request: http::Request<Incoming>| {
+    let service = service_fn(|mut request: http::Request<Incoming>| {
         let (peer, shared, close) = (peer.clone(), Arc::clone(shared), Arc::clone(&close));
         async move {
+            let upgrade = hyper::upgrade::on(&mut request);
             let reply = match record(request, peer).await {
                 Ok(request) => shared.answer(request).in_time().await,
                 Err(error) => Reply::status(400, &[], format!("{error:#}")),
+            };
+            let reply = match reply {
+                Reply::Echo(_) => {
+                    tokio::spawn(echo(upgrade));
+                    Reply::status(200, &[("sec-websocket-protocol", "chat")], "")
+                }
+                reply => reply,
             };
             let response = match response(reply) {
                 Some(response) => response,
@@ -37,11 +45,22 @@ where
             Ok::<_, Infallible>(response)
         }
     });
-    let connection = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    if shared.web_sockets {
+        builder.enable_connect_protocol();
+    }
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         served = connection => served.context("HTTP/2"),
         () = close.notified() => Ok(()),
     }
+}
+
+/// Sends back what comes on a stream that has switched protocols.
+async fn echo(upgrade: OnUpgrade) -> Result<()> {
+    let (mut from, mut to) = tokio::io::split(TokioIo::new(upgrade.await?));
+    tokio::io::copy(&mut from, &mut to).await?;
+    Ok(to.shutdown().await?)
 }
 
 async fn record(request: http::Request<Incoming>, peer: Peer) -> Result<Request> {
@@ -53,6 +72,9 @@ async fn record(request: http::Request<Incoming>, peer: Peer) -> Result<Request>
             .collect::<Vec<_>>()
     };
     let trailers = body.trailers().map(fields).unwrap_or_default();
+    let protocol =
+        parts.extensions.get::<Protocol>().map(|protocol| (":protocol".to_owned(), protocol.as_str().to_owned()));
+    let protocol = protocol.into_iter();
     let authority = parts.uri.authority().map(ToString::to_string);
     let host =
         parts.headers.get(http::header::HOST).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
@@ -65,7 +87,7 @@ async fn record(request: http::Request<Incoming>, peer: Peer) -> Result<Request>
         method: parts.method.to_string(),
         target: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
         host: authority.or(host).unwrap_or_default(),
-        headers: fields(&parts.headers),
+        headers: protocol.chain(fields(&parts.headers)).collect(),
         head: Vec::new(),
         body: body.to_bytes().to_vec(),
         framed_body: Vec::new(),

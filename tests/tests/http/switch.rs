@@ -1,9 +1,9 @@
 //! Requests that switch to another protocol, such as WebSocket.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{TestBed, origin::Reply};
 
-use super::{agent_with_one_worker, configure, converse, origin};
+use super::{CLIENT, HOST, agent_with_one_worker, configure, converse, curl, origin, origin_http2};
 
 const ASK: &str = "GET /chat HTTP/1.1\r\nHost: edition.cnn.com\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -30,6 +30,86 @@ fn a_web_socket_goes_through_tls_both_ways() -> Result<()> {
     ensure!(record.text("outcome") == "upgraded" && record.text("status") == "101", "{record:?}");
     ensure!(record.text("received") == "25" && record.text("sent") == "25", "{record:?}");
     tripwire.assert_silent()
+}
+
+/// Where a connection is there on which the origin takes such.
+#[test]
+fn a_web_socket_can_share_a_connection_of_http2() -> Result<()> {
+    let bed = TestBed::new("switch-http2")?;
+    let origin = origin_http2(&bed)?
+        .web_sockets()
+        .handler(|request| match request.target.as_str() {
+            "/chat" => Reply::Echo(AGREE.into()),
+            "/declined" => Reply::status(403, &[], "not you"),
+            _ => Reply::ok("fine"),
+        })
+        .start()?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    // For the first request none is there, nor is another one made than what it can do with for sure.
+    let output = converse(&bed, format!("{ASK}first frame"))?.success()?;
+    ensure!(output.text().starts_with(AGREE) && output.text().ends_with("first frame"), "{output:?}");
+    ensure!(origin.take_requests()[0].version == "HTTP/1.1");
+    ensure!(curl(&bed, &[])?.success()?.text() == "fine");
+    ensure!(origin.take_requests()[0].version == "HTTP/2");
+
+    let ask = ASK.replace("\r\n\r\n", "\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: chat, news\r\n\r\n");
+    let content = "\0frame".repeat(500_000);
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let talk = |sent: String| bed.client_command(CLIENT)?.args(["talk", &address]).stdin(sent).run()?.success();
+    let output = talk(format!("{ask}{content}"))?.text();
+    let (head, back) = output.split_once("\r\n\r\n").context("half a head")?;
+    let head: Vec<_> = head.lines().filter(|line| !line.starts_with("date: ")).collect();
+    let expected = [
+        "HTTP/1.1 101 Switching Protocols",
+        "sec-websocket-protocol: chat",
+        "upgrade: websocket",
+        "connection: Upgrade",
+        "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+    ];
+    ensure!(head == expected && back == content, "{head:?}: {} bytes", back.len());
+    let request = origin.take_requests().pop().context("no request")?;
+    ensure!(request.version == "HTTP/2" && request.method == "CONNECT" && request.target == "/chat", "{request:?}");
+    let fields: Vec<_> = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let expected =
+        [(":protocol", "websocket"), ("sec-websocket-version", "13"), ("sec-websocket-protocol", "chat, news")];
+    ensure!(fields == expected && request.host == HOST, "{request:?}");
+    let record = agent.wait_for_records(3)?.pop().context("no record")?;
+    ensure!(record.text("protocol") == "HTTP/2" && record.text("status") == "101", "{record:?}");
+    ensure!(record.text("outcome") == "upgraded" && record.text("method") == "GET", "{record:?}");
+    ensure!(record.text("received") == content.len().to_string() && record.text("sent") == content.len().to_string());
+
+    let output = converse(&bed, ask.replace("/chat", "/declined"))?.success()?;
+    ensure!(output.text().starts_with("HTTP/1.1 403 ") && output.text().ends_with("not you"), "{output:?}");
+    // What asks for something else has to do with HTTP/1.1, and whatever it comes to nobody else notices.
+    let other = ASK.replace("websocket", "other").replace("/chat", "/other");
+    let output = converse(&bed, other)?.success()?;
+    ensure!(output.text().starts_with("HTTP/1.1 200 "), "{output:?}");
+    let versions: Vec<_> = origin.take_requests().into_iter().map(|request| request.version).collect();
+    ensure!(versions == ["HTTP/2", "HTTP/1.1"], "{versions:?}");
+    ensure!(curl(&bed, &[])?.success()?.text() == "fine");
+    tripwire.assert_silent()
+}
+
+/// One that offers nothing of the kind speaks HTTP/1.1 for it.
+#[test]
+fn a_web_socket_goes_over_http1_where_http2_has_none() -> Result<()> {
+    let bed = TestBed::new("switch-unoffered")?;
+    let origin = origin_http2(&bed)?
+        .handler(|request| match request.target.as_str() {
+            "/chat" => Reply::Echo(AGREE.into()),
+            _ => Reply::ok("fine"),
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    ensure!(curl(&bed, &[])?.success()?.text() == "fine");
+    let output = converse(&bed, format!("{ASK}first frame"))?.success()?;
+    ensure!(output.text().starts_with(AGREE) && output.text().ends_with("first frame"), "{output:?}");
+    let versions: Vec<_> = origin.take_requests().into_iter().map(|request| request.version).collect();
+    ensure!(versions == ["HTTP/2", "HTTP/1.1"], "{versions:?}");
+    Ok(())
 }
 
 #[test]

@@ -98,15 +98,17 @@ impl Origin {
     pub(super) fn find(&mut self, wanted: Wanted) -> Found {
         self.used = Instant::now();
         self.retire();
-        if wanted.http2 {
+        if wanted.http2 || wanted.web_socket {
             let newer = |shared: &&http2::Shared| is_newer(shared, wanted);
             let mut youngest_first = self.shared.iter().rev().filter(newer);
-            if let Some(shared) = youngest_first.find(|shared| shared.has_room(wanted.max_idle)) {
+            if let Some(shared) = youngest_first
+                .find(|shared| shared.has_room(wanted.max_idle) && (wanted.http2 || shared.takes_web_sockets()))
+            {
                 let stream = shared.stream();
                 self.retire();
                 return Found::Connection(Connection::Http2(stream));
             }
-            if self.shared.iter().filter(newer).any(http2::Shared::is_untold) {
+            if wanted.http2 && self.shared.iter().filter(newer).any(http2::Shared::is_untold) {
                 return Found::Soon(self.room.clone());
             }
         }

@@ -38,7 +38,7 @@ impl Bench {
         let (pool, usage, made, served) =
             (self.pool.clone(), self.usage.clone(), self.made.clone(), self.served.clone());
         spawn_local(async move {
-            let wanted = Wanted { max_idle: MAX_IDLE, http2: false, newer_than: None };
+            let wanted = Wanted { max_idle: MAX_IDLE, http2: false, web_socket: false, newer_than: None };
             let got = pool.get(&key(port), wanted, Some(&usage), |_| connect(made.clone())).await;
             served.borrow_mut().push(name);
             got

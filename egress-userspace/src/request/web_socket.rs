@@ -1,0 +1,65 @@
+//! WebSocket over HTTP/2 (RFC 8441), of which its client knows nothing.
+
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header, request, response};
+use hyper::ext::Protocol;
+
+/// What of a handshake only HTTP/1.1 has.
+pub const OF_HTTP1: [HeaderName; 3] = [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_KEY];
+
+const PROTOCOL: &str = "websocket";
+/// Proves that a server has understood the handshake of HTTP/1.1 (RFC 6455 section 1.3).
+const PROOF: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// The key of a request that asks for a WebSocket and for nothing else (RFC 6455 section 4.1).
+pub fn key(head: &request::Parts) -> Option<&HeaderValue> {
+    let upgrade = head.headers.get(header::UPGRADE)?;
+    let asks = head.method == Method::GET && upgrade.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes());
+    head.headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| asks)
+}
+
+/// Makes a request, which has nothing left that only HTTP/1.1 has, ask for a WebSocket in HTTP/2.
+pub fn ask(head: &mut request::Parts) {
+    head.method = Method::CONNECT;
+    head.extensions.insert(Protocol::from_static(PROTOCOL));
+}
+
+/// Says in HTTP/1.1 that the origin has agreed, to a client with this key.
+pub fn agree(head: &mut response::Parts, key: &HeaderValue) {
+    head.status = StatusCode::SWITCHING_PROTOCOLS;
+    head.headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
+    head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    if let Ok(accept) = HeaderValue::try_from(accept(key.as_bytes())) {
+        head.headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+}
+
+/// What a server answers to a key (RFC 6455 section 4.2.2).
+fn accept(key: &[u8]) -> String {
+    BASE64_STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key, PROOF.as_bytes()].concat()))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_answered_as_its_client_expects() {
+        assert_eq!(accept(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn only_what_asks_for_a_web_socket_alone_has_a_key() {
+        let has_key = |method: &str, upgrade: &str| {
+            let request = Request::builder().method(method).header("upgrade", upgrade).header("sec-websocket-key", "x");
+            key(&request.body(()).expect("a valid request").into_parts().0).is_some()
+        };
+        assert!(has_key("GET", "websocket") && has_key("GET", "WebSocket"));
+        assert!(!has_key("POST", "websocket") && !has_key("GET", "websocket, other") && !has_key("GET", "other"));
+        let (head, ()) = Request::builder().header("upgrade", "websocket").body(()).expect("valid").into_parts();
+        assert!(key(&head).is_none());
+    }
+}
