@@ -8,10 +8,13 @@ use http_body::Frame;
 
 use super::{Fault, Framing, Output, Verbatim};
 
+/// Room for a head and some content, in bytes.
+const ROOM: usize = 2 * 1024;
+
 /// Writes the head of a request, in the bytes it came in where it has not been changed, followed by `more` fields.
 pub fn request_head(head: &request::Parts, more: &[(&str, &str)], out: &mut BytesMut) {
     let written = head.extensions.get::<Verbatim>();
-    out.reserve(1024);
+    out.reserve(ROOM);
     out.put_slice(head.method.as_str().as_bytes());
     out.put_u8(b' ');
     match (written.and_then(|written| written.target_of(&head.uri)), head.uri.path_and_query()) {
@@ -33,7 +36,7 @@ pub fn request_head(head: &request::Parts, more: &[(&str, &str)], out: &mut Byte
 /// Writes the head of a response to a client of this version, followed by `more` fields.
 pub fn response_head(head: &response::Parts, version: Version, more: &[(&str, &str)], out: &mut BytesMut) {
     let written = head.extensions.get::<Verbatim>();
-    out.reserve(1024);
+    out.reserve(ROOM);
     out.put_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.put_slice(head.status.as_str().as_bytes());
     out.put_u8(b' ');

@@ -2,13 +2,13 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio_util::io::poll_read_buf;
 
 /// Room for a read, in bytes: as heads and small contents need it, and as large ones do.
 const SMALL: usize = 4 * 1024;
@@ -19,39 +19,60 @@ const LARGE: usize = 64 * 1024;
 pub struct Input {
     /// The bytes.
     pub bytes: BytesMut,
-    room: usize,
+    /// Whether more comes than a small read takes.
+    is_large: bool,
+    /// Why no more than the bytes will come.
+    failure: Option<io::Error>,
 }
 
 impl Input {
     /// These bytes have come already.
     pub fn new(bytes: BytesMut) -> Self {
-        Self { bytes, room: SMALL }
+        Self { bytes, is_large: false, failure: None }
     }
 
     /// Reads what there is, up to a limit; gives the number of bytes, which is 0 at the end.
     pub fn poll_fill<S: AsyncRead + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut total = 0;
-        while total < LARGE {
-            self.bytes.reserve(self.room);
-            let room = self.bytes.capacity() - self.bytes.len();
-            match poll_read_buf(Pin::new(&mut *stream), cx, &mut self.bytes) {
-                Poll::Ready(Ok(0)) => break,
-                Poll::Ready(Ok(count)) => {
-                    total += count;
-                    if count == room {
-                        self.room = LARGE;
-                    }
-                }
-                // It comes again.
-                Poll::Ready(Err(_)) | Poll::Pending if total > 0 => break,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {
+        if let Some(failure) = self.failure.take() {
+            return Poll::Ready(Err(failure));
+        }
+        let before = self.bytes.len();
+        let read = if self.is_large {
+            if !self.bytes.try_reclaim(LARGE) {
+                // To grow would copy what has been used.
+                let mut bytes = BytesMut::with_capacity(self.bytes.len() + LARGE);
+                bytes.extend_from_slice(&self.bytes);
+                self.bytes = bytes;
+            }
+            let mut buffer = ReadBuf::uninit(self.bytes.spare_capacity_mut());
+            let read = fill(&mut buffer, stream, cx);
+            let length = buffer.filled().len();
+            // SAFETY: so many bytes beyond the length were filled.
+            unsafe { self.bytes.set_len(self.bytes.len() + length) };
+            read
+        } else {
+            // What is kept takes no more room than it needs.
+            let mut room = [MaybeUninit::uninit(); SMALL];
+            let mut buffer = ReadBuf::uninit(&mut room);
+            let read = fill(&mut buffer, stream, cx);
+            self.bytes.extend_from_slice(buffer.filled());
+            self.is_large = buffer.remaining() == 0;
+            read
+        };
+        match (self.bytes.len() - before, read) {
+            (0, read) => {
+                if read.is_pending() {
                     self.release();
-                    return Poll::Pending;
                 }
+                read.map_ok(|()| 0)
+            }
+            (count, read) => {
+                if let Poll::Ready(Err(failure)) = read {
+                    self.failure = Some(failure);
+                }
+                Poll::Ready(Ok(count))
             }
         }
-        Poll::Ready(Ok(total))
     }
 
     /// Gives some of what has come, if anything has.
@@ -71,7 +92,78 @@ impl Input {
 
     /// Begins with small reads anew.
     pub fn calm(&mut self) {
-        self.room = SMALL;
+        self.is_large = false;
         self.release();
+    }
+}
+
+/// Reads until the buffer is full or nothing more is there.
+fn fill<S: AsyncRead + Unpin>(buffer: &mut ReadBuf<'_>, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    loop {
+        let before = buffer.filled().len();
+        match Pin::new(&mut *stream).poll_read(cx, buffer) {
+            Poll::Ready(Ok(())) if buffer.filled().len() > before && buffer.remaining() > 0 => {}
+            read => return read,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, task::Waker};
+
+    use super::*;
+
+    /// What each read gives: so many bytes, or an error. When there is no more, nothing has come yet.
+    struct Scripted(VecDeque<io::Result<usize>>);
+
+    impl AsyncRead for Scripted {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let Some(next) = self.0.pop_front() else { return Poll::Pending };
+            let length = next?;
+            let some = length.min(buffer.remaining());
+            buffer.put_slice(&vec![b'x'; some]);
+            if some < length {
+                self.0.push_front(Ok(length - some));
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn filled(script: Vec<io::Result<usize>>) -> Vec<Option<Result<usize, io::ErrorKind>>> {
+        let (mut stream, mut input) = (Scripted(script.into()), Input::new(BytesMut::new()));
+        let mut fills = Vec::new();
+        loop {
+            match input.poll_fill(&mut stream, &mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(0)) => fills.push(Some(Ok(0))),
+                Poll::Ready(read) => {
+                    fills.push(Some(read.map_err(|error| error.kind())));
+                    input.bytes.clear();
+                    continue;
+                }
+                Poll::Pending => fills.push(None),
+            }
+            return fills;
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_read_at_once() {
+        assert_eq!(filled(vec![Ok(10), Ok(20)]), [Some(Ok(30)), None]);
+        assert_eq!(filled(vec![Ok(10), Ok(0), Ok(0)]), [Some(Ok(10)), Some(Ok(0))]);
+    }
+
+    #[test]
+    fn after_a_full_read_there_is_more_room() {
+        assert_eq!(filled(vec![Ok(SMALL + LARGE + 1)]), [Some(Ok(SMALL)), Some(Ok(LARGE)), Some(Ok(1)), None]);
+    }
+
+    #[test]
+    fn an_error_comes_after_what_was_read_before_it() {
+        let reset = || Err(io::ErrorKind::ConnectionReset.into());
+        assert_eq!(
+            filled(vec![Ok(10), reset(), Ok(0)]),
+            [Some(Ok(10)), Some(Err(io::ErrorKind::ConnectionReset)), Some(Ok(0))]
+        );
     }
 }
