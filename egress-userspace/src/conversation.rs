@@ -5,14 +5,14 @@ mod http2;
 use std::{
     future::{Future, pending, poll_fn},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::Poll,
     time::Duration,
 };
 
 use bytes::BytesMut;
-use http::Request;
+use http::{request, response};
 use tokio::{
     net::TcpStream,
     sync::watch,
@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    body::{BodyError, Incoming},
+    body::{BodyError, Incoming, ResponseBody},
     drain::Drain,
     http1::{
         Error,
@@ -63,8 +63,8 @@ pub async fn turn_away(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted
     let conversation = Conversation::new(worker, accepted);
     let request = timeout(TURN_AWAY, poll_fn(|cx| connection.poll_request(cx))).await;
     let Ok(Ok(Waited::Request(head, asked))) = request else { return };
-    let response = conversation.turn_away(&head, why);
-    if connection.respond(response, asked, true, pending()).await.is_ok() {
+    let (head, body) = conversation.turn_away(&head, why).into_parts();
+    if connection.respond(head, pin!(body), asked, true, pin!(pending())).await.is_ok() {
         end(&connection, connection.is_end()).await;
     }
 }
@@ -78,48 +78,95 @@ async fn converse(conversation: &Rc<Conversation>, connection: &Rc<Connection>, 
             next = patience.wait(connection) => next,
             () = drained(&mut draining, first) => Ok(Waited::Closed),
         };
-        let (served, asked) = match next {
-            Ok(Waited::Closed) => return connection.close_in_order(),
-            Ok(Waited::Http2) => return http2::converse(conversation.clone(), connection.clone(), draining).await,
-            Ok(Waited::Request(head, asked)) => {
-                // While a connection is idle it takes no more room than it needs.
-                let request = Request::from_parts(head, Incoming::Client(connection.clone()));
-                let serving = Box::pin(conversation.serve(request, patience.stalled(connection)));
-                match connection.unless_reset(serving).await {
-                    Ok(served) => (served, Some(asked)),
-                    Err(error) => return conversation.ended(&error),
-                }
-            }
-            Err(Error::Fault(fault)) => (conversation.refuse(fault).into(), None),
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut => (conversation.late().into(), None),
-            Err(error) => return conversation.ended(&error),
-        };
-        let Served { response, tunnel, ends_by_close } = served;
         first = false;
-        // What else comes of a request that cannot be read nobody knows.
-        let read = asked.is_some();
-        let asked = asked.unwrap_or(Asked::UNKNOWN);
-        let last = *draining.borrow() != Drain::Off;
-        let responding = connection.respond(response, asked, last, patience.stalled(connection));
-        match connection.unless_reset(responding).await.unwrap_or_else(|error| Err(Error::Io(error).into())) {
-            Ok(more) => {
-                if let Some(tunnel) = tunnel {
-                    return tunnel.run(connection.clone()).await;
-                }
-                if !more {
-                    return end(connection, read && connection.is_end()).await;
-                }
+        // While a connection is idle it takes no more room than it needs.
+        let more = match next {
+            Ok(Waited::Closed) => return connection.close_in_order(),
+            Ok(Waited::Http2) => {
+                return Box::pin(http2::converse(conversation.clone(), connection.clone(), draining)).await;
             }
-            Err(error) => {
-                conversation.ended(&error);
-                // A response that broke off must not look complete, and what a client does not take must not be kept for it.
-                if !ends_by_close && !matches!(error, BodyError::Stalled(_)) {
-                    connection.close_in_order();
-                }
-                return;
+            Ok(Waited::Request(head, asked)) => {
+                Box::pin(serve(conversation, connection, &draining, &mut patience, head, asked)).await
             }
+            Err(error) => Box::pin(refuse(conversation, connection, &mut patience, error)).await,
+        };
+        if !more {
+            return;
         }
     }
+}
+
+/// Serves one request. Gives whether another can follow.
+async fn serve(
+    conversation: &Conversation,
+    connection: &Rc<Connection>,
+    draining: &watch::Receiver<Drain>,
+    patience: &mut Patience,
+    head: request::Parts,
+    asked: Asked,
+) -> bool {
+    let serving = conversation.serve(head, Incoming::Client(connection.clone()), patience.stalled(connection));
+    let Served { response, tunnel, ends_by_close } = match connection.unless_reset(serving).await {
+        Ok(served) => served,
+        Err(error) => {
+            conversation.ended(&error);
+            return false;
+        }
+    };
+    let (head, body) = response.into_parts();
+    let last = *draining.borrow() != Drain::Off;
+    match respond(connection, head, pin!(body), asked, last, patience).await {
+        Ok(more) => {
+            if let Some(tunnel) = tunnel {
+                tunnel.run(connection.clone()).await;
+                return false;
+            }
+            if !more {
+                end(connection, connection.is_end()).await;
+            }
+            more
+        }
+        Err(error) => {
+            conversation.ended(&error);
+            // A response that broke off must not look complete, and what a client does not take must not be kept for it.
+            if !ends_by_close && !matches!(error, BodyError::Stalled(_)) {
+                connection.close_in_order();
+            }
+            false
+        }
+    }
+}
+
+/// Answers what is no request, after which nobody knows what else comes.
+async fn refuse(conversation: &Conversation, connection: &Connection, patience: &mut Patience, error: Error) -> bool {
+    let (head, body) = match error {
+        Error::Fault(fault) => conversation.refuse(fault),
+        Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => conversation.late(),
+        error => {
+            conversation.ended(&error);
+            return false;
+        }
+    }
+    .into_parts();
+    match respond(connection, head, pin!(body), Asked::UNKNOWN, true, patience).await {
+        Ok(_) => end(connection, false).await,
+        Err(error) => conversation.ended(&error),
+    }
+    false
+}
+
+/// Sends a response for as long as the client takes it. Gives whether another request can follow.
+async fn respond(
+    connection: &Connection,
+    head: response::Parts,
+    body: Pin<&mut ResponseBody>,
+    asked: Asked,
+    last: bool,
+    patience: &mut Patience,
+) -> Result<bool, BodyError> {
+    let stalled = pin!(patience.stalled(connection));
+    let responding = connection.respond(head, body, asked, last, stalled);
+    connection.unless_reset(responding).await.unwrap_or_else(|error| Err(Error::Io(error).into()))
 }
 
 /// Ends a connection in order; one whose client may still be sending once it has had the time to read.

@@ -19,7 +19,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use egress_common::origin::Origin;
-use http::{Method, Request, Response, Version, header, request};
+use http::{Method, Response, Version, header, request};
 use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
@@ -73,7 +73,7 @@ pub struct Served {
     /// For the client.
     pub response: Response<ResponseBody>,
     /// What goes on after it, if it switches protocols.
-    pub tunnel: Option<Tunnel>,
+    pub tunnel: Option<Box<Tunnel>>,
     /// Whether the end of the connection is all that tells the client that the response is complete.
     pub ends_by_close: bool,
 }
@@ -85,10 +85,9 @@ impl From<Response<ResponseBody>> for Served {
 }
 
 /// What a client is answered.
-#[expect(clippy::large_enum_variant, reason = "nearly all are from origins, and it lives for a moment")]
 enum Reply {
     /// By the origin.
-    Upstream(Answer),
+    Upstream(Box<Answer>),
     /// By a route that asks no origin.
     Local(Response<Bytes>),
 }
@@ -160,18 +159,22 @@ impl Conversation {
     }
 
     /// Serves one request. That its client has `stalled` for so long ends it, as long as there is no response.
-    pub async fn serve(&self, request: Request<Incoming>, stalled: impl Future<Output = Duration>) -> Served {
-        let host = RequestHost::of(&request);
+    pub async fn serve(
+        &self,
+        mut head: request::Parts,
+        body: Incoming,
+        stalled: impl Future<Output = Duration>,
+    ) -> Served {
+        let host = RequestHost::of(&head);
         let shown = host.as_ref().map_or("", |host| host.as_str());
-        let (metrics, method) = (self.worker.metrics.clone(), request.method().clone());
-        let knows_chunks = request.version() >= Version::HTTP_11;
-        let is_grpc = grpc::asks(&request);
-        let mut record = Record::open(metrics, self.client.clone(), method, shown, request.uri().path());
-        let (head, body) = request.into_parts();
+        let (metrics, method) = (self.worker.metrics.clone(), head.method.clone());
+        let knows_chunks = head.version >= Version::HTTP_11;
+        let is_grpc = grpc::asks(&head);
+        let mut record = Record::open(metrics, self.client.clone(), method, shown, head.uri.path());
         let content = Content::new(body);
         let reply = async {
             match host {
-                Ok(host) => self.reply(&host, head, &content, &mut record).await,
+                Ok(host) => self.reply(&host, &mut head, &content, &mut record).await,
                 Err(error) => Err(error),
             }
         };
@@ -183,7 +186,7 @@ impl Conversation {
         match result {
             Ok(Reply::Upstream(answer)) => {
                 let has_length = answer.response.headers().contains_key(header::CONTENT_LENGTH);
-                let (response, tunnel) = respond(answer, record);
+                let (response, tunnel) = respond(*answer, record);
                 Served { response, tunnel, ends_by_close: !knows_chunks && !has_length }
             }
             Ok(Reply::Local(response)) => {
@@ -204,7 +207,7 @@ impl Conversation {
     async fn reply(
         &self,
         host: &RequestHost,
-        mut head: request::Parts,
+        head: &mut request::Parts,
         content: &Rc<Content>,
         record: &mut Record,
     ) -> Result<Reply, ProxyError> {
@@ -223,18 +226,18 @@ impl Conversation {
             timeout: None,
             retries: None,
         };
-        attempt::prepare(&mut head, host);
+        attempt::prepare(head, host);
         self.exchange(host, head, content, sending, record).await.map(Reply::Upstream)
     }
 
     async fn exchange(
         &self,
         host: &RequestHost,
-        head: request::Parts,
+        head: &request::Parts,
         content: &Rc<Content>,
         sending: Sending<'_>,
         record: &mut Record,
-    ) -> Result<Answer, ProxyError> {
+    ) -> Result<Box<Answer>, ProxyError> {
         let exchange = Exchange { worker: &self.worker, accepted: &self.accepted, host, content, sending: &sending };
         let result = exchange.run(head, record).await;
         if result.is_err() {
@@ -245,7 +248,7 @@ impl Conversation {
 }
 
 /// Passes an origin's response on, and what follows it if it switches protocols.
-fn respond(answer: Answer, mut record: Record) -> (Response<ResponseBody>, Option<Tunnel>) {
+fn respond(answer: Answer, mut record: Record) -> (Response<ResponseBody>, Option<Box<Tunnel>>) {
     let (mut head, body) = answer.response.into_parts();
     headers::prepare_response(&mut head);
     record.respond(head.status, answer.outcome);
@@ -254,7 +257,7 @@ fn respond(answer: Answer, mut record: Record) -> (Response<ResponseBody>, Optio
     let (body, tunnel) = match switched {
         Some(switched) => {
             let held = std::mem::take(&mut lease.held);
-            (ResponseBody::switching(), Some(Tunnel::new(switched, record, held, answer.tunnel_idle)))
+            (ResponseBody::switching(), Some(Box::new(Tunnel::new(switched, record, held, answer.tunnel_idle))))
         }
         None => (ResponseBody::upstream(body, answer.is_bare, lease, record), None),
     };

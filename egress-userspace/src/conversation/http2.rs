@@ -60,8 +60,8 @@ pub(super) async fn converse(
             }
             translate(&mut head);
             // It takes room that others should not be copied with.
-            let request = Request::from_parts(head, Incoming::Http2(body));
-            let mut response = Box::pin(conversation.serve(request, pending())).await.response;
+            let serving = Box::pin(conversation.serve(head, Incoming::Http2(body), pending()));
+            let mut response = serving.await.response;
             response.body_mut().upload_apart();
             Ok::<_, Infallible>(response)
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{Method, Response, StatusCode, Version, header, request, response};
+use http::{Method, StatusCode, Version, header, request, response};
 use http_body::{Body as _, Frame};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -246,14 +246,14 @@ impl Connection {
     ///
     /// # Errors
     /// The response does not come to its end, or the client does not take it, which `stalled` can say.
-    pub async fn respond(
-        &self,
-        response: Response<ResponseBody>,
+    pub fn respond<'a, S: Future<Output = Duration>>(
+        &'a self,
+        mut head: response::Parts,
+        mut body: Pin<&'a mut ResponseBody>,
         asked: Asked,
         close: bool,
-        stalled: impl Future<Output = Duration>,
-    ) -> Result<bool, BodyError> {
-        let (mut head, body) = response.into_parts();
+        mut stalled: Pin<&'a mut S>,
+    ) -> impl Future<Output = Result<bool, BodyError>> + use<'a, S> {
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
         let framing = framing(&mut head, &body, asked);
         let keep_alive = asked.keep_alive && !close && framing != Framing::Close;
@@ -267,9 +267,7 @@ impl Connection {
         let mut ended = framing == Framing::Length(0);
         let mut encoder = Encoder::new(framing);
         let mut broken = None;
-        let mut body = pin!(body);
-        let mut stalled = pin!(stalled);
-        poll_fn(|cx| {
+        poll_fn(move |cx| {
             loop {
                 while !ended && broken.is_none() && self.io.borrow().output.len() < AHEAD {
                     // It may read from this connection.
@@ -290,7 +288,10 @@ impl Connection {
                 if io.output.is_empty() {
                     return match broken.take() {
                         Some(error) => Poll::Ready(Err(error)),
-                        None if ended => Poll::Ready(Ok(())),
+                        None if ended => {
+                            io.input.calm();
+                            Poll::Ready(Ok(keep_alive && io.content.is_end()))
+                        }
                         None => Poll::Pending,
                     };
                 }
@@ -302,12 +303,8 @@ impl Connection {
             body.as_mut().poll_upload(cx);
             let error = BodyError::Stalled(ready!(stalled.as_mut().poll(cx)));
             body.break_off(&error);
-            Poll::Ready(Err::<(), _>(error))
+            Poll::Ready(Err(error))
         })
-        .await?;
-        let io = &mut *self.io.borrow_mut();
-        io.input.calm();
-        Ok(keep_alive && io.content.is_end())
     }
 
     /// Says that no more is sent, so that what was is not lost by a reset: a client may still be sending.

@@ -31,7 +31,7 @@ const DISCARD_TIME: Duration = Duration::from_secs(1);
 /// processed, or it is idempotent (RFC 9110 section 9.2.2) and has no content.
 pub(super) struct Attempt<'a> {
     /// As HTTP/1.1 has it.
-    head: request::Parts,
+    head: &'a request::Parts,
     host: &'a RequestHost,
     content: &'a Rc<Content>,
     /// Whether the client takes trailers, which HTTP/2 has a field for.
@@ -46,7 +46,7 @@ pub(super) struct Attempt<'a> {
 impl<'a> Attempt<'a> {
     /// The request with this head, as the origin should see it.
     pub(super) fn new(
-        head: request::Parts,
+        head: &'a request::Parts,
         host: &'a RequestHost,
         content: &'a Rc<Content>,
         http2: bool,
@@ -67,7 +67,7 @@ impl<'a> Attempt<'a> {
 
     /// The key, if it asks for a WebSocket alone, which HTTP/2 can say as well.
     fn web_socket(&self) -> Option<&HeaderValue> {
-        if self.http2 || !self.repeatable { None } else { web_socket::key(&self.head) }
+        if self.http2 || !self.repeatable { None } else { web_socket::key(self.head) }
     }
 
     /// Whether the origin has said that it takes the request over HTTP/1.1 alone.
@@ -84,10 +84,10 @@ impl<'a> Attempt<'a> {
         connection: &mut Connection,
     ) -> Result<Result<Response<Incoming>, NotAnswered>, ProxyError> {
         match connection {
-            Connection::Http1(exclusive) => Ok(exclusive.send(&self.head, self.content.body()).await),
+            Connection::Http1(exclusive) => Ok(exclusive.send(self.head, self.content.body()).await),
             Connection::Http2(stream) => {
                 let scheme = if stream.connection().info.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
-                let head = translate(&self.head, scheme, self.host, self.trailers, self.web_socket().is_some())?;
+                let head = translate(self.head, scheme, self.host, self.trailers, self.web_socket().is_some())?;
                 self.content.keep();
                 // Interim responses do not come through.
                 self.content.go_on();

@@ -50,7 +50,7 @@ struct Failure {
 impl Exchange<'_> {
     /// Sends the request with this head, and again where the route wants that and where it is safe. The response has only
     /// begun when this ends.
-    pub(super) async fn run(&self, head: request::Parts, record: &mut Record) -> Result<Answer, ProxyError> {
+    pub(super) async fn run(&self, head: &request::Parts, record: &mut Record) -> Result<Box<Answer>, ProxyError> {
         let deadline = self.sending.timeout.map(|limit| Instant::now() + limit);
         let cluster = self.cluster();
         let mut held = Held::default();
@@ -138,7 +138,7 @@ impl Exchange<'_> {
         is_head: bool,
         deadline: Option<Instant>,
         record: &mut Record,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Box<Answer>, Failure> {
         let per_try = self.sending.retries.and_then(|retries| retries.per_try_timeout);
         let end = deadline.into_iter().chain(per_try.map(|limit| Instant::now() + limit)).min();
         // Of which there is one, with limit or without.
@@ -161,7 +161,7 @@ impl Exchange<'_> {
         chosen: Option<&Chosen>,
         is_head: bool,
         record: &mut Record,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Box<Answer>, Failure> {
         let Place { netns, device } = &self.accepted.from;
         let origin = self.accepted.origin.socket_addr();
         let (to, outcome) = match (&self.sending.routed, chosen) {
@@ -220,7 +220,7 @@ impl Exchange<'_> {
                         held: Held { active, ..Held::default() },
                     };
                     let tunnel_idle = self.cluster().and_then(|cluster| cluster.upstream.pool.tcp_idle_timeout);
-                    return Ok(Answer { response, lease, outcome, is_bare, switches, tunnel_idle, address });
+                    return Ok(Box::new(Answer { response, lease, outcome, is_bare, switches, tunnel_idle, address }));
                 }
                 Err(failure) => failure,
             };

@@ -27,11 +27,11 @@ impl Conversation {
         &self,
         route: &Arc<Route>,
         host: &RequestHost,
-        mut head: request::Parts,
+        head: &mut request::Parts,
         content: &Rc<Content>,
         record: &mut Record,
     ) -> Result<Reply, ProxyError> {
-        let Some((selected, matched)) = select::select(&route.rule.routes, &head, host.authority()) else {
+        let Some((selected, matched)) = select::select(&route.rule.routes, head, host.authority()) else {
             return Ok(Reply::Local(answer::no_route()));
         };
         record.route(selected.name.as_ref());
@@ -44,9 +44,9 @@ impl Conversation {
                 let weighted = draw(destinations);
                 let trailers = headers::takes_trailers(&head.headers);
                 let asks_to_switch = headers::asks_to_switch(&head.headers);
-                prepare(&mut head, host);
+                prepare(head, host);
                 let cluster = route.cluster(weighted.upstream);
-                let host = rewritten(selected, matched, weighted, cluster, host, &mut head)?;
+                let host = rewritten(selected, matched, weighted, cluster, host, head)?;
                 let mirrored = (!selected.mirrors.is_empty()).then(|| {
                     content.keep();
                     head.clone()
@@ -69,7 +69,7 @@ impl Conversation {
                 return Ok(Reply::Upstream(answer));
             }
             Action::Respond(direct) => answer::respond(direct),
-            Action::Redirect(redirect) => answer::redirect(redirect, &head, host.authority(), port, matched)
+            Action::Redirect(redirect) => answer::redirect(redirect, head, host.authority(), port, matched)
                 .ok_or_else(|| {
                     ProxyError::bad_request("the VirtualService's redirect leads nowhere from this target")
                 })?,

@@ -1,17 +1,17 @@
 //! Responses of our own to gRPC, whose clients look for a status of their own and do not read texts.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version, header, request};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 /// What `grpc-message` encodes (gRPC over HTTP/2, Responses).
 const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 
 /// Whether a request is a call of gRPC.
-pub(super) fn asks<B>(request: &Request<B>) -> bool {
-    request.version() == Version::HTTP_2
+pub(super) fn asks(request: &request::Parts) -> bool {
+    request.version == Version::HTTP_2
         && request
-            .headers()
+            .headers
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }

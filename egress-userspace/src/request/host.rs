@@ -1,6 +1,6 @@
 //! Which host a request is for: the Host decides, never the address alone.
 
-use http::{HeaderValue, Request, header::HOST, uri::Authority};
+use http::{HeaderValue, header::HOST, request, uri::Authority};
 
 use super::respond::ProxyError;
 
@@ -18,13 +18,13 @@ impl RequestHost {
     ///
     /// # Errors
     /// There is none, there are several, or it is not a host: nobody can say whose request this is.
-    pub fn of<B>(request: &Request<B>) -> Result<Self, ProxyError> {
-        let mut fields = request.headers().get_all(HOST).iter();
+    pub fn of(request: &request::Parts) -> Result<Self, ProxyError> {
+        let mut fields = request.headers.get_all(HOST).iter();
         let field = fields.next();
         if fields.next().is_some() {
             return Err(ProxyError::bad_request("the request has more than one Host field"));
         }
-        let value = match request.uri().authority() {
+        let value = match request.uri.authority() {
             Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
             None => field.cloned(),
         };
@@ -36,12 +36,17 @@ impl RequestHost {
 
     /// The host that a field names.
     pub fn parse(value: &HeaderValue) -> Option<Self> {
-        let authority: Authority = value.to_str().ok()?.trim().parse().ok()?;
-        let host = authority.host();
-        let name = host.trim_end_matches('.').to_ascii_lowercase();
-        // User information has no place in Host, and would let one host look like another.
-        let plausible = !name.is_empty() && !authority.as_str().contains('@');
-        plausible.then(|| Self { name, authority: value.clone() })
+        let text = value.to_str().ok()?.trim();
+        let name = if text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')) {
+            // As nearly always, there is nothing but the name.
+            text.trim_end_matches('.').to_owned()
+        } else {
+            let authority: Authority = text.parse().ok()?;
+            // User information has no place in Host, and would let one host look like another.
+            let name = (!text.contains('@')).then(|| authority.host().trim_end_matches('.').to_ascii_lowercase());
+            name?
+        };
+        (!name.is_empty()).then(|| Self { name, authority: value.clone() })
     }
 
     /// The host in the form that rules use.
@@ -60,11 +65,11 @@ mod tests {
     use super::*;
 
     fn check(target: &str, hosts: &[&str], expected: Option<&str>) {
-        let mut request = Request::builder().uri(target);
+        let mut request = http::Request::builder().uri(target);
         for host in hosts {
             request = request.header(HOST, *host);
         }
-        let request = request.body(()).expect("a valid request");
+        let (request, ()) = request.body(()).expect("a valid request").into_parts();
         let found = RequestHost::of(&request).ok();
         assert_eq!(found.as_ref().map(RequestHost::as_str), expected, "{target} {hosts:?}");
     }
