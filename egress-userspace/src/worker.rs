@@ -17,9 +17,8 @@ use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use tokio::{
     net::TcpStream,
-    runtime,
+    runtime::{Builder, LocalOptions},
     sync::{mpsc, watch},
-    task::LocalSet,
     time,
 };
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
@@ -142,8 +141,18 @@ impl Workers {
             let (flows, own_sockets) = (flows.try_clone()?, own_sockets.try_clone()?);
             let (routes, metrics, crew) = (routes.clone(), metrics.clone(), workers.crew.clone());
             let (draining, open) = (draining.clone(), workers.open.clone());
-            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            let (made, is_made) = std::sync::mpsc::channel();
             let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+                let runtime = match runtime {
+                    Ok(runtime) => runtime,
+                    Err(error) => {
+                        // Somebody waits for it.
+                        let _ = made.send(error);
+                        return;
+                    }
+                };
+                drop(made);
                 tls::warm_up();
                 let connector = Connector::new(SocketFactory::new(own_sockets), metrics.clone(), limits.head);
                 let asked = crew.clone();
@@ -163,15 +172,20 @@ impl Workers {
                     open,
                     index,
                 });
-                LocalSet::new().block_on(&runtime, async {
+                runtime.block_on(async {
                     tokio::select! {
                         () = worker.run(inbox, draining) => {}
                         () = access_log::keep_flushing() => {}
                     }
                 });
+                // What is under way ends here, with its records.
+                drop(runtime);
                 access_log::flush();
             })?;
             workers.threads.push(thread);
+            if let Ok(error) = is_made.recv() {
+                return Err(error.into());
+            }
         }
         Ok(workers)
     }
@@ -361,8 +375,10 @@ impl Worker {
         }
         let (origin, gone) = (accepted.origin.socket_addr(), accepted.gone.clone());
         let is_configured = |host: &str| self.routes.load().route(host, origin.port()).is_some();
+        // Others should not take the room that it needs.
+        let passing = Box::pin(passthrough::pass(&self.connector, &accepted, stream, is_configured));
         let passed = tokio::select! {
-            passed = passthrough::pass(&self.connector, &accepted, stream, is_configured) => passed,
+            passed = passing => passed,
             () = gone.cancelled() => return,
         };
         match passed {

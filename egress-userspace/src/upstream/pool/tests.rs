@@ -1,6 +1,9 @@
 use std::net;
 
-use tokio::task::{JoinHandle, LocalSet, spawn_local, yield_now};
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    task::{JoinHandle, spawn_local, yield_now},
+};
 
 use super::*;
 use crate::{
@@ -74,8 +77,8 @@ async fn settle() {
 }
 
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    LocalSet::new().block_on(&runtime.expect("a runtime"), test);
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    runtime.expect("a runtime").block_on(test);
 }
 
 #[test]
