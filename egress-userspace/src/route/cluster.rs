@@ -144,7 +144,7 @@ impl Cluster {
 
     /// All addresses and their weights.
     fn addresses(&self, origin: IpAddr) -> Vec<(SocketAddr, usize)> {
-        let mut found = Vec::new();
+        let mut found = Vec::with_capacity(self.targets.len());
         for Target { place, weight } in &self.targets {
             match place {
                 Place::Resolved(addresses, port) => {
@@ -220,6 +220,9 @@ impl Drop for Active {
 
 /// The application's choice first, where it is among them; then the families in turn (RFC 8305 section 4).
 fn preferred(found: Vec<(SocketAddr, usize)>, origin: IpAddr) -> Vec<SocketAddr> {
+    if let [(only, _)] = found[..] {
+        return vec![only];
+    }
     let found = found.into_iter().map(|(address, _)| address);
     let (same, other): (Vec<_>, Vec<_>) = found.partition(|found| found.is_ipv4() == origin.is_ipv4());
     let (chosen, same): (Vec<_>, Vec<_>) = same.into_iter().partition(|found| found.ip() == origin);

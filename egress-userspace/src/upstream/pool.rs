@@ -4,7 +4,6 @@ mod origin;
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
     net::SocketAddr,
     pin::pin,
     rc::Rc,
@@ -12,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use foldhash::HashMap;
 use futures_util::{FutureExt as _, future::LocalBoxFuture};
 use tokio::{
     sync::Mutex,
