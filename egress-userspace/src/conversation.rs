@@ -105,8 +105,12 @@ async fn serve(
     head: request::Parts,
     asked: Asked,
 ) -> bool {
-    let serving = conversation.serve(head, Incoming::Client(connection.clone()), patience.stalled(connection));
-    let Served { response, tunnel, ends_by_close } = match connection.unless_reset(serving).await {
+    let served = {
+        let stalled = pin!(patience.stalled(connection));
+        let serving = pin!(conversation.serve(head, Incoming::Client(connection.clone()), stalled));
+        connection.unless_reset(serving).await
+    };
+    let Served { response, tunnel, ends_by_close } = match served {
         Ok(served) => served,
         Err(error) => {
             conversation.ended(&error);
@@ -165,7 +169,7 @@ async fn respond(
     patience: &mut Patience,
 ) -> Result<bool, BodyError> {
     let stalled = pin!(patience.stalled(connection));
-    let responding = connection.respond(head, body, asked, last, stalled);
+    let responding = pin!(connection.respond(head, body, asked, last, stalled));
     connection.unless_reset(responding).await.unwrap_or_else(|error| Err(Error::Io(error).into()))
 }
 

@@ -15,7 +15,13 @@ pub mod select;
 pub mod tunnel;
 mod web_socket;
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use egress_common::origin::Origin;
@@ -163,7 +169,7 @@ impl Conversation {
         &self,
         mut head: request::Parts,
         body: Incoming,
-        stalled: impl Future<Output = Duration>,
+        stalled: Pin<&mut impl Future<Output = Duration>>,
     ) -> Served {
         let host = RequestHost::of(&head);
         let shown = host.as_ref().map_or("", |host| host.as_str());
@@ -172,16 +178,16 @@ impl Conversation {
         let is_grpc = grpc::asks(&head);
         let mut record = Record::open(metrics, self.client.clone(), method, shown, head.uri.path());
         let content = Content::new(body);
-        let reply = async {
-            match host {
-                Ok(host) => self.reply(&host, &mut head, &content, &mut record).await,
-                Err(error) => Err(error),
+        let result = match host {
+            Ok(host) => {
+                let reply = pin!(self.reply(&host, &mut head, &content, &mut record));
+                tokio::select! {
+                    biased;
+                    result = reply => result,
+                    limit = stalled => Err(ProxyError::stalled(limit, content.is_complete())),
+                }
             }
-        };
-        let result = tokio::select! {
-            biased;
-            result = reply => result,
-            limit = stalled => Err(ProxyError::stalled(limit, content.is_complete())),
+            Err(error) => Err(error),
         };
         match result {
             Ok(Reply::Upstream(answer)) => {

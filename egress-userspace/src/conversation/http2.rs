@@ -60,7 +60,8 @@ pub(super) async fn converse(
             }
             translate(&mut head);
             // It takes room that others should not be copied with.
-            let serving = Box::pin(conversation.serve(head, Incoming::Http2(body), pending()));
+            let never = pin!(pending());
+            let serving = Box::pin(conversation.serve(head, Incoming::Http2(body), never));
             let mut response = serving.await.response;
             response.body_mut().upload_apart();
             Ok::<_, Infallible>(response)

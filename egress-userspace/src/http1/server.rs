@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     io::{self, IoSlice},
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -198,13 +198,14 @@ impl Connection {
     ///
     /// # Errors
     /// It has.
-    pub async fn unless_reset<T>(&self, act: impl Future<Output = T>) -> io::Result<T> {
-        let mut act = pin!(act);
-        poll_fn(|cx| match act.as_mut().poll(cx) {
+    pub fn unless_reset<'a, A: Future>(
+        &'a self,
+        mut act: Pin<&'a mut A>,
+    ) -> impl Future<Output = io::Result<A::Output>> + use<'a, A> {
+        poll_fn(move |cx| match act.as_mut().poll(cx) {
             Poll::Ready(done) => Poll::Ready(Ok(done)),
             Poll::Pending => self.poll_reset(cx).map(Err),
         })
-        .await
     }
 
     /// Reads ahead, as that tells. Whoever waits for content is told by that.
