@@ -112,6 +112,28 @@ fn a_web_socket_goes_over_http1_where_http2_has_none() -> Result<()> {
     Ok(())
 }
 
+/// An application that speaks HTTP/2 is not offered any (RFC 8441 section 3), and one that asks nevertheless is refused by its stream.
+#[test]
+fn a_client_of_http2_gets_no_web_socket() -> Result<()> {
+    let bed = TestBed::new("switch-refused")?;
+    let origin = origin_http2(&bed)?.web_sockets().handler(|_| Reply::ok("fine")).start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let headers = |stream: u8, block: &[u8]| [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, stream], block].concat();
+    // Fields as RFC 7541 has them: some with a name, or all, of its appendix A.
+    let authority = [&[0x01, HOST.len() as u8], HOST.as_bytes()].concat();
+    let connect = [b"\x02\x07CONNECT\0\x09:protocol\x09websocket\x86\x84", &authority[..]].concat();
+    let get = [b"\x82\x86\x84", &authority[..]].concat();
+    let begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(&[begin, &headers(1, &connect)[..], &headers(3, &get)].concat())?;
+    client.wait_for_output("fine")?;
+    // RST_STREAM with PROTOCOL_ERROR.
+    client.wait_for_output("\0\0\x04\x03\0\0\0\0\x01\0\0\0\x01")?;
+    ensure!(origin.only_request()?.method == "GET");
+    Ok(())
+}
+
 #[test]
 fn an_origin_may_decline_and_may_not_switch_unasked() -> Result<()> {
     let bed = TestBed::new("decline")?;
