@@ -1,8 +1,9 @@
 //! Connections of which only the port is known: those for configured hosts are served like all others, the rest is passed
 //! on byte for byte, whatever protocol it speaks and whoever speaks first.
 //!
-//! What a client sends is looked at before it goes on, for as long as the connection lasts.
+//! What a client sends is looked at before it goes on, for as long as there can be a request in it.
 
+mod relay;
 mod requests;
 
 use std::{io, pin::pin, time::Duration};
@@ -10,12 +11,15 @@ use std::{io, pin::pin, time::Duration};
 use bytes::{Buf as _, BytesMut};
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, copy_buf},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, tcp::ReadHalf},
     time::{sleep, timeout},
 };
 
-use self::requests::{Next, Requests};
+use self::{
+    relay::Broken,
+    requests::{Next, Requests},
+};
 use crate::{
     request::Accepted,
     socket,
@@ -111,7 +115,7 @@ async fn relay<F: Fn(&str) -> bool>(
     first: Option<Outgoing>,
 ) -> Result<(), PassError> {
     let (mut client_reader, mut client_writer) = client.split();
-    let (upstream_reader, mut upstream_writer) = upstream.split();
+    let (mut upstream_reader, mut upstream_writer) = upstream.split();
     let out = async {
         let mut outgoing = match first {
             Some(first) => first,
@@ -121,7 +125,16 @@ async fn relay<F: Fn(&str) -> bool>(
             let written = upstream_writer.write_all(&outbound.pending[..count]).await;
             written.map_err(PassError::Unsent)?;
             outbound.pending.advance(count);
-            outgoing = outbound.next(&mut client_reader).await?;
+            outgoing = if outbound.requests.are_over() && outbound.pending.is_empty() {
+                let relayed = relay::relay(&mut client_reader, &mut upstream_writer).await;
+                relayed.map_err(|broken| match broken {
+                    Broken::From(error) => PassError::Broken(error),
+                    Broken::To(error) => PassError::Unsent(error),
+                })?;
+                Outgoing::End
+            } else {
+                outbound.next(&mut client_reader).await?
+            };
         }
         upstream_writer.shutdown().await?;
         if outgoing == Outgoing::Configured {
@@ -131,7 +144,8 @@ async fn relay<F: Fn(&str) -> bool>(
         Ok(())
     };
     let back = async {
-        copy_buf(&mut BufReader::with_capacity(BUFFER, upstream_reader), &mut client_writer).await?;
+        let relayed = relay::relay(&mut upstream_reader, &mut client_writer).await;
+        relayed.map_err(|(Broken::From(error) | Broken::To(error))| PassError::Broken(error))?;
         client_writer.shutdown().await?;
         Ok::<(), PassError>(())
     };
@@ -185,8 +199,15 @@ impl<F: Fn(&str) -> bool> Outbound<F> {
                 Next::Undecided => {}
             }
             let begun = !self.pending.is_empty();
-            self.pending.reserve(BUFFER);
-            let read = client.read_buf(&mut self.pending);
+            if !begun {
+                self.pending = BytesMut::new();
+            }
+            let read = async {
+                // There is a buffer only while something is in it.
+                client.readable().await?;
+                self.pending.reserve(BUFFER);
+                client.read_buf(&mut self.pending).await
+            };
             let count = if begun {
                 let late = PassError::Doubtful("something that has begun like a request does not go on");
                 timeout(UNDECIDED, read).await.map_err(|_| late)??

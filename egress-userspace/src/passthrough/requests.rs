@@ -57,6 +57,11 @@ impl<F: Fn(&str) -> bool> Requests<F> {
         Self { state: State::Start, is_configured }
     }
 
+    /// Whether there will be no request any more, as it is another protocol.
+    pub fn are_over(&self) -> bool {
+        self.state == State::Opaque
+    }
+
     /// Says what may be done with `bytes`, all that has come and was not yet let go on.
     pub fn next(&mut self, bytes: &[u8]) -> Next {
         if bytes.is_empty() {
