@@ -103,7 +103,7 @@ fn the_proxy_is_compared_with_another() -> Result<()> {
         bench = bench.args(["--peer", peer]);
     }
     // One of each kind.
-    for scenario in ["keepalive", "connect", "handshake", "rate", "idle", "startup", "seed"] {
+    for scenario in ["keepalive", "connect", "handshake", "rate", "relay", "idle", "startup", "seed"] {
         bench = bench.args(["--scenario", scenario]);
     }
     let bench = bench.arg("--json").arg(&json).arg("--svg").arg(&svg).patience(Duration::from_secs(120));
@@ -141,6 +141,7 @@ fn the_proxy_is_compared_with_another() -> Result<()> {
         check("idle", name, &["idle_resident_mib", "resident_mib"])?;
         check("startup", name, &["milliseconds"])?;
     }
+    check("relay", "egress, HTTP/1.1", &["cpu_us", "p50_us", "requests_per_second"])?;
     check("keepalive", "direct HTTPS", &["p50_us", "requests_per_second"])?;
     // There the handshakes would be the client's.
     ensure!(names("handshake")? == ["egress, HTTP/1.1", "nginx"], "{figures:#}");

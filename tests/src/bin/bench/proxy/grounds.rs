@@ -26,6 +26,8 @@ pub(super) const HTTP1: &str = "http1.bench.example";
 pub(super) const HTTP2: &str = "http2.bench.example";
 /// It closes each connection after a response.
 pub(super) const CLOSING: &str = "closing.bench.example";
+/// It speaks HTTP in clear, and no rule names it.
+pub(super) const PLAIN: &str = "plain.bench.example";
 
 /// Where the origin serves the same in clear.
 pub(super) const PLAIN_PORT: u16 = 8080;
@@ -56,7 +58,7 @@ pub(super) struct Cores {
 impl Grounds {
     /// Gives a test bed the hosts.
     pub(super) fn hosts(builder: TestBedBuilder) -> TestBedBuilder {
-        builder.host(HTTP1).host(HTTP2).host(CLOSING)
+        builder.host(HTTP1).host(HTTP2).host(CLOSING).host(PLAIN)
     }
 
     /// Makes the peers' namespace, and lets all namespaces be as busy ones are.
@@ -113,6 +115,7 @@ impl Grounds {
             ("HTTP1", self.address(HTTP1).to_string()),
             ("HTTP2", self.address(HTTP2).to_string()),
             ("CLOSING", self.address(CLOSING).to_string()),
+            ("PLAIN", self.address(PLAIN).to_string()),
             ("HTTP1_NAME", HTTP1.to_owned()),
             ("CLOSING_NAME", CLOSING.to_owned()),
         ];

@@ -44,6 +44,13 @@ impl Bench<'_> {
         let upstream = scenario.pattern().map_or(Upstream::Kept, |pattern| pattern.upstream);
         let Some(target) = peer.target(self.grounds, upstream) else { return Ok(None) };
         match (scenario.pattern(), peer.program()) {
+            (Some(pattern), Some(Program::Egress)) if upstream == Upstream::Plain => {
+                self.servers.start_capturing()?;
+                let measured = self.load(&target, peer.program(), pattern);
+                // All others are measured with what is usual.
+                self.servers.stop(Program::Egress);
+                measured.map(Some)
+            }
             (Some(pattern), program) => {
                 if let Some(program) = program {
                     self.servers.ensure(program)?;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use super::{
-    grounds::{CLOSING, Grounds, HTTP1, HTTP2, PLAIN_PORT},
+    grounds::{CLOSING, Grounds, HTTP1, HTTP2, PLAIN, PLAIN_PORT},
     program::Program,
 };
 
@@ -34,6 +34,8 @@ pub(super) enum Upstream {
     Kept,
     /// It closes each connection after one response, so that a handshake is needed for each request.
     Closing,
+    /// No rule names it, so that what goes there is passed on byte for byte.
+    Plain,
 }
 
 /// Where the client goes.
@@ -96,21 +98,30 @@ impl Peer {
     }
 
     /// Where the client goes for it. None where the comparison would be one of something else: handshakes are made by
-    /// the client where there is no proxy, and an origin that closes speaks HTTP/1.1.
+    /// the client where there is no proxy, and an origin that closes speaks HTTP/1.1. What is passed on has no protocol, and
+    /// Debian's nginx relays HTTP alone.
     pub(super) fn target(self, grounds: &Grounds, upstream: Upstream) -> Option<Target> {
         let host = match (upstream, self.protocol()) {
             (Upstream::Kept, "HTTP/2.0") => HTTP2,
             (Upstream::Kept, _) => HTTP1,
-            (Upstream::Closing, "HTTP/2.0") => return None,
+            (Upstream::Closing | Upstream::Plain, "HTTP/2.0") => return None,
+            (Upstream::Plain, _) if matches!(self, Self::Nginx | Self::DirectHttps) => return None,
+            (Upstream::Plain, _) => PLAIN,
             (Upstream::Closing, _) => CLOSING,
         };
         let (address, is_tls, is_intercepted) = match self.program() {
             Some(Program::Egress) => (SocketAddr::new(grounds.address(host), 80), false, true),
             Some(program) => {
-                let [kept, closing] = program.ports();
-                (Grounds::peer_address(if upstream == Upstream::Kept { kept } else { closing }), false, false)
+                let [kept, closing, plain] = program.ports();
+                let port = match upstream {
+                    Upstream::Kept => kept,
+                    Upstream::Closing => closing,
+                    Upstream::Plain => plain,
+                };
+                (Grounds::peer_address(port), false, false)
             }
             None if upstream == Upstream::Closing => return None,
+            None if upstream == Upstream::Plain => (SocketAddr::new(grounds.address(host), 80), false, false),
             None if self == Self::DirectHttps => (SocketAddr::new(grounds.address(host), 443), true, false),
             None => (SocketAddr::new(grounds.address(host), PLAIN_PORT), false, false),
         };

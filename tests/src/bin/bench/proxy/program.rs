@@ -25,8 +25,8 @@ pub(super) enum Program {
 }
 
 impl Program {
-    /// Where it listens: for requests to the origin that keeps connections, and to the one that closes them.
-    pub(super) fn ports(self) -> [u16; 2] {
+    /// Where it listens: for requests to the origin that keeps connections, to the one that closes them, and to the one in clear.
+    pub(super) fn ports(self) -> [u16; 3] {
         let first = match self {
             Self::Egress => 80,
             Self::Nginx => 8100,
@@ -34,7 +34,7 @@ impl Program {
             Self::EnvoyHttp1 => 8300,
             Self::EnvoyHttp2 => 8400,
         };
-        [first, first + 1]
+        [first, first + 1, first + 2]
     }
 
     /// Where its executable is, if it is installed. `ENVOY_BIN` says so of Envoy, which is no package of Debian.
@@ -70,16 +70,17 @@ impl Program {
         })
     }
 
-    fn start<'a>(self, grounds: &'a Grounds, workers: u16, cpus: CpuSet) -> Result<Server<'a>> {
+    fn start<'a>(self, grounds: &'a Grounds, workers: u16, cpus: CpuSet, more: &[&str]) -> Result<Server<'a>> {
         let dir = grounds.dir(&format!("{self:?}").to_lowercase())?;
         if self == Self::Egress {
             let config = grounds.dir("config")?;
             let workers = workers.to_string();
             let hosts = ["--host", HTTP1, "--host", HTTP2, "--host", CLOSING, "--workers", workers.as_str()];
-            let options = AgentOptions::new(config).cpus(cpus).log_file(&dir.join("log")).args(&hosts);
+            let arguments = [&hosts, more].concat();
+            let options = AgentOptions::new(config).cpus(cpus).log_file(&dir.join("log")).args(&arguments);
             return Ok(Server::Agent(Agent::spawn(&grounds.bed, &options)?));
         }
-        let [port, closing_port] = self.ports().map(|port| port.to_string());
+        let [port, closing_port, plain_port] = self.ports().map(|port| port.to_string());
         let (template, origin, protocol) = match self {
             Self::Egress | Self::Nginx => (include_str!("programs/nginx.conf"), HTTP1, ""),
             Self::Haproxy => (include_str!("programs/haproxy.cfg"), HTTP1, ""),
@@ -89,6 +90,7 @@ impl Program {
         let values = [
             ("PORT", port),
             ("CLOSING_PORT", closing_port),
+            ("PLAIN_PORT", plain_port),
             ("ORIGIN", grounds.address(origin).to_string()),
             ("PROTOCOL", protocol.to_owned()),
         ];
@@ -147,14 +149,24 @@ impl<'a> Servers<'a> {
     /// Starts a program without waiting for it, in place of the one that runs.
     pub(super) fn start(&mut self, program: Program) -> Result<()> {
         self.stop(program);
-        self.running.insert(program, program.start(self.grounds, 1, self.grounds.cores.proxy)?);
+        self.running.insert(program, program.start(self.grounds, 1, self.grounds.cores.proxy, &[])?);
         Ok(())
     }
 
     /// Starts egress with so many workers, on both cores, in place of the one that runs.
     pub(super) fn start_with_workers(&mut self, workers: u16) -> Result<()> {
         self.stop(Program::Egress);
-        let server = Program::Egress.start(self.grounds, workers, self.grounds.cores.both)?;
+        let server = Program::Egress.start(self.grounds, workers, self.grounds.cores.both, &[])?;
+        self.running.insert(Program::Egress, server);
+        self.wait(Program::Egress)
+    }
+
+    /// Starts egress so that it looks at all connections to its ports, in place of the one that runs.
+    pub(super) fn start_capturing(&mut self) -> Result<()> {
+        // The networks that the node has a route to would be left alone.
+        let captures = ["--capture", "ports", "--exclude-cidr", "127.0.0.0/8"];
+        self.stop(Program::Egress);
+        let server = Program::Egress.start(self.grounds, 1, self.grounds.cores.proxy, &captures)?;
         self.running.insert(Program::Egress, server);
         self.wait(Program::Egress)
     }

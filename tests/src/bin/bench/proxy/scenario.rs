@@ -24,6 +24,11 @@ pub(super) enum Scenario {
     Handshake,
     /// 2,000 requests of 1 KB per second on 64 kept connections
     Rate,
+    /// 1 KB in clear from a host that no rule names, on 64 kept connections: passed on, with `--capture ports`
+    Relay,
+    /// 100 MB of the same on 8 connections at a time
+    #[value(name = "relay-100m")]
+    RelayMegabytes,
     /// 5,000 idle client connections
     Idle,
     /// From the start of the process to the first response
@@ -70,6 +75,8 @@ impl Scenario {
             Self::MegabytesTimes8 => "100 MB on 8 connections at a time",
             Self::Handshake => "1 KB, an upstream TLS handshake for each request, resumed, 16 kept client connections",
             Self::Rate => "1 KB, 2,000 requests per second on 64 kept connections",
+            Self::Relay => "1 KB in clear, passed on as it is, on 64 kept connections",
+            Self::RelayMegabytes => "100 MB in clear, passed on as it is, on 8 connections at a time",
             Self::Idle => "memory, in MiB: started, and with 5,000 idle client connections",
             Self::Startup => "from the start of the process to the first response",
             Self::Seed => "the first 1 KB over a link with 20 ms in each direction",
@@ -89,6 +96,8 @@ impl Scenario {
             Self::MegabytesTimes8 => "100 MB, 8 at a time",
             Self::Handshake => "TLS handshake each",
             Self::Rate => "2,000 requests per second",
+            Self::Relay => "1 KB, passed on",
+            Self::RelayMegabytes => "100 MB, passed on",
             Self::Idle => "5,000 idle connections",
             Self::Startup => "start",
             Self::Seed | Self::Cores | Self::Connections | Self::Namespaces => self.title(),
@@ -112,6 +121,10 @@ impl Scenario {
             Self::MegabytesTimes8 => Pattern { connections: 8, requests: Some(16), ..megabytes },
             Self::Handshake => Pattern { connections: 16, upstream: Upstream::Closing, ..kept },
             Self::Rate => Pattern { rate: Some(2000), ..kept },
+            Self::Relay => Pattern { upstream: Upstream::Plain, ..kept },
+            Self::RelayMegabytes => {
+                Pattern { connections: 8, requests: Some(16), upstream: Upstream::Plain, ..megabytes }
+            }
             Self::Idle | Self::Startup | Self::Seed | Self::Cores | Self::Connections | Self::Namespaces => {
                 return None;
             }
