@@ -5,9 +5,12 @@
 
 use std::str;
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue, Request, Version, header};
 
-use crate::request::host::RequestHost;
+use crate::{
+    http1::{self, Fault, Framing},
+    request::host::RequestHost,
+};
 
 /// Longest head of a request. One that is longer is refused: nobody can say whose it is.
 const MAX_HEAD: usize = 256 * 1024;
@@ -15,6 +18,8 @@ const MAX_HEAD: usize = 256 * 1024;
 const MAX_METHOD: usize = 32;
 /// Longest line with the size of a chunk, extensions included.
 const MAX_CHUNK_LINE: usize = 4096;
+
+const NO_END: &str = "the content of a request has no end";
 
 /// What may be done with bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,8 +48,10 @@ enum State {
     Content(u64),
     /// Before the size of a chunk.
     ChunkSize,
-    /// Within a chunk, of which this many bytes are left, its line break included.
+    /// Within a chunk, of which this many bytes are left.
     Chunk(u64),
+    /// Before the line break that ends a chunk.
+    ChunkEnd,
     /// Among the lines that end chunked content.
     Trailers,
     /// Not HTTP/1.
@@ -69,35 +76,45 @@ impl<F: Fn(&str) -> bool> Requests<F> {
         }
         match self.state {
             State::Opaque => Next::Forward(bytes.len()),
-            State::Start => self.start(bytes),
+            State::Start => self.start(up_to(bytes, MAX_HEAD)),
             State::Content(left) | State::Chunk(left) => {
                 let some = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
                 let left = left - some as u64;
                 self.state = match (&self.state, left) {
                     (State::Content(_), 0) => State::Start,
                     (State::Content(_), left) => State::Content(left),
-                    (_, 0) => State::ChunkSize,
+                    (_, 0) => State::ChunkEnd,
                     (_, left) => State::Chunk(left),
                 };
                 Next::Forward(some)
             }
-            State::ChunkSize => self.chunk_size(bytes),
-            State::Trailers => match line(bytes) {
-                Some((text, length)) => {
-                    if text.is_empty() {
-                        self.state = State::Start;
-                    }
-                    Next::Forward(length)
+            State::ChunkSize => self.chunk_size(up_to(bytes, MAX_CHUNK_LINE)),
+            // Who takes something else for the end sees the next chunk elsewhere.
+            State::ChunkEnd => match bytes {
+                [b'\r', b'\n', ..] => {
+                    self.state = State::ChunkSize;
+                    Next::Forward(2)
                 }
-                None => limited(bytes, MAX_HEAD, "the trailers of a request are too long"),
+                [b'\r'] => Next::Undecided,
+                _ => Next::Doubtful("a chunk of a request does not end where it should"),
             },
+            State::Trailers => {
+                let bytes = up_to(bytes, MAX_HEAD);
+                let Some((text, length)) = line(bytes) else {
+                    return limited(bytes, MAX_HEAD, "the trailers of a request are too long");
+                };
+                if text.is_empty() {
+                    self.state = State::Start;
+                }
+                Next::Forward(length)
+            }
         }
     }
 
     /// Says what may be done with `bytes` when nothing comes after them: half a head may name a configured host.
     pub fn end(&self, bytes: &[u8]) -> Next {
         match (&self.state, request_line(bytes)) {
-            (State::Start, RequestLine::Yes | RequestLine::Incomplete) if bytes.contains(&b' ') => {
+            (State::Start, RequestLine::Yes | RequestLine::Incomplete) if bytes.iter().any(|byte| is_blank(*byte)) => {
                 Next::Doubtful("a request broke off before it was clear whose it is")
             }
             _ => Next::Forward(bytes.len()),
@@ -142,14 +159,19 @@ impl<F: Fn(&str) -> bool> Requests<F> {
             return limited(bytes, MAX_CHUNK_LINE, "the size of a chunk is too long");
         };
         let digits = text.split(|byte| b"; \t".contains(byte)).next().unwrap_or_default();
-        let size = str::from_utf8(digits).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        self.state = match size {
+        let digits = str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'));
+        self.state = match digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
             Some(0) => State::Trailers,
-            Some(size) if size < u64::MAX - 2 => State::Chunk(size + 2),
-            _ => return Next::Doubtful("the size of a chunk is not a number"),
+            Some(size) => State::Chunk(size),
+            None => return Next::Doubtful("the size of a chunk is not a number"),
         };
         Next::Forward(length)
     }
+}
+
+/// What is beyond a limit could have come later.
+fn up_to(bytes: &[u8], limit: usize) -> &[u8] {
+    &bytes[..bytes.len().min(limit)]
 }
 
 fn limited(bytes: &[u8], limit: usize, reason: &'static str) -> Next {
@@ -178,6 +200,11 @@ fn request_line(bytes: &[u8]) -> RequestLine {
         None if method <= MAX_METHOD => return RequestLine::Incomplete,
         _ => return RequestLine::No,
     }
+    // Other protocols go on with bytes that no target begins with.
+    let target = bytes[method..].iter().find(|byte| !is_blank(**byte));
+    if target.is_some_and(|byte| byte.is_ascii_control() && !b"\r\n".contains(byte)) {
+        return RequestLine::No;
+    }
     match line(bytes) {
         Some((text, _)) => {
             let version = text.trim_ascii_end().rsplit(u8::is_ascii_whitespace).next().unwrap_or_default();
@@ -187,9 +214,12 @@ fn request_line(bytes: &[u8]) -> RequestLine {
                 _ => RequestLine::No,
             }
         }
-        None if bytes.iter().any(|byte| byte.is_ascii_control() && !b"\r\t".contains(byte)) => RequestLine::No,
         None => RequestLine::Incomplete,
     }
+}
+
+fn is_blank(byte: u8) -> bool {
+    b" \t".contains(&byte)
 }
 
 /// A character of a method (RFC 9110 section 5.6.2).
@@ -217,47 +247,64 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The values of all fields of this name.
-    fn values(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
-        self.lines.iter().skip(1).filter_map(move |line| {
+    /// The values of all fields of this name. One goes on in lines that begin with blanks (RFC 9112 section 5.2).
+    fn values(&self, name: &HeaderName) -> impl Iterator<Item = Vec<u8>> {
+        self.lines.iter().enumerate().skip(1).filter_map(move |(at, line)| {
             let colon = line.iter().position(|byte| *byte == b':')?;
-            line[..colon].trim_ascii().eq_ignore_ascii_case(name.as_bytes()).then(|| line[colon + 1..].trim_ascii())
+            if !line[..colon].trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()) {
+                return None;
+            }
+            let more = self.lines[at + 1..].iter().take_while(|line| line.first().is_some_and(|byte| is_blank(*byte)));
+            let value = more.fold(line[colon + 1..].to_vec(), |value, more| [&value[..], more].concat());
+            Some(value.trim_ascii().to_vec())
         })
     }
 
-    /// Every host that it could be for: those of Host fields, and that of an absolute target. None for what is not a host.
+    /// The words of the first line.
+    fn words(&self) -> impl Iterator<Item = &'a [u8]> {
+        let words = self.lines.first().into_iter().flat_map(|line| line.split(u8::is_ascii_whitespace));
+        words.filter(|word| !word.is_empty())
+    }
+
+    /// Every host that it could be for: those of Host fields, and that of a target that is more than a path. None for what is
+    /// not a host.
     fn hosts(&self) -> impl Iterator<Item = Option<String>> {
-        let target = self.lines.first().and_then(|line| line.split(u8::is_ascii_whitespace).nth(1)).unwrap_or_default();
-        let authority = target.windows(3).position(|window| window == b"://").map(|at| {
-            let rest = &target[at + 3..];
+        let target = self.words().nth(1).filter(|target| !target.starts_with(b"/"));
+        let authority = target.map(|target| {
+            let scheme = target.windows(3).position(|window| window == b"://");
+            let rest = &target[scheme.map_or(0, |at| at + 3)..];
             let end = rest.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(rest.len());
-            &rest[..end]
+            rest[..end].to_vec()
         });
-        let values = self.values("host").chain(authority);
+        let values = self.values(&header::HOST).chain(authority);
         // Without a host it is for none that is configured.
         values.filter(|value| !value.is_empty()).map(|value| {
-            let host = RequestHost::parse(&HeaderValue::from_bytes(value).ok()?)?;
+            let host = RequestHost::parse(&HeaderValue::from_bytes(&value).ok()?)?;
             Some(host.as_str().to_owned())
         })
     }
 
-    /// How its content is delimited (RFC 9112 section 6.3).
+    /// How its content is delimited, by those who serve requests for configured hosts: what they would refuse, others read in
+    /// more than one way.
     fn content(&self) -> Result<State, &'static str> {
-        let chunked = self.values("transfer-encoding").any(|value| value.to_ascii_lowercase().ends_with(b"chunked"));
-        if chunked {
-            return Ok(State::ChunkSize);
+        let (mut head, ()) = Request::new(()).into_parts();
+        if self.words().last().is_some_and(|version| version.ends_with(b"1.0")) {
+            head.version = Version::HTTP_10;
         }
-        if self.values("transfer-encoding").next().is_some() {
-            return Err("the content of a request has no end");
+        for name in [header::TRANSFER_ENCODING, header::CONTENT_LENGTH] {
+            for value in self.values(&name) {
+                let value = HeaderValue::from_bytes(&value).map_err(|_| NO_END)?;
+                head.headers.append(&name, value);
+            }
         }
-        let mut lengths = self.values("content-length").flat_map(|value| value.split(|byte| *byte == b','));
-        let parse = |value: &[u8]| str::from_utf8(value.trim_ascii()).ok().and_then(|text| text.parse::<u64>().ok());
-        let Some(first) = lengths.next() else { return Ok(State::Start) };
-        let first = parse(first).ok_or("the Content-Length of a request is not a number")?;
-        if lengths.any(|other| parse(other) != Some(first)) {
-            return Err("a request has several Content-Lengths");
+        match http1::of_request(&mut head) {
+            Ok(Framing::Length(0)) => Ok(State::Start),
+            Ok(Framing::Length(length)) => Ok(State::Content(length)),
+            Ok(Framing::Chunked) => Ok(State::ChunkSize),
+            Err(Fault::Length) => Err("the Content-Length of a request is not one number"),
+            Err(Fault::LengthAndCoding) => Err("a request has both Content-Length and Transfer-Encoding"),
+            Ok(Framing::Close) | Err(_) => Err(NO_END),
         }
-        Ok(if first == 0 { State::Start } else { State::Content(first) })
     }
 }
 
@@ -301,6 +348,9 @@ mod tests {
             undecided,
         );
         check("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", "GET / HT", undecided);
+        check("OPTIONS * HTTP/1.1\r\nHost: other.example\r\n\r\n", "", undecided);
+        // What a path says is nobody's Host.
+        check("GET /?next=http://edition.cnn.com/ HTTP/1.1\r\nHost: other.example\r\n\r\n", "", undecided);
     }
 
     #[test]
@@ -321,6 +371,10 @@ mod tests {
             "GET http://edition.cnn.com/x HTTP/1.1\r\nHost: other.example\r\n\r\n",
             "GET http://edition.cnn.com HTTP/1.0\r\n\r\n",
             "GET  / http/1.1 \r\nbad header\r\nHost: edition.cnn.com\r\n\r\n",
+            "GET  http://edition.cnn.com/ HTTP/1.1\r\nHost: other.example\r\n\r\n",
+            "CONNECT edition.cnn.com:80 HTTP/1.1\r\nHost: other.example\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost:\r\n edition.cnn.com\r\n\r\n",
+            "GET /\x01 HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
         ];
         for before in before {
             for form in forms {
@@ -338,6 +392,7 @@ mod tests {
             "\x16\x03\x01\0\u{1}",
             "GET /\r\n",
             "get\0",
+            "0 \x02\x01\x01",
         ] {
             check(&[text, OURS].concat(), "", &Next::Undecided);
         }
@@ -350,6 +405,7 @@ mod tests {
             "GET /secret HTTP/1.1\r\nHost: edition.cnn.com\r\nCookie: x\r\n",
             "GET /secret",
             "GET /secret HTTP/1.1\r\n",
+            "GET\t/secret",
         ] {
             assert!(matches!(end(half.as_bytes()), Next::Doubtful(_)), "{half:?}");
         }
@@ -362,10 +418,25 @@ mod tests {
     fn what_nobody_can_tell_the_end_of_goes_nowhere() {
         for (text, sent, reason) in [
             ("GET / HTTP/1.1\r\nHost: two words\r\n\r\n", 0, "the Host of a request is not a host name"),
-            ("POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 0, "the Content-Length of a request is not a number"),
-            ("POST / HTTP/1.1\r\nContent-Length: 1, 2\r\n\r\n", 0, "a request has several Content-Lengths"),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 0, "the content of a request has no end"),
+            ("POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 0, "the Content-Length of a request is not one number"),
+            ("POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", 0, "the Content-Length of a request is not one number"),
+            ("POST / HTTP/1.1\r\nContent-Length: 1, 2\r\n\r\n", 0, "the Content-Length of a request is not one number"),
+            (
+                "POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                0,
+                "a request has both Content-Length and Transfer-Encoding",
+            ),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 0, NO_END),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n", 0, NO_END),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked, identity\r\n\r\n", 0, NO_END),
+            ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 0, NO_END),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 47, "the size of a chunk is not a number"),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n+1\r\n", 47, "the size of a chunk is not a number"),
+            (
+                "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n",
+                51,
+                "a chunk of a request does not end where it should",
+            ),
         ] {
             assert_eq!(follow(text.as_bytes(), 3), (sent, Next::Doubtful(reason)), "{text:?}");
         }
