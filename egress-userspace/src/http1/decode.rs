@@ -167,9 +167,9 @@ fn trailers(input: &mut BytesMut) -> Result<Option<HeaderMap>, Fault> {
     }
     let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
     let (length, parsed) = match httparse::parse_headers(input, &mut fields).map_err(|_| Fault::Trailers)? {
-        httparse::Status::Complete(parsed) => parsed,
-        httparse::Status::Partial if input.len() > MAX_TRAILERS => return Err(Fault::Trailers),
-        httparse::Status::Partial => return Ok(None),
+        httparse::Status::Complete(parsed) if parsed.0 <= MAX_TRAILERS => parsed,
+        httparse::Status::Partial if input.len() < MAX_TRAILERS => return Ok(None),
+        _ => return Err(Fault::Trailers),
     };
     let mut trailers = HeaderMap::with_capacity(parsed.len());
     for field in parsed {
@@ -243,5 +243,8 @@ mod tests {
         check(Framing::Chunked, "0\r\nA : 1\r\n\r\n", Err(Fault::Trailers));
         let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(MAX_SIZE_LINE));
         check(Framing::Chunked, &long, Err(Fault::ChunkSize));
+        let long = format!("0\r\nA: {}\r\n\r\n", "x".repeat(MAX_TRAILERS));
+        assert_eq!(decode(Framing::Chunked, long.as_bytes(), long.len()), Err(Fault::Trailers));
+        assert_eq!(decode(Framing::Chunked, long.as_bytes(), 1000), Err(Fault::Trailers));
     }
 }
