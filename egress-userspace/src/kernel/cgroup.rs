@@ -2,9 +2,10 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -42,24 +43,34 @@ fn io_error(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> CgroupError {
 /// # Errors
 /// None is mounted.
 pub fn mount_point() -> Result<PathBuf, CgroupError> {
-    let mounts = fs::read_to_string("/proc/self/mounts").map_err(io_error("/proc/self/mounts"))?;
+    let mounts = fs::read("/proc/self/mounts").map_err(io_error("/proc/self/mounts"))?;
     find_mount(&mounts).ok_or(CgroupError::NotMounted)
 }
 
-/// By file system type, not by path: hybrid hosts have it at /sys/fs/cgroup/unified.
-fn find_mount(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
+/// The mount point in a mount table. By file system type, not by path: hybrid hosts have it at /sys/fs/cgroup/unified. What
+/// else is mounted can have any bytes in its path.
+pub fn find_mount(mounts: &[u8]) -> Option<PathBuf> {
+    mounts.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
         let (_device, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| unescape(path).into())
+        (kind == b"cgroup2").then(|| OsString::from_vec(unescape(path)).into())
     })
 }
 
 /// Mount tables write blanks and backslashes as octal escapes (getmntent(3)).
-fn unescape(path: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(path.to_owned(), |path, (escape, character)| path.replace(escape, character))
+fn unescape(path: &[u8]) -> Vec<u8> {
+    let (mut plain, mut rest) = (Vec::with_capacity(path.len()), path);
+    while let Some((byte, after)) = rest.split_first() {
+        let (byte, after) = match *rest {
+            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ref after @ ..] => {
+                ((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), after)
+            }
+            _ => (*byte, after),
+        };
+        plain.push(byte);
+        rest = after;
+    }
+    plain
 }
 
 /// The pods' cgroup where the node has one, else the root of the hierarchy.
@@ -200,8 +211,12 @@ mod tests {
         let hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
                       cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
                       cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
-        assert_eq!(find_mount(hybrid), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(find_mount("none /mnt/my\\040cgroups cgroup2 rw 0 0"), Some("/mnt/my cgroups".into()));
-        assert_eq!(find_mount("tmpfs /tmp tmpfs rw 0 0"), None);
+        let find = |mounts: &str| find_mount(mounts.as_bytes());
+        assert_eq!(find(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(find("none /mnt/my\\040cgroups cgroup2 rw 0 0"), Some("/mnt/my cgroups".into()));
+        assert_eq!(find("none /a\\134040\\x cgroup2 rw 0 0"), Some("/a\\040\\x".into()));
+        assert_eq!(find("tmpfs /tmp tmpfs rw 0 0"), None);
+        // Somebody else's mount point is no text.
+        assert_eq!(find_mount(b"none /\xff tmpfs rw 0 0\nnone /cg cgroup2 rw 0 0\n"), Some("/cg".into()));
     }
 }
