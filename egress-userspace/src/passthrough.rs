@@ -4,7 +4,7 @@
 //! What a client sends is looked at before it goes on, for as long as there can be a request in it.
 
 mod relay;
-mod requests;
+pub mod requests;
 
 use std::{io, pin::pin, time::Duration};
 

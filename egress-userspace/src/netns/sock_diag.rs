@@ -88,7 +88,7 @@ impl SockDiag {
         let mut connections = Vec::new();
         for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
             let dump = Dump { request: request(protocol, family, socket_id), storage };
-            self.ask(NLM_F_DUMP, dump, |response| connections.push(Connection::new(protocol, &response)))?;
+            connections.extend(self.ask(NLM_F_DUMP, protocol, dump)?);
         }
         Ok(connections)
     }
@@ -100,14 +100,15 @@ impl SockDiag {
     /// The kernel cannot do it (CONFIG_INET_DIAG_DESTROY).
     pub fn destroy(&self, connection: &Connection) -> io::Result<bool> {
         let request = request(connection.protocol, connection.family, connection.id.clone());
-        match self.ask(NLM_F_ACK, SockDiagDestroy::new(SockDiagMessage::InetRequest(request)), |_| {}) {
-            Ok(()) => Ok(true),
+        let destroy = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
+        match self.ask(NLM_F_ACK, connection.protocol, destroy) {
+            Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    fn ask<M>(&self, flags: u16, message: M, mut each: impl FnMut(InetResponse)) -> io::Result<()>
+    fn ask<M>(&self, flags: u16, protocol: Protocol, message: M) -> io::Result<Vec<Connection>>
     where
         M: NetlinkSerializable,
     {
@@ -118,23 +119,37 @@ impl SockDiag {
         let mut bytes = vec![0; packet.buffer_len()];
         packet.serialize(&mut bytes);
         self.0.send(&bytes, 0)?;
+        let mut connections = Vec::new();
         loop {
             let (received, _) = self.0.recv_from_full()?;
-            let mut rest = received.as_slice();
-            while !rest.is_empty() {
-                let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
-                // Messages begin at multiples of four bytes (netlink(7)).
-                rest = rest.get((message.header.length as usize).next_multiple_of(4)..).unwrap_or_default();
-                match message.payload {
-                    NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => each(*response),
-                    NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                    NetlinkPayload::Error(_) => return Ok(()),
-                    _ => {}
-                }
+            if read(&received, protocol, &mut connections)? {
+                return Ok(connections);
             }
         }
     }
+}
+
+/// Adds the connections in one of the kernel's answers to others. Says whether the answer is the last.
+///
+/// # Errors
+/// It is malformed, or is an error itself.
+pub fn read(answer: &[u8], protocol: Protocol, connections: &mut Vec<Connection>) -> io::Result<bool> {
+    let mut rest = answer;
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
+        // Messages begin at multiples of four bytes (netlink(7)).
+        rest = rest.get((message.header.length as usize).next_multiple_of(4)..).unwrap_or_default();
+        match message.payload {
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                connections.push(Connection::new(protocol, &response));
+            }
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+            NetlinkPayload::Error(_) => return Ok(true),
+            _ => {}
+        }
+    }
+    Ok(false)
 }
 
 fn request(protocol: Protocol, family: u8, socket_id: SocketId) -> InetRequest {

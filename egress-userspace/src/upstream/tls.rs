@@ -28,6 +28,7 @@ pub use self::{
     originator::{Clients, Originator, Workshop},
     refusal::{Refusal, alert_name},
     verify::PinMismatch,
+    witness::{Seen, ServerHello, Witness, Witnessed},
 };
 
 /// Has the random number generator seed itself for the current thread: the first request should not wait for that. Where aws-lc was

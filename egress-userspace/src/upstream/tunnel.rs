@@ -103,17 +103,23 @@ async fn ask(mut stream: TcpStream, method: TunnelMethod, host: &str) -> Result<
 }
 
 /// The head of an answer.
-struct Answer {
-    status: StatusCode,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether there is a tunnel.
+    pub status: StatusCode,
     /// The head's own, in bytes.
-    length: usize,
+    pub length: usize,
     /// Whether its content has one.
-    has_length: bool,
-    is_chunked: bool,
+    pub has_length: bool,
+    /// Whether its content is chunked.
+    pub is_chunked: bool,
 }
 
 /// The head of an answer; None if it is not complete.
-fn parse(bytes: &[u8]) -> Result<Option<Answer>, TunnelError> {
+///
+/// # Errors
+/// It is no answer of HTTP.
+pub fn parse(bytes: &[u8]) -> Result<Option<Answer>, TunnelError> {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut response = Response::new(&mut fields);
     let Status::Complete(length) = response.parse(bytes).map_err(TunnelError::Malformed)? else { return Ok(None) };

@@ -215,7 +215,7 @@ fn not_tls(seen: &Seen) -> String {
 }
 
 fn what_came(seen: &Seen) -> String {
-    match (seen.len(), seen.server_hello()) {
+    match (seen.count(), seen.server_hello()) {
         (0, _) => "it sent nothing".to_owned(),
         (count, None) => format!("it sent {count} bytes, and no complete ServerHello"),
         (count, Some(_)) => format!("it sent a ServerHello, {count} bytes in all"),

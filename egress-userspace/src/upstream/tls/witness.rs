@@ -112,7 +112,7 @@ const CERTIFICATE_REQUEST: u8 = 13;
 
 impl Seen {
     /// How many bytes there are; more may have come than are remembered.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 
@@ -194,7 +194,7 @@ mod tests {
         let seen = Seen([record(one), record(two)].concat());
         assert_eq!(seen.server_hello(), Some(ServerHello { version: 0x0301, cipher: 47 }));
         assert!(seen.asks_for_certificate() && seen.looks_like_tls() && !seen.is_http());
-        for length in 0..seen.len() {
+        for length in 0..seen.count() {
             let cut = Seen(seen.0[..length].to_vec());
             assert!(cut.looks_like_tls());
             assert!(cut.server_hello().is_none_or(|hello| hello.cipher == 47));
