@@ -45,6 +45,13 @@ pub fn install_linker(llvm: Llvm) -> Command {
     command
 }
 
+/// Installs what runs the fuzz targets.
+pub fn install_fuzzer() -> Command {
+    let mut command = Command::new("cargo");
+    command.args(["install", "cargo-fuzz", "--locked"]);
+    command
+}
+
 /// Installs Debian packages.
 pub fn install_packages<S: AsRef<str>>(packages: &[S]) -> Command {
     let mut command = Command::new("apt-get");

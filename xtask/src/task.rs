@@ -3,6 +3,7 @@
 mod apt;
 mod bench;
 mod ebpf;
+mod fuzz;
 mod kernel;
 mod lint;
 mod peers;
@@ -30,6 +31,7 @@ enum Task {
     Run(run::Options),
     Test(test::Options),
     Bench(bench::Options),
+    Fuzz(fuzz::Options),
     Lint(lint::Options),
 }
 
@@ -42,6 +44,7 @@ impl Options {
             Task::Run(options) => options.run(),
             Task::Test(options) => options.run(),
             Task::Bench(options) => options.run(),
+            Task::Fuzz(options) => options.run(),
             Task::Lint(options) => options.run(),
         }
     }

@@ -37,6 +37,8 @@ impl Options {
 /// Every static check, the quick ones first.
 pub(crate) fn lint(steps: &mut Steps) -> Result<()> {
     steps.command("formatting", &mut cargo(&["fmt", "--all", "--check"]))?;
+    let mut fuzz = cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]);
+    steps.command("formatting of the fuzz targets", &mut fuzz)?;
     steps.step("dependencies", dependencies)?;
     steps.step("lints of the eBPF crate", lint_ebpf)?;
     steps.command("lints", &mut cargo(&["clippy", "--locked", "--all-targets", "--", "-D", "warnings"]))?;

@@ -32,14 +32,24 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
     Ok(target.with_context(|| format!("{} is not in a target directory", program.display()))?.to_owned())
 }
 
-/// The integration tests by name: the files of tests/tests, and its directories with a main.rs, as cargo finds them.
+/// The integration tests by name.
 pub(crate) fn integration_tests() -> Result<Vec<String>> {
-    let directory = repository().join("tests/tests");
+    programs("tests/tests")
+}
+
+/// The fuzz targets by name.
+pub(crate) fn fuzz_targets() -> Result<Vec<String>> {
+    programs("fuzz/targets")
+}
+
+/// The files in a directory, and its directories with a main.rs, as cargo finds them.
+fn programs(directory: &str) -> Result<Vec<String>> {
+    let directory = repository().join(directory);
     let mut names = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))? {
         let path = entry?.path();
-        let is_test = path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file();
-        if let Some(name) = path.file_stem().filter(|_| is_test) {
+        let is_program = path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file();
+        if let Some(name) = path.file_stem().filter(|_| is_program) {
             names.push(name.to_string_lossy().into_owned());
         }
     }
