@@ -50,7 +50,8 @@ pub fn drop_secure(fields: &mut HeaderMap) {
         if attributes.split(';').any(|attribute| needs_https(&attribute)) {
             let kept = attributes.split(';').filter(|attribute| !needs_https(attribute));
             let kept: Vec<_> = std::iter::once(first).chain(kept).collect();
-            if let Ok(value) = HeaderValue::from_str(&kept.join(";")) {
+            // Blanks at a value's end are none of it (RFC 9110 section 5.5).
+            if let Ok(value) = HeaderValue::from_str(kept.join(";").trim_ascii_end()) {
                 *cookie = value;
             }
         }
@@ -164,6 +165,7 @@ mod tests {
             ("secure; Path=/", "secure; Path=/"),
             ("a=1; SameSite=None; Secure; Partitioned", "a=1"),
             ("a=1; SameSite=Lax;Secure", "a=1; SameSite=Lax"),
+            ("a=1 ; Secure", "a=1"),
             ("a=1", "a=1"),
         ] {
             let mut found = fields(&[("set-cookie", before)]);
