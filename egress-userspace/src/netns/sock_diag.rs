@@ -144,8 +144,11 @@ pub fn read(answer: &[u8], protocol: Protocol, connections: &mut Vec<Connection>
                 connections.push(Connection::new(protocol, &response));
             }
             NetlinkPayload::Done(_) => return Ok(true),
-            NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-            NetlinkPayload::Error(_) => return Ok(true),
+            NetlinkPayload::Error(error) => match error.code {
+                // `to_io` panics at a number that has no opposite.
+                Some(code) => return Err(io::Error::from_raw_os_error(code.get().saturating_abs())),
+                None => return Ok(true),
+            },
             _ => {}
         }
     }
@@ -213,5 +216,27 @@ impl NetlinkSerializable for Dump<'_> {
         let (request, storages) = buffer.split_at_mut(self.request.buffer_len());
         self.request.emit(request);
         self.storages().emit(storages);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::NLMSG_ERROR;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_what_the_kernel_says() {
+        let check = |code: i32, expected: Result<bool, i32>| {
+            let mut answer = vec![0; 20];
+            answer[..4].copy_from_slice(&20_u32.to_ne_bytes());
+            answer[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
+            answer[16..].copy_from_slice(&code.to_ne_bytes());
+            let read = read(&answer, Protocol::Tcp, &mut Vec::new());
+            assert_eq!(read.map_err(|error| error.raw_os_error().unwrap_or_default()), expected);
+        };
+        check(0, Ok(true));
+        check(-libc::ENOENT, Err(libc::ENOENT));
+        check(i32::MIN, Err(i32::MAX));
     }
 }
