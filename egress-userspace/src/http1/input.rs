@@ -75,12 +75,23 @@ impl Input {
         }
     }
 
-    /// Gives some of what has come, if anything has.
-    pub fn take(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
+    /// Gives some of what has come, and then what comes.
+    pub fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.bytes.is_empty() {
+            return match self.failure.take() {
+                Some(failure) => Poll::Ready(Err(failure)),
+                None => Pin::new(stream).poll_read(cx, buffer),
+            };
+        }
         let some = self.bytes.len().min(buffer.remaining());
         buffer.put_slice(&self.bytes.split_to(some));
         self.release();
-        some > 0
+        Poll::Ready(Ok(()))
     }
 
     /// Lets the buffer go if nothing is in it.
@@ -165,5 +176,19 @@ mod tests {
             filled(vec![Ok(10), reset(), Ok(0)]),
             [Some(Ok(10)), Some(Err(io::ErrorKind::ConnectionReset)), Some(Ok(0))]
         );
+    }
+    #[test]
+    fn whoever_goes_on_reading_gets_what_was_read_and_then_the_error() {
+        let mut stream = Scripted([Ok(10), Err(io::ErrorKind::ConnectionReset.into()), Ok(0)].into());
+        let (mut input, mut cx) = (Input::new(BytesMut::new()), Context::from_waker(Waker::noop()));
+        assert!(matches!(input.poll_fill(&mut stream, &mut cx), Poll::Ready(Ok(10))));
+        let mut room = [0; 6];
+        let mut read = || {
+            let mut buffer = ReadBuf::new(&mut room);
+            let Poll::Ready(read) = input.poll_read(&mut stream, &mut cx, &mut buffer) else { return None };
+            Some(read.map(|()| buffer.filled().len()).map_err(|error| error.kind()))
+        };
+        let reads = [read(), read(), read(), read()];
+        assert_eq!(reads, [Some(Ok(6)), Some(Ok(4)), Some(Err(io::ErrorKind::ConnectionReset)), Some(Ok(0))]);
     }
 }

@@ -360,7 +360,7 @@ impl Switched {
 impl AsyncRead for Switched {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let io = &mut *self.0.io.borrow_mut();
-        if io.input.take(buffer) { Poll::Ready(Ok(())) } else { Pin::new(&mut io.stream).poll_read(cx, buffer) }
+        io.input.poll_read(&mut io.stream, cx, buffer)
     }
 }
 

@@ -321,7 +321,7 @@ impl Exclusive {
 impl AsyncRead for Switched {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let wire = &mut *self.0.wire.borrow_mut();
-        if wire.input.take(buffer) { Poll::Ready(Ok(())) } else { Pin::new(&mut wire.stream).poll_read(cx, buffer) }
+        wire.input.poll_read(&mut wire.stream, cx, buffer)
     }
 }
 
