@@ -26,6 +26,8 @@ pub(super) const HTTP1: &str = "http1.bench.example";
 pub(super) const HTTP2: &str = "http2.bench.example";
 /// It closes each connection after a response.
 pub(super) const CLOSING: &str = "closing.bench.example";
+/// It does the same, and a connection to it is made before it is needed.
+pub(super) const PRECONNECTED: &str = "preconnected.bench.example";
 /// It speaks HTTP in clear, and no rule names it.
 pub(super) const PLAIN: &str = "plain.bench.example";
 
@@ -58,7 +60,7 @@ pub(super) struct Cores {
 impl Grounds {
     /// Gives a test bed the hosts.
     pub(super) fn hosts(builder: TestBedBuilder) -> TestBedBuilder {
-        builder.host(HTTP1).host(HTTP2).host(CLOSING).host(PLAIN)
+        builder.host(HTTP1).host(HTTP2).host(CLOSING).host(PRECONNECTED).host(PLAIN)
     }
 
     /// Makes the peers' namespace, and lets all namespaces be as busy ones are.
@@ -115,6 +117,7 @@ impl Grounds {
             ("HTTP1", self.address(HTTP1).to_string()),
             ("HTTP2", self.address(HTTP2).to_string()),
             ("CLOSING", self.address(CLOSING).to_string()),
+            ("PRECONNECTED", self.address(PRECONNECTED).to_string()),
             ("PLAIN", self.address(PLAIN).to_string()),
             ("HTTP1_NAME", HTTP1.to_owned()),
             ("CLOSING_NAME", CLOSING.to_owned()),
@@ -138,7 +141,7 @@ impl Grounds {
             // Zeroes: nobody compresses.
             fs::File::create(root.join(name))?.set_len(length)?;
         }
-        let identity = self.bed.pki().server(&[HTTP1, HTTP2, CLOSING])?;
+        let identity = self.bed.pki().server(&[HTTP1, HTTP2, CLOSING, PRECONNECTED])?;
         let configuration = dir.join("nginx.conf");
         let files = [
             ("CERTIFICATE", identity.certificate_file.display().to_string()),

@@ -1,6 +1,6 @@
 //! How a figure comes about.
 
-use std::time::Duration;
+use std::{fs, net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use harness::{TestBed, cgroup::Cgroup, netns::Netns};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     figures::{Measure, Measured},
-    grounds::{Cores, Grounds, Origin},
+    grounds::{Cores, Grounds, Origin, PRECONNECTED},
     peer::{Peer, Target, Upstream},
     program::{Program, Servers},
     scenario::{Pattern, Scenario},
@@ -195,11 +195,14 @@ impl Bench<'_> {
 }
 
 /// What an application waits for: before, when it follows the redirect, and after. Nothing has been resolved or connected
-/// before, and TLS sessions are new, but for the last row.
+/// before, and TLS sessions are new, but for the last two rows. That of the last origin closes every connection after a response.
 fn seed(cores: Cores) -> Result<Vec<Labelled>> {
     const DELAY: Duration = Duration::from_millis(20);
+    /// A closed connection has been made anew by then: it is looked for every second, and takes three round trips.
+    const IDLE: Duration = Duration::from_secs(2);
     let grounds = Grounds::create(Grounds::hosts(TestBed::builder("bench-seed")).delay(DELAY).build()?, cores)?;
     let _origin = grounds.origin()?;
+    fs::write(grounds.dir("config")?.join("preconnected.yaml"), preconnected())?;
     let mut servers = Servers::new(&grounds);
     servers.ensure(Program::Egress)?;
     let once = |target: &Target| {
@@ -212,13 +215,40 @@ fn seed(cores: Cores) -> Result<Vec<Labelled>> {
     let (redirect, https) = (direct(Peer::DirectHttp)?, direct(Peer::DirectHttps)?);
     let egress = Peer::EgressHttp1.target(&grounds, Upstream::Kept).context("egress has an origin")?;
     let (cold, warm) = (once(&egress)?, once(&egress)?);
+    let address = SocketAddr::new(grounds.address(PRECONNECTED), 80);
+    let preconnected = Target { address, host: PRECONNECTED, is_tls: false, is_intercepted: true };
+    once(&preconnected)?;
+    thread::sleep(IDLE);
+    let preconnected = once(&preconnected)?;
     let row = |label, milliseconds| (label, vec![(Measure::Time, milliseconds)]);
     Ok(vec![
         row("301 and HTTPS", redirect + https),
         row("direct HTTPS", https),
         row("egress, cold", cold),
         row("egress, warm", warm),
+        row("egress, preconnected", preconnected),
     ])
+}
+
+/// The rules for the host to which connections are made before they are needed.
+fn preconnected() -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: preconnected}}
+spec:
+  hosts: [{PRECONNECTED}]
+  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 443}}]
+  resolution: DNS
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: preconnected, annotations: {{egress.dev/preconnect: '1'}}}}
+spec:
+  host: {PRECONNECTED}
+  trafficPolicy: {{tls: {{mode: SIMPLE}}}}
+"
+    )
 }
 
 /// The figures in what the client printed.
