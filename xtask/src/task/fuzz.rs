@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz`
 
-use std::{fs, path::Path};
+use std::fs;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -39,16 +39,16 @@ impl Options {
         if ask(&mut cargo(&["fuzz", "--version"])).is_none() {
             exec(&mut recipe::install_fuzzer())?;
         }
+        let directory = repository().join("fuzz");
         let mut steps = Steps::default();
         for name in names {
             // What is found is written to the first directory.
-            let found = Path::new("fuzz/target/corpus").join(name);
-            let directory = repository().join(&found);
-            fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            let found = directory.join("target/corpus").join(name);
+            fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
             let mut fuzz = cargo(&["fuzz", "run", name]);
-            fuzz.arg(found).arg(Path::new("fuzz/corpus").join(name));
+            fuzz.arg(found).arg(directory.join("corpus").join(name));
             fuzz.arg("--").arg(format!("-max_total_time={}", self.seconds));
-            let dictionary = repository().join("fuzz/dictionaries").join(name).with_extension("dict");
+            let dictionary = directory.join("dictionaries").join(name).with_extension("dict");
             if dictionary.exists() {
                 fuzz.arg(format!("-dict={}", dictionary.display()));
             }
