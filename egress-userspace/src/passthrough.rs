@@ -126,6 +126,7 @@ async fn relay<F: Fn(&str) -> bool>(
             written.map_err(PassError::Unsent)?;
             outbound.pending.advance(count);
             outgoing = if outbound.requests.are_over() && outbound.pending.is_empty() {
+                outbound.pending = BytesMut::new();
                 let relayed = relay::relay(&mut client_reader, &mut upstream_writer).await;
                 relayed.map_err(|broken| match broken {
                     Broken::From(error) => PassError::Broken(error),

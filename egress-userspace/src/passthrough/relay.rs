@@ -11,7 +11,7 @@ use nix::{
     unistd::pipe2,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
+    io::{AsyncWriteExt as _, Interest},
     net::{
         TcpStream,
         tcp::{ReadHalf, WriteHalf},
@@ -35,48 +35,42 @@ pub(super) enum Broken {
 /// # Errors
 /// One of the connections breaks off.
 pub(super) async fn relay(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>) -> Result<(), Broken> {
+    let mut pipe = None;
     loop {
         // There is a buffer only while something is in it.
         from.readable().await.map_err(Broken::From)?;
         let mut buffer = Vec::with_capacity(BUFFER);
-        let count = from.read_buf(&mut buffer).await.map_err(Broken::From)?;
-        if count == 0 {
-            return Ok(());
-        }
+        let count = match from.try_read_buf(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(Broken::From(error)),
+        };
         to.write_all(&buffer).await.map_err(Broken::To)?;
-        // Without descriptors to spare it is copied as before.
-        if count == BUFFER
-            && let Ok(pipe) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-            && move_much(from.as_ref(), to.as_ref(), &pipe).await? == Moved::All
-        {
-            return Ok(());
+        if count == BUFFER {
+            // Without descriptors to spare it is copied as before.
+            pipe = pipe.or_else(|| pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok());
+            if let Some(pipe) = &pipe {
+                move_much(from.as_ref(), to.as_ref(), pipe).await?;
+            }
+        } else {
+            pipe = None;
         }
     }
 }
 
-/// How far it came.
-#[derive(PartialEq, Eq)]
-enum Moved {
-    /// To the end.
-    All,
-    /// There is little at a time.
-    Some,
-}
-
-/// Moves what comes, for as long as there is much of it.
-async fn move_much(from: &TcpStream, to: &TcpStream, (out, into): &(OwnedFd, OwnedFd)) -> Result<Moved, Broken> {
+/// Moves what is there. Whether more comes only a read can tell: before an urgent byte splice(2) finds nothing for ever, or the end.
+async fn move_much(from: &TcpStream, to: &TcpStream, (out, into): &(OwnedFd, OwnedFd)) -> Result<(), Broken> {
     loop {
         // The pipe is empty here, so that it is the connection that has nothing.
-        let mut left = from.async_io(Interest::READABLE, || move_some(from, into, PIPE)).await.map_err(Broken::From)?;
-        if left == 0 {
-            return Ok(Moved::All);
-        }
-        let is_little = left < BUFFER;
+        let mut left = match move_some(from, into, PIPE) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(Broken::From(error)),
+        };
         while left > 0 {
             left -= to.async_io(Interest::WRITABLE, || move_some(out, to, left)).await.map_err(Broken::To)?;
-        }
-        if is_little {
-            return Ok(Moved::Some);
         }
     }
 }
@@ -90,7 +84,9 @@ fn move_some(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {
 mod tests {
     use std::time::Duration;
 
+    use socket2::SockRef;
     use tokio::{
+        io::AsyncReadExt as _,
         net::TcpListener,
         time::{sleep, timeout},
     };
@@ -139,6 +135,25 @@ mod tests {
             assert!(relayed(&pieces, at_once).await, "{at_once} bytes at once");
             assert!(relayed(&[], at_once).await);
         }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn nothing_is_missing_behind_an_urgent_byte() {
+        let ((mut sender, mut source), (mut sink, mut receiver)) = (connection().await, connection().await);
+        let send = async {
+            sender.write_all(&vec![b'a'; 10 * PIPE]).await.expect("somebody reads");
+            SockRef::from(&sender).send_out_of_band(b"!").expect("there is room");
+            sender.write_all(b"b").await.expect("somebody reads");
+            sender.shutdown().await.expect("it is open");
+        };
+        let pass = async {
+            relay(&mut source.split().0, &mut sink.split().1).await.expect("both ends are in order");
+            sink.shutdown().await.expect("it is open");
+        };
+        let mut all = Vec::new();
+        let ((), (), read) = tokio::join!(send, pass, receiver.read_to_end(&mut all));
+        read.expect("it ends in order");
+        assert_eq!((all.len(), all.last()), (10 * PIPE + 1, Some(&b'b')));
     }
 
     #[tokio::test(flavor = "current_thread")]
