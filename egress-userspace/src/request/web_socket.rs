@@ -5,8 +5,9 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderName, HeaderValue, Method, StatusCode, header, request, response};
 use hyper::ext::Protocol;
 
-/// What of a handshake only HTTP/1.1 has.
-pub const OF_HTTP1: [HeaderName; 3] = [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_KEY];
+/// What of a handshake only HTTP/1.1 has. A length of 0 would be one of what follows, too (RFC 9113 section 8.1.1).
+pub const OF_HTTP1: [HeaderName; 4] =
+    [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_KEY, header::CONTENT_LENGTH];
 
 const PROTOCOL: &str = "websocket";
 /// Proves that a server has understood the handshake of HTTP/1.1 (RFC 6455 section 1.3).
@@ -28,6 +29,7 @@ pub fn ask(head: &mut request::Parts) {
 /// Says in HTTP/1.1 that the origin has agreed, to a client with this key.
 pub fn agree(head: &mut response::Parts, key: &HeaderValue) {
     head.status = StatusCode::SWITCHING_PROTOCOLS;
+    head.headers.remove(header::CONTENT_LENGTH);
     head.headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     if let Ok(accept) = HeaderValue::try_from(accept(key.as_bytes())) {
