@@ -94,6 +94,11 @@ impl Input {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether there is nothing, not even an error.
+    pub fn is_clean(&self) -> bool {
+        self.bytes.is_empty() && self.failure.is_none()
+    }
+
     /// Lets the buffer go if nothing is in it.
     pub fn release(&mut self) {
         if self.bytes.is_empty() {

@@ -121,7 +121,7 @@ impl Exclusive {
             && wire.content.is_end()
             && wire.upload.is_none()
             && wire.output.is_empty()
-            && wire.input.bytes.is_empty()
+            && wire.input.is_clean()
     }
 
     /// Sends a request, and waits for the head of the response. The rest of both comes and goes with the response's content.
@@ -209,7 +209,13 @@ impl Wire {
         }
         loop {
             match self.content.decode(&mut self.input.bytes) {
-                Ok(Progress::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Progress::Data(data)) => {
+                    // Of a length nobody asks for more than that.
+                    if self.content.is_end() {
+                        self.input.calm();
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
                 Ok(Progress::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
                 Ok(Progress::End) => {
                     self.input.calm();
