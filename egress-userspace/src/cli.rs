@@ -173,10 +173,10 @@ pub(crate) struct LimitOptions {
     max_head_fields: usize,
     /// How long the head of a request may take, from its first byte to its last; then it is answered 408. Over HTTP/2 the
     /// connection ends, and its beginning has this time as well.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_limit)]
     head_timeout: Duration,
     /// How long a connection of an application may be idle, or an exchange on it may go without a byte from the application or to it.
-    #[arg(long, value_name = "TIME", default_value = "60m", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60m", value_parser = parse_limit)]
     idle_timeout: Duration,
 }
 
@@ -319,6 +319,12 @@ pub(crate) fn report(error: &AgentError, otherwise: u8) -> ExitCode {
     ExitCode::from(if matches!(error, AgentError::Config(_)) { USAGE } else { otherwise })
 }
 
+/// Parses a time in which something must be possible.
+fn parse_limit(text: &str) -> Result<Duration, String> {
+    let limit = parse_duration(text)?;
+    if limit.is_zero() { Err("it must be longer than 0, as nothing could be done in it".to_owned()) } else { Ok(limit) }
+}
+
 /// Parses a time such as `30s`, `500ms` or `2m`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -350,5 +356,6 @@ mod tests {
         for bad in ["30", "s", "", "-1s", "1h", "1.5s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
+        assert!(parse_limit("0s").is_err() && parse_limit("1ms").is_ok());
     }
 }

@@ -184,7 +184,7 @@ impl Conversation {
                 tokio::select! {
                     biased;
                     result = reply => result,
-                    limit = stalled => Err(ProxyError::stalled(limit, content.is_complete())),
+                    limit = stalled => Err(ProxyError::stalled(limit, &content)),
                 }
             }
             Err(error) => Err(error),

@@ -116,6 +116,11 @@ impl Content {
         matches!(&*self.incoming.borrow(), Some(Incoming::Client(connection)) if connection.waits())
     }
 
+    /// Whether some has come from the client that nobody has taken.
+    pub fn has_unread(&self) -> bool {
+        matches!(&*self.incoming.borrow(), Some(Incoming::Client(connection)) if connection.has_unread())
+    }
+
     /// Nobody but us tells the client to go on.
     pub fn go_on(&self) {
         if let Some(Incoming::Client(connection)) = &*self.incoming.borrow() {

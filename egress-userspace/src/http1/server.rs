@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -13,6 +14,7 @@ use std::{
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{Method, StatusCode, Version, header, request, response};
 use http_body::{Body as _, Frame};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -154,6 +156,13 @@ impl Connection {
     /// How much of it is to come, if that is known.
     pub fn left(&self) -> Option<u64> {
         self.io.borrow().content.left()
+    }
+
+    /// Whether something has come that nobody has read.
+    pub fn has_unread(&self) -> bool {
+        let io = self.io.borrow();
+        let mut byte = [MaybeUninit::uninit()];
+        !io.input.is_clean() || SockRef::from(&io.stream).peek(&mut byte).is_ok_and(|count| count > 0)
     }
 
     /// Reads the content of the current request.

@@ -45,8 +45,8 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         return;
     }
     let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
-        // As nearly always. There is no such field, or it goes anyhow.
-        .filter(|option| !["keep-alive", "close", "upgrade"].iter().any(|usual| option.eq_ignore_ascii_case(usual)))
+        // The usual options name none.
+        .filter(|option| headers.contains_key(*option))
         .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
         // Framing and routing are not the client's to take away.
         .filter(|name| ![header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(name))

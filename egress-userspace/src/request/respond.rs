@@ -8,7 +8,7 @@ use rustls::AlertDescription;
 use sfv::{Integer, ItemSerializer, StringRef, TokenRef, key_ref, string_ref, token_ref};
 
 use crate::{
-    body::ResponseBody,
+    body::{Content, ResponseBody},
     http1::{self, Fault},
     limits::Beyond,
     telemetry::access_log::{Outcome, Record},
@@ -63,11 +63,13 @@ impl ProxyError {
         }
     }
 
-    /// Neither does the client send anything for so long, nor does the origin answer: who is to blame depends on whether the
-    /// request `is_complete`.
-    pub fn stalled(limit: Duration, is_complete: bool) -> Self {
-        if is_complete {
-            let details = format!("no response within {limit:?} (--idle-timeout)");
+    /// Neither does the client send anything for so long, nor does the origin answer: who is to blame depends on whether any of
+    /// the content is still to come.
+    pub fn stalled(limit: Duration, content: &Content) -> Self {
+        if content.is_complete() || content.has_unread() {
+            let what =
+                if content.is_complete() { "no response" } else { "nothing taken of the request, and no response," };
+            let details = format!("{what} within {limit:?} (--idle-timeout)");
             return Self { details, ..Self::timeout(limit) };
         }
         let details = format!("nothing more came of the request's content for {limit:?} (--idle-timeout)");
