@@ -15,7 +15,7 @@ use egress::{
     },
 };
 use egress_fuzz::pieces;
-use http::{HeaderMap, HeaderValue, Request, Version, header, request, response};
+use http::{HeaderMap, HeaderValue, Version, header, request, response};
 use libfuzzer_sys::fuzz_target;
 
 const LIMITS: Limits = Limits { head: 2048, fields: 100 };
@@ -58,7 +58,7 @@ fn whole(written: &BytesMut) -> Bytes {
 
 fn check_request(mut parts: request::Parts) {
     check_lines(&parts.headers, parts.extensions.get());
-    let host = RequestHost::of(&Request::from_parts(parts.clone(), ()));
+    let host = RequestHost::of(&parts);
     if let Ok(host) = host {
         check_host(&host);
     }

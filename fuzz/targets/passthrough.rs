@@ -12,7 +12,7 @@ use egress::{
     request::host::RequestHost,
 };
 use egress_fuzz::pieces;
-use http::{Request, header};
+use http::header;
 use libfuzzer_sys::fuzz_target;
 
 /// The configured host.
@@ -63,7 +63,7 @@ fn check_requests(bytes: &[u8], sent: usize, end: &Next) {
             host.is_none_or(|host| host.as_str() == OURS)
         });
         let could_be_ours = hosts.fold(false, |any, could_be| any || could_be);
-        match RequestHost::of(&Request::from_parts(parts, ())) {
+        match RequestHost::of(&parts) {
             Ok(host) if host.as_str() == OURS => {
                 assert!(sent <= start, "{} bytes of a request for a configured host go on", sent - start);
                 assert!(matches!(end, Next::Configured | Next::Doubtful(_)));
