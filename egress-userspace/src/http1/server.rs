@@ -1,12 +1,13 @@
 //! The end towards an application.
 
+mod switched;
+
 use std::{
     cell::RefCell,
     future::poll_fn,
-    io::{self, IoSlice},
+    io,
     mem::MaybeUninit,
     pin::Pin,
-    rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -15,11 +16,9 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{Method, StatusCode, Version, header, request, response};
 use http_body::{Body as _, Frame};
 use socket2::SockRef;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::{io::AsyncWrite, net::TcpStream};
 
+pub use self::switched::Switched;
 use super::{
     Decoder, Encoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, announced, is_bare, of_request,
     request, response_head,
@@ -348,54 +347,6 @@ impl Connection {
     /// Has the connection end in order once it is dropped.
     pub fn close_in_order(&self) {
         socket::close_in_order(&self.io.borrow().stream);
-    }
-}
-
-/// What comes after the head by which both ends have switched to another protocol.
-pub struct Switched(Rc<Connection>);
-
-impl Switched {
-    /// The connection as it is.
-    pub fn new(connection: Rc<Connection>) -> Self {
-        Self(connection)
-    }
-
-    /// Has it end in order once it is dropped.
-    pub fn close_in_order(&self) {
-        self.0.close_in_order();
-    }
-}
-
-impl AsyncRead for Switched {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let io = &mut *self.0.io.borrow_mut();
-        io.input.poll_read(&mut io.stream, cx, buffer)
-    }
-}
-
-impl AsyncWrite for Switched {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.io.borrow_mut().stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.io.borrow_mut().stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.io.borrow().stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.io.borrow_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.io.borrow_mut().stream).poll_shutdown(cx)
     }
 }
 
