@@ -15,6 +15,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     CLIENT, EMPTY, HOST, URL, agent_with_one_worker, configure, converse, curl, large::peak_memory, origin_http2,
+    origin_with_chat,
 };
 
 type Fields = &'static [(&'static str, &'static str)];

@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, ConfigDir},
-    origin::{Origin, OriginBuilder, Reply, ServerTls},
+    origin::{Origin, OriginBuilder, Reply, Request, ServerTls},
     process::Output,
 };
 
@@ -42,6 +42,15 @@ fn origin(bed: &TestBed) -> Result<OriginBuilder<'_>> {
 fn origin_http2(bed: &TestBed) -> Result<OriginBuilder<'_>> {
     let tls = ServerTls::new(bed.pki().server(&[HOST])?);
     bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)
+}
+
+/// One whose HTTP/1.1 switches to an echo at `/chat`, which it agrees to by this head.
+fn origin_with_chat(bed: &TestBed, agree: &'static str) -> Result<Origin> {
+    let answer = move |request: &Request| match request.target.as_str() {
+        "/chat" => Reply::Echo(agree.into()),
+        _ => Reply::ok("fine"),
+    };
+    origin_http2(bed)?.handler(answer).start()
 }
 
 /// An origin whose answers are replaced from test case to test case.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use harness::{TestBed, origin::Reply};
 
-use super::{CLIENT, HOST, agent_with_one_worker, configure, converse, curl, origin, origin_http2};
+use super::{CLIENT, HOST, agent_with_one_worker, configure, converse, curl, origin, origin_http2, origin_with_chat};
 
 const ASK: &str = "GET /chat HTTP/1.1\r\nHost: edition.cnn.com\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -96,12 +96,7 @@ fn a_web_socket_can_share_a_connection_of_http2() -> Result<()> {
 #[test]
 fn a_web_socket_goes_over_http1_where_http2_has_none() -> Result<()> {
     let bed = TestBed::new("switch-unoffered")?;
-    let origin = origin_http2(&bed)?
-        .handler(|request| match request.target.as_str() {
-            "/chat" => Reply::Echo(AGREE.into()),
-            _ => Reply::ok("fine"),
-        })
-        .start()?;
+    let origin = origin_with_chat(&bed, AGREE)?;
     let config = configure(&bed)?;
     let _agent = agent_with_one_worker(&bed, &config)?;
     ensure!(curl(&bed, &[])?.success()?.text() == "fine");

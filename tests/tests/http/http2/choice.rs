@@ -9,12 +9,7 @@ const AGREE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nC
 #[test]
 fn a_web_socket_has_a_connection_of_its_own_where_http2_would_be_picked() -> Result<()> {
     let bed = TestBed::new("http2-websocket")?;
-    let origin = origin_http2(&bed)?
-        .handler(|request| match request.target.as_str() {
-            "/chat" => Reply::Echo(AGREE.into()),
-            _ => Reply::ok("fine"),
-        })
-        .start()?;
+    let origin = origin_with_chat(&bed, AGREE)?;
     let config = configure(&bed)?;
     let agent = agent_with_one_worker(&bed, &config)?;
     let mut versions = Vec::new();
