@@ -5,14 +5,14 @@ mod response;
 
 use std::{
     cell::RefCell,
-    pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame};
+use h2::Reason;
+use http_body::Frame;
 
 pub use self::{
     request::{Content, RequestBody},
@@ -20,6 +20,7 @@ pub use self::{
 };
 use crate::{
     http1::{self, server},
+    http2::Received,
     upstream::{ExchangeError, http1::Wire},
 };
 
@@ -55,9 +56,24 @@ impl From<http1::Fault> for BodyError {
     }
 }
 
-impl From<hyper::Error> for BodyError {
-    fn from(error: hyper::Error) -> Self {
-        Self::Broken(error.into())
+impl From<h2::Error> for BodyError {
+    fn from(error: h2::Error) -> Self {
+        if error.is_reset() && error.reason() == Some(Reason::NO_ERROR) {
+            Self::Reset
+        } else {
+            Self::Broken(error.into())
+        }
+    }
+}
+
+impl BodyError {
+    /// How it is told on a stream.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Broken(ExchangeError::Http2(error)) => error.reason().unwrap_or(Reason::INTERNAL_ERROR),
+            Self::Broken(ExchangeError::Content(error)) => error.reason(),
+            _ => Reason::INTERNAL_ERROR,
+        }
     }
 }
 
@@ -68,7 +84,7 @@ pub enum Incoming {
     /// From an origin, over HTTP/1.1.
     Http1(Rc<RefCell<Wire>>),
     /// Over HTTP/2, from either.
-    Http2(hyper::body::Incoming),
+    Http2(Received),
 }
 
 impl Incoming {
@@ -79,11 +95,7 @@ impl Incoming {
                 connection.poll_content(cx).map(|frame| frame.map(|frame| frame.map_err(BodyError::from)))
             }
             Self::Http1(wire) => wire.borrow_mut().poll_content(cx),
-            Self::Http2(incoming) => Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
-                // hyper takes a reset without an error for the end.
-                None if !incoming.is_end_stream() => Some(Err(BodyError::Reset)),
-                frame => frame.map(|frame| frame.map_err(BodyError::from)),
-            }),
+            Self::Http2(received) => received.poll_frame(cx),
         }
     }
 
@@ -92,7 +104,7 @@ impl Incoming {
         match self {
             Self::Client(connection) => connection.is_end(),
             Self::Http1(wire) => wire.borrow().is_end(),
-            Self::Http2(incoming) => incoming.is_end_stream(),
+            Self::Http2(received) => received.is_end_stream(),
         }
     }
 
@@ -101,7 +113,7 @@ impl Incoming {
         match self {
             Self::Client(connection) => connection.left(),
             Self::Http1(wire) => wire.borrow().left(),
-            Self::Http2(incoming) => incoming.size_hint().exact(),
+            Self::Http2(received) => received.left(),
         }
     }
 }

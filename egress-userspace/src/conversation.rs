@@ -24,7 +24,7 @@ use crate::{
     drain::Drain,
     http1::{
         Error,
-        server::{Asked, Connection, Waited},
+        server::{Asked, Connection, Switched, Waited},
     },
     limits::{Beyond, Limits},
     request::{Accepted, Conversation, Served},
@@ -122,7 +122,9 @@ async fn serve(
     match respond(connection, head, pin!(body), asked, last, patience).await {
         Ok(more) => {
             if let Some(tunnel) = tunnel {
-                tunnel.run(connection.clone()).await;
+                if tunnel.run(Switched::new(connection.clone())).await {
+                    connection.close_in_order();
+                }
                 return false;
             }
             if !more {

@@ -14,6 +14,7 @@
 //! - [`listener`]: accepted connections and where they were going.
 //! - [`conversation`]: a client's connection from the first request to the last.
 //! - [`http1`]: HTTP/1.1 as a forwarder needs it.
+//! - [`http2`]: what the streams of HTTP/2 have in common.
 //! - [`request`]: which rule a request falls under, and its exchange with the origin.
 //! - [`body`]: bodies on their way through.
 //! - [`upstream`]: connections to origins, TLS, and the pool.
@@ -40,6 +41,7 @@ pub mod drain;
 pub mod existing;
 pub mod handover;
 pub mod http1;
+pub mod http2;
 pub mod kernel;
 pub mod limits;
 pub mod listener;

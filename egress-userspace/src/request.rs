@@ -13,7 +13,7 @@ pub mod retry;
 pub mod rewrite;
 pub mod select;
 pub mod tunnel;
-mod web_socket;
+pub mod web_socket;
 
 use std::{
     net::SocketAddr,

@@ -21,7 +21,7 @@ use tokio_util::either::Either;
 use self::limits::Place;
 pub use self::{
     cause::Cause,
-    error::{ExchangeError, Fate, NotAnswered, UpstreamError, causes, http2_error},
+    error::{ExchangeError, Fate, NotAnswered, UpstreamError, causes},
 };
 
 /// What is known of an upstream connection from its making.
@@ -116,7 +116,7 @@ pub enum Connection {
 }
 
 /// What comes after the head by which an origin has switched protocols.
-pub type Switched = Either<http1::Switched, http2::Switched>;
+pub type Switched = Either<http1::Switched, crate::http2::Switched<http2::Stream>>;
 
 impl Connection {
     /// The connection as it is, if its origin has switched protocols.

@@ -300,6 +300,13 @@ impl Running {
         wait_until(&format!("{} to print {text:?}", self.name), PATIENCE, || self.stdout().contains(text))
     }
 
+    /// Waits for standard output to contain bytes that need not be a text.
+    pub fn wait_for_bytes(&self, bytes: &[u8]) -> Result<()> {
+        wait_until(&format!("{} to print {}", self.name, bytes.escape_ascii()), PATIENCE, || {
+            lock(&self.stdout).windows(bytes.len()).any(|window| window == bytes)
+        })
+    }
+
     /// Writes to its standard input, which stays open.
     pub fn write_stdin(&self, bytes: &[u8]) -> Result<()> {
         let mut stdin = lock(&self.stdin);

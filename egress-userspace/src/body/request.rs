@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use http::response;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body, Frame};
 
 use super::{BodyError, Incoming};
 
@@ -121,17 +121,17 @@ impl Content {
         matches!(&*self.incoming.borrow(), Some(Incoming::Client(connection)) if connection.has_unread())
     }
 
-    /// Nobody but us tells the client to go on.
-    pub fn go_on(&self) {
-        if let Some(Incoming::Client(connection)) = &*self.incoming.borrow() {
-            connection.go_on();
-        }
+    /// Has us tell the client to go on, if it waits for that.
+    pub fn go_on(&self) -> bool {
+        matches!(&*self.incoming.borrow(), Some(Incoming::Client(connection)) if connection.go_on())
     }
 
     /// Passes an interim response on to the client.
     pub fn inform(&self, head: &response::Parts, cx: &mut Context<'_>) {
-        if let Some(Incoming::Client(connection)) = &*self.incoming.borrow() {
-            connection.inform(head, cx);
+        match &*self.incoming.borrow() {
+            Some(Incoming::Client(connection)) => connection.inform(head, cx),
+            Some(Incoming::Http2(received)) => received.inform(head),
+            Some(Incoming::Http1(_)) | None => {}
         }
     }
 
@@ -212,13 +212,5 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         self.ahead() == 0 && self.content.is_at_end()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self.content.incoming.borrow().as_ref().map_or(Some(0), Incoming::left) {
-            // Of no content hyper would say in HTTP/2 that its length is 0, though the client has not.
-            Some(rest) if !self.is_end_stream() => SizeHint::with_exact(self.ahead() as u64 + rest),
-            _ => SizeHint::default(),
-        }
     }
 }

@@ -131,7 +131,7 @@ impl ResponseBody {
         }
     }
 
-    /// Has the rest of the request sent whether or not somebody takes the response: hyper does not ask for it while a client of
+    /// Has the rest of the request sent whether or not somebody takes the response: nobody asks for it while a client of
     /// HTTP/2 has no room, which may have none before it has sent everything.
     pub fn upload_apart(&mut self) {
         if let Source::Upstream { incoming: Incoming::Http1(wire), lease, upload, .. } = &mut self.source
@@ -165,7 +165,7 @@ impl Drop for ResponseBody {
     }
 }
 
-/// Reads the end of a stream of which all content has come. Dropped before, hyper would reset it, and origins count resets
+/// Reads the end of a stream of which all content has come. Dropped before, it would be reset, and origins count resets
 /// as an attack (CVE-2023-44487).
 async fn read_to_end(mut incoming: Incoming, _connection: Option<Connection>) {
     // One that does not end, or has content after all, is reset.

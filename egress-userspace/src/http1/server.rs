@@ -194,12 +194,13 @@ impl Connection {
         self.io.borrow().expects != Expects::Nothing
     }
 
-    /// Nobody but us tells the client to go on.
-    pub fn go_on(&self) {
-        let mut io = self.io.borrow_mut();
-        if io.expects == Expects::Origin {
-            io.expects = Expects::Us;
+    /// Has us tell the client to go on, once somebody wants its content, if it waits for that.
+    pub fn go_on(&self) -> bool {
+        let waits = self.waits();
+        if waits {
+            self.io.borrow_mut().expects = Expects::Us;
         }
+        waits
     }
 
     /// Does something for as long as the client has not reset the connection. One that only sends no more waits for its response.

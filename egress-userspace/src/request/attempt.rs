@@ -89,16 +89,13 @@ impl<'a> Attempt<'a> {
                 let scheme = if stream.connection().info.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
                 let head = translate(self.head, scheme, self.host, self.trailers, self.web_socket().is_some())?;
                 self.content.keep();
-                // Interim responses do not come through.
-                self.content.go_on();
-                let answered = stream.send(Request::from_parts(head, self.content.body())).await;
-                Ok(answered.map(|response| {
-                    let (mut head, body) = response.into_parts();
-                    if let Some(key) = self.web_socket().filter(|_| stream.has_switched()) {
-                        web_socket::agree(&mut head, key);
-                    }
-                    Response::from_parts(head, Incoming::Http2(body))
-                }))
+                let mut answered = stream.send(head, self.content.body()).await;
+                if let Ok(response) = &mut answered
+                    && let Some(key) = self.web_socket().filter(|_| stream.has_switched())
+                {
+                    web_socket::agree(response, key);
+                }
+                Ok(answered)
             }
         }
     }

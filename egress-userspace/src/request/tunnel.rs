@@ -1,19 +1,14 @@
 //! Connections that a request has switched to another protocol, such as WebSocket (RFC 9110 section 7.8).
 
-use std::{cell::Cell, io, rc::Rc, time::Duration};
+use std::{cell::Cell, io, time::Duration};
 
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncRead, AsyncWrite, copy_bidirectional},
     time::{Instant, sleep_until},
 };
 use tokio_util::io::InspectReader;
 
-use crate::{
-    body::Held,
-    http1::server::{self, Connection},
-    telemetry::access_log::Record,
-    upstream::Switched,
-};
+use crate::{body::Held, telemetry::access_log::Record, upstream::Switched};
 
 /// The upstream end of a connection whose origin has switched protocols, to be run once the client has been told.
 pub struct Tunnel {
@@ -31,10 +26,11 @@ impl Tunnel {
         Self { upstream, record, idle_timeout, _held: held }
     }
 
-    /// Passes bytes both ways until both ends are closed. The client's is reset if that does not go in order.
-    pub async fn run(mut self, client: Rc<Connection>) {
+    /// Passes bytes both ways until both ends are closed. Gives whether that has gone in order: if not, the client's end is to be
+    /// reset.
+    pub async fn run(mut self, client: impl AsyncRead + AsyncWrite + Unpin) -> bool {
         let heard = Cell::new(Instant::now());
-        let mut client = InspectReader::new(server::Switched::new(client), |_: &[u8]| heard.set(Instant::now()));
+        let mut client = InspectReader::new(client, |_: &[u8]| heard.set(Instant::now()));
         let mut upstream = InspectReader::new(self.upstream, |_: &[u8]| heard.set(Instant::now()));
         let copied = async {
             let copied = copy_bidirectional(&mut client, &mut upstream).await?;
@@ -47,15 +43,15 @@ impl Tunnel {
                 () = silence(&heard, limit) => Err(io::Error::other(format!("no bytes either way for {limit:?}"))),
             },
         };
-        match copied {
+        match &copied {
             Ok((received, sent)) => {
-                client.get_ref().close_in_order();
-                self.record.set_received(received);
-                self.record.add_sent(sent);
+                self.record.set_received(*received);
+                self.record.add_sent(*sent);
                 self.record.complete();
             }
             Err(error) => self.record.error(error.to_string()),
         }
+        copied.is_ok()
     }
 }
 

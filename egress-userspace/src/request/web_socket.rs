@@ -1,9 +1,9 @@
-//! WebSocket over HTTP/2 (RFC 8441), of which its client knows nothing.
+//! WebSocket over HTTP/2 (RFC 8441), of which the other end knows nothing.
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use http::{HeaderName, HeaderValue, Method, StatusCode, header, request, response};
-use hyper::ext::Protocol;
+use h2::ext::Protocol;
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, request};
 
 /// What of a handshake only HTTP/1.1 has. A length of 0 would be one of what follows, too (RFC 9113 section 8.1.1).
 pub const OF_HTTP1: [HeaderName; 4] =
@@ -27,14 +27,39 @@ pub fn ask(head: &mut request::Parts) {
 }
 
 /// Says in HTTP/1.1 that the origin has agreed, to a client with this key.
-pub fn agree(head: &mut response::Parts, key: &HeaderValue) {
-    head.status = StatusCode::SWITCHING_PROTOCOLS;
-    head.headers.remove(header::CONTENT_LENGTH);
-    head.headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
-    head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+pub fn agree<B>(response: &mut Response<B>, key: &HeaderValue) {
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let fields = response.headers_mut();
+    fields.remove(header::CONTENT_LENGTH);
+    fields.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
+    fields.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     if let Ok(accept) = HeaderValue::try_from(accept(key.as_bytes())) {
-        head.headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        fields.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
+}
+
+/// Whether a client asks for a WebSocket in HTTP/2; none if it does not ask for another protocol at all.
+pub fn is_asked(head: &request::Parts) -> Option<bool> {
+    head.extensions.get::<Protocol>().map(|protocol| protocol.as_str() == PROTOCOL)
+}
+
+/// Makes such a request ask in HTTP/1.1, with the key that this gives. Its content is the other protocol's.
+pub fn ask_in_http1(head: &mut request::Parts) -> Option<HeaderValue> {
+    let key = HeaderValue::try_from(BASE64_STANDARD.encode(fastrand::u128(..).to_ne_bytes())).ok()?;
+    head.method = Method::GET;
+    head.version = Version::HTTP_11;
+    head.extensions.remove::<Protocol>();
+    head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    head.headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
+    head.headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
+    Some(key)
+}
+
+/// Says in HTTP/2 that the origin has agreed. Gives whether it has proved that it understands.
+pub fn agree_in_http2<B>(response: &mut Response<B>, key: &HeaderValue) -> bool {
+    *response.status_mut() = StatusCode::OK;
+    let proof = response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+    proof.is_some_and(|proof| proof.as_bytes() == accept(key.as_bytes()).as_bytes())
 }
 
 /// What a server answers to a key (RFC 6455 section 4.2.2).

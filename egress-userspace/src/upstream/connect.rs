@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -56,7 +55,7 @@ impl Connector {
         let stream = self.tcp(from, origin).await?;
         let info = |protocol| ConnectionInfo { address: origin, protocol, tls: None };
         if http2 {
-            return Shared::start(TokioIo::new(stream), self.heads, info("HTTP/2")).await.map(Made::Http2);
+            return Shared::start(stream, self.heads, info("HTTP/2")).await.map(Made::Http2);
         }
         Ok(Made::Http1(Exclusive::new(http1::Stream::Left(stream), self.heads, info("HTTP/1.1"))))
     }
@@ -161,7 +160,7 @@ impl Connector {
         let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
         let info = ConnectionInfo { address, protocol, tls: Some(tls) };
         if http2 {
-            Shared::start(TokioIo::new(stream), self.heads, info).await.map(Made::Http2)
+            Shared::start(stream, self.heads, info).await.map(Made::Http2)
         } else {
             Ok(Made::Http1(Exclusive::new(http1::Stream::Right(Box::new(stream)), self.heads, info)))
         }

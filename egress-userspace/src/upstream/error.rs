@@ -21,12 +21,18 @@ pub enum ExchangeError {
     /// HTTP/1.1 has failed.
     #[error(transparent)]
     Http1(#[from] http1::Error),
-    /// HTTP/2 has failed; in hyper's words.
-    #[error(transparent)]
-    Http2(#[from] hyper::Error),
+    /// HTTP/2 has failed.
+    #[error("HTTP/2: {0}")]
+    Http2(h2::Error),
     /// The content of the request has not come to its end.
     #[error("the content of the request: {0}")]
     Content(Box<BodyError>),
+}
+
+impl From<h2::Error> for ExchangeError {
+    fn from(error: h2::Error) -> Self {
+        Self::Http2(error)
+    }
 }
 
 impl From<BodyError> for ExchangeError {
@@ -40,7 +46,7 @@ impl ExchangeError {
     fn io(&self) -> Option<&io::Error> {
         match self {
             Self::Http1(http1::Error::Io(error)) => Some(error),
-            Self::Http2(error) => error.source()?.downcast_ref(),
+            Self::Http2(error) => error.get_io(),
             Self::Http1(_) | Self::Content(_) => None,
         }
     }
@@ -157,16 +163,11 @@ impl UpstreamError {
                 http1::Error::Io(_) => Cause::ConnectionLost,
             },
             Self::Http { source: ExchangeError::Content(_), .. } => Cause::ConnectionLost,
-            Self::Http { source: ExchangeError::Http2(source), .. } => {
-                let http2 = http2_error(source);
-                if source.is_incomplete_message() || http2.is_some_and(h2::Error::is_remote) {
-                    Cause::HttpIncomplete
-                } else if source.is_parse() || http2.is_some_and(h2::Error::is_library) {
-                    Cause::HttpProtocol
-                } else {
-                    Cause::ConnectionLost
-                }
-            }
+            Self::Http { source: ExchangeError::Http2(error), .. } => match error {
+                error if error.is_remote() => Cause::HttpIncomplete,
+                error if error.is_library() => Cause::HttpProtocol,
+                _ => Cause::ConnectionLost,
+            },
         }
     }
 
@@ -216,30 +217,18 @@ impl Fate {
             ExchangeError::Http1(_) | ExchangeError::Content(_) => return Self::Failed,
             ExchangeError::Http2(error) => error,
         };
-        if let Some(error) = http2_error(error) {
-            return match error.reason() {
-                // Only streams above the last one that GOAWAY names get this; the others go on.
-                _ if error.is_go_away() && error.is_remote() => Self::Unprocessed { gone: true },
-                Some(h2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Unprocessed { gone: false },
-                Some(h2::Reason::HTTP_1_1_REQUIRED) if error.is_remote() => Self::NeedsHttp1,
-                _ if error.is_io() => Self::Lost,
-                _ => Self::Failed,
-            };
+        match error.reason() {
+            // Only streams above the last one that GOAWAY names get this; the others go on.
+            _ if error.is_go_away() && error.is_remote() => Self::Unprocessed { gone: true },
+            Some(h2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Unprocessed { gone: false },
+            Some(h2::Reason::HTTP_1_1_REQUIRED) if error.is_remote() => Self::NeedsHttp1,
+            _ if error.is_io() => Self::Lost,
+            _ => Self::Failed,
         }
-        let broken =
-            error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some() && !error.is_parse();
-        let gone = error.is_incomplete_message() || error.is_canceled() || error.is_closed() || broken;
-        // hyper drops a request with this that waited for a stream when its connection ended.
-        if gone || error.is_user() { Self::Lost } else { Self::Failed }
     }
 }
 
-/// The error of a stream, or of a connection, that HTTP/2 knows.
-pub fn http2_error(error: &hyper::Error) -> Option<&h2::Error> {
-    error.source()?.downcast_ref::<h2::Error>()
-}
-
-/// An error with all that led to it: hyper's own words leave the cause to its sources.
+/// An error with all that led to it: its own words may leave the cause to its sources.
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let chain = iter::successors(Some(error), |&error| error.source());
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")

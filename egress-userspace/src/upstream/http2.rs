@@ -3,35 +3,33 @@
 mod noting;
 
 use std::{
-    cell::{Cell, OnceCell},
+    cell::{Cell, OnceCell, RefCell},
     future::poll_fn,
-    io,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use http::Method;
-use http_body::{Body, Frame, SizeHint};
-use hyper::{
-    client::conn::http2,
-    rt::{self, Executor},
-    upgrade::{self, Upgraded},
+use h2::{
+    RecvStream, SendStream,
+    client::{self, SendRequest},
 };
-use hyper_util::rt::TokioIo;
+use http::{Method, Request, Response, StatusCode, request};
+use http_body::Body as _;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     sync::Notify,
     task,
 };
 
 use self::noting::{Noting, TlsFailure};
-use super::{ConnectionInfo, NotAnswered, UpstreamError, limits::Place};
+use super::{ConnectionInfo, ExchangeError, NotAnswered, UpstreamError, limits::Place};
 use crate::{
-    body::{BodyError, RequestBody},
+    body::{Incoming, RequestBody},
     http1::Limits,
+    http2::{Received, Sending, Switched},
 };
 
 /// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
@@ -50,7 +48,7 @@ const UNTOLD: usize = 1;
 /// A connection that many requests use at the same time. It closes when the last of these handles is dropped.
 #[derive(Clone)]
 pub struct Shared {
-    sender: http2::SendRequest<Carried>,
+    sender: Rc<RefCell<SendRequest<Bytes>>>,
     /// Facts for the log.
     pub info: Rc<ConnectionInfo>,
     load: Rc<Load>,
@@ -67,10 +65,10 @@ struct Load {
     limit: Cell<usize>,
     /// How many may, whatever the origin says.
     own_limit: Cell<usize>,
-    /// Whether it takes WebSockets (SETTINGS_ENABLE_CONNECT_PROTOCOL, RFC 8441 section 3).
-    web_sockets: Cell<bool>,
     /// Whether it has said anything: its settings come first (RFC 9113 section 3.4).
-    told: Cell<bool>,
+    told: Rc<Cell<bool>>,
+    /// Whether it takes no more requests, or has ended.
+    closed: Cell<bool>,
     /// Told when there may be room for one more, and when there will be none.
     room: OnceCell<Rc<Notify>>,
     /// When the last request ended; of use while there are none.
@@ -93,59 +91,46 @@ impl Shared {
     /// The connection breaks at once.
     pub async fn start<I>(io: I, heads: Limits, info: ConnectionInfo) -> Result<Self, UpstreamError>
     where
-        I: rt::Read + rt::Write + Unpin + 'static,
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let address = info.address;
-        let (tls_failure, heard) = (TlsFailure::default(), Rc::<Notify>::default());
-        let io = Noting::new(io, tls_failure.clone(), heard.clone());
-        let (sender, mut connection) = http2::Builder::new(LocalTasks)
-            .initial_stream_window_size(STREAM_WINDOW)
+        let (tls_failure, told) = (TlsFailure::default(), Rc::<Cell<bool>>::default());
+        let io = Noting::new(io, tls_failure.clone(), told.clone());
+        let (sender, mut connection) = client::Builder::new()
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buf_size(SEND_BUFFER)
+            .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(u32::try_from(heads.head).unwrap_or(u32::MAX))
             .initial_max_send_streams(UNTOLD)
-            .handshake::<_, Carried>(io)
+            .handshake::<_, Bytes>(io)
             .await
             .map_err(|source| match tls_failure.take() {
                 Some(error) => UpstreamError::of_ended(&info, &error),
                 None => UpstreamError::of_exchange(&info, source.into()),
             })?;
-        let now = Instant::now();
-        let load = Rc::new(Load {
-            made: now,
-            streams: Cell::new(0),
-            limit: Cell::new(UNTOLD),
-            own_limit: Cell::new(usize::MAX),
-            web_sockets: Cell::new(false),
-            told: Cell::new(false),
-            room: OnceCell::new(),
-            idle_since: Cell::new(now),
-            waiting: Cell::new(0),
-            waiting_since: Cell::new(now),
-            begun: Cell::new(0),
-            place: Cell::default(),
-        });
-        let limits = load.clone();
+        let sender = Rc::new(RefCell::new(sender));
+        let load = Rc::new(Load::new(told));
+        let (noted, weak) = (load.clone(), Rc::downgrade(&sender));
         task::spawn_local(async move {
-            // What is read is read by a task of hyper's.
-            let mut heard = pin!(heard.notified());
             let ended = poll_fn(|cx| {
-                let before = (limits.told.get(), limits.limit.get());
-                limits.told.set(before.0 || heard.as_mut().poll(cx).is_ready());
+                let before = noted.room();
                 let polled = Pin::new(&mut connection).poll(cx);
                 // One that takes none at all is asked nevertheless, rather than another one like it.
-                limits.limit.set(connection.current_max_send_streams().max(1));
-                limits.web_sockets.set(connection.is_extended_connect_protocol_enabled());
-                if before != (limits.told.get(), limits.limit.get()) {
-                    limits.changed();
+                noted.limit.set(connection.max_concurrent_send_streams().max(1));
+                // A connection that nobody holds any more ends by that.
+                noted.closed.set(weak.upgrade().is_none_or(|sender| is_closed(&sender)));
+                if before != noted.room() {
+                    noted.changed();
                 }
                 polled
             });
             let ended = ended.await;
             // Only now it counts as closed.
             drop(connection);
-            limits.place.take();
-            limits.changed();
+            noted.closed.set(true);
+            noted.place.take();
+            noted.changed();
             // The exchanges that it concerns see the same error.
             if let Err(error) = ended {
                 tracing::debug!(%address, %error, "upstream connection ended");
@@ -156,7 +141,7 @@ impl Shared {
 
     /// Whether the connection has ended, or takes no more requests.
     pub fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.load.closed.get()
     }
 
     /// Why TLS has ended, if it has failed.
@@ -207,7 +192,7 @@ impl Shared {
 
     /// Whether a request on it can become a WebSocket.
     pub fn takes_web_sockets(&self) -> bool {
-        self.load.web_sockets.get()
+        self.sender.borrow().is_extended_connect_protocol_enabled()
     }
 
     fn is_silent(&self) -> bool {
@@ -229,6 +214,30 @@ impl Shared {
 }
 
 impl Load {
+    /// That of a connection which was made just now.
+    fn new(told: Rc<Cell<bool>>) -> Self {
+        let now = Instant::now();
+        Self {
+            made: now,
+            streams: Cell::new(0),
+            limit: Cell::new(UNTOLD),
+            own_limit: Cell::new(usize::MAX),
+            told,
+            closed: Cell::new(false),
+            room: OnceCell::new(),
+            idle_since: Cell::new(now),
+            waiting: Cell::new(0),
+            waiting_since: Cell::new(now),
+            begun: Cell::new(0),
+            place: Cell::default(),
+        }
+    }
+
+    /// What the origin says of it.
+    fn room(&self) -> (bool, usize, bool) {
+        (self.told.get(), self.limit.get(), self.closed.get())
+    }
+
     fn changed(&self) {
         if let Some(room) = self.room.get() {
             room.notify_one();
@@ -254,7 +263,7 @@ pub struct Stream {
     pub reused: bool,
     waits: bool,
     /// What it has become, if the origin has agreed to a CONNECT.
-    switched: Option<TokioIo<Upgraded>>,
+    switched: Option<(SendStream<Bytes>, RecvStream)>,
     user: Rc<User>,
 }
 
@@ -271,36 +280,73 @@ impl Stream {
         load.limit.set(load.limit.get().min(load.streams.get() - 1).max(1));
     }
 
-    /// Sends a request.
+    /// Sends a request, and waits for the head of the response. Interim ones are passed on to who has sent the content.
     ///
     /// # Errors
-    /// There is no response to it. It comes back if it was not sent.
-    pub async fn send(
-        &mut self,
-        request: http::Request<RequestBody>,
-    ) -> Result<http::Response<hyper::body::Incoming>, NotAnswered> {
+    /// There is no response to it.
+    pub async fn send(&mut self, head: request::Parts, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
         let load = &self.shared.load;
         if load.waiting.replace(load.waiting.get() + 1) == 0 {
             load.waiting_since.set(Instant::now());
         }
         self.waits = true;
-        let is_connect = request.method() == Method::CONNECT;
-        let request = request.map(|body| Carried { body, _user: self.user.clone() });
-        let mut result = self.shared.sender.try_send_request(request).await;
+        let result = self.exchange(head, body).await;
         if result.is_ok() {
             self.shared.load.waiting_since.set(Instant::now());
         }
         self.answered();
-        if let Ok(response) = &mut result
-            && is_connect
-        {
-            // With the response it is there, or will never be.
-            self.switched = upgrade::on(response).await.ok().map(TokioIo::new);
+        result
+    }
+
+    async fn exchange(&mut self, head: request::Parts, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
+        let unsent = |error: h2::Error| NotAnswered { unsent: true, error: error.into() };
+        // Of its own: it knows whether this request waits for others to end.
+        let mut sender = self.shared.sender.borrow().clone();
+        poll_fn(|cx| sender.poll_ready(cx)).await.map_err(unsent)?;
+        let is_connect = head.method == Method::CONNECT;
+        let is_all = body.is_end_stream() && !is_connect;
+        let client = body.content().clone();
+        // Many an origin never does that over HTTP/2.
+        let told = client.go_on();
+        let (mut answer, stream) = sender.send_request(Request::from_parts(head, ()), is_all).map_err(unsent)?;
+        let (mut upload, stream) = match is_connect {
+            true => (None, Some(stream)),
+            false => ((!is_all).then(|| Sending::new(stream, body)), None),
+        };
+        let answered = poll_fn(|cx| {
+            // None of its content goes before it has its turn: that would take room from those that it waits for.
+            if let Some(sending) = &mut upload
+                && sender.poll_ready(cx).is_ready()
+                && let Poll::Ready(sent) = sending.poll(cx)
+            {
+                sent?;
+                upload = None;
+            }
+            while let Poll::Ready(Some(Ok(interim))) = answer.poll_informational(cx) {
+                if !told || interim.status() != StatusCode::CONTINUE {
+                    client.inform(&interim.into_parts().0, cx);
+                }
+            }
+            Pin::new(&mut answer).poll(cx).map_err(ExchangeError::from)
+        });
+        let (head, received) = answered.await.map_err(|error| NotAnswered { unsent: false, error })?.into_parts();
+        if let Some(mut upload) = upload {
+            // The response does not wait for it.
+            let user = self.user.clone();
+            task::spawn_local(async move {
+                // Both ends see how it goes.
+                let _ = poll_fn(|cx| upload.poll(cx)).await;
+                drop(user);
+            });
         }
-        result.map_err(|mut failure| NotAnswered {
-            unsent: failure.take_message().is_some(),
-            error: failure.into_error().into(),
-        })
+        let content = match stream {
+            Some(stream) if head.status.is_success() => {
+                self.switched = Some((stream, received));
+                Received::nothing()
+            }
+            _ => Received::new(received, &head.headers),
+        };
+        Ok(Response::from_parts(head, Incoming::Http2(content)))
     }
 
     /// Whether it carries another protocol from now on.
@@ -309,8 +355,9 @@ impl Stream {
     }
 
     /// What it carries from now on, if it has switched protocols.
-    pub fn switched(mut self) -> Option<Switched> {
-        Some(Switched { io: self.switched.take()?, _stream: self })
+    pub fn switched(mut self) -> Option<Switched<Self>> {
+        let (send, receive) = self.switched.take()?;
+        Some(Switched::new(send, receive, self))
     }
 
     fn answered(&mut self) {
@@ -327,64 +374,9 @@ impl Drop for Stream {
     }
 }
 
-/// A stream that carries another protocol.
-pub struct Switched {
-    io: TokioIo<Upgraded>,
-    _stream: Stream,
-}
-
-impl AsyncRead for Switched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Switched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-/// A request's content, which holds its stream open after the response if the client is still sending.
-struct Carried {
-    body: RequestBody,
-    _user: Rc<User>,
-}
-
-impl Body for Carried {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Runs hyper's tasks on the worker that the connection belongs to.
-#[derive(Clone)]
-pub struct LocalTasks;
-
-impl<F: Future<Output: 'static> + 'static> Executor<F> for LocalTasks {
-    fn execute(&self, future: F) {
-        task::spawn_local(future);
-    }
+/// Whether nothing more can be sent by it.
+fn is_closed(sender: &RefCell<SendRequest<Bytes>>) -> bool {
+    // Nobody is to be woken: this is looked at each time that something has come.
+    let mut cx = Context::from_waker(Waker::noop());
+    matches!(sender.borrow_mut().poll_ready(&mut cx), Poll::Ready(Err(_)))
 }

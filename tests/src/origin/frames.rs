@@ -16,6 +16,7 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const MAX_CONCURRENT_STREAMS: u16 = 3;
+const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 
 /// Error codes (RFC 9113 section 7).
 pub mod code {
@@ -51,13 +52,22 @@ struct Frame {
 impl Frames {
     /// Takes the client's preface and tells it how many streams it may have.
     pub async fn greet(&mut self, max_concurrent_streams: u32) -> Result<()> {
+        self.settle(&[(MAX_CONCURRENT_STREAMS, max_concurrent_streams)]).await
+    }
+
+    /// Takes the client's preface and tells it that streams can carry other protocols (RFC 8441 section 3).
+    pub async fn greet_other_protocols(&mut self) -> Result<()> {
+        self.settle(&[(ENABLE_CONNECT_PROTOCOL, 1)]).await
+    }
+
+    async fn settle(&mut self, settings: &[(u16, u32)]) -> Result<()> {
         while self.received.len() < PREFACE.len() {
             ensure!(self.fill().await?, "the client's preface ends early");
         }
         ensure!(self.received.starts_with(PREFACE), "no preface");
         self.received.drain(..PREFACE.len());
-        let setting = [&MAX_CONCURRENT_STREAMS.to_be_bytes()[..], &max_concurrent_streams.to_be_bytes()[..]].concat();
-        self.send(SETTINGS, 0, 0, &setting).await
+        let setting = |(id, value): &(u16, u32)| [&id.to_be_bytes()[..], &value.to_be_bytes()[..]].concat();
+        self.send(SETTINGS, 0, 0, &settings.iter().flat_map(setting).collect::<Vec<_>>()).await
     }
 
     /// Waits for the head of a request, and gives the number of its stream. Other frames are read over.
@@ -90,6 +100,13 @@ impl Frames {
     pub async fn head(&mut self, stream: u32, fields: &[(&str, &str)]) -> Result<()> {
         // `:status: 200` has a place in the static table (RFC 7541 appendix A).
         let block = [&[0x88], &literals(fields)[..]].concat();
+        self.send(HEADERS, END_HEADERS, stream, &block).await
+    }
+
+    /// Sends the head of an interim response, with fields.
+    pub async fn interim(&mut self, stream: u32, status: &str, fields: &[(&str, &str)]) -> Result<()> {
+        // The name has a place there, too.
+        let block = [&[0x08], &text(status)[..], &literals(fields)[..]].concat();
         self.send(HEADERS, END_HEADERS, stream, &block).await
     }
 
@@ -166,6 +183,9 @@ impl Frames {
 
 /// Fields as literals with new names that are not indexed (RFC 7541 section 6.2.2).
 fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
-    let text = |text: &str| [&[u8::try_from(text.len()).expect("short texts")], text.as_bytes()].concat();
     fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&[u8::try_from(text.len()).expect("short texts")], text.as_bytes()].concat()
 }

@@ -157,6 +157,40 @@ fn a_response_is_framed_as_its_client_understands_it() -> Result<()> {
 }
 
 #[test]
+fn interim_responses_come_first() -> Result<()> {
+    let hints = |mut frames: Frames, stream| async move {
+        frames.interim(stream, "100", &[]).await?;
+        frames.interim(stream, "103", &[("link", "</a.css>; rel=preload")]).await?;
+        frames.interim(stream, "103", &[("link", "</b.css>; rel=preload")]).await?;
+        frames.head(stream, &[("content-length", "2")]).await?;
+        frames.data(stream, b"ok").await?;
+        frames.end(stream).await?;
+        frames.closed().await
+    };
+    let hint = |name: &str| format!("HTTP/1.1 103 Early Hints\r\nlink: </{name}.css>; rel=preload\r\n\r\n");
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+    let expected = [&hint("a"), &hint("b"), answer].concat();
+    let (text, outcome) = answer_of("http2-interim", GET, hints)?;
+    ensure!(text == format!("HTTP/1.1 100 Continue\r\n\r\n{expected}") && outcome == "upgraded", "{text:?}");
+    // One that waits is told to go on by us, and not told again.
+    let waits = "PUT / HTTP/1.1\r\nHost: edition.cnn.com\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\
+                 Connection: close\r\n\r\n";
+    let (text, _) = answer_of("http2-continue", waits, hints)?;
+    ensure!(text.matches("HTTP/1.1 100 Continue\r\n\r\n").count() == 1, "{text:?}");
+    ensure!(text.contains(&hint("a")) && text.contains(&hint("b")) && text.contains("HTTP/1.1 200 OK\r\n"), "{text:?}");
+    // HTTP/2 has no such switch (RFC 9113 section 8.6).
+    let (text, _) = answer_of("http2-interim-switch", GET, |mut frames: Frames, stream| async move {
+        frames.interim(stream, "101", &[("upgrade", "other")]).await?;
+        frames.closed().await
+    })?;
+    ensure!(text.starts_with("HTTP/1.1 502 ") && text.contains("error=http_protocol_error"), "{text:?}");
+    // HTTP/1.0 has none.
+    let (text, _) = answer_of("http2-interim-old", "GET / HTTP/1.0\r\nHost: edition.cnn.com\r\n\r\n", hints)?;
+    ensure!(text == "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", "{text:?}");
+    Ok(())
+}
+
+#[test]
 fn a_response_whose_length_has_come_holds_no_other_up() -> Result<()> {
     let bed = TestBed::new("http2-no-end")?;
     let origin = origin_http2(&bed)?

@@ -67,6 +67,24 @@ fn bodies_of_any_framing_arrive_at_origins_of_both_versions() -> Result<()> {
         let output = curl2(&bed, &["--head"])?.success()?;
         ensure!(output.text().starts_with("HTTP/2 200 \r\n") && output.text().ends_with("\r\n\r\n"), "{output:?}");
     }
+    // An answer of our own has no content either.
+    let output = curl2(&bed, &["--head"])?.success()?;
+    ensure!(output.text().starts_with("HTTP/2 502 \r\n") && output.text().ends_with("\r\n\r\n"), "{output:?}");
+    ensure!(output.text().contains("\r\ncontent-length: "), "{output:?}");
+    Ok(())
+}
+
+#[test]
+fn interim_responses_come_first() -> Result<()> {
+    let bed = TestBed::new("prior-interim")?;
+    let answer = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n\
+                  HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let _origin = origin(&bed)?.handler(move |_| Reply::Raw(answer.into())).start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let output = curl2(&bed, &[])?.success()?;
+    let hints = "HTTP/2 103 \r\nlink: </a.css>; rel=preload\r\n\r\n";
+    ensure!(output.text() == format!("{hints}HTTP/2 200 \r\ncontent-length: 2\r\n\r\nok"), "{output:?}");
     Ok(())
 }
 

@@ -1,7 +1,12 @@
 //! Requests that switch to another protocol, such as WebSocket.
 
 use anyhow::{Context, Result, ensure};
-use harness::{TestBed, origin::Reply};
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use harness::{
+    TestBed,
+    origin::{Reply, Request, code},
+};
 
 use super::{CLIENT, HOST, agent_with_one_worker, configure, converse, curl, origin, origin_http2, origin_with_chat};
 
@@ -107,25 +112,124 @@ fn a_web_socket_goes_over_http1_where_http2_has_none() -> Result<()> {
     Ok(())
 }
 
-/// An application that speaks HTTP/2 is not offered any (RFC 8441 section 3), and one that asks nevertheless is refused by its stream.
-#[test]
-fn a_client_of_http2_gets_no_web_socket() -> Result<()> {
-    let bed = TestBed::new("switch-refused")?;
-    let origin = origin_http2(&bed)?.web_sockets().handler(|_| Reply::ok("fine")).start()?;
-    let config = configure(&bed)?;
-    let _agent = agent_with_one_worker(&bed, &config)?;
-    let headers = |stream: u8, block: &[u8]| [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, stream], block].concat();
+/// Begins HTTP/2, on which `protocol` is asked for on stream 1 (RFC 8441 section 4), as bytes.
+fn ask_in_http2(protocol: &str, path: &str) -> Vec<u8> {
     // Fields as RFC 7541 has them: some with a name, or all, of its appendix A.
-    let authority = [&[0x01, HOST.len() as u8], HOST.as_bytes()].concat();
-    let connect = [b"\x02\x07CONNECT\0\x09:protocol\x09websocket\x86\x84", &authority[..]].concat();
-    let get = [b"\x82\x86\x84", &authority[..]].concat();
-    let begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
-    client.write_stdin(&[begin, &headers(1, &connect)[..], &headers(3, &get)].concat())?;
-    client.wait_for_output("fine")?;
-    // RST_STREAM with PROTOCOL_ERROR.
-    client.wait_for_output("\0\0\x04\x03\0\0\0\0\x01\0\0\0\x01")?;
-    ensure!(origin.only_request()?.method == "GET");
+    let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    let block = [
+        &[0x02][..],
+        &text("CONNECT"),
+        &[0x00],
+        &text(":protocol"),
+        &text(protocol),
+        &[0x86, 0x04],
+        &text(path),
+        &[0x01],
+        &text(HOST),
+        &[0x00],
+        &text("sec-websocket-version"),
+        &text("13"),
+    ]
+    .concat();
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", &frame(1, 4, &block)[..]].concat()
+}
+
+/// A frame of stream 1.
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1], payload].concat()
+}
+
+/// The head of a response, which is a 200 and nothing else.
+const AGREED: &[u8] = b"\x01\x04\0\0\0\x01\x88";
+
+/// An application that speaks HTTP/2 is offered them (RFC 8441 section 3), whatever the origin speaks.
+#[test]
+fn a_client_of_http2_can_have_a_web_socket() -> Result<()> {
+    for version in ["HTTP/1.1", "HTTP/2"] {
+        let bed = TestBed::new("switch-prior")?;
+        let answer = |request: &Request| match request.target.as_str() {
+            // As RFC 6455 has it for any key.
+            "/chat" if request.version == "HTTP/1.1" => Reply::Echo(agree_to(request).into()),
+            "/chat" => Reply::Echo(Vec::new()),
+            "/fake" => Reply::Echo(AGREE.into()),
+            "/declined" => Reply::status(403, &[], "not you"),
+            _ => Reply::ok("fine"),
+        };
+        let origin = if version == "HTTP/2" { origin_http2(&bed)?.web_sockets() } else { origin(&bed)? };
+        let origin = origin.handler(answer).start()?;
+        let tripwire = bed.tripwire(&[HOST])?;
+        let config = configure(&bed)?;
+        let agent = agent_with_one_worker(&bed, &config)?;
+        ensure!(curl(&bed, &[])?.success()?.text() == "fine");
+        origin.take_requests();
+        let talk = |bytes: Vec<u8>| {
+            let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+            client.write_stdin(&bytes)?;
+            Ok::<_, anyhow::Error>(client)
+        };
+        let client = talk(ask_in_http2("websocket", "/chat"))?;
+        client.wait_for_bytes(AGREED)?;
+        // ENABLE_CONNECT_PROTOCOL
+        client.wait_for_bytes(b"\0\x08\0\0\0\x01")?;
+        client.write_stdin(&frame(0, 0, b"first frame"))?;
+        client.wait_for_bytes(&frame(0, 0, b"first frame"))?;
+        client.write_stdin(&frame(0, 1, b"last frame"))?;
+        client.wait_for_bytes(b"last frame")?;
+        // Its end comes back as well.
+        client.wait_for_bytes(&frame(0, 1, b""))?;
+        let request = origin.only_request()?;
+        ensure!(request.version == version && request.target == "/chat", "{request:?}");
+        ensure!(request.header("sec-websocket-version") == Some("13"), "{request:?}");
+        let record = agent.wait_for_records(2)?.pop().context("no record")?;
+        ensure!(record.text("status") == "101" && record.text("outcome") == "upgraded", "{record:?}");
+        ensure!(record.text("received") == "21" && record.text("sent") == "21", "{record:?}");
+
+        talk(ask_in_http2("websocket", "/declined"))?.wait_for_output("not you")?;
+        if version == "HTTP/1.1" {
+            // RST_STREAM with PROTOCOL_ERROR: no key is known beforehand.
+            talk(ask_in_http2("websocket", "/fake"))?.wait_for_bytes(&frame(3, 0, &[0, 0, 0, 1]))?;
+        }
+        origin.take_requests();
+        // 501 in Huffman's code (RFC 7541 appendix B); the origin hears nothing of it.
+        talk(ask_in_http2("connect-udp", "/"))?.wait_for_bytes(b"\x82\x6c\x01")?;
+        ensure!(origin.take_requests().is_empty());
+        tripwire.assert_silent()?;
+    }
+    Ok(())
+}
+
+/// The head by which a server agrees to the key of a request.
+fn agree_to(request: &Request) -> String {
+    let key = request.header("sec-websocket-key").unwrap_or_default();
+    let seed = [key.as_bytes(), b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
+    let proof = BASE64_STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &seed));
+    AGREE.replace("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", &proof)
+}
+
+/// What breaks off breaks off for the client, too, rather than to end in order.
+#[test]
+fn a_web_socket_that_is_cancelled_is_reset() -> Result<()> {
+    let bed = TestBed::new("switch-cancelled")?;
+    let _origin = origin_http2(&bed)?
+        .frames(|mut frames| async move {
+            frames.greet_other_protocols().await?;
+            let first = frames.request().await?;
+            frames.answer(first, b"fine").await?;
+            let stream = frames.request().await?;
+            frames.head(stream, &[]).await?;
+            frames.data(stream, b"not all of it").await?;
+            frames.reset(stream, code::CANCEL).await?;
+            frames.closed().await
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    ensure!(curl(&bed, &[])?.success()?.text() == "fine");
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let output = bed.client_command(CLIENT)?.args(["raw", &address]).stdin(ASK).run()?;
+    ensure!(output.text().starts_with("HTTP/1.1 101 "), "{output:?}");
+    ensure!(output.code() != 0 && output.stderr.contains("reset"), "{output:?}");
+    ensure!(agent.wait_for_records(2)?[1].text("outcome") != "upgraded", "{:?}", agent.records());
     Ok(())
 }
 

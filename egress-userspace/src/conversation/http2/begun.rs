@@ -1,4 +1,4 @@
-//! What a client has begun to send and not ended: hyper waits for the rest of it without a limit of time.
+//! What a client has begun to send and not ended: h2 waits for the rest of it without a limit of time.
 
 use tokio::time::Instant;
 

@@ -19,11 +19,6 @@ impl Switched {
     pub fn new(connection: Rc<Connection>) -> Self {
         Self(connection)
     }
-
-    /// Has it end in order once it is dropped.
-    pub fn close_in_order(&self) {
-        self.0.close_in_order();
-    }
 }
 
 impl AsyncRead for Switched {

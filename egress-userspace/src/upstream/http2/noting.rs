@@ -1,15 +1,14 @@
-//! What hyper and h2 do not tell of a connection's streams.
+//! What h2 does not tell of a connection's streams.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
-use hyper::rt;
-use tokio::sync::Notify;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// How TLS has ended, if it has failed.
 pub(super) type TlsFailure = Rc<RefCell<Option<rustls::Error>>>;
@@ -18,22 +17,22 @@ pub(super) type TlsFailure = Rc<RefCell<Option<rustls::Error>>>;
 pub(super) struct Noting<I> {
     io: I,
     tls_failure: TlsFailure,
-    /// To be told when the first bytes have come.
-    heard: Option<Rc<Notify>>,
+    /// Whether anything has come.
+    heard: Rc<Cell<bool>>,
     /// A write that has failed, while what the origin said before is still to be read.
     write_failure: Option<io::Error>,
 }
 
-impl<I: rt::Read + rt::Write + Unpin> Noting<I> {
-    /// Notes in `tls_failure` how TLS ends, if it fails, and tells `heard` when something is read for the first time.
-    pub(super) fn new(io: I, tls_failure: TlsFailure, heard: Rc<Notify>) -> Self {
-        Self { io, tls_failure, heard: Some(heard), write_failure: None }
+impl<I: AsyncRead + AsyncWrite + Unpin> Noting<I> {
+    /// Notes in `tls_failure` how TLS ends, if it fails, and in `heard` that something was read.
+    pub(super) fn new(io: I, tls_failure: TlsFailure, heard: Rc<Cell<bool>>) -> Self {
+        Self { io, tls_failure, heard, write_failure: None }
     }
 
-    fn read(&mut self, cx: &mut Context<'_>, buffer: rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.io).poll_read(cx, buffer);
         if let Poll::Ready(Ok(())) = &polled {
-            self.heard.take().inspect(|heard| heard.notify_one());
+            self.heard.set(true);
         }
         if let Poll::Ready(Err(error)) = &polled
             && let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
@@ -61,8 +60,8 @@ impl<I: rt::Read + rt::Write + Unpin> Noting<I> {
         }
         let mut bytes = [0; 1024];
         loop {
-            let mut buffer = rt::ReadBuf::new(&mut bytes);
-            let read = ready!(self.read(cx, buffer.unfilled()));
+            let mut buffer = ReadBuf::new(&mut bytes);
+            let read = ready!(self.read(cx, &mut buffer));
             // What comes before the end is of no use any more.
             if read.is_err() || buffer.filled().is_empty() {
                 let failure = self.write_failure.take();
@@ -72,17 +71,13 @@ impl<I: rt::Read + rt::Write + Unpin> Noting<I> {
     }
 }
 
-impl<I: rt::Read + rt::Write + Unpin> rt::Read for Noting<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Noting<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.read(cx, buffer)
     }
 }
 
-impl<I: rt::Read + rt::Write + Unpin> rt::Write for Noting<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Noting<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.write(cx, |io, cx| io.poll_write(cx, bytes))
     }
@@ -100,7 +95,7 @@ impl<I: rt::Read + rt::Write + Unpin> rt::Write for Noting<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write(cx, rt::Write::poll_flush)
+        self.write(cx, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,0 +1,184 @@
+//! One request of a client that speaks HTTP/2.
+
+use std::{
+    cell::RefCell,
+    future::{pending, poll_fn},
+    mem,
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream, server::SendResponse};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request, response, uri::PathAndQuery,
+};
+use http_body::Body as _;
+
+use crate::{
+    body::{Incoming, ResponseBody},
+    http1::Fault,
+    http2::{self, Received, Responder, Sending, Switched},
+    request::{Conversation, Served, tunnel::Tunnel, web_socket},
+};
+
+/// Serves one request, for as long as its client wants that.
+pub(super) async fn answer(conversation: Rc<Conversation>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    let (mut head, stream) = request.into_parts();
+    let responder = Rc::new(RefCell::new(respond));
+    let is_head = head.method == Method::HEAD;
+    let most = conversation.worker.limits.head.fields;
+    if head.headers.len() > most {
+        let response = conversation.refuse(Fault::TooManyFields(most));
+        return send(&responder, response, is_head).await;
+    }
+    translate(&mut head);
+    match web_socket::is_asked(&head) {
+        None => {
+            let content = Received::new(stream, &head.headers).answered_by(responder.clone());
+            let Some(served) = serve(&conversation, head, content, &responder).await else { return };
+            send(&responder, served.response, is_head).await;
+        }
+        Some(true) => {
+            let Some(key) = web_socket::ask_in_http1(&mut head) else { return };
+            let content = Received::nothing().answered_by(responder.clone());
+            let Some(served) = serve(&conversation, head, content, &responder).await else { return };
+            match served.tunnel {
+                Some(tunnel) => switch(&responder, served.response, &key, stream, *tunnel).await,
+                None => send(&responder, served.response, is_head).await,
+            }
+        }
+        // RFC 9220 section 3.
+        Some(false) => {
+            let mut unknown = Response::new(());
+            *unknown.status_mut() = StatusCode::NOT_IMPLEMENTED;
+            let _ = responder.borrow_mut().send_response(unknown, true);
+        }
+    }
+}
+
+async fn serve(
+    conversation: &Conversation,
+    head: request::Parts,
+    content: Received,
+    responder: &Responder,
+) -> Option<Served> {
+    let never = pin!(pending());
+    // It takes room that others should not be copied with.
+    let mut serving = Box::pin(conversation.serve(head, Incoming::Http2(content), never));
+    let served = poll_fn(|cx| match serving.as_mut().poll(cx) {
+        Poll::Ready(served) => Poll::Ready(Some(served)),
+        Poll::Pending => responder.borrow_mut().poll_reset(cx).map(|_| None),
+    });
+    let mut served = served.await?;
+    served.response.body_mut().upload_apart();
+    Some(served)
+}
+
+async fn send(responder: &Responder, response: Response<ResponseBody>, is_head: bool) {
+    let (mut head, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact().filter(|_| !body.is_end_stream()) {
+        head.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    let is_all = is_head || body.is_end_stream();
+    if let Some(stream) = send_head(responder, head, is_all)
+        && !is_all
+    {
+        let mut sending = Sending::new(stream, body);
+        // The record says how it has ended, and the client sees it.
+        let _ = poll_fn(|cx| sending.poll(cx)).await;
+    }
+}
+
+fn send_head(responder: &Responder, mut head: response::Parts, is_all: bool) -> Option<SendStream<Bytes>> {
+    http2::retain_fields(&mut head.headers);
+    let sent = responder.borrow_mut().send_response(Response::from_parts(head, ()), is_all);
+    if let Err(error) = &sent {
+        tracing::debug!(%error, "a response cannot be sent");
+        responder.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
+    }
+    sent.ok()
+}
+
+/// Tells a client that the origin has switched to the protocol which it has asked for, and passes that on.
+async fn switch(
+    responder: &Responder,
+    mut response: Response<ResponseBody>,
+    key: &HeaderValue,
+    stream: RecvStream,
+    tunnel: Tunnel,
+) {
+    if !web_socket::agree_in_http2(&mut response, key) {
+        tracing::debug!("the origin agrees to a WebSocket without the proof that it understands");
+        return responder.borrow_mut().send_reset(Reason::PROTOCOL_ERROR);
+    }
+    let (head, _) = response.into_parts();
+    if let Some(send) = send_head(responder, head, false) {
+        // It ends as both ends of its stream do.
+        tunnel.run(Switched::new(send, stream, ())).await;
+    }
+}
+
+/// Says in HTTP/1.1 what a head says in HTTP/2 (RFC 9113 sections 8.2.3 and 8.3.1), with Host first. One that differs from
+/// `:authority` stays beside it: nobody can say whose request that is.
+fn translate(head: &mut request::Parts) {
+    let target = mem::take(&mut head.uri).into_parts();
+    head.uri = Uri::from(target.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    let host = target.authority.and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    let mut cookies = cookies(&head.headers);
+    let room = HeaderMap::with_capacity(head.headers.len() + 1);
+    let fields = mem::replace(&mut head.headers, room);
+    head.headers.extend(host.clone().map(|host| (header::HOST, host)));
+    for (name, value) in &fields {
+        let value = match name {
+            name if *name == header::COOKIE => cookies.take(),
+            name if *name == header::HOST => (host.as_ref() != Some(value)).then(|| value.clone()),
+            _ => Some(value.clone()),
+        };
+        if let Some(value) = value {
+            head.headers.append(name, value);
+        }
+    }
+}
+
+/// All cookies, which clients may send in pieces.
+fn cookies(fields: &HeaderMap) -> Option<HeaderValue> {
+    let pieces: Vec<_> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    HeaderValue::from_bytes(&pieces.join(&b"; "[..])).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(target: &str, fields: &[(&'static str, &str)], uri: &str, expected: &[(&str, &str)]) {
+        let mut request = Request::builder().uri(target);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let (mut head, ()) = request.body(()).expect("a valid request").into_parts();
+        translate(&mut head);
+        assert_eq!(head.uri.to_string(), uri);
+        let found: Vec<_> =
+            head.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("ASCII values"))).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn the_authority_becomes_host_and_the_rest_keeps_its_order() {
+        check(
+            "http://a.example:80/x?y",
+            &[("x-a", "1"), ("cookie", "a=1"), ("te", "trailers"), ("cookie", "b=2"), ("x-b", "2")],
+            "/x?y",
+            &[("host", "a.example:80"), ("x-a", "1"), ("cookie", "a=1; b=2"), ("te", "trailers"), ("x-b", "2")],
+        );
+        check("/", &[("x-a", "1"), ("host", "a.example")], "/", &[("x-a", "1"), ("host", "a.example")]);
+        check("http://a.example/", &[("host", "a.example")], "/", &[("host", "a.example")]);
+    }
+
+    #[test]
+    fn two_hosts_stay_two() {
+        check("http://a.example/", &[("host", "b.example")], "/", &[("host", "a.example"), ("host", "b.example")]);
+    }
+}
