@@ -29,7 +29,7 @@ use std::{
     fs::File,
     io,
     net::TcpListener,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     time::Duration,
 };
@@ -255,8 +255,8 @@ impl Successor {
 }
 
 /// The descriptors of sockets, for [`Successor::give`].
-pub fn descriptors<'a>(sockets: impl IntoIterator<Item = &'a TcpListener>) -> Vec<BorrowedFd<'a>> {
-    sockets.into_iter().map(|socket| socket.as_fd()).collect()
+pub fn descriptors<'a>(sockets: impl IntoIterator<Item = &'a (impl AsFd + 'a)>) -> Vec<BorrowedFd<'a>> {
+    sockets.into_iter().map(AsFd::as_fd).collect()
 }
 
 #[cfg(test)]

@@ -3,13 +3,15 @@
 use std::{
     collections::HashMap,
     io::{self, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{self, IpAddr, SocketAddr},
     rc::Rc,
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
 use egress_common::{destination::Destination, self_test};
+use mio::net::TcpListener;
+use socket2::SockRef;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::{oneshot, watch},
@@ -61,11 +63,11 @@ pub struct Handle {
 pub fn open(
     sockets: &SocketFactory,
     netns: &Netns,
-    inherited: Vec<TcpListener>,
+    inherited: Vec<net::TcpListener>,
 ) -> io::Result<(Handle, Vec<Listener>)> {
     let gone = CancellationToken::new();
     let connections = Arc::<AtomicUsize>::default();
-    let mut inherited: HashMap<IpAddr, TcpListener> =
+    let mut inherited: HashMap<IpAddr, net::TcpListener> =
         inherited.into_iter().map(|socket| Ok((socket.local_addr()?.ip(), socket))).collect::<io::Result<_>>()?;
     let mut handle =
         Handle { netns: netns.clone(), gone: gone.clone(), v4: 0, v6: 0, sockets: Vec::new(), _open: Vec::new() };
@@ -73,13 +75,15 @@ pub fn open(
     let mut failure = None;
     for address in LOOPBACK {
         let socket = match inherited.remove(&address).map_or_else(|| sockets.listen(netns, address), Ok) {
-            Ok(socket) => Arc::new(socket),
+            Ok(socket) => Arc::new(TcpListener::from_std(socket)),
             Err(error) => {
                 tracing::debug!(netns = ?netns.cookie(), %address, %error, "cannot listen");
                 failure = Some(error);
                 continue;
             }
         };
+        // Accepted sockets have it from the listener, which may be another agent's. This cannot fail on a socket.
+        let _ = SockRef::from(&*socket).set_tcp_nodelay(true);
         let port = socket.local_addr()?.port();
         match address {
             IpAddr::V4(_) => handle.v4 = port,
@@ -147,7 +151,7 @@ fn accept_all(
 ) -> io::Result<()> {
     loop {
         match socket.accept() {
-            Ok((stream, client)) => admit(worker, here, stream, client, draining),
+            Ok((stream, client)) => admit(worker, here, stream.into(), client, draining),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             // The client has gone already, or a signal came.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
@@ -161,7 +165,7 @@ fn accept_all(
 fn admit(
     worker: &Rc<Worker>,
     here: &Namespace,
-    mut stream: std::net::TcpStream,
+    mut stream: net::TcpStream,
     client: SocketAddr,
     draining: &watch::Receiver<Drain>,
 ) {
@@ -174,10 +178,6 @@ fn admit(
         // It fits into the socket's buffer. Without it the self-test says what is wrong.
         let _ = stream.write_all(self_test::ANSWER);
         socket::close_in_order(&stream);
-        return;
-    }
-    if let Err(error) = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)) {
-        tracing::debug!(%client, %error, "closed a connection");
         return;
     }
     let from = socket::Place { netns: here.netns.clone(), device: origin.device };

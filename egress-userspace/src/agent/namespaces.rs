@@ -75,7 +75,7 @@ impl Namespaces {
     }
 
     /// Our listening sockets.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = &TcpListener> {
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &mio::net::TcpListener> {
         self.served.values().flat_map(|served| &served.handle.sockets).map(AsRef::as_ref)
     }
 
