@@ -2,6 +2,7 @@
 //! no sane server would.
 
 use std::{
+    io,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -10,6 +11,7 @@ use std::{
         mpsc,
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -18,6 +20,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::oneshot,
     task::JoinSet,
+    time::{Instant, sleep},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -245,6 +248,19 @@ struct Peer {
     tls: Option<TlsSeen>,
 }
 
+/// Listens, also where a process that is about to become another program has the socket of an earlier origin for a moment.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                sleep(Duration::from_millis(5)).await;
+            }
+            bound => return bound,
+        }
+    }
+}
+
 async fn serve(
     ports: Vec<(SocketAddr, Option<Arc<ServerConfig>>)>,
     shared: Arc<Shared>,
@@ -253,7 +269,7 @@ async fn serve(
 ) {
     let mut acceptors = JoinSet::new();
     for (address, config) in ports {
-        match TcpListener::bind(address).await {
+        match bind(address).await {
             Ok(listener) => drop(acceptors.spawn(accept(listener, config.map(TlsAcceptor::from), Arc::clone(&shared)))),
             Err(error) => {
                 ready.send(Err(anyhow!(error).context(format!("the origin cannot listen on {address}")))).ok();
