@@ -27,6 +27,7 @@ use crate::{
         server::{Asked, Connection, Switched, Waited},
     },
     limits::{Beyond, Limits},
+    memory::boxed,
     request::{Accepted, Conversation, Served},
     worker::Worker,
 };
@@ -86,7 +87,7 @@ async fn converse(conversation: &Rc<Conversation>, connection: &Rc<Connection>, 
                 return Box::pin(http2::converse(conversation.clone(), connection.clone(), draining)).await;
             }
             Ok(Waited::Request(head, asked)) => {
-                Box::pin(serve(conversation, connection, &draining, &mut patience, head, asked)).await
+                boxed(|| serve(conversation, connection, &draining, &mut patience, head, asked)).await
             }
             Err(error) => Box::pin(refuse(conversation, connection, &mut patience, error)).await,
         };

@@ -1,4 +1,7 @@
 //! Memory that is free goes back to the system: the allocator keeps it until somebody allocates again, which an idle agent does not.
+//! And what is large is not copied on its way to the heap.
+
+use std::pin::Pin;
 
 /// Gives back what is free, at once: much of what a start or a reload takes is needed for a moment, and so is much of the code,
 /// which comes back from the executable's file when it is used.
@@ -10,6 +13,12 @@ pub fn release() {
 /// Gives back what this thread has not needed for a while.
 pub fn tidy() {
     collect(false);
+}
+
+/// A future on the heap, which is made there: one that is moved there is copied with all the room that it will ever need.
+#[inline(always)]
+pub fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+    Box::into_pin(Box::write(Box::new_uninit(), make()))
 }
 
 fn collect(at_once: bool) {
