@@ -70,7 +70,10 @@ impl BodyError {
     /// How it is told on a stream.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Broken(ExchangeError::Http2(error)) => error.reason().unwrap_or(Reason::INTERNAL_ERROR),
+            // One without an error would look like the end of all.
+            Self::Broken(ExchangeError::Http2(error)) => {
+                error.reason().filter(|reason| *reason != Reason::NO_ERROR).unwrap_or(Reason::INTERNAL_ERROR)
+            }
             Self::Broken(ExchangeError::Content(error)) => error.reason(),
             _ => Reason::INTERNAL_ERROR,
         }

@@ -14,7 +14,7 @@ use std::io;
 pub use self::{
     decode::{Decoder, Progress},
     encode::{Encoder, request_head, response_head},
-    framing::{Framing, announced, is_bare, of_request, of_response},
+    framing::{Framing, announced, is_bare, length, of_request, of_response},
     head::{Head, Limits, Verbatim, request, response},
     input::Input,
     output::Output,

@@ -3,14 +3,14 @@
 mod switched;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use h2::{RecvStream, SendStream, server::SendResponse};
+use h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderName, Response, header, response};
 use http_body::{Body, Frame};
 
@@ -26,8 +26,16 @@ const OF_HTTP1: [HeaderName; 5] = [
     header::UPGRADE,
 ];
 
+/// How many interim responses to one request are passed on: nothing else limits them.
+const MOST_INTERIM: u32 = 100;
+
 /// What answers a request: interim responses go by it, too.
 pub type Responder = Rc<RefCell<SendResponse<Bytes>>>;
+
+/// Whether HTTP/2 does not have such a field.
+pub fn is_of_http1(name: &HeaderName) -> bool {
+    OF_HTTP1.contains(name)
+}
 
 /// Removes what HTTP/2 does not have. What stays keeps its order.
 pub fn retain_fields(fields: &mut HeaderMap) {
@@ -35,7 +43,7 @@ pub fn retain_fields(fields: &mut HeaderMap) {
         return;
     }
     let all = std::mem::replace(fields, HeaderMap::with_capacity(fields.len()));
-    for (name, value) in all.iter().filter(|(name, _)| !OF_HTTP1.contains(name)) {
+    for (name, value) in all.iter().filter(|(name, _)| !is_of_http1(name)) {
         fields.append(name, value.clone());
     }
 }
@@ -50,18 +58,20 @@ pub struct Received {
     data_ended: bool,
     /// Who is told of interim responses, if this is a request's.
     responder: Option<Responder>,
+    /// How many those were.
+    interim: Cell<u32>,
 }
 
 impl Received {
     /// The content of a message with these fields. That it is as long as they say is seen to by h2.
     pub fn new(stream: RecvStream, fields: &HeaderMap) -> Self {
         let left = http1::announced(fields).or(stream.is_end_stream().then_some(0));
-        Self { stream: Some(stream), left, data_ended: false, responder: None }
+        Self { stream: Some(stream), left, data_ended: false, responder: None, interim: Cell::new(0) }
     }
 
     /// None.
     pub fn nothing() -> Self {
-        Self { stream: None, left: Some(0), data_ended: true, responder: None }
+        Self { stream: None, left: Some(0), data_ended: true, responder: None, interim: Cell::new(0) }
     }
 
     /// The same, of a request that is answered by `responder`.
@@ -72,7 +82,10 @@ impl Received {
 
     /// Passes an interim response on to who has sent this.
     pub fn inform(&self, head: &response::Parts) {
-        if let Some(responder) = &self.responder {
+        self.interim.set(self.interim.get() + 1);
+        if let Some(responder) = &self.responder
+            && self.interim.get() <= MOST_INTERIM
+        {
             let mut response = Response::new(());
             *response.status_mut() = head.status;
             response.headers_mut().clone_from(&head.headers);
@@ -182,9 +195,13 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Sending<B> {
                 false
             }
             Err(frame) => {
-                let Ok(trailers) = frame.into_trailers() else { return false };
+                let Ok(mut trailers) = frame.into_trailers() else { return false };
+                retain_fields(&mut trailers);
+                trailers.remove(header::TE);
                 self.stream.reserve_capacity(0);
-                let _ = self.stream.send_trailers(trailers);
+                if self.stream.send_trailers(trailers).is_err() {
+                    self.stream.send_reset(Reason::INTERNAL_ERROR);
+                }
                 true
             }
         }

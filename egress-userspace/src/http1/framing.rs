@@ -99,8 +99,11 @@ fn coding(fields: &HeaderMap) -> Option<Coding> {
     })
 }
 
-/// What Content-Length says, which may say it more than once.
-fn length(fields: &mut HeaderMap) -> Result<Option<u64>, Fault> {
+/// What Content-Length says, which may say it more than once. Makes it say so once.
+///
+/// # Errors
+/// It says more than one thing, or nothing that is a length.
+pub fn length(fields: &mut HeaderMap) -> Result<Option<u64>, Fault> {
     let mut values = fields.get_all(header::CONTENT_LENGTH).iter();
     let Some(first) = values.next() else { return Ok(None) };
     let parse = |value: &[u8]| {

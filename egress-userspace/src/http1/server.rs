@@ -236,7 +236,8 @@ impl Connection {
     /// Passes an interim response on (RFC 9110 section 15.2), to a client that knows such.
     pub fn inform(&self, head: &response::Parts, cx: &mut Context<'_>) {
         let io = &mut *self.io.borrow_mut();
-        if io.is_old {
+        // What a client that does not read on has to be told of all that, is the response.
+        if io.is_old || io.output.len() >= AHEAD {
             return;
         }
         if head.status == StatusCode::CONTINUE {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use h2::{RecvStream, SendStream};
+use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream as a connection of its own. Dropped before both ends are closed, it is reset.
@@ -46,7 +46,11 @@ impl<H: Unpin> AsyncRead for Switched<H> {
 impl<H: Unpin> AsyncWrite for Switched<H> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if let Poll::Ready(reset) = self.send.poll_reset(cx) {
-            return Poll::Ready(Err(failure(reset.map_or_else(|error| error, h2::Error::from))));
+            return Poll::Ready(match reset.map_err(failure)? {
+                // All has come, and the other end reads no more.
+                Reason::NO_ERROR => Ok(bytes.len()),
+                reason => Err(io::Error::new(io::ErrorKind::ConnectionReset, h2::Error::from(reason))),
+            });
         }
         self.send.reserve_capacity(bytes.len());
         while self.send.capacity() == 0 && !bytes.is_empty() {
@@ -65,8 +69,8 @@ impl<H: Unpin> AsyncWrite for Switched<H> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_shut {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_shut || matches!(self.send.poll_reset(cx), Poll::Ready(Ok(Reason::NO_ERROR))) {
             return Poll::Ready(Ok(()));
         }
         self.is_shut = true;

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::{headers, host::RequestHost, respond::ProxyError, web_socket};
 use crate::{
     body::{Content, Incoming},
+    http2,
     upstream::{
         Connection, ExchangeError, Fate, NotAnswered,
         pool::{self, Wanted},
@@ -186,7 +187,7 @@ fn translate(
     let mut fields = HeaderMap::with_capacity(head.headers.len() + 1);
     for (name, value) in &head.headers {
         let goes = web_socket && web_socket::OF_HTTP1.contains(name);
-        if name != header::HOST && name != header::TRANSFER_ENCODING && !goes {
+        if name != header::HOST && name != header::TE && !http2::is_of_http1(name) && !goes {
             fields.append(name, value.clone());
         }
     }

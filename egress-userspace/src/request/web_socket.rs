@@ -49,6 +49,7 @@ pub fn ask_in_http1(head: &mut request::Parts) -> Option<HeaderValue> {
     head.method = Method::GET;
     head.version = Version::HTTP_11;
     head.extensions.remove::<Protocol>();
+    head.headers.remove(header::CONTENT_LENGTH);
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     head.headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
     head.headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
@@ -58,6 +59,7 @@ pub fn ask_in_http1(head: &mut request::Parts) -> Option<HeaderValue> {
 /// Says in HTTP/2 that the origin has agreed. Gives whether it has proved that it understands.
 pub fn agree_in_http2<B>(response: &mut Response<B>, key: &HeaderValue) -> bool {
     *response.status_mut() = StatusCode::OK;
+    response.headers_mut().remove(header::CONTENT_LENGTH);
     let proof = response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
     proof.is_some_and(|proof| proof.as_bytes() == accept(key.as_bytes()).as_bytes())
 }

@@ -165,7 +165,9 @@ impl UpstreamError {
             Self::Http { source: ExchangeError::Content(_), .. } => Cause::ConnectionLost,
             Self::Http { source: ExchangeError::Http2(error), .. } => match error {
                 error if error.is_remote() => Cause::HttpIncomplete,
-                error if error.is_library() => Cause::HttpProtocol,
+                error if error.is_library() || error.reason() == Some(h2::Reason::PROTOCOL_ERROR) => {
+                    Cause::HttpProtocol
+                }
                 _ => Cause::ConnectionLost,
             },
         }

@@ -1,10 +1,12 @@
 //! HTTP/2 connections, which many requests share (RFC 9113).
 
 mod noting;
+mod stream;
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
     future::poll_fn,
+    mem,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -12,25 +14,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{
-    RecvStream, SendStream,
-    client::{self, SendRequest},
-};
-use http::{Method, Request, Response, StatusCode, request};
-use http_body::Body as _;
+use h2::client::{self, SendRequest};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
     task,
 };
 
-use self::noting::{Noting, TlsFailure};
-use super::{ConnectionInfo, ExchangeError, NotAnswered, UpstreamError, limits::Place};
-use crate::{
-    body::{Incoming, RequestBody},
-    http1::Limits,
-    http2::{Received, Sending, Switched},
-};
+use self::noting::{Noted, Noting};
+pub use self::stream::Stream;
+use super::{ConnectionInfo, UpstreamError, limits::Place};
+use crate::http1::Limits;
 
 /// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
 /// keep, and what one response can have under way: 2 MiB for each round trip.
@@ -52,7 +46,6 @@ pub struct Shared {
     /// Facts for the log.
     pub info: Rc<ConnectionInfo>,
     load: Rc<Load>,
-    tls_failure: TlsFailure,
 }
 
 /// What a connection is busy with.
@@ -65,8 +58,8 @@ struct Load {
     limit: Cell<usize>,
     /// How many may, whatever the origin says.
     own_limit: Cell<usize>,
-    /// Whether it has said anything: its settings come first (RFC 9113 section 3.4).
-    told: Rc<Cell<bool>>,
+    /// What is seen of it.
+    noted: Rc<Noted>,
     /// Whether it takes no more requests, or has ended.
     closed: Cell<bool>,
     /// Told when there may be room for one more, and when there will be none.
@@ -94,8 +87,8 @@ impl Shared {
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let address = info.address;
-        let (tls_failure, told) = (TlsFailure::default(), Rc::<Cell<bool>>::default());
-        let io = Noting::new(io, tls_failure.clone(), told.clone());
+        let noted = Rc::<Noted>::default();
+        let io = Noting::new(io, noted.clone());
         let (sender, mut connection) = client::Builder::new()
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
@@ -105,38 +98,43 @@ impl Shared {
             .initial_max_send_streams(UNTOLD)
             .handshake::<_, Bytes>(io)
             .await
-            .map_err(|source| match tls_failure.take() {
+            .map_err(|source| match noted.tls_failure.take() {
                 Some(error) => UpstreamError::of_ended(&info, &error),
                 None => UpstreamError::of_exchange(&info, source.into()),
             })?;
         let sender = Rc::new(RefCell::new(sender));
-        let load = Rc::new(Load::new(told));
-        let (noted, weak) = (load.clone(), Rc::downgrade(&sender));
+        let load = Rc::new(Load::new(noted));
+        let (kept, weak) = (load.clone(), Rc::downgrade(&sender));
         task::spawn_local(async move {
+            let mut told = UNTOLD;
             let ended = poll_fn(|cx| {
-                let before = noted.room();
+                let before = kept.room();
+                kept.noted.turn();
                 let polled = Pin::new(&mut connection).poll(cx);
-                // One that takes none at all is asked nevertheless, rather than another one like it.
-                noted.limit.set(connection.max_concurrent_send_streams().max(1));
+                let said = connection.max_concurrent_send_streams();
+                if mem::replace(&mut told, said) != said {
+                    // One that takes none at all is asked nevertheless, rather than another one like it.
+                    kept.limit.set(said.max(1));
+                }
                 // A connection that nobody holds any more ends by that.
-                noted.closed.set(weak.upgrade().is_none_or(|sender| is_closed(&sender)));
-                if before != noted.room() {
-                    noted.changed();
+                kept.closed.set(weak.upgrade().is_none_or(|sender| is_closed(&sender)));
+                if before != kept.room() {
+                    kept.changed();
                 }
                 polled
             });
             let ended = ended.await;
             // Only now it counts as closed.
             drop(connection);
-            noted.closed.set(true);
-            noted.place.take();
-            noted.changed();
+            kept.closed.set(true);
+            kept.place.take();
+            kept.changed();
             // The exchanges that it concerns see the same error.
             if let Err(error) = ended {
                 tracing::debug!(%address, %error, "upstream connection ended");
             }
         });
-        Ok(Self { sender, info: Rc::new(info), load, tls_failure })
+        Ok(Self { sender, info: Rc::new(info), load })
     }
 
     /// Whether the connection has ended, or takes no more requests.
@@ -146,7 +144,7 @@ impl Shared {
 
     /// Why TLS has ended, if it has failed.
     pub fn tls_failure(&self) -> Option<rustls::Error> {
-        self.tls_failure.borrow().clone()
+        self.load.noted.tls_failure.borrow().clone()
     }
 
     /// When it was made.
@@ -187,7 +185,7 @@ impl Shared {
 
     /// Whether it may have room as soon as the origin says how many requests it takes.
     pub fn is_untold(&self) -> bool {
-        !self.load.told.get() && !self.is_silent() && !self.is_closed()
+        !self.load.noted.heard.get() && !self.is_silent() && !self.is_closed()
     }
 
     /// Whether a request on it can become a WebSocket.
@@ -209,20 +207,20 @@ impl Shared {
         self.load.streams.set(self.streams() + 1);
         let reused = self.begun() > 0;
         self.load.begun.set(self.begun() + 1);
-        Stream { reused, waits: false, switched: None, shared: self.clone(), user: Rc::new(User(self.load.clone())) }
+        Stream::new(self.clone(), User(self.load.clone()), reused)
     }
 }
 
 impl Load {
     /// That of a connection which was made just now.
-    fn new(told: Rc<Cell<bool>>) -> Self {
+    fn new(noted: Rc<Noted>) -> Self {
         let now = Instant::now();
         Self {
             made: now,
             streams: Cell::new(0),
             limit: Cell::new(UNTOLD),
             own_limit: Cell::new(usize::MAX),
-            told,
+            noted,
             closed: Cell::new(false),
             room: OnceCell::new(),
             idle_since: Cell::new(now),
@@ -235,7 +233,7 @@ impl Load {
 
     /// What the origin says of it.
     fn room(&self) -> (bool, usize, bool) {
-        (self.told.get(), self.limit.get(), self.closed.get())
+        (self.noted.heard.get(), self.limit.get(), self.closed.get())
     }
 
     fn changed(&self) {
@@ -253,124 +251,6 @@ impl Drop for User {
         self.0.streams.set(self.0.streams.get() - 1);
         self.0.idle_since.set(Instant::now());
         self.0.changed();
-    }
-}
-
-/// One request's use of a connection.
-pub struct Stream {
-    shared: Shared,
-    /// Whether the connection has served others.
-    pub reused: bool,
-    waits: bool,
-    /// What it has become, if the origin has agreed to a CONNECT.
-    switched: Option<(SendStream<Bytes>, RecvStream)>,
-    user: Rc<User>,
-}
-
-impl Stream {
-    /// The connection.
-    pub fn connection(&self) -> &Shared {
-        &self.shared
-    }
-
-    /// Notes that the origin has refused this request: it takes fewer at once. What it has said of that is seen with the next
-    /// request that it is sent.
-    pub fn refused(&self) {
-        let load = &self.shared.load;
-        load.limit.set(load.limit.get().min(load.streams.get() - 1).max(1));
-    }
-
-    /// Sends a request, and waits for the head of the response. Interim ones are passed on to who has sent the content.
-    ///
-    /// # Errors
-    /// There is no response to it.
-    pub async fn send(&mut self, head: request::Parts, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
-        let load = &self.shared.load;
-        if load.waiting.replace(load.waiting.get() + 1) == 0 {
-            load.waiting_since.set(Instant::now());
-        }
-        self.waits = true;
-        let result = self.exchange(head, body).await;
-        if result.is_ok() {
-            self.shared.load.waiting_since.set(Instant::now());
-        }
-        self.answered();
-        result
-    }
-
-    async fn exchange(&mut self, head: request::Parts, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
-        let unsent = |error: h2::Error| NotAnswered { unsent: true, error: error.into() };
-        // Of its own: it knows whether this request waits for others to end.
-        let mut sender = self.shared.sender.borrow().clone();
-        poll_fn(|cx| sender.poll_ready(cx)).await.map_err(unsent)?;
-        let is_connect = head.method == Method::CONNECT;
-        let is_all = body.is_end_stream() && !is_connect;
-        let client = body.content().clone();
-        // Many an origin never does that over HTTP/2.
-        let told = client.go_on();
-        let (mut answer, stream) = sender.send_request(Request::from_parts(head, ()), is_all).map_err(unsent)?;
-        let (mut upload, stream) = match is_connect {
-            true => (None, Some(stream)),
-            false => ((!is_all).then(|| Sending::new(stream, body)), None),
-        };
-        let answered = poll_fn(|cx| {
-            // None of its content goes before it has its turn: that would take room from those that it waits for.
-            if let Some(sending) = &mut upload
-                && sender.poll_ready(cx).is_ready()
-                && let Poll::Ready(sent) = sending.poll(cx)
-            {
-                sent?;
-                upload = None;
-            }
-            while let Poll::Ready(Some(Ok(interim))) = answer.poll_informational(cx) {
-                if !told || interim.status() != StatusCode::CONTINUE {
-                    client.inform(&interim.into_parts().0, cx);
-                }
-            }
-            Pin::new(&mut answer).poll(cx).map_err(ExchangeError::from)
-        });
-        let (head, received) = answered.await.map_err(|error| NotAnswered { unsent: false, error })?.into_parts();
-        if let Some(mut upload) = upload {
-            // The response does not wait for it.
-            let user = self.user.clone();
-            task::spawn_local(async move {
-                // Both ends see how it goes.
-                let _ = poll_fn(|cx| upload.poll(cx)).await;
-                drop(user);
-            });
-        }
-        let content = match stream {
-            Some(stream) if head.status.is_success() => {
-                self.switched = Some((stream, received));
-                Received::nothing()
-            }
-            _ => Received::new(received, &head.headers),
-        };
-        Ok(Response::from_parts(head, Incoming::Http2(content)))
-    }
-
-    /// Whether it carries another protocol from now on.
-    pub fn has_switched(&self) -> bool {
-        self.switched.is_some()
-    }
-
-    /// What it carries from now on, if it has switched protocols.
-    pub fn switched(mut self) -> Option<Switched<Self>> {
-        let (send, receive) = self.switched.take()?;
-        Some(Switched::new(send, receive, self))
-    }
-
-    fn answered(&mut self) {
-        if std::mem::take(&mut self.waits) {
-            let load = &self.shared.load;
-            load.waiting.set(load.waiting.get() - 1);
-        }
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.answered();
     }
 }
 

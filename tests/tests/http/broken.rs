@@ -166,6 +166,39 @@ fn a_client_that_resets_its_connection_resets_its_stream_at_the_origin() -> Resu
     last_record_is(&agent, 1, "aborted")
 }
 
+/// The origin has answered, and takes no more of the request.
+#[test]
+fn a_client_that_leaves_ends_what_waits_to_be_sent() -> Result<()> {
+    let bed = TestBed::new("http-reset-upload")?;
+    let (told, reset) = std::sync::mpsc::channel();
+    let _origin = origin_http2(&bed)?
+        .frames(move |mut frames| {
+            let told = told.clone();
+            async move {
+                frames.greet(100).await?;
+                let stream = frames.request().await?;
+                frames.head(stream, &[]).await?;
+                frames.data(stream, b"early").await?;
+                let (number, code) = frames.reset_by_client().await?;
+                told.send((number == stream, code))?;
+                frames.closed().await
+            }
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    // More than there is room for.
+    let file = bed.dir().join("body");
+    fs::write(&file, "x".repeat(200_000))?;
+    let content = format!("@{}", file.display());
+    let arguments = ["-q", "-sSN", "--http2-prior-knowledge", "--data-binary", &content, URL];
+    let mut client = bed.client_command("curl")?.args(arguments).spawn()?;
+    client.wait_for_output("early")?;
+    client.kill();
+    ensure!(reset.recv_timeout(PATIENCE)? == (true, code::CANCEL));
+    last_record_is(&agent, 1, "aborted")
+}
+
 #[test]
 fn a_client_that_only_sends_no_more_is_answered() -> Result<()> {
     let bed = TestBed::new("http-half-closed")?;

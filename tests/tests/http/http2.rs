@@ -85,6 +85,13 @@ fn bodies_of_requests_arrive_however_they_are_framed() -> Result<()> {
             "2\r\nhi\r\n0\r\nX-Check: 5\r\n\r\n".to_owned(),
             "hi",
         ),
+        (
+            "POST",
+            "Transfer-Encoding: chunked\r\nTrailer: X-Check\r\n",
+            // HTTP/2 has no such field.
+            "2\r\nhi\r\n0\r\nKeep-Alive: 5\r\nX-Check: 5\r\n\r\n".to_owned(),
+            "hi",
+        ),
     ];
     for (done, (method, framing, framed, body)) in cases.iter().enumerate() {
         let output = converse(&bed, format!("{method} / HTTP/1.1\r\nHost: {HOST}\r\n{framing}\r\n{framed}"))?;
@@ -157,6 +164,19 @@ fn a_response_is_framed_as_its_client_understands_it() -> Result<()> {
 }
 
 #[test]
+fn lengths_that_differ_are_refused() -> Result<()> {
+    let (text, outcome) = answer_of("http2-lengths", GET, |mut frames: Frames, stream| async move {
+        frames.head(stream, &[("content-length", "5"), ("content-length", "6")]).await?;
+        frames.data(stream, b"hello").await?;
+        frames.end(stream).await?;
+        frames.closed().await
+    })?;
+    ensure!(text.starts_with("HTTP/1.1 502 ") && text.contains("error=http_protocol_error"), "{text:?}");
+    ensure!(outcome == "failed", "{outcome}");
+    Ok(())
+}
+
+#[test]
 fn interim_responses_come_first() -> Result<()> {
     let hints = |mut frames: Frames, stream| async move {
         frames.interim(stream, "100", &[]).await?;
@@ -180,7 +200,7 @@ fn interim_responses_come_first() -> Result<()> {
     ensure!(text.contains(&hint("a")) && text.contains(&hint("b")) && text.contains("HTTP/1.1 200 OK\r\n"), "{text:?}");
     // HTTP/2 has no such switch (RFC 9113 section 8.6).
     let (text, _) = answer_of("http2-interim-switch", GET, |mut frames: Frames, stream| async move {
-        frames.interim(stream, "101", &[("upgrade", "other")]).await?;
+        frames.interim(stream, "101", &[]).await?;
         frames.closed().await
     })?;
     ensure!(text.starts_with("HTTP/1.1 502 ") && text.contains("error=http_protocol_error"), "{text:?}");

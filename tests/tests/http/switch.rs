@@ -186,6 +186,8 @@ fn a_client_of_http2_can_have_a_web_socket() -> Result<()> {
 
         talk(ask_in_http2("websocket", "/declined"))?.wait_for_output("not you")?;
         if version == "HTTP/1.1" {
+            // A page is none, though its status would say so: 502.
+            talk(ask_in_http2("websocket", "/page"))?.wait_for_bytes(b"\x82\x6c\x02")?;
             // RST_STREAM with PROTOCOL_ERROR: no key is known beforehand.
             talk(ask_in_http2("websocket", "/fake"))?.wait_for_bytes(&frame(3, 0, &[0, 0, 0, 1]))?;
         }

@@ -18,8 +18,9 @@ use http_body::Body as _;
 
 use crate::{
     body::{Incoming, ResponseBody},
-    http1::Fault,
+    http1::{self, Fault},
     http2::{self, Received, Responder, Sending, Switched},
+    memory::boxed,
     request::{Conversation, Served, tunnel::Tunnel, web_socket},
 };
 
@@ -34,6 +35,9 @@ pub(super) async fn answer(conversation: Rc<Conversation>, request: Request<Recv
         return send(&responder, response, is_head).await;
     }
     translate(&mut head);
+    if let Err(fault) = http1::length(&mut head.headers) {
+        return send(&responder, conversation.refuse(fault), is_head).await;
+    }
     match web_socket::is_asked(&head) {
         None => {
             let content = Received::new(stream, &head.headers).answered_by(responder.clone());
@@ -46,15 +50,13 @@ pub(super) async fn answer(conversation: Rc<Conversation>, request: Request<Recv
             let Some(served) = serve(&conversation, head, content, &responder).await else { return };
             match served.tunnel {
                 Some(tunnel) => switch(&responder, served.response, &key, stream, *tunnel).await,
+                // Any such status would say that the origin has agreed (RFC 8441 section 5).
+                None if served.response.status().is_success() => status(&responder, StatusCode::BAD_GATEWAY),
                 None => send(&responder, served.response, is_head).await,
             }
         }
         // RFC 9220 section 3.
-        Some(false) => {
-            let mut unknown = Response::new(());
-            *unknown.status_mut() = StatusCode::NOT_IMPLEMENTED;
-            let _ = responder.borrow_mut().send_response(unknown, true);
-        }
+        Some(false) => status(&responder, StatusCode::NOT_IMPLEMENTED),
     }
 }
 
@@ -66,7 +68,7 @@ async fn serve(
 ) -> Option<Served> {
     let never = pin!(pending());
     // It takes room that others should not be copied with.
-    let mut serving = Box::pin(conversation.serve(head, Incoming::Http2(content), never));
+    let mut serving = boxed(|| conversation.serve(head, Incoming::Http2(content), never));
     let served = poll_fn(|cx| match serving.as_mut().poll(cx) {
         Poll::Ready(served) => Poll::Ready(Some(served)),
         Poll::Pending => responder.borrow_mut().poll_reset(cx).map(|_| None),
@@ -74,6 +76,12 @@ async fn serve(
     let mut served = served.await?;
     served.response.body_mut().upload_apart();
     Some(served)
+}
+
+fn status(responder: &Responder, status: StatusCode) {
+    let (mut head, ()) = Response::new(()).into_parts();
+    head.status = status;
+    send_head(responder, head, true);
 }
 
 async fn send(responder: &Responder, response: Response<ResponseBody>, is_head: bool) {

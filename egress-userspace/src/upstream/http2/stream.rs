@@ -1,0 +1,156 @@
+//! One request on a connection of HTTP/2.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Poll, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Request, Response, StatusCode, request};
+use http_body::Body as _;
+use tokio::task;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Shared, User};
+use crate::{
+    body::{Incoming, RequestBody},
+    http1,
+    http2::{Received, Sending, Switched},
+    upstream::{ExchangeError, NotAnswered},
+};
+
+/// One request's use of a connection.
+pub struct Stream {
+    shared: Shared,
+    /// Whether the connection has served others.
+    pub reused: bool,
+    waits: bool,
+    /// What it has become, if the origin has agreed to a CONNECT.
+    switched: Option<(SendStream<Bytes>, RecvStream)>,
+    /// What sends the rest of the request while the response comes. It ends with the exchange, and the origin hears of that.
+    upload: Option<AbortOnDropHandle<()>>,
+    _user: User,
+}
+
+impl Stream {
+    /// A place on a connection, which may be `reused`.
+    pub(super) fn new(shared: Shared, user: User, reused: bool) -> Self {
+        Self { shared, reused, waits: false, switched: None, upload: None, _user: user }
+    }
+
+    /// The connection.
+    pub fn connection(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Notes that the origin has refused this request: it takes fewer at once, until it says otherwise.
+    pub fn refused(&self) {
+        let load = &self.shared.load;
+        load.limit.set(load.limit.get().min(load.streams.get() - 1).max(1));
+    }
+
+    /// Sends a request, and waits for the head of the response. Interim ones are passed on to who has sent the content.
+    ///
+    /// # Errors
+    /// There is no response to it.
+    pub async fn send(&mut self, head: request::Parts, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
+        let load = &self.shared.load;
+        if load.waiting.replace(load.waiting.get() + 1) == 0 {
+            load.waiting_since.set(Instant::now());
+        }
+        self.waits = true;
+        let result = self.exchange(head, body).await;
+        if result.is_ok() {
+            self.shared.load.waiting_since.set(Instant::now());
+        }
+        self.answered();
+        result
+    }
+
+    async fn exchange(&mut self, head: request::Parts, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
+        let failed = |error| NotAnswered { unsent: false, error };
+        // Of its own: it knows whether this request waits for others to end.
+        let mut sender = self.shared.sender.borrow().clone();
+        let ready = poll_fn(|cx| sender.poll_ready(cx)).await;
+        ready.map_err(|error| NotAnswered { unsent: true, error: error.into() })?;
+        let is_connect = head.method == Method::CONNECT;
+        let is_all = body.is_end_stream() && !is_connect;
+        let client = body.content().clone();
+        // Many an origin never does that over HTTP/2.
+        let told = client.go_on();
+        let request = Request::from_parts(head, ());
+        let (mut answer, stream) = sender.send_request(request, is_all).map_err(|error| failed(error.into()))?;
+        let (mut upload, stream) = match is_connect {
+            true => (None, Some(stream)),
+            false => ((!is_all).then(|| Sending::new(stream, body)), None),
+        };
+        let answered = poll_fn(|cx| {
+            if let Some(sending) = &mut upload
+                && let Poll::Ready(sent) = sending.poll(cx)
+            {
+                sent?;
+                upload = None;
+            }
+            while let Poll::Ready(Some(interim)) = answer.poll_informational(cx) {
+                let (interim, ()) = interim?.into_parts();
+                match interim.status {
+                    // HTTP/2 has no such switch (RFC 9113 section 8.6).
+                    StatusCode::SWITCHING_PROTOCOLS => {
+                        return Poll::Ready(Err(h2::Error::from(Reason::PROTOCOL_ERROR).into()));
+                    }
+                    StatusCode::CONTINUE if told => {}
+                    _ => client.inform(&interim, cx),
+                }
+            }
+            let (mut head, received) = ready!(Pin::new(&mut answer).poll(cx))?.into_parts();
+            http1::length(&mut head.headers).map_err(http1::Error::from)?;
+            Poll::Ready(Ok::<_, ExchangeError>((head, received)))
+        });
+        let (head, received) = answered.await.map_err(failed)?;
+        self.upload = upload.map(|mut upload| {
+            AbortOnDropHandle::new(task::spawn_local(async move {
+                // Both ends see how it goes.
+                let _ = poll_fn(|cx| upload.poll(cx)).await;
+            }))
+        });
+        let content = match stream {
+            Some(stream) if head.status.is_success() => {
+                self.switched = Some((stream, received));
+                Received::nothing()
+            }
+            stream => {
+                // Declined, and nothing follows.
+                stream.map(|mut stream| stream.send_data(Bytes::new(), true));
+                Received::new(received, &head.headers)
+            }
+        };
+        Ok(Response::from_parts(head, Incoming::Http2(content)))
+    }
+
+    /// Whether it carries another protocol from now on.
+    pub fn has_switched(&self) -> bool {
+        self.switched.is_some()
+    }
+
+    /// What it carries from now on, if it has switched protocols.
+    pub fn switched(mut self) -> Option<Switched<Self>> {
+        let (send, receive) = self.switched.take()?;
+        Some(Switched::new(send, receive, self))
+    }
+
+    fn answered(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            let load = &self.shared.load;
+            load.waiting.set(load.waiting.get() - 1);
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.answered();
+    }
+}
