@@ -134,22 +134,9 @@ impl Agent {
 
         let pinned = pin_dir.is_some();
         let pins = pin_dir.as_deref().map(Pins::open).transpose().map_err(KernelError::Pins)?;
-        let kernel = Redirector::load(log_ebpf, pins)?;
-        let Kernel {
-            redirector,
-            destinations,
-            learned,
-            listeners,
-            flows,
-            own_sockets,
-            outcomes,
-            learnings,
-            threads,
-            log,
-        } = kernel;
-        if let Some(log) = log {
-            tokio::spawn(log.forward());
-        }
+        let kernel = Redirector::open(log_ebpf, pins)?;
+        let Kernel { redirector, destinations, learned, listeners, flows, own_sockets, outcomes, learnings, threads } =
+            kernel;
         let metrics = Metrics::new(outcomes, learnings);
         let routes = Arc::new(ArcSwap::from_pointee(table));
         let workers = Workers::start(workers, limits, &routes, &metrics, &flows, &own_sockets)?;
@@ -188,6 +175,7 @@ impl Agent {
             succession: Succession::default(),
             rejected: None,
         };
+        agent.load_programs()?;
         agent.applied();
         Ok(agent)
     }
@@ -223,6 +211,14 @@ impl Agent {
         // Processes that made their first socket in between were not reported.
         self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
         self.synchronise();
+        Ok(())
+    }
+
+    /// Has the kernel verify the programs, unless it has.
+    fn load_programs(&mut self) -> Result<(), AgentError> {
+        if let Some(log) = self.redirector.load()? {
+            tokio::spawn(log.forward());
+        }
         Ok(())
     }
 

@@ -5,23 +5,21 @@ mod destinations;
 mod events;
 mod features;
 mod learned;
-mod links;
+mod load;
 mod maps;
 pub mod pins;
+mod programs;
 mod syscall;
 
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::Map,
-    programs::{Program, ProgramError},
-};
+use aya::{EbpfError, maps::Map};
 use egress_common::names::{self, map, program};
 
 pub use self::{
@@ -29,12 +27,16 @@ pub use self::{
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
     learned::{LearnedNames, Learnings, NameRules, Watched},
+    load::LoadError,
     maps::{Flows, Listeners, Marks, Outcomes, OwnSockets},
 };
-use self::{features::Features, links::attach, maps::Scopes, pins::Pins};
+use self::{features::Features, load::Linked, maps::Scopes, pins::Pins, programs::Program};
 
 /// The eBPF object, compiled by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf"));
+
+/// What follows if started programs are not reported.
+const NOTICED_LATER: &str = "new network namespaces are noticed later, by their first socket";
 
 /// What the kernel refused, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -44,14 +46,14 @@ pub enum KernelError {
     Features(#[from] FeatureError),
     /// The object or one of its maps could not be loaded.
     #[error("cannot load the eBPF programs: {0}{hint}", hint = privilege_hint())]
-    Load(#[source] Box<aya::EbpfError>),
+    Load(#[source] Box<EbpfError>),
     /// The verifier or the kernel's version stands against a program.
     #[error("cannot load the eBPF program {name}: {source}{hint}", hint = privilege_hint())]
     Program {
         /// The program's name in the object.
         name: &'static str,
         /// The kernel's answer.
-        source: Box<ProgramError>,
+        source: LoadError,
     },
     /// A program could not be attached.
     #[error("cannot attach the eBPF program {name} to {cgroup}: {source}")]
@@ -61,7 +63,7 @@ pub enum KernelError {
         /// The cgroup directory.
         cgroup: String,
         /// The kernel's answer.
-        source: Box<ProgramError>,
+        source: io::Error,
     },
     /// The cgroup to attach to cannot be opened.
     #[error("cannot open the cgroup {cgroup}: {source}")]
@@ -102,14 +104,21 @@ pub(crate) fn privilege_hint() -> &'static str {
 
 /// Owns the programs and their links. Interception lasts as long as this value, or for good if it is pinned.
 pub struct Redirector {
-    ebpf: Ebpf,
+    /// Until they are loaded.
+    linked: Option<Linked>,
+    /// Whether they write log lines.
+    log: bool,
+    /// By name.
+    programs: HashMap<&'static str, Program>,
+    /// What reports started programs, which can be done without.
+    exec: Option<Program>,
     scopes: Scopes,
     pins: Option<Pins>,
     /// Whether nothing of another layout is left.
     settled: bool,
 }
 
-/// What [`Redirector::load`] gives.
+/// What [`Redirector::open`] gives.
 pub struct Kernel {
     /// Programs and links.
     pub redirector: Redirector,
@@ -129,56 +138,26 @@ pub struct Kernel {
     pub learnings: Learnings,
     /// Threads whose network namespaces may lack a listener.
     pub threads: ThreadEvents,
-    /// Log lines of the programs, where asked for.
-    pub log: Option<KernelLog>,
 }
 
 impl Redirector {
-    /// Loads all programs and maps, or takes maps over that are pinned; attaches nothing. With `log`, the programs write a
-    /// line for each decision. With `pins`, interception outlives the process.
+    /// Makes all maps, or takes those over that are pinned; loads and attaches nothing. With `log`, the programs write a line for
+    /// each decision. With `pins`, interception outlives the process.
     ///
     /// # Errors
     /// We lack privileges, or the kernel lacks what the programs need, which the error names.
-    pub fn load(log: bool, pins: Option<Pins>) -> Result<Kernel, KernelError> {
+    pub fn open(log: bool, pins: Option<Pins>) -> Result<Kernel, KernelError> {
         let features = Features::detect()?;
-        let (ebpf, log) = Self::load_programs(log, features, pins.as_ref())?;
-        Self::take_maps(ebpf, pins, log)
+        let level = [if log { u8::MAX } else { 0 }];
+        let multipath = [u8::from(features.multipath)];
+        let constants = [(names::LOG_LEVEL, level.as_slice()), (names::MULTIPATH, &multipath)];
+        let constants = constants.into_iter().map(|(name, value)| (name, (value, true)));
+        let linked = Linked::new(OBJECT, constants.collect(), pins.as_ref());
+        Self::open_maps(linked.map_err(|error| KernelError::Load(Box::new(error)))?, pins, log)
     }
 
-    fn load_programs(
-        log: bool,
-        features: Features,
-        pins: Option<&Pins>,
-    ) -> Result<(Ebpf, Option<KernelLog>), KernelError> {
-        let level = if log { u8::MAX } else { 0 };
-        let multipath = u8::from(features.multipath);
-        let mut loader = EbpfLoader::new();
-        // No program asks for the kernel's types, which take 20 ms and 40 MiB to read.
-        loader.btf(None);
-        loader.override_global(names::LOG_LEVEL, &level, true).override_global(names::MULTIPATH, &multipath, true);
-        if let Some(pins) = pins {
-            for name in map::PINNED {
-                loader.map_pin_path(name, pins.map(name));
-            }
-        }
-        let mut ebpf = loader.load(OBJECT).map_err(|error| KernelError::Load(Box::new(error)))?;
-        for name in program::CGROUP {
-            let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-            let loaded = match program {
-                Program::CgroupSockAddr(program) => program.load(),
-                Program::CgroupSock(program) => program.load(),
-                Program::SockOps(program) => program.load(),
-                Program::CgroupSkb(program) => program.load(),
-                _ => return Err(KernelError::Missing(name)),
-            };
-            loaded.map_err(|source| KernelError::Program { name, source: Box::new(source) })?;
-        }
-        let log = log.then(|| KernelLog::new(&mut ebpf)).transpose()?;
-        Ok((ebpf, log))
-    }
-
-    fn take_maps(mut ebpf: Ebpf, pins: Option<Pins>, log: Option<KernelLog>) -> Result<Kernel, KernelError> {
-        let mut take = |name| ebpf.take_map(name).ok_or(KernelError::Missing(name));
+    fn open_maps(linked: Linked, pins: Option<Pins>, log: bool) -> Result<Kernel, KernelError> {
+        let take = |name| linked.map(name).map_err(maps::error(name))?.ok_or(KernelError::Missing(name));
         let destinations = Destinations::new(take(map::DESTINATIONS)?)?;
         let learned = LearnedNames::new(
             take(map::NAMES)?,
@@ -192,8 +171,9 @@ impl Redirector {
         let outcomes = Outcomes::new(take(map::OUTCOMES)?)?;
         let threads = ThreadEvents::new(take(map::THREADS_SEEN)?)?;
         let scopes = Scopes::new(take(map::SCOPES)?)?;
+        let (programs, exec, settled) = (HashMap::new(), None, false);
         Ok(Kernel {
-            redirector: Self { ebpf, scopes, pins, settled: false },
+            redirector: Self { linked: Some(linked), log, programs, exec, scopes, pins, settled },
             destinations,
             learned,
             listeners,
@@ -202,20 +182,32 @@ impl Redirector {
             outcomes,
             learnings,
             threads,
-            log,
         })
     }
 
-    /// Attaches all programs to all cgroups, then detaches what earlier agents had attached to others. Says whether one of
+    /// Has the kernel verify all programs, which takes a while, unless it has. Gives their log lines, where asked for.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn load(&mut self) -> Result<Option<KernelLog>, KernelError> {
+        // It has no other use.
+        let Some(linked) = self.linked.take() else { return Ok(None) };
+        let load = |name| linked.load(name).map_err(|source| KernelError::Program { name, source });
+        let programs = program::CGROUP.into_iter().map(|name| load(name).map(|program| (name, program)));
+        self.programs = programs.collect::<Result<_, _>>()?;
+        let exec = load(program::PROCESS_EXEC).inspect_err(|error| tracing::warn!(%error, "{NOTICED_LATER}"));
+        self.exec = exec.ok();
+        self.programs.get(program::CONNECT4).filter(|_| self.log).map(KernelLog::new).transpose()
+    }
+
+    /// Attaches all programs, which are to be loaded, to all cgroups, then detaches what earlier agents had attached to others. Says whether one of
     /// the cgroups had none of ours before.
     ///
     /// # Errors
     /// A directory is not a cgroup of version 2, or the kernel refuses.
     pub fn attach(&mut self, cgroups: &[PathBuf]) -> Result<bool, KernelError> {
         self.scopes.set(cgroups)?;
-        if let Err(error) = self.watch_exec() {
-            tracing::warn!(%error, "new network namespaces are noticed later, by their first socket");
-        }
+        self.watch_exec();
         let mut is_new = false;
         for cgroup in cgroups {
             is_new |= self.attach_one(cgroup)?;
@@ -267,26 +259,21 @@ impl Redirector {
             return Ok(pins.withdraw(map::FLOWS, flows)?);
         }
         for name in [program::CONNECT4, program::CONNECT6] {
-            if let Some(Program::CgroupSockAddr(program)) = self.ebpf.program_mut(name) {
-                program.unload().map_err(|source| KernelError::Program { name, source: Box::new(source) })?;
+            if let Some(program) = self.programs.get_mut(name) {
+                program.detach();
             }
         }
         Ok(())
     }
 
     /// Has started programs reported. This is of use only while we live, and not pinned.
-    fn watch_exec(&mut self) -> Result<(), KernelError> {
-        let name = program::PROCESS_EXEC;
-        let failed = |source| KernelError::Program { name, source: Box::new(source) };
-        let Some(Program::RawTracePoint(program)) = self.ebpf.program_mut(name) else {
-            return Err(KernelError::Missing(name));
-        };
-        if program.fd().is_ok() {
-            // They are, since an earlier `attach`.
-            return Ok(());
+    fn watch_exec(&mut self) {
+        if let Some(program) = &mut self.exec
+            && !program.is_attached()
+            && let Err(error) = program.attach_to_tracepoint("sched_process_exec")
+        {
+            tracing::warn!(%error, "{NOTICED_LATER}");
         }
-        program.load().map_err(failed)?;
-        program.attach("sched_process_exec").map(drop).map_err(failed)
     }
 
     fn attach_one(&mut self, cgroup: &Path) -> Result<bool, KernelError> {
@@ -294,17 +281,16 @@ impl Redirector {
         let display = || cgroup.display().to_string();
         let directory = File::open(cgroup).map_err(|source| KernelError::Cgroup { cgroup: display(), source })?;
         for name in program::CGROUP {
-            let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-            let failed = |source| KernelError::Attach { name, cgroup: display(), source: Box::new(source) };
+            let program = self.programs.get_mut(name).ok_or(KernelError::Missing(name))?;
+            let failed = |source| KernelError::Attach { name, cgroup: display(), source };
             let Some(pins) = &self.pins else {
-                attach(program, &directory).map(drop).map_err(failed)?;
+                program.attach(&directory).map_err(failed)?;
                 is_new = true;
                 continue;
             };
-            let descriptor = program.fd().and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?)).map_err(failed)?;
-            if !pins.replace(cgroup, name, descriptor.as_fd())? {
-                let link = attach(program, &directory).and_then(|attached| attached.take(program)).map_err(failed)?;
-                pins.pin(cgroup, name, link)?;
+            if !pins.replace(cgroup, name, program.as_fd())? {
+                let link = program.link(&directory).map_err(failed)?;
+                pins.pin(cgroup, name, link.as_fd())?;
                 is_new = true;
             }
         }

@@ -2,15 +2,12 @@
 
 use std::{collections::HashSet, io};
 
-use aya::{
-    Ebpf,
-    maps::{Map, MapData, RingBuf},
-};
+use aya::maps::{Map, MapData, RingBuf};
 use aya_log::EbpfLogger;
 use egress_common::{listener::ThreadSeen, names::map};
 use tokio::io::unix::AsyncFd;
 
-use super::KernelError;
+use super::{KernelError, programs::Program, syscall::program_id};
 
 /// Threads whose network namespaces may lack a listener.
 pub struct ThreadEvents(AsyncFd<RingBuf<MapData>>);
@@ -49,8 +46,10 @@ impl ThreadEvents {
 pub struct KernelLog(AsyncFd<EbpfLogger<&'static dyn log::Log>>);
 
 impl KernelLog {
-    pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        let logger = EbpfLogger::init(ebpf).map_err(|error| KernelError::Watch(io::Error::other(error)))?;
+    /// The lines of `program`, and of those that share its map of them.
+    pub(super) fn new(program: &Program) -> Result<Self, KernelError> {
+        let id = program_id(program.as_fd()).map_err(KernelError::Watch)?;
+        let logger = EbpfLogger::init_from_id(id).map_err(|error| KernelError::Watch(io::Error::other(error)))?;
         // SAFETY: the logger owns the ring's descriptor, which neither closes nor changes before it is dropped.
         unsafe { AsyncFd::register(logger) }.map(Self).map_err(|error| KernelError::Watch(error.into()))
     }

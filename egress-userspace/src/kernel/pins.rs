@@ -15,11 +15,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{maps::MapInfo, programs::links::FdLink};
+use aya::maps::MapInfo;
 use egress_common::LAYOUT_VERSION;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::syscall::{detach_link, open_pin, update_link};
+use super::syscall::{detach_link, open_pin, pin, update_link};
 
 /// Where pins are by default.
 pub const DEFAULT_DIR: &str = "/sys/fs/bpf/egress";
@@ -49,7 +49,7 @@ pub enum PinError {
         /// Where.
         path: PathBuf,
         /// Why.
-        source: aya::pin::PinError,
+        source: io::Error,
     },
 }
 
@@ -103,12 +103,12 @@ impl Pins {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn pin(&self, cgroup: &Path, name: &str, link: FdLink) -> Result<(), PinError> {
+    pub fn pin(&self, cgroup: &Path, name: &str, link: BorrowedFd<'_>) -> Result<(), PinError> {
         let path = self.link(cgroup, name)?;
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(io_error(directory))?;
         }
-        link.pin(&path).map(drop).map_err(|source| PinError::Pin { path, source })
+        pin(link, &path).map_err(|source| PinError::Pin { path, source })
     }
 
     /// Detaches what earlier agents left that is not for these cgroups. To be called when all of them are attached, so that
