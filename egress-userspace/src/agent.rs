@@ -111,7 +111,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Reads the configuration, then loads the kernel side and starts the workers. Intercepts nothing yet.
+    /// Reads the configuration, then makes the maps and starts the workers. Intercepts nothing yet.
     ///
     /// # Errors
     /// The configuration is bad (nothing has been touched then), or the machine cannot run the agent.
@@ -175,7 +175,6 @@ impl Agent {
             succession: Succession::default(),
             rejected: None,
         };
-        agent.load_programs()?;
         agent.applied();
         Ok(agent)
     }
@@ -195,6 +194,8 @@ impl Agent {
     /// The kernel refuses, or a cgroup has gone.
     pub fn attach(&mut self) -> Result<(), AgentError> {
         self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
+        // Where an earlier agent's programs are attached, connections are served already.
+        self.load_programs()?;
         self.destinations.inherit()?;
         self.learned.inherit()?;
         if self.redirector.attach(self.namespaces.cgroups())? {

@@ -48,6 +48,8 @@ impl Agent {
     pub async fn succeed(&mut self, state: &StateDir, admin: SocketAddr) -> Result<(), AgentError> {
         let (mut predecessor, mut legacy, mut hangs) = (None, Legacy::default(), false);
         if let Some(found) = state.predecessor() {
+            // What the kernel refuses is to cost nobody his place.
+            self.load_programs()?;
             match self.ask(&found).await? {
                 Some(given) => (predecessor, legacy) = (Some(found), given),
                 None => hangs = true,
