@@ -29,7 +29,7 @@ use crate::{
     limits::{Beyond, Limits},
     memory::boxed,
     request::{Accepted, Conversation, Served},
-    worker::Worker,
+    worker::{Load, Worker},
 };
 
 /// When draining, how long a connection has to send the first request, which it was made for.
@@ -41,20 +41,24 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How long a connection that is one too many has to send its request.
 const TURN_AWAY: Duration = Duration::from_secs(1);
 
-/// Serves a connection, of which `begun` has been read, until it ends or its network namespace is gone.
-pub async fn hold(
+/// Serves a connection, of which `begun` has been read, until it ends or its network namespace is gone. Until then it counts as load.
+pub fn hold(
     worker: Rc<Worker>,
     stream: TcpStream,
     begun: BytesMut,
     accepted: Accepted,
+    load: Load,
     draining: watch::Receiver<Drain>,
-) {
+) -> impl Future<Output = ()> {
     let gone = accepted.gone.clone();
     let connection = Rc::new(Connection::new(stream, begun, worker.limits.head));
     let conversation = Rc::new(Conversation::new(worker, accepted));
-    tokio::select! {
-        () = converse(&conversation, &connection, draining) => {}
-        () = gone.cancelled() => {}
+    async move {
+        let _load = &load;
+        tokio::select! {
+            () = converse(&conversation, &connection, draining) => {}
+            () = gone.cancelled() => {}
+        }
     }
 }
 
@@ -193,7 +197,7 @@ async fn drained(draining: &mut watch::Receiver<Drain>, first: bool) {
     // The agent is there for as long as its connections.
     let _ = draining.wait_for(|drain| *drain == Drain::Now).await;
     if first {
-        sleep(DRAIN_GRACE).await;
+        Box::pin(sleep(DRAIN_GRACE)).await;
     }
 }
 

@@ -249,7 +249,7 @@ impl Crew {
 }
 
 /// Counts a connection for as long as it lives, from before it is handed over.
-struct Load {
+pub struct Load {
     crew: Arc<Crew>,
     index: usize,
     /// How many its network namespace has.
@@ -360,19 +360,20 @@ impl Worker {
         load: Load,
         draining: watch::Receiver<Drain>,
     ) {
-        tokio::task::spawn_local(async move {
-            let _load = load;
-            match TcpStream::from_std(stream) {
-                Ok(stream) => self.receive(stream, accepted, draining).await,
-                Err(error) => tracing::warn!(%error, "an accepted connection cannot be served"),
-            }
-        });
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::warn!(%error, "an accepted connection cannot be served"),
+        };
+        // What each connection has for as long as it is idle is this task, so it has nothing in it but what it then needs.
+        if accepted.origin.by_port_alone() {
+            tokio::task::spawn_local(self.pass(stream, accepted, load, draining));
+        } else {
+            tokio::task::spawn_local(conversation::hold(self, stream, BytesMut::new(), accepted, load, draining));
+        }
     }
 
-    async fn receive(self: &Rc<Self>, stream: TcpStream, accepted: Accepted, draining: watch::Receiver<Drain>) {
-        if !accepted.origin.by_port_alone() {
-            return conversation::hold(self.clone(), stream, BytesMut::new(), accepted, draining).await;
-        }
+    /// Serves a connection of which only the port is known.
+    async fn pass(self: Rc<Self>, stream: TcpStream, accepted: Accepted, load: Load, draining: watch::Receiver<Drain>) {
         let (origin, gone) = (accepted.origin.socket_addr(), accepted.gone.clone());
         let is_configured = |host: &str| self.routes.load().route(host, origin.port()).is_some();
         // Others should not take the room that it needs.
@@ -384,7 +385,7 @@ impl Worker {
         match passed {
             Ok(Passed::On) => self.metrics.passed_on(true),
             Ok(Passed::Configured(stream, begun)) => {
-                conversation::hold(self.clone(), stream, begun, accepted, draining).await;
+                conversation::hold(self, stream, begun, accepted, load, draining).await;
             }
             Err(error) => {
                 self.metrics.passed_on(false);
