@@ -7,7 +7,6 @@ use egress::{
     capture::Captured,
     handover::StateDir,
     kernel::cgroup,
-    memory,
 };
 use nix::sys::{
     prctl,
@@ -152,7 +151,6 @@ async fn start(
     })?;
     agent.succeed(&state, options.admin).await?;
     agent.test_self();
-    memory::release();
     Ok(agent)
 }
 

@@ -13,6 +13,7 @@ use super::{Agent, ConfigError, interception::Step, prepare::Prepared, successio
 use crate::{
     existing::Listing,
     handover::{START_LIMIT, Successor},
+    memory,
 };
 
 /// How often namespaces, left-over flows and the resolver's files are looked through.
@@ -122,6 +123,8 @@ impl Agent {
             Event::SelfTest(passed) => {
                 self.metrics.self_test(passed);
                 self.catch_up();
+                // The start is over with the first test.
+                memory::release();
             }
             Event::Housekeeping => self.keep_house(),
             Event::Forgetting => self.forget().await,
