@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// What is kept of a response for a client that does not read on, and of what it sends after its request, in bytes.
-const AHEAD: usize = 64 * 1024;
+const AHEAD: usize = 128 * 1024;
 /// What a client begins with that knows that HTTP/2 is understood (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
