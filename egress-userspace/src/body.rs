@@ -120,3 +120,16 @@ impl Incoming {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_reset_is_passed_on_unless_it_looks_like_none() {
+        let reason = |reason: Reason| BodyError::from(h2::Error::from(reason)).reason();
+        assert_eq!(reason(Reason::CANCEL), Reason::CANCEL);
+        assert_eq!(reason(Reason::NO_ERROR), Reason::INTERNAL_ERROR);
+        assert_eq!(BodyError::from(http1::Error::Closed { begun: true }).reason(), Reason::INTERNAL_ERROR);
+    }
+}

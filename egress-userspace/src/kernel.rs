@@ -200,8 +200,8 @@ impl Redirector {
         self.programs.get(program::CONNECT4).filter(|_| self.log).map(KernelLog::new).transpose()
     }
 
-    /// Attaches all programs, which are to be loaded, to all cgroups, then detaches what earlier agents had attached to others. Says whether one of
-    /// the cgroups had none of ours before.
+    /// Attaches all programs, which are to be loaded, to all cgroups, then detaches what earlier agents had attached to others. Says
+    /// whether one of the cgroups had none of ours before.
     ///
     /// # Errors
     /// A directory is not a cgroup of version 2, or the kernel refuses.

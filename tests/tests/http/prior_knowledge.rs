@@ -75,6 +75,26 @@ fn bodies_of_any_framing_arrive_at_origins_of_both_versions() -> Result<()> {
 }
 
 #[test]
+fn lengths_that_differ_are_refused() -> Result<()> {
+    let bed = TestBed::new("prior-lengths")?;
+    let origin = origin(&bed)?.handler(|_| Reply::ok("fine")).start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    // POST, http, /, the authority, and two of content-length, as RFC 7541 has them by its appendix A.
+    let authority = [&[0x01, HOST.len() as u8], HOST.as_bytes()].concat();
+    let block = [b"\x83\x86\x84", &authority[..], b"\x0f\x0d\x015", b"\x0f\x0d\x016"].concat();
+    let frame =
+        |kind: u8, flags: u8, payload: &[u8]| [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1], payload].concat();
+    let request = [PREFACE, &frame(1, 4, &block)[..], &frame(0, 1, b"hello")].concat();
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(&request)?;
+    // A malformed request is an error of its stream (RFC 9113 section 8.1.1): RST_STREAM with PROTOCOL_ERROR.
+    client.wait_for_bytes(&frame(3, 0, &[0, 0, 0, 1]))?;
+    ensure!(origin.take_requests().is_empty());
+    Ok(())
+}
+
+#[test]
 fn interim_responses_come_first() -> Result<()> {
     let bed = TestBed::new("prior-interim")?;
     let answer = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n\
