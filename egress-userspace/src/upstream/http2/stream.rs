@@ -3,20 +3,20 @@
 use std::{
     future::poll_fn,
     pin::Pin,
-    task::{Poll, ready},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
-use http::{Method, Request, Response, StatusCode, request};
+use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
+use http::{Method, Request, Response, StatusCode, request, response};
 use http_body::Body as _;
 use tokio::task;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Shared, User};
 use crate::{
-    body::{Incoming, RequestBody},
+    body::{Content, Incoming, RequestBody},
     http1,
     http2::{Received, Sending, Switched},
     upstream::{ExchangeError, NotAnswered},
@@ -94,20 +94,7 @@ impl Stream {
                 sent?;
                 upload = None;
             }
-            while let Poll::Ready(Some(interim)) = answer.poll_informational(cx) {
-                let (interim, ()) = interim?.into_parts();
-                match interim.status {
-                    // HTTP/2 has no such switch (RFC 9113 section 8.6).
-                    StatusCode::SWITCHING_PROTOCOLS => {
-                        return Poll::Ready(Err(h2::Error::from(Reason::PROTOCOL_ERROR).into()));
-                    }
-                    StatusCode::CONTINUE if told => {}
-                    _ => client.inform(&interim, cx),
-                }
-            }
-            let (mut head, received) = ready!(Pin::new(&mut answer).poll(cx))?.into_parts();
-            http1::length(&mut head.headers).map_err(http1::Error::from)?;
-            Poll::Ready(Ok::<_, ExchangeError>((head, received)))
+            poll_answer(&mut answer, &client, told, cx)
         });
         let (head, received) = answered.await.map_err(failed)?;
         self.upload = upload.map(|mut upload| {
@@ -147,6 +134,29 @@ impl Stream {
             load.waiting.set(load.waiting.get() - 1);
         }
     }
+}
+
+/// Waits for the head of a response, and passes interim ones on to the client, which may have been `told` to go on.
+fn poll_answer(
+    answer: &mut ResponseFuture,
+    client: &Content,
+    told: bool,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(response::Parts, RecvStream), ExchangeError>> {
+    while let Poll::Ready(Some(interim)) = answer.poll_informational(cx) {
+        let (interim, ()) = interim?.into_parts();
+        match interim.status {
+            // HTTP/2 has no such switch (RFC 9113 section 8.6).
+            StatusCode::SWITCHING_PROTOCOLS => {
+                return Poll::Ready(Err(h2::Error::from(Reason::PROTOCOL_ERROR).into()));
+            }
+            StatusCode::CONTINUE if told => {}
+            _ => client.inform(&interim, cx),
+        }
+    }
+    let (mut head, received) = ready!(Pin::new(answer).poll(cx))?.into_parts();
+    http1::length(&mut head.headers).map_err(http1::Error::from)?;
+    Poll::Ready(Ok((head, received)))
 }
 
 impl Drop for Stream {
