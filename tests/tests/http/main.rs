@@ -71,6 +71,14 @@ impl Answers {
     }
 }
 
+/// What HTTP/2 begins with: its preface, and settings without any.
+const HTTP2_BEGINS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A frame of HTTP/2 on stream 1 (RFC 9113 section 4.1), with up to 255 bytes.
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1], payload].concat()
+}
+
 fn configure(bed: &TestBed) -> Result<ConfigDir> {
     let config = bed.config_dir()?;
     config.write("rules.yaml", RULES)?;

@@ -10,10 +10,7 @@ use harness::{
     wait::PATIENCE,
 };
 
-use super::{CLIENT, HOST, URL, agent_with_one_worker, configure, curl, origin, origin_http2};
-
-/// Beginning of HTTP/2, and settings without any.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+use super::{CLIENT, HOST, HTTP2_BEGINS, URL, agent_with_one_worker, configure, curl, frame, origin, origin_http2};
 
 fn curl2(bed: &TestBed, arguments: &[&str]) -> Result<Output> {
     curl(bed, &[&["--http2-prior-knowledge", "-i"], arguments].concat())
@@ -83,9 +80,7 @@ fn lengths_that_differ_are_refused() -> Result<()> {
     // POST, http, /, the authority, and two of content-length, as RFC 7541 has them by its appendix A.
     let authority = [&[0x01, HOST.len() as u8], HOST.as_bytes()].concat();
     let block = [b"\x83\x86\x84", &authority[..], b"\x0f\x0d\x015", b"\x0f\x0d\x016"].concat();
-    let frame =
-        |kind: u8, flags: u8, payload: &[u8]| [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1], payload].concat();
-    let request = [PREFACE, &frame(1, 4, &block)[..], &frame(0, 1, b"hello")].concat();
+    let request = [HTTP2_BEGINS, &frame(1, 4, &block)[..], &frame(0, 1, b"hello")].concat();
     let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
     client.write_stdin(&request)?;
     // A malformed request is an error of its stream (RFC 9113 section 8.1.1): RST_STREAM with PROTOCOL_ERROR.
@@ -167,12 +162,12 @@ fn requests_of_nobody_are_refused() -> Result<()> {
     let output = curl2(&bed, &["-X", "CONNECT"])?;
     ensure!(!output.text().contains(" 200"), "{output:?}");
     // HTTP/2 is for those who begin with it.
-    let later = [b"GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n", PREFACE].concat();
+    let later = [b"GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n", HTTP2_BEGINS].concat();
     let output = super::converse(&bed, later)?;
     ensure!(output.text().matches("HTTP/1.1 ").count() == 2 && output.text().contains("HTTP/1.1 400 "), "{output:?}");
     ensure!(origin.take_requests().len() == 1);
     // Half of its beginning is nothing.
-    let output = super::converse(&bed, &PREFACE[..20])?;
+    let output = super::converse(&bed, &HTTP2_BEGINS[..20])?;
     ensure!(!output.text().contains("200"), "{output:?}");
     let output =
         bed.client_command("curl")?.args(["-q", "-sS", "--max-time", "15", "--http2-prior-knowledge", URL]).run()?;

@@ -8,7 +8,10 @@ use harness::{
     origin::{Reply, Request, code},
 };
 
-use super::{CLIENT, HOST, agent_with_one_worker, configure, converse, curl, origin, origin_http2, origin_with_chat};
+use super::{
+    CLIENT, HOST, HTTP2_BEGINS, agent_with_one_worker, configure, converse, curl, frame, origin, origin_http2,
+    origin_with_chat,
+};
 
 const ASK: &str = "GET /chat HTTP/1.1\r\nHost: edition.cnn.com\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -131,12 +134,7 @@ fn ask_in_http2(protocol: &str, path: &str) -> Vec<u8> {
         &text("13"),
     ]
     .concat();
-    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", &frame(1, 4, &block)[..]].concat()
-}
-
-/// A frame of stream 1.
-fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
-    [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1], payload].concat()
+    [HTTP2_BEGINS, &frame(1, 4, &block)].concat()
 }
 
 /// The head of a response, which is a 200 and nothing else.
