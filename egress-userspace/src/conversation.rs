@@ -41,7 +41,8 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How long a connection that is one too many has to send its request.
 const TURN_AWAY: Duration = Duration::from_secs(1);
 
-/// Serves a connection, of which `begun` has been read, until it ends or its network namespace is gone. Until then it counts as load.
+/// Serves a connection, of which `begun` has been read, until it ends or its network namespace is gone. Until then it counts as
+/// load.
 pub fn hold(
     worker: Rc<Worker>,
     stream: TcpStream,

@@ -123,8 +123,10 @@ impl Agent {
             Event::SelfTest(passed) => {
                 self.metrics.self_test(passed);
                 self.catch_up();
-                // The start is over with the first test.
-                memory::release();
+                if passed {
+                    // With this a start is over. One that fails is repeated for as long as it does.
+                    memory::release();
+                }
             }
             Event::Housekeeping => self.keep_house(),
             Event::Forgetting => self.forget().await,

@@ -186,7 +186,7 @@ fn translate(
     let target = Uri::from_parts(target).map_err(|_| ProxyError::bad_request("HTTP/2 has no such target"))?;
     let mut fields = HeaderMap::with_capacity(head.headers.len() + 1);
     for (name, value) in &head.headers {
-        let goes = web_socket && web_socket::OF_HTTP1.contains(name);
+        let goes = web_socket && web_socket::LEFT_OUT.contains(name);
         if name != header::HOST && name != header::TE && !http2::is_of_http1(name) && !goes {
             fields.append(name, value.clone());
         }

@@ -5,9 +5,8 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use h2::ext::Protocol;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, request};
 
-/// What of a handshake only HTTP/1.1 has. A length of 0 would be one of what follows, too (RFC 9113 section 8.1.1).
-pub const OF_HTTP1: [HeaderName; 4] =
-    [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_KEY, header::CONTENT_LENGTH];
+/// What of a handshake HTTP/2 can have, but must not. A length of 0 would be one of what follows, too (RFC 9113 section 8.1.1).
+pub const LEFT_OUT: [HeaderName; 2] = [header::SEC_WEBSOCKET_KEY, header::CONTENT_LENGTH];
 
 const PROTOCOL: &str = "websocket";
 /// Proves that a server has understood the handshake of HTTP/1.1 (RFC 6455 section 1.3).

@@ -21,7 +21,7 @@ pub enum ExchangeError {
     /// HTTP/1.1 has failed.
     #[error(transparent)]
     Http1(#[from] http1::Error),
-    /// HTTP/2 has failed.
+    /// HTTP/2 has failed. The error is no source: `causes` would say it twice.
     #[error("HTTP/2: {0}")]
     Http2(h2::Error),
     /// The content of the request has not come to its end.

@@ -67,7 +67,7 @@ async fn serve(
     responder: &Responder,
 ) -> Option<Served> {
     let never = pin!(pending());
-    // It takes room that others should not be copied with.
+    // What follows the response does not need its room.
     let mut serving = boxed(|| conversation.serve(head, Incoming::Http2(content), never));
     let served = poll_fn(|cx| match serving.as_mut().poll(cx) {
         Poll::Ready(served) => Poll::Ready(Some(served)),
