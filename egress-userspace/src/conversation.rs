@@ -12,7 +12,6 @@ use std::{
 };
 
 use bytes::BytesMut;
-use http::{request, response};
 use tokio::{
     net::TcpStream,
     sync::watch,
@@ -22,6 +21,7 @@ use tokio::{
 use crate::{
     body::{BodyError, Incoming, ResponseBody},
     drain::Drain,
+    head::{RequestHead, Response, ResponseHead},
     http1::{
         Error,
         server::{Asked, Connection, Switched, Waited},
@@ -69,7 +69,7 @@ pub async fn turn_away(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted
     let conversation = Conversation::new(worker, accepted);
     let request = timeout(TURN_AWAY, poll_fn(|cx| connection.poll_request(cx))).await;
     let Ok(Ok(Waited::Request(head, asked))) = request else { return };
-    let (head, body) = conversation.turn_away(&head, why).into_parts();
+    let Response { head, body } = conversation.turn_away(&head, why);
     if connection.respond(head, pin!(body), asked, true, pin!(pending())).await.is_ok() {
         end(&connection, connection.is_end()).await;
     }
@@ -108,7 +108,7 @@ async fn serve(
     connection: &Rc<Connection>,
     draining: &watch::Receiver<Drain>,
     patience: &mut Patience,
-    head: request::Parts,
+    head: RequestHead,
     asked: Asked,
 ) -> bool {
     let served = {
@@ -123,7 +123,7 @@ async fn serve(
             return false;
         }
     };
-    let (head, body) = response.into_parts();
+    let Response { head, body } = response;
     let last = *draining.borrow() != Drain::Off;
     match respond(connection, head, pin!(body), asked, last, patience).await {
         Ok(more) => {
@@ -151,15 +151,14 @@ async fn serve(
 
 /// Answers what is no request, after which nobody knows what else comes.
 async fn refuse(conversation: &Conversation, connection: &Connection, patience: &mut Patience, error: Error) -> bool {
-    let (head, body) = match error {
+    let Response { head, body } = match error {
         Error::Fault(fault) => conversation.refuse(fault),
         Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => conversation.late(),
         error => {
             conversation.ended(&error);
             return false;
         }
-    }
-    .into_parts();
+    };
     match respond(connection, head, pin!(body), Asked::UNKNOWN, true, patience).await {
         Ok(_) => end(connection, false).await,
         Err(error) => conversation.ended(&error),
@@ -170,7 +169,7 @@ async fn refuse(conversation: &Conversation, connection: &Connection, patience: 
 /// Sends a response for as long as the client takes it. Gives whether another request can follow.
 async fn respond(
     connection: &Connection,
-    head: response::Parts,
+    head: ResponseHead,
     body: Pin<&mut ResponseBody>,
     asked: Asked,
     last: bool,

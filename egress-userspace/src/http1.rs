@@ -15,7 +15,7 @@ pub use self::{
     decode::{Decoder, Progress},
     encode::{Encoder, request_head, response_head},
     framing::{Framing, announced, is_bare, length, of_request, of_response},
-    head::{Head, Limits, Verbatim, request, response},
+    head::{Head, Limits, request, response},
     input::Input,
     output::Output,
 };

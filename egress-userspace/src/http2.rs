@@ -11,11 +11,15 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http::{HeaderMap, HeaderName, Response, header, response};
+use http::{HeaderMap, HeaderName, Response, header};
 use http_body::{Body, Frame};
 
 pub use self::switched::Switched;
-use crate::{body::BodyError, http1};
+use crate::{
+    body::BodyError,
+    head::{Fields, ResponseHead},
+    http1,
+};
 
 /// Fields that only HTTP/1.1 has (section 8.2.2).
 const OF_HTTP1: [HeaderName; 5] = [
@@ -37,8 +41,16 @@ pub fn is_of_http1(name: &HeaderName) -> bool {
     OF_HTTP1.contains(name)
 }
 
-/// Removes what HTTP/2 does not have. What stays keeps its order.
-pub fn retain_fields(fields: &mut HeaderMap) {
+/// A response with what HTTP/2 has of this head; None if it has no room for it.
+pub fn response(head: &ResponseHead) -> Option<Response<()>> {
+    let mut response = Response::new(());
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.fields.to_map(|name| !is_of_http1(name))?;
+    Some(response)
+}
+
+/// Removes from trailers what HTTP/2 does not have there. What stays keeps its order.
+fn retain_fields(fields: &mut HeaderMap) {
     if !OF_HTTP1.iter().any(|name| fields.contains_key(name)) {
         return;
     }
@@ -64,7 +76,7 @@ pub struct Received {
 
 impl Received {
     /// The content of a message with these fields. That it is as long as they say is seen to by h2.
-    pub fn new(stream: RecvStream, fields: &HeaderMap) -> Self {
+    pub fn new(stream: RecvStream, fields: &Fields) -> Self {
         let left = http1::announced(fields).or(stream.is_end_stream().then_some(0));
         Self { stream: Some(stream), left, data_ended: false, responder: None, interim: Cell::new(0) }
     }
@@ -81,15 +93,12 @@ impl Received {
     }
 
     /// Passes an interim response on to who has sent this.
-    pub fn inform(&self, head: &response::Parts) {
+    pub fn inform(&self, head: &ResponseHead) {
         self.interim.set(self.interim.get() + 1);
         if let Some(responder) = &self.responder
             && self.interim.get() <= MOST_INTERIM
+            && let Some(response) = response(head)
         {
-            let mut response = Response::new(());
-            *response.status_mut() = head.status;
-            response.headers_mut().clone_from(&head.headers);
-            retain_fields(response.headers_mut());
             // If it cannot be told, the response cannot be either.
             let _ = responder.borrow_mut().send_informational(response);
         }

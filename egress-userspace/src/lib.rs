@@ -13,6 +13,7 @@
 //! - [`limits`]: what is taken of applications.
 //! - [`listener`]: accepted connections and where they were going.
 //! - [`conversation`]: a client's connection from the first request to the last.
+//! - [`head`]: heads of messages, with fields as they were written.
 //! - [`http1`]: HTTP/1.1 as a forwarder needs it.
 //! - [`http2`]: what the streams of HTTP/2 have in common.
 //! - [`request`]: which rule a request falls under, and its exchange with the origin.
@@ -40,6 +41,7 @@ pub mod conversation;
 pub mod drain;
 pub mod existing;
 pub mod handover;
+pub mod head;
 pub mod http1;
 pub mod http2;
 pub mod kernel;

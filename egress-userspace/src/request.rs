@@ -25,13 +25,14 @@ use std::{
 
 use bytes::Bytes;
 use egress_common::origin::Origin;
-use http::{Method, Response, Version, header, request};
+use http::{Method, Version, header};
 use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
 use self::{exchange::Exchange, host::RequestHost, respond::ProxyError, tunnel::Tunnel};
 use crate::{
     body::{Content, Incoming, Lease, ResponseBody},
+    head::{RequestHead, Response},
     http1,
     limits::Beyond,
     policy::Retries,
@@ -135,10 +136,10 @@ impl Conversation {
     }
 
     /// Answers a request whose connection is one too many.
-    pub fn turn_away(&self, head: &request::Parts, why: Beyond) -> Response<ResponseBody> {
-        let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    pub fn turn_away(&self, head: &RequestHead, why: Beyond) -> Response<ResponseBody> {
+        let host = head.fields.text(&header::HOST).unwrap_or_default();
         let (metrics, client) = (self.worker.metrics.clone(), self.client.clone());
-        let mut record = Record::open(metrics, client, head.method.clone(), host, head.uri.path());
+        let mut record = Record::open(metrics, client, head.method.clone(), host, head.uri().path());
         let error = ProxyError::too_many(why);
         let response = error.response();
         error.note(&mut record);
@@ -167,7 +168,7 @@ impl Conversation {
     /// Serves one request. That its client has `stalled` for so long ends it, as long as there is no response.
     pub async fn serve(
         &self,
-        mut head: request::Parts,
+        mut head: RequestHead,
         body: Incoming,
         stalled: Pin<&mut impl Future<Output = Duration>>,
     ) -> Served {
@@ -176,7 +177,7 @@ impl Conversation {
         let (metrics, method) = (self.worker.metrics.clone(), head.method.clone());
         let knows_chunks = head.version >= Version::HTTP_11;
         let is_grpc = grpc::asks(&head);
-        let mut record = Record::open(metrics, self.client.clone(), method, shown, head.uri.path());
+        let mut record = Record::open(metrics, self.client.clone(), method, shown, head.uri().path());
         let content = Content::new(body);
         let result = match host {
             Ok(host) => {
@@ -191,14 +192,14 @@ impl Conversation {
         };
         match result {
             Ok(Reply::Upstream(answer)) => {
-                let has_length = answer.response.headers().contains_key(header::CONTENT_LENGTH);
+                let has_length = answer.response.head.fields.contains(&header::CONTENT_LENGTH);
                 let (response, tunnel) = respond(*answer, record);
                 Served { response, tunnel, ends_by_close: !knows_chunks && !has_length }
             }
             Ok(Reply::Local(response)) => {
                 attempt::discard(&content).await;
                 record.set_received(content.bytes());
-                record.respond(response.status(), Outcome::Answered);
+                record.respond(response.head.status, Outcome::Answered);
                 own(response, is_grpc, record).into()
             }
             Err(error) => {
@@ -213,7 +214,7 @@ impl Conversation {
     async fn reply(
         &self,
         host: &RequestHost,
-        head: &mut request::Parts,
+        head: &mut RequestHead,
         content: &Rc<Content>,
         record: &mut Record,
     ) -> Result<Reply, ProxyError> {
@@ -227,8 +228,8 @@ impl Conversation {
         }
         let sending = Sending {
             routed: Routed::PassThrough { http2: head.version == Version::HTTP_2 },
-            trailers: headers::takes_trailers(&head.headers),
-            asks_to_switch: headers::asks_to_switch(&head.headers),
+            trailers: headers::takes_trailers(&head.fields),
+            asks_to_switch: headers::asks_to_switch(&head.fields),
             timeout: None,
             retries: None,
         };
@@ -239,7 +240,7 @@ impl Conversation {
     async fn exchange(
         &self,
         host: &RequestHost,
-        head: &request::Parts,
+        head: &RequestHead,
         content: &Rc<Content>,
         sending: Sending<'_>,
         record: &mut Record,
@@ -255,7 +256,7 @@ impl Conversation {
 
 /// Passes an origin's response on, and what follows it if it switches protocols.
 fn respond(answer: Answer, mut record: Record) -> (Response<ResponseBody>, Option<Box<Tunnel>>) {
-    let (mut head, body) = answer.response.into_parts();
+    let Response { mut head, body } = answer.response;
     headers::prepare_response(&mut head);
     record.respond(head.status, answer.outcome);
     let mut lease = answer.lease;
@@ -267,7 +268,7 @@ fn respond(answer: Answer, mut record: Record) -> (Response<ResponseBody>, Optio
         }
         None => (ResponseBody::upstream(body, answer.is_bare, lease, record), None),
     };
-    (Response::from_parts(head, body), tunnel)
+    (Response { head, body }, tunnel)
 }
 
 /// A response of our own.

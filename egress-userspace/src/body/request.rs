@@ -8,10 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::response;
 use http_body::{Body, Frame};
 
 use super::{BodyError, Incoming};
+use crate::head::ResponseHead;
 
 /// How much of a request body is kept for the case that it must be sent again, in bytes.
 const KEPT: usize = 64 * 1024;
@@ -127,7 +127,7 @@ impl Content {
     }
 
     /// Passes an interim response on to the client.
-    pub fn inform(&self, head: &response::Parts, cx: &mut Context<'_>) {
+    pub fn inform(&self, head: &ResponseHead, cx: &mut Context<'_>) {
         match &*self.incoming.borrow() {
             Some(Incoming::Client(connection)) => connection.inform(head, cx),
             Some(Incoming::Http2(received)) => received.inform(head),

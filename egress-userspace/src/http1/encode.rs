@@ -3,97 +3,53 @@
 use std::fmt::Write as _;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Version, request, response};
+use http::Version;
 use http_body::Frame;
 
-use super::{Fault, Framing, Output, Verbatim};
+use super::{Fault, Framing, Output};
+use crate::head::{Fields, RequestHead, ResponseHead};
 
 /// Room for a head and some content, in bytes.
 const ROOM: usize = 2 * 1024;
 
-/// Writes the head of a request, in the bytes it came in where it has not been changed, followed by `more` fields.
-pub fn request_head(head: &request::Parts, more: &[(&str, &str)], out: &mut BytesMut) {
-    let written = head.extensions.get::<Verbatim>();
+/// Writes the head of a request, followed by `more` fields.
+pub fn request_head(head: &RequestHead, more: &[(&str, &str)], out: &mut BytesMut) {
     out.reserve(ROOM);
     out.put_slice(head.method.as_str().as_bytes());
     out.put_u8(b' ');
-    match (written.and_then(|written| written.target_of(&head.uri)), head.uri.path_and_query()) {
-        (Some(target), _) => out.put_slice(target),
-        (None, Some(target)) => {
-            if target.as_str().starts_with('?') {
-                out.put_u8(b'/');
-            }
-            out.put_slice(target.as_str().as_bytes());
-        }
-        (None, None) => out.put_u8(b'/'),
+    let target = head.target();
+    if target.starts_with(b"?") {
+        out.put_u8(b'/');
     }
+    out.put_slice(target);
     out.put_slice(b" HTTP/1.1\r\n");
-    put_fields(&head.headers, written, out);
-    put_more(more, out);
-    out.put_slice(b"\r\n");
+    put_fields(&head.fields, more, out);
 }
 
 /// Writes the head of a response to a client of this version, followed by `more` fields.
-pub fn response_head(head: &response::Parts, version: Version, more: &[(&str, &str)], out: &mut BytesMut) {
-    let written = head.extensions.get::<Verbatim>();
+pub fn response_head(head: &ResponseHead, version: Version, more: &[(&str, &str)], out: &mut BytesMut) {
     out.reserve(ROOM);
     out.put_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.put_slice(head.status.as_str().as_bytes());
     out.put_u8(b' ');
-    match written {
-        Some(written) => out.put_slice(written.reason()),
+    match &head.reason {
+        Some(reason) => out.put_slice(reason),
         None => out.put_slice(head.status.canonical_reason().unwrap_or_default().as_bytes()),
     }
     out.put_slice(b"\r\n");
-    put_fields(&head.headers, written, out);
-    put_more(more, out);
-    out.put_slice(b"\r\n");
+    put_fields(&head.fields, more, out);
 }
 
-/// Writes fields: those that are as they were written in the same bytes and in their old order, then what is new.
-fn put_fields(fields: &HeaderMap, written: Option<&Verbatim>, out: &mut BytesMut) {
-    let before = out.len();
-    if let Some(written) = written
-        && put_in_order(fields, written, out)
-    {
-        return;
-    }
-    out.truncate(before);
-    // Some were added, or repeated with others between them, which the map keeps together.
-    let mut left: Vec<(&HeaderName, &HeaderValue)> = fields.iter().collect();
-    for (line, name) in written.into_iter().flat_map(Verbatim::lines) {
-        if let Some(at) = left.iter().position(|(left, _)| left.as_str().as_bytes().eq_ignore_ascii_case(name)) {
-            put_as_written(line, name, left.remove(at).1, out);
-        }
-    }
-    for (name, value) in left {
-        put_field(name.as_str().as_bytes(), value.as_bytes(), out);
-    }
-}
-
-/// Gives false if there are fields that were not written, or in another order.
-fn put_in_order(fields: &HeaderMap, written: &Verbatim, out: &mut BytesMut) -> bool {
-    let mut lines = written.lines();
-    fields.iter().all(|(name, value)| {
-        let found = lines.find(|(_, written)| name.as_str().as_bytes().eq_ignore_ascii_case(written));
-        found.map(|(line, name)| put_as_written(line, name, value, out)).is_some()
-    })
-}
-
-fn put_as_written(line: &[u8], name: &[u8], value: &HeaderValue, out: &mut BytesMut) {
-    // After the name comes a colon.
-    if line[name.len() + 1..].trim_ascii() == value.as_bytes() {
+/// Writes fields, and the empty line that ends them.
+fn put_fields(fields: &Fields, more: &[(&str, &str)], out: &mut BytesMut) {
+    for line in fields.lines() {
         out.put_slice(line);
         out.put_slice(b"\r\n");
-    } else {
-        put_field(name, value.as_bytes(), out);
     }
-}
-
-fn put_more(fields: &[(&str, &str)], out: &mut BytesMut) {
-    for (name, value) in fields {
+    for (name, value) in more {
         put_field(name.as_bytes(), value.as_bytes(), out);
     }
+    out.put_slice(b"\r\n");
 }
 
 fn put_field(name: &[u8], value: &[u8], out: &mut BytesMut) {
@@ -135,7 +91,9 @@ impl Encoder {
                 if let Ok(trailers) = frame.into_trailers() {
                     let mut buffer = out.buffer();
                     buffer.put_slice(b"0\r\n");
-                    put_fields(&trailers, None, &mut buffer);
+                    for (name, value) in &trailers {
+                        put_field(name.as_str().as_bytes(), value.as_bytes(), &mut buffer);
+                    }
                     buffer.put_slice(b"\r\n");
                     self.0 = Framing::Length(0);
                 }
@@ -168,15 +126,17 @@ impl Encoder {
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderMap, HeaderName, HeaderValue, header};
+
     use super::*;
     use crate::http1::{self, Limits};
 
     const LIMITS: Limits = Limits { head: 4096, fields: 100 };
 
-    fn check(fields: &str, change: fn(&mut HeaderMap), expected: &str) {
+    fn check(fields: &str, change: fn(&mut Fields), expected: &str) {
         let head = Bytes::from(format!("GET /a<b> HTTP/1.1\r\n{fields}\r\n"));
         let mut head = http1::request(&head, &LIMITS).expect("a good head");
-        change(&mut head.headers);
+        change(&mut head.fields);
         let mut out = BytesMut::new();
         request_head(&head, &[], &mut out);
         let out = String::from_utf8_lossy(&out).into_owned();
@@ -188,15 +148,15 @@ mod tests {
         let fields = "HOST:a\r\nX-Empty:\r\nx-a: 1\r\nX-Odd:   b, c \r\nX-A: 2\r\n";
         check(fields, |_| {}, fields);
         let removed = "HOST:a\r\nX-Empty:\r\nX-Odd:   b, c \r\n";
-        check(fields, |fields| _ = fields.remove("x-a"), removed);
+        check(fields, |fields| fields.remove(&HeaderName::from_static("x-a")), removed);
         check(
             "HOST: a\r\nB: 1\r\n",
-            |fields| _ = fields.insert("host", HeaderValue::from_static("c")),
+            |fields| fields.set(&header::HOST, &HeaderValue::from_static("c")),
             "HOST: c\r\nB: 1\r\n",
         );
         check(
             "A: 1\nB: 2\n",
-            |fields| _ = fields.append("c", HeaderValue::from_static("3")),
+            |fields| fields.append(&HeaderName::from_static("c"), &HeaderValue::from_static("3")),
             "A: 1\r\nB: 2\r\nc: 3\r\n",
         );
     }

@@ -1,8 +1,9 @@
 //! Where a message's content ends (RFC 9112 section 6.3).
 
-use http::{HeaderMap, HeaderValue, StatusCode, Version, header, request, response};
+use http::{HeaderValue, StatusCode, Version, header};
 
 use super::Fault;
+use crate::head::{Fields, ascii};
 
 /// How content is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,32 +16,32 @@ pub enum Framing {
     Close,
 }
 
-/// Of a request.
+/// Of a request of this version.
 ///
 /// # Errors
 /// Two servers could see its end at two places.
-pub fn of_request(head: &mut request::Parts) -> Result<Framing, Fault> {
-    let chunked = match coding(&head.headers) {
+pub fn of_request(version: Version, fields: &mut Fields) -> Result<Framing, Fault> {
+    let chunked = match coding(fields) {
         None => false,
-        Some(_) if head.version == Version::HTTP_10 => return Err(Fault::OldCoding),
+        Some(_) if version == Version::HTTP_10 => return Err(Fault::OldCoding),
         Some(Coding::Chunked) => true,
         Some(_) => return Err(Fault::Coding),
     };
-    match (chunked, length(&mut head.headers)?) {
+    match (chunked, length(fields)?) {
         (true, Some(_)) => Err(Fault::LengthAndCoding),
         (true, None) => Ok(Framing::Chunked),
         (false, length) => Ok(Framing::Length(length.unwrap_or(0))),
     }
 }
 
-/// Of a response, to HEAD if `is_head`.
+/// Of a response with this status, to HEAD if `is_head`.
 ///
 /// # Errors
 /// Two clients could see its end at two places.
-pub fn of_response(head: &mut response::Parts, is_head: bool) -> Result<Framing, Fault> {
-    let coding = coding(&head.headers);
-    let length = length(&mut head.headers)?;
-    if is_head || is_bare(head.status) {
+pub fn of_response(status: StatusCode, fields: &mut Fields, is_head: bool) -> Result<Framing, Fault> {
+    let coding = coding(fields);
+    let length = length(fields)?;
+    if is_head || is_bare(status) {
         return Ok(Framing::Length(0));
     }
     match (coding, length) {
@@ -48,7 +49,7 @@ pub fn of_response(head: &mut response::Parts, is_head: bool) -> Result<Framing,
         (Some(Coding::Chunked), None) => Ok(Framing::Chunked),
         (Some(Coding::ChunkedAgain), None) => {
             // Some servers say it twice, and do it once.
-            head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            fields.set(&header::TRANSFER_ENCODING, &HeaderValue::from_static("chunked"));
             Ok(Framing::Chunked)
         }
         (Some(Coding::Ambiguous), None) => Err(Fault::Coding),
@@ -63,8 +64,8 @@ pub fn is_bare(status: StatusCode) -> bool {
 }
 
 /// The length that a head announces which was read before, or made by us: there it is one number.
-pub fn announced(fields: &HeaderMap) -> Option<u64> {
-    fields.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+pub fn announced(fields: &Fields) -> Option<u64> {
+    fields.text(&header::CONTENT_LENGTH)?.parse().ok()
 }
 
 /// What Transfer-Encoding comes to.
@@ -79,13 +80,13 @@ enum Coding {
     Other,
 }
 
-fn coding(fields: &HeaderMap) -> Option<Coding> {
-    let mut values = fields.get_all(header::TRANSFER_ENCODING).iter().peekable();
+fn coding(fields: &Fields) -> Option<Coding> {
+    let mut values = fields.get_all(&header::TRANSFER_ENCODING).peekable();
     values.peek()?;
     let is_chunked = |coding: &str| coding.eq_ignore_ascii_case("chunked");
     let (mut all, mut chunked, mut last) = (0, 0, false);
     for value in values {
-        let Ok(value) = value.to_str() else { return Some(Coding::Ambiguous) };
+        let Some(value) = ascii(value) else { return Some(Coding::Ambiguous) };
         for coding in value.split(',').map(str::trim).filter(|coding| !coding.is_empty()) {
             last = is_chunked(coding);
             (all, chunked) = (all + 1, chunked + i32::from(last));
@@ -103,28 +104,27 @@ fn coding(fields: &HeaderMap) -> Option<Coding> {
 ///
 /// # Errors
 /// It says more than one thing, or nothing that is a length.
-pub fn length(fields: &mut HeaderMap) -> Result<Option<u64>, Fault> {
-    let mut values = fields.get_all(header::CONTENT_LENGTH).iter();
-    let Some(first) = values.next() else { return Ok(None) };
+pub fn length(fields: &mut Fields) -> Result<Option<u64>, Fault> {
+    let Some(first) = fields.get(&header::CONTENT_LENGTH) else { return Ok(None) };
     let parse = |value: &[u8]| {
         let digits = value.trim_ascii();
         let all = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
         let number = all.then(|| std::str::from_utf8(digits).ok()?.parse::<u64>().ok()).flatten();
         number.ok_or(Fault::Length)
     };
-    let simple = values.next().is_none();
-    if simple && !first.as_bytes().contains(&b',') {
-        return parse(first.as_bytes()).map(Some);
+    let simple = fields.get_all(&header::CONTENT_LENGTH).nth(1).is_none();
+    if simple && !first.contains(&b',') {
+        return parse(first).map(Some);
     }
-    let all = fields.get_all(header::CONTENT_LENGTH).iter();
-    let mut all = all.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(parse);
+    let all = fields.get_all(&header::CONTENT_LENGTH);
+    let mut all = all.flat_map(|value| value.split(|byte| *byte == b',')).map(parse);
     let number = all.next().ok_or(Fault::Length)??;
     for other in all {
         if other? != number {
             return Err(Fault::Length);
         }
     }
-    fields.insert(header::CONTENT_LENGTH, number.into());
+    fields.set(&header::CONTENT_LENGTH, &number.into());
     Ok(Some(number))
 }
 
@@ -132,25 +132,9 @@ pub fn length(fields: &mut HeaderMap) -> Result<Option<u64>, Fault> {
 mod tests {
     use super::*;
 
-    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        for (name, value) in fields {
-            map.append(*name, HeaderValue::from_static(value));
-        }
-        map
-    }
-
-    fn check(
-        fields: &[(&'static str, &'static str)],
-        request: Result<Framing, Fault>,
-        response: Result<Framing, Fault>,
-    ) {
-        let (mut head, ()) = http::Request::new(()).into_parts();
-        head.headers = headers(fields);
-        assert_eq!(of_request(&mut head), request, "{fields:?}");
-        let (mut head, ()) = http::Response::new(()).into_parts();
-        head.headers = headers(fields);
-        assert_eq!(of_response(&mut head, false), response, "{fields:?}");
+    fn check(fields: &[(&str, &str)], request: Result<Framing, Fault>, response: Result<Framing, Fault>) {
+        assert_eq!(of_request(Version::HTTP_11, &mut Fields::of(fields)), request, "{fields:?}");
+        assert_eq!(of_response(StatusCode::OK, &mut Fields::of(fields), false), response, "{fields:?}");
     }
 
     #[test]
@@ -179,13 +163,11 @@ mod tests {
 
     #[test]
     fn some_responses_have_no_content_whatever_they_say() {
-        let (mut head, ()) = http::Response::new(()).into_parts();
-        head.headers = headers(&[("content-length", "5")]);
-        assert_eq!(of_response(&mut head, true), Ok(Framing::Length(0)));
-        head.headers = headers(&[("transfer-encoding", "chunked")]);
+        let mut fields = Fields::of(&[("content-length", "5")]);
+        assert_eq!(of_response(StatusCode::OK, &mut fields, true), Ok(Framing::Length(0)));
         for status in [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED, StatusCode::EARLY_HINTS] {
-            head.status = status;
-            assert_eq!(of_response(&mut head, false), Ok(Framing::Length(0)));
+            let mut fields = Fields::of(&[("transfer-encoding", "chunked")]);
+            assert_eq!(of_response(status, &mut fields, false), Ok(Framing::Length(0)));
         }
     }
 }

@@ -1,14 +1,12 @@
 //! Reading heads.
 
-use std::{mem::MaybeUninit, sync::Arc};
+use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request, response,
-    uri::PathAndQuery,
-};
+use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
 
 use super::Fault;
+use crate::head::{Fields, Line, RequestHead, ResponseHead};
 
 /// Fields for which there is room on the stack.
 const USUAL_FIELDS: usize = 64;
@@ -20,50 +18,6 @@ pub struct Limits {
     pub head: usize,
     /// The most fields.
     pub fields: usize,
-}
-
-/// How a head was written. It goes along in the head's extensions, and what has not been changed is sent on in these bytes.
-#[derive(Clone, Debug)]
-pub struct Verbatim(Arc<Written>);
-
-#[derive(Debug)]
-struct Written {
-    head: Bytes,
-    lines: Vec<Line>,
-    /// The target of a request, or the reason phrase of a response.
-    first: (u32, u32),
-    /// The target as it was read.
-    uri: Uri,
-}
-
-/// A field's line: where it begins, where its name ends, and where it ends, without the line break.
-#[derive(Clone, Copy, Debug)]
-struct Line {
-    start: u32,
-    name: u32,
-    end: u32,
-}
-
-impl Verbatim {
-    /// The lines of the fields, without line breaks, and their names.
-    pub fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let bytes = |from: u32, to: u32| &self.0.head[from as usize..to as usize];
-        self.0.lines.iter().map(move |line| (bytes(line.start, line.end), bytes(line.start, line.name)))
-    }
-
-    /// The target of a request, unless `uri` is another than that.
-    pub fn target_of(&self, uri: &Uri) -> Option<&[u8]> {
-        (self.0.uri == *uri).then(|| self.first())
-    }
-
-    /// The reason phrase of a response.
-    pub fn reason(&self) -> &[u8] {
-        self.first()
-    }
-
-    fn first(&self) -> &[u8] {
-        &self.0.head[self.0.first.0 as usize..self.0.first.1 as usize]
-    }
 }
 
 /// A head that is being read.
@@ -109,7 +63,7 @@ fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
 ///
 /// # Errors
 /// It is malformed.
-pub fn request(head: &Bytes, limits: &Limits) -> Result<request::Parts, Fault> {
+pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Fault> {
     let mut few = [const { MaybeUninit::uninit() }; USUAL_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(head, &mut few[..limits.fields.min(USUAL_FIELDS)]) {
@@ -130,7 +84,7 @@ pub fn request(head: &Bytes, limits: &Limits) -> Result<request::Parts, Fault> {
 ///
 /// # Errors
 /// It is malformed.
-pub fn response(head: &Bytes, limits: &Limits) -> Result<response::Parts, Fault> {
+pub fn response(head: &Bytes, limits: &Limits) -> Result<ResponseHead, Fault> {
     let config = httparse::ParserConfig::default();
     let mut few = [const { MaybeUninit::uninit() }; USUAL_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
@@ -158,29 +112,24 @@ fn fault(error: httparse::Error, limits: &Limits) -> Fault {
     }
 }
 
-fn of_request(head: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<request::Parts, Fault> {
+fn of_request(head: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<RequestHead, Fault> {
     let (Some(method), Some(target)) = (parsed.method, parsed.path) else { return Err(Fault::NotHttp) };
-    let (mut parts, ()) = Request::new(()).into_parts();
-    parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| Fault::NotHttp)?;
-    parts.uri = uri(head, target.as_bytes())?;
-    parts.version = version(parsed.version);
-    let (fields, written) = fields(head, parsed.headers, target.as_bytes(), parts.uri.clone())?;
-    parts.headers = fields;
-    parts.extensions.insert(written);
-    Ok(parts)
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| Fault::NotHttp)?;
+    let target = head.slice_ref(target.as_bytes());
+    let uri = uri(&target)?;
+    let is_so_written = uri.path_and_query().is_none_or(|path| path.as_str().as_bytes() == target);
+    let request = RequestHead::new(method, uri, version(parsed.version), fields(head, parsed.headers));
+    Ok(if is_so_written { request } else { request.written_as(target) })
 }
 
-fn of_response(head: &Bytes, parsed: &httparse::Response<'_, '_>) -> Result<response::Parts, Fault> {
-    let (mut parts, ()) = Response::new(()).into_parts();
-    parts.status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Fault::NotHttp)?;
-    parts.version = version(parsed.version);
+fn of_response(head: &Bytes, parsed: &httparse::Response<'_, '_>) -> Result<ResponseHead, Fault> {
+    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Fault::NotHttp)?;
     // httparse gives none if it has bytes beyond ASCII.
     let line = head.split(|byte| b"\r\n".contains(byte)).next().unwrap_or_default();
     let reason = line.get("HTTP/1.1 200 ".len()..).unwrap_or_default();
-    let (fields, written) = fields(head, parsed.headers, reason, Uri::default())?;
-    parts.headers = fields;
-    parts.extensions.insert(written);
-    Ok(parts)
+    let usual = status.canonical_reason().unwrap_or_default();
+    let reason = (reason != usual.as_bytes()).then(|| Bytes::copy_from_slice(reason));
+    Ok(ResponseHead { status, version: version(parsed.version), reason, fields: fields(head, parsed.headers) })
 }
 
 fn version(minor: Option<u8>) -> Version {
@@ -188,14 +137,13 @@ fn version(minor: Option<u8>) -> Version {
 }
 
 /// The target as a URI, of which routes see path and query. What is sent on are the bytes that came.
-fn uri(head: &Bytes, target: &[u8]) -> Result<Uri, Fault> {
-    let bytes = head.slice_ref(target);
+fn uri(target: &Bytes) -> Result<Uri, Fault> {
     if !target.starts_with(b"/") {
-        return Uri::from_maybe_shared(bytes).map_err(|_| Fault::Target);
+        return Uri::from_maybe_shared(target.clone()).map_err(|_| Fault::Target);
     }
     // A fragment has no place in a target, but what there is goes on.
     if !target.contains(&b'#')
-        && let Ok(path) = PathAndQuery::from_maybe_shared(bytes)
+        && let Ok(path) = PathAndQuery::from_maybe_shared(target.clone())
     {
         return Ok(path.into());
     }
@@ -211,36 +159,26 @@ fn uri(head: &Bytes, target: &[u8]) -> Result<Uri, Fault> {
     encoded.parse().map_err(|_| Fault::Target)
 }
 
-fn fields(
-    head: &Bytes,
-    parsed: &[httparse::Header<'_>],
-    first: &[u8],
-    uri: Uri,
-) -> Result<(HeaderMap, Verbatim), Fault> {
-    let mut fields = HeaderMap::with_capacity(parsed.len());
-    let mut lines: Vec<Line> = Vec::with_capacity(parsed.len());
-    let at = |part: &[u8]| (part.as_ptr().addr() - head.as_ptr().addr()) as u32;
-    for field in parsed {
-        let start = at(field.name.as_bytes());
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Fault::Field)?;
-        let value = if field.value.is_empty() {
-            HeaderValue::from_static("")
-        } else {
-            HeaderValue::from_maybe_shared(head.slice_ref(field.value)).map_err(|_| Fault::Field)?
-        };
-        fields.try_append(name, value).map_err(|_| Fault::Field)?;
-        lines.push(Line { start, name: start + field.name.len() as u32, end: 0 });
-    }
+/// The fields, in the lines that httparse has found.
+fn fields(head: &Bytes, parsed: &[httparse::Header<'_>]) -> Fields {
+    let at = |part: &[u8]| part.as_ptr().addr() - head.as_ptr().addr();
     let mut next = head.len();
-    for line in lines.iter_mut().rev() {
-        let text = &head[line.start as usize..next];
-        // The last line is followed by the empty one.
-        let length = text.iter().rposition(|byte| !b"\r\n".contains(byte)).map_or(0, |last| last + 1);
-        line.end = line.start + length as u32;
-        next = line.start as usize;
+    let mut lines: Vec<Line> = Vec::with_capacity(parsed.len());
+    for field in parsed.iter().rev() {
+        let start = at(field.name.as_bytes());
+        let colon = start + field.name.len();
+        // An empty value is somewhere else. The last line is followed by the empty one.
+        let value = if field.value.is_empty() {
+            (colon, colon)
+        } else {
+            (at(field.value), at(field.value) + field.value.len())
+        };
+        let length = head[value.1..next].iter().rposition(|byte| !b"\r\n".contains(byte)).map_or(0, |last| last + 1);
+        lines.push(Line::at(start, colon, value, value.1 + length));
+        next = start;
     }
-    let first = if first.is_empty() { (0, 0) } else { (at(first), at(first) + first.len() as u32) };
-    Ok((fields, Verbatim(Arc::new(Written { head: head.clone(), lines, first, uri }))))
+    lines.reverse();
+    Fields::new(head.clone(), lines)
 }
 
 #[cfg(test)]
@@ -274,9 +212,8 @@ mod tests {
     }
 
     fn lines(head: &'static str) -> Vec<String> {
-        let parts = request(&Bytes::from_static(head.as_bytes()), &LIMITS).expect("a good head");
-        let written = parts.extensions.get::<Verbatim>().expect("how it was written");
-        written.lines().map(|(line, _)| String::from_utf8_lossy(line).into_owned()).collect()
+        let head = request(&Bytes::from_static(head.as_bytes()), &LIMITS).expect("a good head");
+        head.fields.lines().map(|line| String::from_utf8_lossy(line).into_owned()).collect()
     }
 
     #[test]
@@ -294,9 +231,9 @@ mod tests {
             [("/a<b>?c=d`e", "/a%3Cb%3E?c=d%60e"), ("/a#b", "/a%23b"), ("/%zz//../a?b=|", "/%zz//../a?b=|")]
         {
             let head = Bytes::from(format!("GET {target} HTTP/1.1\r\n\r\n"));
-            let parts = request(&head, &LIMITS).expect("a good head");
-            assert_eq!(parts.uri.to_string(), seen);
-            assert_eq!(parts.extensions.get::<Verbatim>().expect("there").first(), target.as_bytes());
+            let head = request(&head, &LIMITS).expect("a good head");
+            assert_eq!(head.uri().to_string(), seen);
+            assert_eq!(head.target(), target.as_bytes());
         }
     }
 
@@ -317,7 +254,7 @@ mod tests {
             let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: 1\r\n".repeat(most + 1));
             assert_eq!(request(&Bytes::from(many), &limits).err(), Some(Fault::TooManyFields(most)));
             let some = format!("GET / HTTP/1.1\r\n{}\r\n", "A: 1\r\n".repeat(most));
-            assert_eq!(request(&Bytes::from(some), &limits).expect("a good head").headers.len(), most);
+            assert_eq!(request(&Bytes::from(some), &limits).expect("a good head").fields.len(), most);
         }
     }
 }

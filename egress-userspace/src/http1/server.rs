@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{Method, StatusCode, Version, header, request, response};
+use http::{Method, StatusCode, Version, header};
 use http_body::{Body as _, Frame};
 use socket2::SockRef;
 use tokio::{io::AsyncWrite, net::TcpStream};
@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     body::{BodyError, ResponseBody},
+    head::{RequestHead, ResponseHead},
     request::headers,
     socket,
 };
@@ -86,7 +87,7 @@ impl Asked {
 #[expect(clippy::large_enum_variant, reason = "it lives for a moment, and nearly all are requests")]
 pub enum Waited {
     /// A request, whose content is still to come.
-    Request(request::Parts, Asked),
+    Request(RequestHead, Asked),
     /// The client speaks HTTP/2. Nothing of that has been taken.
     Http2,
     /// The client has ended the connection.
@@ -120,18 +121,18 @@ impl Connection {
             if !is_preface && let Some(bytes) = io.head.take(&mut io.input.bytes, self.limits.head)? {
                 io.is_begun = true;
                 let mut head = request(&bytes, &self.limits)?;
-                io.content = Decoder::new(of_request(&mut head)?);
+                io.content = Decoder::new(of_request(head.version, &mut head.fields)?);
                 let asked = Asked {
                     version: head.version,
-                    keep_alive: headers::keeps_alive(head.version, &head.headers),
+                    keep_alive: headers::keeps_alive(head.version, &head.fields),
                     is_head: head.method == Method::HEAD,
                 };
                 io.is_old = head.version < Version::HTTP_11;
                 let expects = !io.is_old
                     && head
-                        .headers
-                        .get(header::EXPECT)
-                        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+                        .fields
+                        .get(&header::EXPECT)
+                        .is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
                 io.expects = if expects && !io.content.is_end() { Expects::Origin } else { Expects::Nothing };
                 return Poll::Ready(Ok(Waited::Request(head, asked)));
             }
@@ -234,7 +235,7 @@ impl Connection {
     }
 
     /// Passes an interim response on (RFC 9110 section 15.2), to a client that knows such.
-    pub fn inform(&self, head: &response::Parts, cx: &mut Context<'_>) {
+    pub fn inform(&self, head: &ResponseHead, cx: &mut Context<'_>) {
         let io = &mut *self.io.borrow_mut();
         // What a client that does not read on has to be told of all that, is the response.
         if io.is_old || io.output.len() >= AHEAD {
@@ -259,7 +260,7 @@ impl Connection {
     /// The response does not come to its end, or the client does not take it, which `stalled` can say.
     pub fn respond<'a, S: Future<Output = Duration>>(
         &'a self,
-        mut head: response::Parts,
+        mut head: ResponseHead,
         mut body: Pin<&'a mut ResponseBody>,
         asked: Asked,
         close: bool,
@@ -353,28 +354,28 @@ impl Connection {
 }
 
 /// How the client can tell the end of a response. Makes the head say so.
-fn framing(head: &mut response::Parts, body: &ResponseBody, asked: Asked) -> Framing {
+fn framing(head: &mut ResponseHead, body: &ResponseBody, asked: Asked) -> Framing {
     if asked.is_head || is_bare(head.status) {
         if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
             // RFC 9112 section 6.1; some clients would wait for chunks.
-            head.headers.remove(header::TRANSFER_ENCODING);
+            head.fields.remove(&header::TRANSFER_ENCODING);
         }
         return Framing::Length(0);
     }
-    if let Some(length) = announced(&head.headers) {
+    if let Some(length) = announced(&head.fields) {
         return Framing::Length(length);
     }
     if let Some(length) = body.size_hint().exact()
-        && !head.headers.contains_key(header::TRANSFER_ENCODING)
+        && !head.fields.contains(&header::TRANSFER_ENCODING)
     {
-        head.headers.insert(header::CONTENT_LENGTH, length.into());
+        head.fields.set(&header::CONTENT_LENGTH, &length.into());
         return Framing::Length(length);
     }
     if asked.version == Version::HTTP_10 {
-        head.headers.remove(header::TRANSFER_ENCODING);
+        head.fields.remove(&header::TRANSFER_ENCODING);
         return Framing::Close;
     }
-    headers::end_in_chunks(&mut head.headers);
+    headers::end_in_chunks(&mut head.fields);
     Framing::Chunked
 }
 

@@ -5,9 +5,10 @@
 
 use std::str;
 
-use http::{HeaderName, HeaderValue, Request, Version, header};
+use http::{HeaderName, HeaderValue, Version, header};
 
 use crate::{
+    head::Fields,
     http1::{self, Fault, Framing},
     request::host::RequestHost,
 };
@@ -288,7 +289,7 @@ impl<'a> Head<'a> {
         let values = self.values(&header::HOST).chain(authority);
         // Without a host it is for none that is configured.
         values.filter(|value| !value.is_empty()).map(|value| {
-            let host = RequestHost::parse(&HeaderValue::from_bytes(&value).ok()?)?;
+            let host = RequestHost::parse(&value)?;
             Some(host.as_str().to_owned())
         })
     }
@@ -296,17 +297,16 @@ impl<'a> Head<'a> {
     /// How its content is delimited, by those who serve requests for configured hosts: what they would refuse, others read in
     /// more than one way.
     fn content(&self) -> Result<State, &'static str> {
-        let (mut head, ()) = Request::new(()).into_parts();
-        if self.words().last().is_some_and(|version| version.ends_with(b"1.0")) {
-            head.version = Version::HTTP_10;
-        }
+        let is_old = self.words().last().is_some_and(|version| version.ends_with(b"1.0"));
+        let version = if is_old { Version::HTTP_10 } else { Version::HTTP_11 };
+        let mut fields = Fields::default();
         for name in [header::TRANSFER_ENCODING, header::CONTENT_LENGTH] {
             for value in self.values(&name) {
                 let value = HeaderValue::from_bytes(&value).map_err(|_| NO_END)?;
-                head.headers.append(&name, value);
+                fields.append(&name, &value);
             }
         }
-        match http1::of_request(&mut head) {
+        match http1::of_request(version, &mut fields) {
             Ok(Framing::Length(0)) => Ok(State::Start),
             Ok(Framing::Length(length)) => Ok(State::Content(length)),
             Ok(Framing::Chunked) => Ok(State::ChunkSize),

@@ -2,24 +2,26 @@
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Response, StatusCode, header, request,
+    HeaderName, HeaderValue, StatusCode, header,
     uri::{Authority, PathAndQuery},
 };
 
 use super::rewrite::replace_prefix;
-use crate::policy::{Abort, DirectResponse, Match, Redirect, RedirectPath, RedirectPort, TextMatch};
+use crate::{
+    head::{RequestHead, Response, ResponseHead},
+    policy::{Abort, DirectResponse, Match, Redirect, RedirectPath, RedirectPort, TextMatch},
+};
 
 /// What an answer says that is made on purpose, as Envoy's does.
 const ABORTED: &str = "fault filter abort";
 
 /// The response that a route has.
 pub fn respond(direct: &DirectResponse) -> Response<Bytes> {
-    let mut response = Response::new(direct.body.clone());
-    *response.status_mut() = direct.status;
+    let mut head = ResponseHead::from(direct.status);
     if !direct.body.is_empty() {
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        head.fields.append(&header::CONTENT_TYPE, &HeaderValue::from_static("text/plain"));
     }
-    response
+    Response { head, body: direct.body.clone() }
 }
 
 /// A failure made on purpose.
@@ -28,12 +30,11 @@ pub fn abort(abort: Abort) -> Response<Bytes> {
         Abort::Http(status) => respond(&DirectResponse { status, body: Bytes::from_static(ABORTED.as_bytes()) }),
         Abort::Grpc(status) => {
             // All that there is to say is in the head (a Trailers-Only response).
-            let mut response = Response::new(Bytes::new());
-            let fields = response.headers_mut();
-            fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            fields.insert("grpc-status", HeaderValue::from(u16::from(status)));
-            fields.insert("grpc-message", HeaderValue::from_static(ABORTED));
-            response
+            let mut head = ResponseHead::default();
+            head.fields.append(&header::CONTENT_TYPE, &HeaderValue::from_static("application/grpc"));
+            head.fields.append(&HeaderName::from_static("grpc-status"), &u16::from(status).into());
+            head.fields.append(&HeaderName::from_static("grpc-message"), &HeaderValue::from_static(ABORTED));
+            Response { head, body: Bytes::new() }
         }
     }
 }
@@ -42,16 +43,15 @@ pub fn abort(abort: Abort) -> Response<Bytes> {
 /// none.
 pub fn redirect(
     redirect: &Redirect,
-    head: &request::Parts,
-    authority: &HeaderValue,
+    head: &RequestHead,
+    authority: &Authority,
     port: u16,
     matched: Option<&Match>,
 ) -> Option<Response<Bytes>> {
-    let asked: Authority = authority.to_str().ok()?.trim().parse().ok()?;
     let scheme = redirect.scheme.as_deref().unwrap_or("http");
-    let host = redirect.host.as_deref().unwrap_or(asked.host());
+    let host = redirect.host.as_deref().unwrap_or(authority.host());
     let port = match redirect.port {
-        RedirectPort::Default if redirect.host.is_none() && redirect.scheme.is_none() => asked.port_u16(),
+        RedirectPort::Default if redirect.host.is_none() && redirect.scheme.is_none() => authority.port_u16(),
         RedirectPort::Default => None,
         RedirectPort::Request => Some(port),
         RedirectPort::Number(port) => Some(port),
@@ -59,10 +59,9 @@ pub fn redirect(
     let port =
         port.filter(|port| Some(*port) != default_port(scheme)).map_or_else(String::new, |port| format!(":{port}"));
     let location = format!("{scheme}://{host}{port}{}", target(redirect, head, matched));
-    let mut response = Response::new(Bytes::new());
-    *response.status_mut() = redirect.status;
-    response.headers_mut().insert(header::LOCATION, HeaderValue::try_from(location).ok()?);
-    Some(response)
+    let mut head = ResponseHead::from(redirect.status);
+    head.fields.append(&header::LOCATION, &HeaderValue::try_from(location).ok()?);
+    Some(Response { head, body: Bytes::new() })
 }
 
 fn default_port(scheme: &str) -> Option<u16> {
@@ -73,13 +72,13 @@ fn default_port(scheme: &str) -> Option<u16> {
     }
 }
 
-fn target(redirect: &Redirect, head: &request::Parts, matched: Option<&Match>) -> String {
-    let with_query = |path: String| match head.uri.query() {
+fn target(redirect: &Redirect, head: &RequestHead, matched: Option<&Match>) -> String {
+    let with_query = |path: String| match head.uri().query() {
         Some(query) => format!("{path}?{query}"),
         None => path,
     };
     match &redirect.path {
-        None => head.uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned(),
+        None => head.uri().path_and_query().map_or("/", PathAndQuery::as_str).to_owned(),
         Some(RedirectPath::Whole(path)) if path.contains('?') => path.to_string(),
         Some(RedirectPath::Whole(path)) => with_query(path.to_string()),
         Some(RedirectPath::Prefix(new)) => {
@@ -87,7 +86,7 @@ fn target(redirect: &Redirect, head: &request::Parts, matched: Option<&Match>) -
                 Some(TextMatch::Prefix(prefix)) => prefix,
                 _ => "/",
             };
-            with_query(replace_prefix(head.uri.path(), prefix, new))
+            with_query(replace_prefix(head.uri().path(), prefix, new))
         }
     }
 }
@@ -102,18 +101,17 @@ pub fn no_route() -> Response<Bytes> {
 
 #[cfg(test)]
 mod tests {
-    use http::Request;
-
     use super::*;
+    use crate::head::Fields;
 
     fn check(asked: (&str, &'static str, u16), wanted: &Redirect, matched: Option<TextMatch>, expected: &str) {
         let (target, authority, port) = asked;
-        let (head, ()) = Request::builder().uri(target).body(()).expect("a valid request").into_parts();
+        let head = RequestHead::get(target, Fields::default());
         let matched = Match { path: matched, ..Match::default() };
-        let authority = HeaderValue::from_static(authority);
+        let authority = Authority::from_static(authority);
         let response = redirect(wanted, &head, &authority, port, Some(&matched)).expect("a redirect");
-        assert_eq!(response.status(), wanted.status);
-        assert_eq!(response.headers()[header::LOCATION], expected, "{wanted:?}");
+        assert_eq!(response.head.status, wanted.status);
+        assert_eq!(response.head.fields.text(&header::LOCATION), Some(expected), "{wanted:?}");
     }
 
     #[test]
@@ -149,8 +147,9 @@ mod tests {
 
     #[test]
     fn failures_are_what_the_client_s_protocol_has() {
-        assert_eq!(abort(Abort::Http(StatusCode::IM_A_TEAPOT)).status(), StatusCode::IM_A_TEAPOT);
-        let response = abort(Abort::Grpc(14));
-        assert_eq!((response.status(), &response.headers()["grpc-status"]), (StatusCode::OK, &HeaderValue::from(14)));
+        assert_eq!(abort(Abort::Http(StatusCode::IM_A_TEAPOT)).head.status, StatusCode::IM_A_TEAPOT);
+        let head = abort(Abort::Grpc(14)).head;
+        let status = head.fields.text(&HeaderName::from_static("grpc-status"));
+        assert_eq!((head.status, status), (StatusCode::OK, Some("14")));
     }
 }

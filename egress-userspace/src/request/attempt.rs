@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Request, Response, Uri, Version, header, request,
+    HeaderValue, Request, Uri, Version, header, request,
     uri::{PathAndQuery, Scheme},
 };
 use tokio::time::timeout;
@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::{headers, host::RequestHost, respond::ProxyError, web_socket};
 use crate::{
     body::{Content, Incoming},
+    head::{RequestHead, Response},
     http2,
     upstream::{
         Connection, ExchangeError, Fate, NotAnswered,
@@ -32,7 +33,7 @@ const DISCARD_TIME: Duration = Duration::from_secs(1);
 /// processed, or it is idempotent (RFC 9110 section 9.2.2) and has no content.
 pub(super) struct Attempt<'a> {
     /// As HTTP/1.1 has it.
-    head: &'a request::Parts,
+    head: &'a RequestHead,
     host: &'a RequestHost,
     content: &'a Rc<Content>,
     /// Whether the client takes trailers, which HTTP/2 has a field for.
@@ -47,7 +48,7 @@ pub(super) struct Attempt<'a> {
 impl<'a> Attempt<'a> {
     /// The request with this head, as the origin should see it.
     pub(super) fn new(
-        head: &'a request::Parts,
+        head: &'a RequestHead,
         host: &'a RequestHost,
         content: &'a Rc<Content>,
         http2: bool,
@@ -67,7 +68,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// The key, if it asks for a WebSocket alone, which HTTP/2 can say as well.
-    fn web_socket(&self) -> Option<&HeaderValue> {
+    fn web_socket(&self) -> Option<&[u8]> {
         if self.http2 || !self.repeatable { None } else { web_socket::key(self.head) }
     }
 
@@ -94,7 +95,7 @@ impl<'a> Attempt<'a> {
                 if let Ok(response) = &mut answered
                     && let Some(key) = self.web_socket().filter(|_| stream.has_switched())
                 {
-                    web_socket::agree(response, key);
+                    web_socket::agree(&mut response.head, key);
                 }
                 Ok(answered)
             }
@@ -161,36 +162,34 @@ pub(super) async fn discard(content: &Content) {
 }
 
 /// Makes the head what the origin should see: what the application sent, less what concerns our connection alone.
-pub(super) fn prepare(head: &mut request::Parts, host: &RequestHost) {
+pub(super) fn prepare(head: &mut RequestHead, host: &RequestHost) {
     head.version = Version::HTTP_11;
-    headers::remove_hop_by_hop(&mut head.headers);
-    if head.uri.authority().is_some() {
+    headers::remove_hop_by_hop(&mut head.fields);
+    if head.uri().authority().is_some() {
         // To an origin goes the origin form, with the target's authority as Host (RFC 9112 sections 3.2.1 and 3.2.2).
-        let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        head.uri = Uri::from(target);
-        headers::replace_host(&mut head.headers, host.authority());
+        let target = head.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        head.set_uri(Uri::from(target));
+        headers::replace_host(&mut head.fields, host.authority());
     }
 }
 
 /// Says in HTTP/2 what the head says in HTTP/1.1 (RFC 9113 sections 8.2.2 and 8.3.1). Fields keep their order.
 fn translate(
-    head: &request::Parts,
+    head: &RequestHead,
     scheme: Scheme,
     host: &RequestHost,
     trailers: bool,
     web_socket: bool,
 ) -> Result<request::Parts, ProxyError> {
-    let mut target = head.uri.clone().into_parts();
+    let mut target = head.uri().clone().into_parts();
     target.scheme = Some(scheme);
-    target.authority = host.authority().to_str().ok().and_then(|authority| authority.trim().parse().ok());
+    target.authority = Some(host.authority().clone());
     let target = Uri::from_parts(target).map_err(|_| ProxyError::bad_request("HTTP/2 has no such target"))?;
-    let mut fields = HeaderMap::with_capacity(head.headers.len() + 1);
-    for (name, value) in &head.headers {
-        let goes = web_socket && web_socket::LEFT_OUT.contains(name);
-        if name != header::HOST && name != header::TE && !http2::is_of_http1(name) && !goes {
-            fields.append(name, value.clone());
-        }
-    }
+    let fields = head.fields.to_map(|name| {
+        let is_left_out = web_socket && web_socket::LEFT_OUT.contains(name);
+        name != header::HOST && name != header::TE && !http2::is_of_http1(name) && !is_left_out
+    });
+    let mut fields = fields.ok_or_else(|| ProxyError::bad_request("HTTP/2 has no room for so many header fields"))?;
     if trailers {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -208,14 +207,11 @@ fn translate(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::head::Fields;
 
-    fn check(target: &str, fields: &[(&'static str, &str)], trailers: bool, uri: &str, expected: &[(&str, &str)]) {
-        let mut request = Request::builder().uri(target);
-        for (name, value) in fields {
-            request = request.header(*name, *value);
-        }
-        let (head, ()) = request.body(()).expect("a valid request").into_parts();
-        let host = RequestHost::parse(&head.headers[header::HOST]).expect("a valid host");
+    fn check(target: &str, fields: &[(&str, &str)], trailers: bool, uri: &str, expected: &[(&str, &str)]) {
+        let head = RequestHead::get(target, Fields::of(fields));
+        let host = RequestHost::of(&head).expect("a valid host");
         let head = translate(&head, Scheme::HTTPS, &host, trailers, false).expect("HTTP/2 can say it");
         assert_eq!(head.uri.to_string(), uri);
         let found: Vec<_> =
@@ -243,8 +239,8 @@ mod tests {
 
     #[test]
     fn the_asterisk_is_a_target_as_well() {
-        let (head, ()) = Request::builder().method("OPTIONS").uri("*").body(()).expect("valid").into_parts();
-        let host = RequestHost::parse(&HeaderValue::from_static("a.example")).expect("a valid host");
+        let head = RequestHead::get("*", Fields::of(&[("host", "a.example")]));
+        let host = RequestHost::of(&head).expect("a valid host");
         let head = translate(&head, Scheme::HTTPS, &host, false, false).expect("HTTP/2 can say it");
         assert_eq!(head.uri.path(), "*");
     }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
-use http::{Method, StatusCode, request};
+use http::{Method, StatusCode};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     body::{Content, Held, Lease},
+    head::RequestHead,
     http1,
     route::{Chosen, Cluster},
     socket::Place,
@@ -50,7 +51,7 @@ struct Failure {
 impl Exchange<'_> {
     /// Sends the request with this head, and again where the route wants that and where it is safe. The response has only
     /// begun when this ends.
-    pub(super) async fn run(&self, head: &request::Parts, record: &mut Record) -> Result<Box<Answer>, ProxyError> {
+    pub(super) async fn run(&self, head: &RequestHead, record: &mut Record) -> Result<Box<Answer>, ProxyError> {
         let deadline = self.sending.timeout.map(|limit| Instant::now() + limit);
         let cluster = self.cluster();
         let mut held = Held::default();
@@ -72,7 +73,7 @@ impl Exchange<'_> {
             drop(retrying.take());
             let again = match &tried {
                 Ok(answer) => {
-                    let (status, fields) = (answer.response.status(), answer.response.headers());
+                    let (status, fields) = (answer.response.head.status, &answer.response.head.fields);
                     self.seen(chosen.as_ref(), Some(answer.address), Seen::Status(status));
                     self.wants_again(&attempt, Ended::Response(status, fields), tries, chosen.as_ref())
                 }
@@ -199,7 +200,7 @@ impl Exchange<'_> {
             let refused = |error| Failure { error, ended: Ended::NoResponse, address: None };
             let failure = match attempt.send(&mut connection).await.map_err(refused)? {
                 Ok(response) => {
-                    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                    let switches = response.head.status == StatusCode::SWITCHING_PROTOCOLS;
                     if switches && !self.sending.asks_to_switch {
                         return Err(refused(ProxyError::unasked_switch()));
                     }
@@ -208,7 +209,7 @@ impl Exchange<'_> {
                     {
                         self.worker.warm.note(&key, cluster, name, self.accepted);
                     }
-                    let is_bare = is_head || http1::is_bare(response.status());
+                    let is_bare = is_head || http1::is_bare(response.head.status);
                     let lease = Lease {
                         http2: connection.is_http2(),
                         connection: Some(connection),

@@ -3,7 +3,6 @@
 use std::{rc::Rc, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, request};
 use rustls_pki_types::ServerName;
 use tokio::time::sleep;
 
@@ -13,6 +12,7 @@ use super::{
 };
 use crate::{
     body::Content,
+    head::{Fields, RequestHead, Response},
     policy::{Action, Adjustments, HeaderOperations, HttpRoute, Match, Share, Weighted},
     route::{Cluster, Route},
     telemetry::access_log::Record,
@@ -27,11 +27,11 @@ impl Conversation {
         &self,
         route: &Arc<Route>,
         host: &RequestHost,
-        head: &mut request::Parts,
+        head: &mut RequestHead,
         content: &Rc<Content>,
         record: &mut Record,
     ) -> Result<Reply, ProxyError> {
-        let Some((selected, matched)) = select::select(&route.rule.routes, head, host.authority()) else {
+        let Some((selected, matched)) = select::select(&route.rule.routes, head, host.authority().as_str()) else {
             return Ok(Reply::Local(answer::no_route()));
         };
         record.route(selected.name.as_ref());
@@ -42,8 +42,8 @@ impl Conversation {
         let mut local = match &selected.action {
             Action::Forward(destinations) => {
                 let weighted = draw(destinations);
-                let trailers = headers::takes_trailers(&head.headers);
-                let asks_to_switch = headers::asks_to_switch(&head.headers);
+                let trailers = headers::takes_trailers(&head.fields);
+                let asks_to_switch = headers::asks_to_switch(&head.fields);
                 prepare(head, host);
                 let cluster = route.cluster(weighted.upstream);
                 let host = rewritten(selected, matched, weighted, cluster, host, head)?;
@@ -63,7 +63,7 @@ impl Conversation {
                 if let Some(head) = mirrored {
                     self.mirror(route, selected, &host, &head, content);
                 }
-                let fields = answer.response.headers_mut();
+                let fields = &mut answer.response.head.fields;
                 change_both(fields, &weighted.headers.response, &selected.headers.response);
                 self.adjust(fields, cluster.upstream.adjustments);
                 return Ok(Reply::Upstream(answer));
@@ -74,12 +74,12 @@ impl Conversation {
                     ProxyError::bad_request("the VirtualService's redirect leads nowhere from this target")
                 })?,
         };
-        rewrite::change(local.headers_mut(), &selected.headers.response);
+        rewrite::change(&mut local.head.fields, &selected.headers.response);
         Ok(Reply::Local(local))
     }
 
     /// Makes the response one that an application of http can use.
-    fn adjust(&self, fields: &mut HeaderMap, adjustments: Adjustments) {
+    fn adjust(&self, fields: &mut Fields, adjustments: Adjustments) {
         if adjustments.drop_secure_cookie_attribute {
             rewrite::drop_secure(fields);
         }
@@ -96,7 +96,7 @@ impl Conversation {
         route: &Arc<Route>,
         selected: &HttpRoute,
         host: &RequestHost,
-        head: &request::Parts,
+        head: &RequestHead,
         content: &Rc<Content>,
     ) {
         for mirror in selected.mirrors.iter().filter(|mirror| is_drawn(mirror.share)) {
@@ -147,25 +147,24 @@ fn rewritten(
     weighted: &Weighted,
     cluster: &Cluster,
     host: &RequestHost,
-    head: &mut request::Parts,
+    head: &mut RequestHead,
 ) -> Result<RequestHost, ProxyError> {
-    change_both(&mut head.headers, &weighted.headers.request, &selected.headers.request);
+    change_both(&mut head.fields, &weighted.headers.request, &selected.headers.request);
     if cluster.upstream.adjustments.strip_forwarded_headers {
-        rewrite::strip_forwarded(&mut head.headers);
+        rewrite::strip_forwarded(&mut head.fields);
     }
     if let Some(path) = &selected.rewrite.path {
         let refused = || ProxyError::bad_request("the VirtualService rewrites this path to what is none");
-        head.uri = rewrite::path(&head.uri, path, matched).ok_or_else(refused)?;
+        head.set_uri(rewrite::path(head.uri(), path, matched).ok_or_else(refused)?);
     }
     let Some(authority) = &selected.rewrite.authority else { return Ok(host.clone()) };
+    headers::replace_host(&mut head.fields, authority);
     let refused = || ProxyError::bad_request("the VirtualService rewrites the Host to what is none");
-    let value = HeaderValue::from_str(authority.as_str()).map_err(|_| refused())?;
-    headers::replace_host(&mut head.headers, &value);
-    RequestHost::parse(&value).ok_or_else(refused)
+    RequestHost::new(authority.clone()).ok_or_else(refused)
 }
 
 /// Those of the destination first, as in Envoy.
-fn change_both(fields: &mut HeaderMap, destination: &HeaderOperations, route: &HeaderOperations) {
+fn change_both(fields: &mut Fields, destination: &HeaderOperations, route: &HeaderOperations) {
     for changes in [destination, route].into_iter().filter(|changes| !changes.is_empty()) {
         rewrite::change(fields, changes);
     }

@@ -1,16 +1,17 @@
 //! Which host a request is for: the Host decides, never the address alone.
 
-use http::{HeaderValue, header::HOST, request, uri::Authority};
+use http::{header::HOST, uri::Authority};
 
 use super::respond::ProxyError;
+use crate::head::{RequestHead, ascii};
 
 /// The host that a request names, in the form that rules use, beside the form that it was sent in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHost {
-    /// Lower case, without port and trailing dots.
-    name: String,
     /// As in the request.
-    authority: HeaderValue,
+    authority: Authority,
+    /// Lower case, without port and trailing dots, if that is another form.
+    name: Option<Box<str>>,
 }
 
 impl RequestHost {
@@ -18,44 +19,50 @@ impl RequestHost {
     ///
     /// # Errors
     /// There is none, there are several, or it is not a host: nobody can say whose request this is.
-    pub fn of(request: &request::Parts) -> Result<Self, ProxyError> {
-        let mut fields = request.headers.get_all(HOST).iter();
+    pub fn of(request: &RequestHead) -> Result<Self, ProxyError> {
+        let mut fields = request.fields.get_all(&HOST);
         let field = fields.next();
         if fields.next().is_some() {
             return Err(ProxyError::bad_request("the request has more than one Host field"));
         }
-        let value = match request.uri.authority() {
-            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-            None => field.cloned(),
+        let host = match (request.uri().authority(), field) {
+            (Some(authority), _) => Self::new(authority.clone()),
+            (None, Some(field)) => Self::parse(field),
+            (None, None) => {
+                return Err(ProxyError::bad_request("the request names no host: it has no Host field"));
+            }
         };
-        let Some(value) = value else {
-            return Err(ProxyError::bad_request("the request names no host: it has no Host field"));
-        };
-        Self::parse(&value).ok_or_else(|| ProxyError::bad_request("the request's Host is not a host name"))
+        host.ok_or_else(|| ProxyError::bad_request("the request's Host is not a host name"))
     }
 
     /// The host that a field names.
-    pub fn parse(value: &HeaderValue) -> Option<Self> {
-        let text = value.to_str().ok()?.trim();
-        let name = if text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')) {
-            // As nearly always, there is nothing but the name.
-            text.trim_end_matches('.').to_owned()
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        Self::new(ascii(value)?.trim_matches([' ', '\t']).parse().ok()?)
+    }
+
+    /// The host of an authority; None if it has user information, which would let one host look like another.
+    pub fn new(authority: Authority) -> Option<Self> {
+        let text = authority.as_str();
+        // As nearly always, there is nothing but the name.
+        let is_name = text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'));
+        let name = if is_name && !text.ends_with('.') {
+            None
+        } else if text.contains('@') {
+            return None;
         } else {
-            let authority: Authority = text.parse().ok()?;
-            // User information has no place in Host, and would let one host look like another.
-            let name = (!text.contains('@')).then(|| authority.host().trim_end_matches('.').to_ascii_lowercase());
-            name?
+            Some(authority.host().trim_end_matches('.').to_ascii_lowercase().into())
         };
-        (!name.is_empty()).then(|| Self { name, authority: value.clone() })
+        let host = Self { authority, name };
+        (!host.as_str().is_empty()).then_some(host)
     }
 
     /// The host in the form that rules use.
     pub fn as_str(&self) -> &str {
-        &self.name
+        self.name.as_deref().unwrap_or(self.authority.as_str())
     }
 
     /// The host as it was sent.
-    pub fn authority(&self) -> &HeaderValue {
+    pub fn authority(&self) -> &Authority {
         &self.authority
     }
 }
@@ -63,13 +70,11 @@ impl RequestHost {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::head::Fields;
 
     fn check(target: &str, hosts: &[&str], expected: Option<&str>) {
-        let mut request = http::Request::builder().uri(target);
-        for host in hosts {
-            request = request.header(HOST, *host);
-        }
-        let (request, ()) = request.body(()).expect("a valid request").into_parts();
+        let fields: Vec<_> = hosts.iter().map(|host| ("Host", *host)).collect();
+        let request = RequestHead::get(target, Fields::of(&fields));
         let found = RequestHost::of(&request).ok();
         assert_eq!(found.as_ref().map(RequestHost::as_str), expected, "{target} {hosts:?}");
     }

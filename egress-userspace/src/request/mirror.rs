@@ -2,13 +2,13 @@
 
 use std::{future::poll_fn, rc::Rc, sync::Arc, time::Duration};
 
-use http::request;
 use rustls_pki_types::ServerName;
 use tokio::{task, time::timeout};
 
 use super::{Accepted, attempt::Attempt, host::RequestHost};
 use crate::{
     body::Content,
+    head::RequestHead,
     route::Cluster,
     socket::Place,
     upstream::{
@@ -44,7 +44,7 @@ pub(super) fn send(
     accepted: &Accepted,
     (cluster, name): (Arc<Cluster>, ServerName<'static>),
     host: RequestHost,
-    head: request::Parts,
+    head: RequestHead,
     content: Rc<Content>,
 ) {
     let limit = cluster.upstream.pool.max_requests.min(AT_ONCE);
@@ -77,7 +77,7 @@ pub(super) fn send(
 }
 
 impl Copy {
-    async fn send(self, head: request::Parts) -> Option<()> {
+    async fn send(self, head: RequestHead) -> Option<()> {
         let chosen = self.cluster.choose(self.origin);
         let key = Key {
             netns: self.from.netns.cookie(),
@@ -92,7 +92,7 @@ impl Copy {
             async move { connector.tls(&from, &cluster, &name, candidates, chosen.is_balanced, offer).await }
         });
         let mut connection = connecting.await.ok()?;
-        let mut body = attempt.send(&mut connection).await.ok()?.ok()?.into_body();
+        let mut body = attempt.send(&mut connection).await.ok()?.ok()?.body;
         while let Some(frame) = poll_fn(|cx| body.poll_frame(cx)).await {
             frame.ok()?;
         }

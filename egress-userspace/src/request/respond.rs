@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use rustls::AlertDescription;
 use sfv::{Integer, ItemSerializer, StringRef, TokenRef, key_ref, string_ref, token_ref};
 
 use crate::{
     body::{Content, ResponseBody},
+    head::{Response, ResponseHead},
     http1::{self, Fault},
     limits::Beyond,
     telemetry::access_log::{Outcome, Record},
@@ -144,12 +145,10 @@ impl ProxyError {
     pub fn response(&self) -> Response<Bytes> {
         let text = format!("egress could not forward this request: {}\n", self.details);
         let proxy_status = self.proxy_status();
-        let mut response = Response::new(Bytes::from(text));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        headers.insert(HeaderName::from_static("proxy-status"), proxy_status);
-        response
+        let mut head = ResponseHead::from(self.status);
+        head.fields.append(&header::CONTENT_TYPE, &HeaderValue::from_static("text/plain; charset=utf-8"));
+        head.fields.append(&HeaderName::from_static("proxy-status"), &proxy_status);
+        Response { head, body: text.into() }
     }
 
     fn proxy_status(&self) -> HeaderValue {

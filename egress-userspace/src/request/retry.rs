@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderName, StatusCode};
 
-use crate::policy::RetryOn;
+use crate::{head::Fields, policy::RetryOn};
 
 /// Envoy's longest pause, as a multiple of the first.
 const LONGEST: u32 = 10;
@@ -14,7 +14,7 @@ const LONGEST: u32 = 10;
 #[derive(Clone, Copy, Debug)]
 pub enum Ended<'a> {
     /// With a response.
-    Response(StatusCode, &'a HeaderMap),
+    Response(StatusCode, &'a Fields),
     /// No connection could be made, TLS included.
     NotConnected,
     /// It was not to be tried: there is as much under way as the upstream's settings allow.
@@ -48,8 +48,8 @@ pub fn is_wanted(on: &RetryOn, ended: Ended<'_>) -> bool {
     }
 }
 
-fn grpc_status(fields: &HeaderMap) -> Option<u8> {
-    fields.get("grpc-status")?.to_str().ok()?.trim().parse().ok()
+fn grpc_status(fields: &Fields) -> Option<u8> {
+    fields.text(&HeaderName::from_static("grpc-status"))?.trim().parse().ok()
 }
 
 /// The pause before the `nth` retry, counted from 1: drawn by `random` (from 0 to 1), so that those who fail together do not
@@ -61,14 +61,12 @@ pub fn pause(base: Duration, nth: u32, random: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]
     fn each_condition_asks_for_what_it_says() {
         let none = RetryOn::default;
-        let fields = HeaderMap::new();
+        let fields = Fields::default();
         let status = |code| Ended::Response(StatusCode::from_u16(code).expect("a status"), &fields);
         for (on, wanted, not) in [
             (
@@ -89,8 +87,7 @@ mod tests {
             assert!(wanted.iter().all(|ended| is_wanted(&on, *ended)), "{on:?}");
             assert!(!not.iter().any(|ended| is_wanted(&on, *ended)), "{on:?}");
         }
-        let unavailable =
-            HeaderMap::from_iter([("grpc-status".parse().expect("a name"), HeaderValue::from_static("14"))]);
+        let unavailable = Fields::of(&[("grpc-status", "14")]);
         let on = RetryOn { grpc_statuses: vec![14], ..none() };
         assert!(is_wanted(&on, Ended::Response(StatusCode::OK, &unavailable)));
         assert!(!is_wanted(&on, Ended::Response(StatusCode::OK, &fields)));

@@ -1,8 +1,11 @@
 //! What routes and annotations change in heads.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::PathAndQuery};
+use http::{HeaderValue, Uri, header, uri::PathAndQuery};
 
-use crate::policy::{HeaderOperations, Match, PathRewrite, TextMatch};
+use crate::{
+    head::{Fields, ascii},
+    policy::{HeaderOperations, Match, PathRewrite, TextMatch},
+};
 
 /// Names of fields by which proxies say who has asked them, and how (RFC 7239 section 4, and its forerunners).
 const FORWARDED: [&str; 9] = [
@@ -18,51 +21,49 @@ const FORWARDED: [&str; 9] = [
 ];
 
 /// Removes, sets and adds fields.
-pub fn change(fields: &mut HeaderMap, changes: &HeaderOperations) {
+pub fn change(fields: &mut Fields, changes: &HeaderOperations) {
     for name in &changes.remove {
-        remove(fields, |present, _| present == name);
+        fields.remove(name);
     }
     for (name, value) in &changes.set {
-        fields.insert(name.clone(), value.clone());
+        fields.set(name, value);
     }
     for (name, value) in &changes.add {
-        fields.append(name.clone(), value.clone());
+        fields.append(name, value);
     }
 }
 
 /// Removes what would tell the origin that http was spoken.
-pub fn strip_forwarded(fields: &mut HeaderMap) {
-    remove(fields, |name, _| FORWARDED.contains(&name.as_str()));
+pub fn strip_forwarded(fields: &mut Fields) {
+    fields.retain(|name, _| !FORWARDED.iter().any(|one| name.eq_ignore_ascii_case(one.as_bytes())));
 }
 
 /// Removes the attribute by which clients keep a cookie to https (RFC 6265 section 4.1.2.5), and those which ask for it:
 /// `SameSite=None` and `Partitioned` are void without it.
-pub fn drop_secure(fields: &mut HeaderMap) {
-    let header::Entry::Occupied(mut cookies) = fields.entry(header::SET_COOKIE) else { return };
-    for cookie in cookies.iter_mut() {
-        let Ok(text) = cookie.to_str() else { continue };
-        let needs_https = |attribute: &&str| {
-            let attribute = attribute.trim().to_ascii_lowercase().replace(' ', "");
-            ["secure", "samesite=none", "partitioned"].contains(&attribute.as_str())
-        };
+pub fn drop_secure(fields: &mut Fields) {
+    let needs_https = |attribute: &&str| {
+        let attribute = attribute.trim().to_ascii_lowercase().replace(' ', "");
+        ["secure", "samesite=none", "partitioned"].contains(&attribute.as_str())
+    };
+    fields.change(&header::SET_COOKIE, |cookie| {
+        let text = ascii(cookie)?;
         // The first part is the cookie's own name and value.
         let (first, attributes) = text.split_once(';').unwrap_or((text, ""));
-        if attributes.split(';').any(|attribute| needs_https(&attribute)) {
-            let kept = attributes.split(';').filter(|attribute| !needs_https(attribute));
-            let kept: Vec<_> = std::iter::once(first).chain(kept).collect();
-            // Blanks at a value's end are none of it (RFC 9110 section 5.5).
-            if let Ok(value) = HeaderValue::from_str(kept.join(";").trim_ascii_end()) {
-                *cookie = value;
-            }
+        if !attributes.split(';').any(|attribute| needs_https(&attribute)) {
+            return None;
         }
-    }
+        let kept = attributes.split(';').filter(|attribute| !needs_https(attribute));
+        let kept: Vec<_> = std::iter::once(first).chain(kept).collect();
+        // Blanks at a value's end are none of it (RFC 9110 section 5.5).
+        HeaderValue::from_str(kept.join(";").trim_ascii_end()).ok()
+    });
 }
 
 /// Makes `Location: https://host...` one that is led through us, where `is_ours` says that TLS is originated for that host
 /// on port 80.
-pub fn lead_back(fields: &mut HeaderMap, is_ours: impl Fn(&str) -> bool) {
+pub fn lead_back(fields: &mut Fields, is_ours: impl Fn(&str) -> bool) {
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
-        let location = fields.get(&name).and_then(|value| value.to_str().ok()?.parse::<Uri>().ok());
+        let location = fields.text(&name).and_then(|value| value.parse::<Uri>().ok());
         let Some(location) = location.filter(|location| location.scheme_str() == Some("https")) else { continue };
         let Some(authority) = location.authority() else { continue };
         let is_default_port = authority.port_u16().is_none_or(|port| port == 443);
@@ -71,10 +72,10 @@ pub fn lead_back(fields: &mut HeaderMap, is_ours: impl Fn(&str) -> bool) {
             continue;
         }
         // As it was written, but for the scheme and the port: the fragment is not part of a parsed URI.
-        let written = fields[&name].to_str().unwrap_or_default();
+        let written = fields.text(&name).unwrap_or_default();
         let rest = written.get("https://".len() + authority.as_str().len()..).unwrap_or_default();
         if let Ok(value) = HeaderValue::from_str(&format!("http://{}{rest}", authority.host())) {
-            fields.insert(name, value);
+            fields.set(&name, &value);
         }
     }
 }
@@ -103,42 +104,16 @@ pub fn replace_prefix(path: &str, prefix: &str, new: &str) -> String {
     format!("{new}{}", path.get(prefix.len()..).unwrap_or_default())
 }
 
-/// Removes fields, and leaves the others in their order: `HeaderMap::remove` puts the last field into the gap.
-pub fn remove(fields: &mut HeaderMap, goes: impl Fn(&HeaderName, &HeaderValue) -> bool) {
-    if !fields.iter().any(|(name, value)| goes(name, value)) {
-        return;
-    }
-    let old = std::mem::replace(fields, HeaderMap::with_capacity(fields.len()));
-    let mut last = None;
-    for (name, value) in old {
-        last = name.or(last);
-        if let Some(name) = &last
-            && !goes(name, &value)
-        {
-            fields.append(name, value);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
     use crate::policy::Pattern;
 
-    fn fields(list: &[(&'static str, &'static str)]) -> HeaderMap {
-        list.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
-    }
-
-    fn listed(fields: &HeaderMap) -> Vec<(&str, &str)> {
-        fields.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("ASCII values"))).collect()
-    }
-
     #[test]
     fn fields_are_removed_set_and_added_in_this_order() {
-        let mut found = HeaderMap::new();
-        for (name, value) in [("x-a", "1"), ("x-b", "2"), ("x-a", "3"), ("x-c", "4"), ("x-d", "5")] {
-            found.append(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
+        let mut found = Fields::of(&[("X-A", "1"), ("x-b", "2"), ("x-a", "3"), ("X-C", "4"), ("x-d", "5")]);
         let pair = |name, value| (HeaderName::from_static(name), HeaderValue::from_static(value));
         let changes = HeaderOperations {
             set: vec![pair("x-c", "new")],
@@ -146,15 +121,19 @@ mod tests {
             remove: vec![HeaderName::from_static("x-a"), HeaderName::from_static("x-b")],
         };
         change(&mut found, &changes);
-        assert_eq!(listed(&found), [("x-c", "new"), ("x-d", "5"), ("x-d", "6"), ("x-b", "7")]);
+        assert_eq!(found.listed(), [("X-C", "new"), ("x-d", "5"), ("x-d", "6"), ("x-b", "7")]);
     }
 
     #[test]
     fn what_says_that_http_was_spoken_is_removed() {
-        let mut found =
-            fields(&[("x-forwarded-proto", "http"), ("accept", "*/*"), ("forwarded", "proto=http"), ("x-for", "1")]);
+        let mut found = Fields::of(&[
+            ("x-forwarded-proto", "http"),
+            ("accept", "*/*"),
+            ("forwarded", "proto=http"),
+            ("x-for", "1"),
+        ]);
         strip_forwarded(&mut found);
-        assert_eq!(listed(&found), [("accept", "*/*"), ("x-for", "1")]);
+        assert_eq!(found.listed(), [("accept", "*/*"), ("x-for", "1")]);
     }
 
     #[test]
@@ -168,16 +147,13 @@ mod tests {
             ("a=1 ; Secure", "a=1"),
             ("a=1", "a=1"),
         ] {
-            let mut found = fields(&[("set-cookie", before)]);
+            let mut found = Fields::of(&[("set-cookie", before)]);
             drop_secure(&mut found);
-            assert_eq!(listed(&found), [("set-cookie", after)]);
+            assert_eq!(found.listed(), [("set-cookie", after)]);
         }
-        let mut several = HeaderMap::new();
-        for cookie in ["a=1; Secure", "b=2; Secure"] {
-            several.append(header::SET_COOKIE, HeaderValue::from_static(cookie));
-        }
+        let mut several = Fields::of(&[("Set-Cookie", "a=1; Secure"), ("x-a", "1"), ("set-cookie", "b=2; Secure")]);
         drop_secure(&mut several);
-        assert_eq!(listed(&several), [("set-cookie", "a=1"), ("set-cookie", "b=2")]);
+        assert_eq!(several.listed(), [("Set-Cookie", "a=1"), ("x-a", "1"), ("set-cookie", "b=2")]);
     }
 
     #[test]
@@ -192,9 +168,9 @@ mod tests {
             ("http://cnn.com/a", "http://cnn.com/a"),
             ("/a", "/a"),
         ] {
-            let mut found = fields(&[("location", before)]);
+            let mut found = Fields::of(&[("location", before)]);
             lead_back(&mut found, |host| host == "cnn.com");
-            assert_eq!(listed(&found), [("location", after)]);
+            assert_eq!(found.listed(), [("location", after)]);
         }
     }
 

@@ -3,7 +3,9 @@
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use h2::ext::Protocol;
-use http::{HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, request};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, request};
+
+use crate::head::{RequestHead, ResponseHead};
 
 /// What of a handshake HTTP/2 can have, but must not. A length of 0 would be one of what follows, too (RFC 9113 section 8.1.1).
 pub const LEFT_OUT: [HeaderName; 2] = [header::SEC_WEBSOCKET_KEY, header::CONTENT_LENGTH];
@@ -13,10 +15,10 @@ const PROTOCOL: &str = "websocket";
 const PROOF: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// The key of a request that asks for a WebSocket and for nothing else (RFC 6455 section 4.1).
-pub fn key(head: &request::Parts) -> Option<&HeaderValue> {
-    let upgrade = head.headers.get(header::UPGRADE)?;
-    let asks = head.method == Method::GET && upgrade.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes());
-    head.headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| asks)
+pub fn key(head: &RequestHead) -> Option<&[u8]> {
+    let upgrade = head.fields.get(&header::UPGRADE)?;
+    let asks = head.method == Method::GET && upgrade.eq_ignore_ascii_case(PROTOCOL.as_bytes());
+    head.fields.get(&header::SEC_WEBSOCKET_KEY).filter(|_| asks)
 }
 
 /// Makes a request, which has nothing left that only HTTP/1.1 has, ask for a WebSocket in HTTP/2.
@@ -26,14 +28,14 @@ pub fn ask(head: &mut request::Parts) {
 }
 
 /// Says in HTTP/1.1 that the origin has agreed, to a client with this key.
-pub fn agree<B>(response: &mut Response<B>, key: &HeaderValue) {
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let fields = response.headers_mut();
-    fields.remove(header::CONTENT_LENGTH);
-    fields.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
-    fields.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    if let Ok(accept) = HeaderValue::try_from(accept(key.as_bytes())) {
-        fields.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+pub fn agree(head: &mut ResponseHead, key: &[u8]) {
+    head.status = StatusCode::SWITCHING_PROTOCOLS;
+    let fields = &mut head.fields;
+    fields.remove(&header::CONTENT_LENGTH);
+    fields.set(&header::UPGRADE, &HeaderValue::from_static(PROTOCOL));
+    fields.set(&header::CONNECTION, &HeaderValue::from_static("Upgrade"));
+    if let Ok(accept) = HeaderValue::try_from(accept(key)) {
+        fields.set(&header::SEC_WEBSOCKET_ACCEPT, &accept);
     }
 }
 
@@ -43,24 +45,24 @@ pub fn is_asked(head: &request::Parts) -> Option<bool> {
 }
 
 /// Makes such a request ask in HTTP/1.1, with the key that this gives. Its content is the other protocol's.
-pub fn ask_in_http1(head: &mut request::Parts) -> Option<HeaderValue> {
+pub fn ask_in_http1(head: &mut RequestHead) -> Option<HeaderValue> {
     let key = HeaderValue::try_from(BASE64_STANDARD.encode(fastrand::u128(..).to_ne_bytes())).ok()?;
     head.method = Method::GET;
     head.version = Version::HTTP_11;
-    head.extensions.remove::<Protocol>();
-    head.headers.remove(header::CONTENT_LENGTH);
-    head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    head.headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
-    head.headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
+    head.fields.remove(&header::CONTENT_LENGTH);
+    head.fields.set(&header::CONNECTION, &HeaderValue::from_static("Upgrade"));
+    head.fields.set(&header::UPGRADE, &HeaderValue::from_static(PROTOCOL));
+    head.fields.set(&header::SEC_WEBSOCKET_KEY, &key);
     Some(key)
 }
 
 /// Says in HTTP/2 that the origin has agreed. Gives whether it has proved that it understands.
-pub fn agree_in_http2<B>(response: &mut Response<B>, key: &HeaderValue) -> bool {
-    *response.status_mut() = StatusCode::OK;
-    response.headers_mut().remove(header::CONTENT_LENGTH);
-    let proof = response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
-    proof.is_some_and(|proof| proof.as_bytes() == accept(key.as_bytes()).as_bytes())
+pub fn agree_in_http2(head: &mut ResponseHead, key: &HeaderValue) -> bool {
+    head.status = StatusCode::OK;
+    head.fields.remove(&header::CONTENT_LENGTH);
+    let proves = head.fields.get(&header::SEC_WEBSOCKET_ACCEPT) == Some(accept(key.as_bytes()).as_bytes());
+    head.fields.remove(&header::SEC_WEBSOCKET_ACCEPT);
+    proves
 }
 
 /// What a server answers to a key (RFC 6455 section 4.2.2).
@@ -70,9 +72,10 @@ fn accept(key: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use http::Request;
+    use http::Uri;
 
     use super::*;
+    use crate::head::Fields;
 
     #[test]
     fn a_key_is_answered_as_its_client_expects() {
@@ -82,12 +85,12 @@ mod tests {
     #[test]
     fn only_what_asks_for_a_web_socket_alone_has_a_key() {
         let has_key = |method: &str, upgrade: &str| {
-            let request = Request::builder().method(method).header("upgrade", upgrade).header("sec-websocket-key", "x");
-            key(&request.body(()).expect("a valid request").into_parts().0).is_some()
+            let fields = Fields::of(&[("upgrade", upgrade), ("sec-websocket-key", "x")]);
+            let method = method.parse().expect("a method");
+            key(&RequestHead::new(method, Uri::default(), Version::HTTP_11, fields)).is_some()
         };
         assert!(has_key("GET", "websocket") && has_key("GET", "WebSocket"));
         assert!(!has_key("POST", "websocket") && !has_key("GET", "websocket, other") && !has_key("GET", "other"));
-        let (head, ()) = Request::builder().header("upgrade", "websocket").body(()).expect("valid").into_parts();
-        assert!(key(&head).is_none());
+        assert!(key(&RequestHead::get("/", Fields::of(&[("upgrade", "websocket")]))).is_none());
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Response, StatusCode, header, request, response};
+use http::{Method, StatusCode, header};
 use http_body::{Body as _, Frame};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -23,6 +23,7 @@ use tokio_util::{either::Either, task::AbortOnDropHandle};
 use super::{ConnectionInfo, ExchangeError, NotAnswered, limits::Place, tls::TlsStream};
 use crate::{
     body::{BodyError, Content, Incoming, RequestBody},
+    head::{RequestHead, Response, ResponseHead},
     http1::{self, Decoder, Encoder, Error, Framing, Head, Input, Limits, Output, Progress},
     request::headers,
 };
@@ -128,7 +129,7 @@ impl Exclusive {
     ///
     /// # Errors
     /// There is no response to it.
-    pub async fn send(&mut self, head: &request::Parts, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
+    pub async fn send(&mut self, head: &RequestHead, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
         let is_head = head.method == Method::HEAD;
         {
             let wire = &mut *self.wire.borrow_mut();
@@ -144,16 +145,16 @@ impl Exclusive {
         let answered = poll_fn(|cx| self.wire.borrow_mut().poll_head(is_head, cx)).await;
         let wire = self.wire.borrow();
         match answered {
-            Ok(head) => Ok(Response::from_parts(head, Incoming::Http1(self.wire.clone()))),
+            Ok(head) => Ok(Response { head, body: Incoming::Http1(self.wire.clone()) }),
             Err(error) => Err(NotAnswered { unsent: !wire.output.has_begun(), error }),
         }
     }
 }
 
 /// How the origin can tell the end of a request's content, and a field that says so if the head has none.
-fn framing(head: &request::Parts, body: &RequestBody) -> (Framing, &'static [(&'static str, &'static str)]) {
-    match http1::announced(&head.headers) {
-        _ if head.headers.contains_key(header::TRANSFER_ENCODING) => (Framing::Chunked, &[]),
+fn framing(head: &RequestHead, body: &RequestBody) -> (Framing, &'static [(&'static str, &'static str)]) {
+    match http1::announced(&head.fields) {
+        _ if head.fields.contains(&header::TRANSFER_ENCODING) => (Framing::Chunked, &[]),
         Some(length) => (Framing::Length(length), &[]),
         None if body.is_end_stream() => (Framing::Length(0), &[]),
         None => (Framing::Chunked, &[("transfer-encoding", "chunked")]),
@@ -161,12 +162,12 @@ fn framing(head: &request::Parts, body: &RequestBody) -> (Framing, &'static [(&'
 }
 
 impl Wire {
-    fn poll_head(&mut self, is_head: bool, cx: &mut Context<'_>) -> Poll<Result<response::Parts, ExchangeError>> {
+    fn poll_head(&mut self, is_head: bool, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, ExchangeError>> {
         self.poll_upload(cx)?;
         loop {
             if let Some(bytes) = self.head.take(&mut self.input.bytes, self.limits.head).map_err(Error::from)? {
                 let mut head = http1::response(&bytes, &self.limits).map_err(Error::from)?;
-                let framing = http1::of_response(&mut head, is_head).map_err(Error::from)?;
+                let framing = http1::of_response(head.status, &mut head.fields, is_head).map_err(Error::from)?;
                 if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                     if let Some(client) = &self.client {
                         client.inform(&head, cx);
@@ -177,7 +178,7 @@ impl Wire {
                 self.keep_alive = framing != Framing::Close
                     && head.status != StatusCode::SWITCHING_PROTOCOLS
                     && self.stuck.is_none()
-                    && headers::keeps_alive(head.version, &head.headers);
+                    && headers::keeps_alive(head.version, &head.fields);
                 self.content = Decoder::new(framing);
                 return Poll::Ready(Ok(head));
             }

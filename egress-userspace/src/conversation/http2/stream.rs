@@ -3,7 +3,6 @@
 use std::{
     cell::RefCell,
     future::{pending, poll_fn},
-    mem,
     pin::pin,
     rc::Rc,
     task::Poll,
@@ -11,13 +10,12 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request, response, uri::PathAndQuery,
-};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header, request, uri::PathAndQuery};
 use http_body::Body as _;
 
 use crate::{
     body::{Incoming, ResponseBody},
+    head::{Fields, RequestHead, Response, ResponseHead},
     http1::{self, Fault},
     http2::{self, Received, Responder, Sending, Switched},
     memory::boxed,
@@ -26,7 +24,7 @@ use crate::{
 
 /// Serves one request, for as long as its client wants that.
 pub(super) async fn answer(conversation: Rc<Conversation>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-    let (mut head, stream) = request.into_parts();
+    let (head, stream) = request.into_parts();
     let responder = Rc::new(RefCell::new(respond));
     let is_head = head.method == Method::HEAD;
     let most = conversation.worker.limits.head.fields;
@@ -34,13 +32,14 @@ pub(super) async fn answer(conversation: Rc<Conversation>, request: Request<Recv
         let response = conversation.refuse(Fault::TooManyFields(most));
         return send(&responder, response, is_head).await;
     }
-    translate(&mut head);
-    if let Err(fault) = http1::length(&mut head.headers) {
+    let asks_for_web_socket = web_socket::is_asked(&head);
+    let mut head = translate(head);
+    if let Err(fault) = http1::length(&mut head.fields) {
         return send(&responder, conversation.refuse(fault), is_head).await;
     }
-    match web_socket::is_asked(&head) {
+    match asks_for_web_socket {
         None => {
-            let content = Received::new(stream, &head.headers).answered_by(responder.clone());
+            let content = Received::new(stream, &head.fields).answered_by(responder.clone());
             let Some(served) = serve(&conversation, head, content, &responder).await else { return };
             send(&responder, served.response, is_head).await;
         }
@@ -51,7 +50,7 @@ pub(super) async fn answer(conversation: Rc<Conversation>, request: Request<Recv
             match served.tunnel {
                 Some(tunnel) => switch(&responder, served.response, &key, stream, *tunnel).await,
                 // Any such status would say that the origin has agreed (RFC 8441 section 5).
-                None if served.response.status().is_success() => status(&responder, StatusCode::BAD_GATEWAY),
+                None if served.response.head.status.is_success() => status(&responder, StatusCode::BAD_GATEWAY),
                 None => send(&responder, served.response, is_head).await,
             }
         }
@@ -62,7 +61,7 @@ pub(super) async fn answer(conversation: Rc<Conversation>, request: Request<Recv
 
 async fn serve(
     conversation: &Conversation,
-    head: request::Parts,
+    head: RequestHead,
     content: Received,
     responder: &Responder,
 ) -> Option<Served> {
@@ -74,23 +73,23 @@ async fn serve(
         Poll::Pending => responder.borrow_mut().poll_reset(cx).map(|_| None),
     });
     let mut served = served.await?;
-    served.response.body_mut().upload_apart();
+    served.response.body.upload_apart();
     Some(served)
 }
 
 fn status(responder: &Responder, status: StatusCode) {
-    let (mut head, ()) = Response::new(()).into_parts();
-    head.status = status;
-    send_head(responder, head, true);
+    send_head(responder, &status.into(), true);
 }
 
 async fn send(responder: &Responder, response: Response<ResponseBody>, is_head: bool) {
-    let (mut head, body) = response.into_parts();
-    if let Some(length) = body.size_hint().exact().filter(|_| !body.is_end_stream()) {
-        head.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+    let Response { mut head, body } = response;
+    if let Some(length) = body.size_hint().exact().filter(|_| !body.is_end_stream())
+        && !head.fields.contains(&header::CONTENT_LENGTH)
+    {
+        head.fields.append(&header::CONTENT_LENGTH, &length.into());
     }
     let is_all = is_head || body.is_end_stream();
-    if let Some(stream) = send_head(responder, head, is_all)
+    if let Some(stream) = send_head(responder, &head, is_all)
         && !is_all
     {
         let mut sending = Sending::new(stream, body);
@@ -99,14 +98,16 @@ async fn send(responder: &Responder, response: Response<ResponseBody>, is_head: 
     }
 }
 
-fn send_head(responder: &Responder, mut head: response::Parts, is_all: bool) -> Option<SendStream<Bytes>> {
-    http2::retain_fields(&mut head.headers);
-    let sent = responder.borrow_mut().send_response(Response::from_parts(head, ()), is_all);
-    if let Err(error) = &sent {
-        tracing::debug!(%error, "a response cannot be sent");
-        responder.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
-    }
-    sent.ok()
+fn send_head(responder: &Responder, head: &ResponseHead, is_all: bool) -> Option<SendStream<Bytes>> {
+    let mut responder = responder.borrow_mut();
+    let sent = http2::response(head).map(|response| responder.send_response(response, is_all));
+    let Some(Ok(stream)) = sent else {
+        let error = sent.and_then(Result::err);
+        tracing::debug!(?error, "a response cannot be sent");
+        responder.send_reset(Reason::INTERNAL_ERROR);
+        return None;
+    };
+    Some(stream)
 }
 
 /// Tells a client that the origin has switched to the protocol which it has asked for, and passes that on.
@@ -117,12 +118,11 @@ async fn switch(
     stream: RecvStream,
     tunnel: Tunnel,
 ) {
-    if !web_socket::agree_in_http2(&mut response, key) {
+    if !web_socket::agree_in_http2(&mut response.head, key) {
         tracing::debug!("the origin agrees to a WebSocket without the proof that it understands");
         return responder.borrow_mut().send_reset(Reason::PROTOCOL_ERROR);
     }
-    let (head, _) = response.into_parts();
-    if let Some(send) = send_head(responder, head, false) {
+    if let Some(send) = send_head(responder, &response.head, false) {
         // It ends as both ends of its stream do.
         tunnel.run(Switched::new(send, stream, ())).await;
     }
@@ -130,24 +130,22 @@ async fn switch(
 
 /// Says in HTTP/1.1 what a head says in HTTP/2 (RFC 9113 sections 8.2.3 and 8.3.1), with Host first. One that differs from
 /// `:authority` stays beside it: nobody can say whose request that is.
-fn translate(head: &mut request::Parts) {
-    let target = mem::take(&mut head.uri).into_parts();
-    head.uri = Uri::from(target.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")));
+fn translate(head: request::Parts) -> RequestHead {
+    let target = head.uri.into_parts();
+    let uri = Uri::from(target.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")));
     let host = target.authority.and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
-    let mut cookies = cookies(&head.headers);
-    let room = HeaderMap::with_capacity(head.headers.len() + 1);
-    let fields = mem::replace(&mut head.headers, room);
-    head.headers.extend(host.clone().map(|host| (header::HOST, host)));
-    for (name, value) in &fields {
+    let cookies = cookies(&head.headers);
+    let mut left = cookies.as_ref();
+    let fields = head.headers.iter().filter_map(|(name, value)| {
         let value = match name {
-            name if *name == header::COOKIE => cookies.take(),
-            name if *name == header::HOST => (host.as_ref() != Some(value)).then(|| value.clone()),
-            _ => Some(value.clone()),
+            name if *name == header::COOKIE => left.take(),
+            name if *name == header::HOST => (host.as_ref() != Some(value)).then_some(value),
+            _ => Some(value),
         };
-        if let Some(value) = value {
-            head.headers.append(name, value);
-        }
-    }
+        Some((name, value?))
+    });
+    let fields: Fields = host.iter().map(|host| (&header::HOST, host)).chain(fields).collect();
+    RequestHead::new(head.method, uri, head.version, fields)
 }
 
 /// All cookies, which clients may send in pieces.
@@ -165,12 +163,10 @@ mod tests {
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
-        let (mut head, ()) = request.body(()).expect("a valid request").into_parts();
-        translate(&mut head);
-        assert_eq!(head.uri.to_string(), uri);
-        let found: Vec<_> =
-            head.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("ASCII values"))).collect();
-        assert_eq!(found, expected);
+        let (head, ()) = request.body(()).expect("a valid request").into_parts();
+        let head = translate(head);
+        assert_eq!(head.uri().to_string(), uri);
+        assert_eq!(head.fields.listed(), expected);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
-use http::{Method, Request, Response, StatusCode, request, response};
+use http::{Method, Request, StatusCode, request};
 use http_body::Body as _;
 use tokio::task;
 use tokio_util::task::AbortOnDropHandle;
@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Shared, User};
 use crate::{
     body::{Content, Incoming, RequestBody},
+    head::{Fields, Response, ResponseHead},
     http1,
     http2::{Received, Sending, Switched},
     upstream::{ExchangeError, NotAnswered},
@@ -111,10 +112,10 @@ impl Stream {
             stream => {
                 // Declined, and nothing follows.
                 stream.map(|mut stream| stream.send_data(Bytes::new(), true));
-                Received::new(received, &head.headers)
+                Received::new(received, &head.fields)
             }
         };
-        Ok(Response::from_parts(head, Incoming::Http2(content)))
+        Ok(Response { head, body: Incoming::Http2(content) })
     }
 
     /// Whether it carries another protocol from now on.
@@ -142,9 +143,9 @@ fn poll_answer(
     client: &Content,
     told: bool,
     cx: &mut Context<'_>,
-) -> Poll<Result<(response::Parts, RecvStream), ExchangeError>> {
+) -> Poll<Result<(ResponseHead, RecvStream), ExchangeError>> {
     while let Poll::Ready(Some(interim)) = answer.poll_informational(cx) {
-        let (interim, ()) = interim?.into_parts();
+        let interim = head(interim?).0;
         match interim.status {
             // HTTP/2 has no such switch (RFC 9113 section 8.6).
             StatusCode::SWITCHING_PROTOCOLS => {
@@ -154,9 +155,16 @@ fn poll_answer(
             _ => client.inform(&interim, cx),
         }
     }
-    let (mut head, received) = ready!(Pin::new(answer).poll(cx))?.into_parts();
-    http1::length(&mut head.headers).map_err(http1::Error::from)?;
+    let (mut head, received) = head(ready!(Pin::new(answer).poll(cx))?);
+    http1::length(&mut head.fields).map_err(http1::Error::from)?;
     Poll::Ready(Ok((head, received)))
+}
+
+/// The head of a response, and what follows it.
+fn head<B>(response: http::Response<B>) -> (ResponseHead, B) {
+    let (head, body) = response.into_parts();
+    let fields = Fields::from_iter(&head.headers);
+    (ResponseHead { version: head.version, fields, ..head.status.into() }, body)
 }
 
 impl Drop for Stream {

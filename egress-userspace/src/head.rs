@@ -1,0 +1,97 @@
+//! Heads of messages. Their fields keep the order, the case and the bytes in which they were written (RFC 9110 section 5):
+//! what nobody changes goes on as it came.
+
+mod fields;
+
+use bytes::Bytes;
+use http::{Method, StatusCode, Uri, Version};
+
+pub use self::fields::{Fields, Line, ascii, is};
+
+/// The head of a request.
+#[derive(Clone, Debug)]
+pub struct RequestHead {
+    /// The method.
+    pub method: Method,
+    /// The version in which it came.
+    pub version: Version,
+    /// The fields.
+    pub fields: Fields,
+    uri: Uri,
+    /// The target as it was written, where that is not how the URI is written.
+    written: Option<Bytes>,
+}
+
+impl RequestHead {
+    /// A head whose target is `uri`.
+    pub fn new(method: Method, uri: Uri, version: Version, fields: Fields) -> Self {
+        Self { method, version, fields, uri, written: None }
+    }
+
+    /// The same, whose target was written like this.
+    #[must_use]
+    pub fn written_as(self, target: Bytes) -> Self {
+        Self { written: Some(target), ..self }
+    }
+
+    /// The target as routes see it.
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// Changes the target.
+    pub fn set_uri(&mut self, uri: Uri) {
+        self.uri = uri;
+        self.written = None;
+    }
+
+    /// The target in the bytes in which it goes on: the origin form, or an asterisk (RFC 9112 section 3.2).
+    pub fn target(&self) -> &[u8] {
+        let of_uri = self.uri.path_and_query().map_or("/", |target| target.as_str());
+        self.written.as_deref().unwrap_or(of_uri.as_bytes())
+    }
+}
+
+#[cfg(test)]
+impl RequestHead {
+    /// The head of a request for `target`.
+    pub fn get(target: &str, fields: Fields) -> Self {
+        Self::new(Method::GET, target.parse().expect("a target"), Version::HTTP_11, fields)
+    }
+}
+
+/// The head of a response.
+#[derive(Clone, Debug, Default)]
+pub struct ResponseHead {
+    /// The status.
+    pub status: StatusCode,
+    /// The version in which it came.
+    pub version: Version,
+    /// The reason phrase, where it is another than usual.
+    pub reason: Option<Bytes>,
+    /// The fields.
+    pub fields: Fields,
+}
+
+impl From<StatusCode> for ResponseHead {
+    /// Without fields.
+    fn from(status: StatusCode) -> Self {
+        Self { status, ..Self::default() }
+    }
+}
+
+/// A response.
+#[derive(Clone, Debug)]
+pub struct Response<B> {
+    /// Its head.
+    pub head: ResponseHead,
+    /// Its content.
+    pub body: B,
+}
+
+impl<B> Response<B> {
+    /// The same with other content.
+    pub fn map<C>(self, change: impl FnOnce(B) -> C) -> Response<C> {
+        Response { head: self.head, body: change(self.body) }
+    }
+}

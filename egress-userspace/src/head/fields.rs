@@ -1,0 +1,243 @@
+//! The fields of a head.
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// Fields in their order, repeated ones included. They are few, so they are looked through rather than hashed.
+#[derive(Clone, Debug, Default)]
+pub struct Fields {
+    /// What most of them are written in.
+    text: Bytes,
+    lines: Vec<Line>,
+}
+
+/// One field's line: `Name: value`, without the line break. Positions are in bytes.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// What it is written in, if not in the text of all.
+    own: Option<Box<[u8]>>,
+    start: u32,
+    /// The end of the name.
+    colon: u32,
+    /// The value, without the blanks around it.
+    value: (u32, u32),
+    end: u32,
+}
+
+impl Line {
+    /// A line from `start` to `end` of the text of all; there is a colon at `colon`.
+    pub fn at(start: usize, colon: usize, value: (usize, usize), end: usize) -> Self {
+        let [start, colon, first, last, end] = [start, colon, value.0, value.1, end].map(|at| at as u32);
+        Self { own: None, start, colon, value: (first, last), end }
+    }
+
+    fn new(name: &[u8], value: &[u8]) -> Self {
+        let (colon, end) = (name.len(), name.len() + 2 + value.len());
+        Self { own: Some([name, b": ", value].concat().into()), ..Self::at(0, colon, (colon + 2, end), end) }
+    }
+
+    fn part<'a>(&'a self, text: &'a [u8], from: u32, to: u32) -> &'a [u8] {
+        &self.own.as_deref().unwrap_or(text)[from as usize..to as usize]
+    }
+
+    fn name<'a>(&'a self, text: &'a [u8]) -> &'a [u8] {
+        self.part(text, self.start, self.colon)
+    }
+
+    fn value<'a>(&'a self, text: &'a [u8]) -> &'a [u8] {
+        self.part(text, self.value.0, self.value.1)
+    }
+
+    fn is(&self, text: &[u8], name: &HeaderName) -> bool {
+        is(self.name(text), name)
+    }
+}
+
+/// Whether a name as it is written is this one.
+pub fn is(written: &[u8], name: &HeaderName) -> bool {
+    written.eq_ignore_ascii_case(name.as_str().as_bytes())
+}
+
+impl Fields {
+    /// The lines of a text.
+    pub fn new(text: Bytes, lines: Vec<Line>) -> Self {
+        Self { text, lines }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.lines.iter().map(|line| (line.name(&self.text), line.value(&self.text)))
+    }
+
+    /// The lines as they are to be written, without line breaks.
+    pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
+        self.lines.iter().map(|line| line.part(&self.text, line.start, line.end))
+    }
+
+    /// The values of all fields of this name.
+    pub fn get_all<'a>(&'a self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+        self.iter().filter(move |(written, _)| is(written, name)).map(|(_, value)| value)
+    }
+
+    /// The value of the first field of this name.
+    pub fn get(&self, name: &HeaderName) -> Option<&[u8]> {
+        self.get_all(name).next()
+    }
+
+    /// The same, if it is ASCII.
+    pub fn text(&self, name: &HeaderName) -> Option<&str> {
+        ascii(self.get(name)?)
+    }
+
+    /// Whether there is a field of this name.
+    pub fn contains(&self, name: &HeaderName) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Keeps those whose name and value `stays` says yes to.
+    pub fn retain(&mut self, mut stays: impl FnMut(&[u8], &[u8]) -> bool) {
+        self.lines.retain(|line| stays(line.name(&self.text), line.value(&self.text)));
+    }
+
+    /// Removes all of this name.
+    pub fn remove(&mut self, name: &HeaderName) {
+        self.lines.retain(|line| !line.is(&self.text, name));
+    }
+
+    /// Makes this the one field of its name, in the place and with the name of the first that there was.
+    pub fn set(&mut self, name: &HeaderName, value: &HeaderValue) {
+        let mut found = false;
+        self.lines.retain(|line| !line.is(&self.text, name) || !std::mem::replace(&mut found, true));
+        if found {
+            self.change(name, |_| Some(value.clone()));
+        } else {
+            self.append(name, value);
+        }
+    }
+
+    /// Adds a field after all others.
+    pub fn append(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.lines.push(Line::new(name.as_str().as_bytes(), value.as_bytes()));
+    }
+
+    /// Changes the values of this name to which `other` gives another.
+    pub fn change(&mut self, name: &HeaderName, other: impl Fn(&[u8]) -> Option<HeaderValue>) {
+        for line in self.lines.iter_mut().filter(|line| line.is(&self.text, name)) {
+            let value = line.value(&self.text);
+            if let Some(other) = other(value).filter(|other| other.as_bytes() != value) {
+                *line = Line::new(line.name(&self.text), other.as_bytes());
+            }
+        }
+    }
+
+    /// The fields as HTTP/2 has them, those that `goes` says yes to; None if they are more than it has room for.
+    pub fn to_map(&self, goes: impl Fn(&HeaderName) -> bool) -> Option<HeaderMap> {
+        let mut map = HeaderMap::with_capacity(self.lines.len() + 1);
+        for line in &self.lines {
+            let name = HeaderName::from_bytes(line.name(&self.text)).ok()?;
+            if goes(&name) {
+                let value = match line.own {
+                    Some(_) => HeaderValue::from_bytes(line.value(&self.text)),
+                    None => HeaderValue::from_maybe_shared(self.text.slice_ref(line.value(&self.text))),
+                };
+                map.try_append(name, value.ok()?).ok()?;
+            }
+        }
+        Some(map)
+    }
+}
+
+/// A value as a text, if it is ASCII.
+pub fn ascii(value: &[u8]) -> Option<&str> {
+    std::str::from_utf8(value).ok().filter(|text| text.is_ascii())
+}
+
+impl<'a> FromIterator<(&'a HeaderName, &'a HeaderValue)> for Fields {
+    fn from_iter<I: IntoIterator<Item = (&'a HeaderName, &'a HeaderValue)>>(fields: I) -> Self {
+        let fields = fields.into_iter();
+        let mut text = BytesMut::with_capacity(512);
+        let mut lines = Vec::with_capacity(fields.size_hint().0);
+        for (name, value) in fields {
+            let start = text.len();
+            text.extend_from_slice(name.as_str().as_bytes());
+            text.extend_from_slice(b": ");
+            let first = text.len();
+            text.extend_from_slice(value.as_bytes());
+            lines.push(Line::at(start, first - 2, (first, text.len()), text.len()));
+        }
+        Self::new(text.freeze(), lines)
+    }
+}
+
+#[cfg(test)]
+impl Fields {
+    /// Fields with these names and values.
+    pub fn of(list: &[(&str, &str)]) -> Self {
+        let lines = list.iter().map(|(name, value)| Line::new(name.as_bytes(), value.as_bytes()));
+        Self::new(Bytes::new(), lines.collect())
+    }
+
+    /// Names and values as texts.
+    pub fn listed(&self) -> Vec<(&str, &str)> {
+        self.iter().map(|(name, value)| (ascii(name).expect("ASCII"), ascii(value).expect("ASCII"))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header;
+
+    use super::*;
+
+    fn value(text: &'static str) -> HeaderValue {
+        HeaderValue::from_static(text)
+    }
+
+    #[test]
+    fn names_are_found_in_any_case_and_kept_in_their_own() {
+        let mut fields = Fields::of(&[("HOST", "a"), ("X-A", "1"), ("accept", "*/*"), ("x-a", "2")]);
+        let name = HeaderName::from_static("x-a");
+        assert_eq!(fields.get(&header::HOST), Some(&b"a"[..]));
+        assert_eq!(fields.get_all(&name).collect::<Vec<_>>(), [b"1", b"2"]);
+        fields.set(&name, &value("3"));
+        fields.set(&header::VIA, &value("b"));
+        fields.append(&name, &value("4"));
+        assert_eq!(fields.listed(), [("HOST", "a"), ("X-A", "3"), ("accept", "*/*"), ("via", "b"), ("x-a", "4")]);
+        fields.remove(&name);
+        assert_eq!(fields.listed(), [("HOST", "a"), ("accept", "*/*"), ("via", "b")]);
+    }
+
+    #[test]
+    fn values_are_changed_where_they_differ() {
+        let text = Bytes::from_static(b"A:  1\r\na:2 \r\n");
+        let mut fields = Fields::new(text, vec![Line::at(0, 1, (4, 5), 5), Line::at(7, 8, (9, 10), 11)]);
+        let name = HeaderName::from_static("a");
+        fields.change(&name, |_| Some(value("2")));
+        assert_eq!(fields.lines().collect::<Vec<_>>(), [&b"A: 2"[..], b"a:2 "]);
+        assert_eq!(fields.listed(), [("A", "2"), ("a", "2")]);
+    }
+
+    #[test]
+    fn a_map_becomes_fields_and_fields_a_map() {
+        let mut map = HeaderMap::new();
+        for (name, text) in [("x-a", "1"), ("host", "a.example"), ("x-a", "2"), ("x-empty", "")] {
+            map.append(HeaderName::from_static(name), value(text));
+        }
+        let mut fields = Fields::from_iter(&map);
+        assert_eq!(fields.listed(), [("x-a", "1"), ("x-a", "2"), ("host", "a.example"), ("x-empty", "")]);
+        fields.append(&header::VIA, &value("b"));
+        map.insert(header::VIA, value("b"));
+        map.remove(header::HOST);
+        assert_eq!(fields.to_map(|name| name != header::HOST), Some(map));
+    }
+}
