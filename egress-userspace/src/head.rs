@@ -6,7 +6,7 @@ mod fields;
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri, Version};
 
-pub use self::fields::{Fields, Line, ascii, is};
+pub use self::fields::{Fields, Line, ascii};
 
 /// The head of a request.
 #[derive(Clone, Debug)]

@@ -9,6 +9,8 @@ pub struct Fields {
     /// What most of them are written in.
     text: Bytes,
     lines: Vec<Line>,
+    /// The marks of all names that there are, or were: most that are looked for are not there.
+    marks: u64,
 }
 
 /// One field's line: `Name: value`, without the line break. Positions are in bytes.
@@ -48,20 +50,23 @@ impl Line {
         self.part(text, self.value.0, self.value.1)
     }
 
-    fn is(&self, text: &[u8], name: &HeaderName) -> bool {
-        is(self.name(text), name)
+    fn is(&self, text: &[u8], name: &str) -> bool {
+        self.name(text).eq_ignore_ascii_case(name.as_bytes())
     }
 }
 
-/// Whether a name as it is written is this one.
-pub fn is(written: &[u8], name: &HeaderName) -> bool {
-    written.eq_ignore_ascii_case(name.as_str().as_bytes())
+/// One bit for a name, the same in any case.
+fn mark(name: &[u8]) -> u64 {
+    let first = name.first().copied().unwrap_or_default().to_ascii_lowercase();
+    let bit = ((name.len() as u8).wrapping_mul(5) ^ first) % 64;
+    1 << bit
 }
 
 impl Fields {
     /// The lines of a text.
     pub fn new(text: Bytes, lines: Vec<Line>) -> Self {
-        Self { text, lines }
+        let marks = lines.iter().fold(0, |marks, line| marks | mark(line.name(&text)));
+        Self { text, lines, marks }
     }
 
     /// How many there are.
@@ -79,14 +84,39 @@ impl Fields {
         self.lines.iter().map(|line| (line.name(&self.text), line.value(&self.text)))
     }
 
-    /// The lines as they are to be written, without line breaks.
+    /// The lines as they are written, without line breaks.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
         self.lines.iter().map(|line| line.part(&self.text, line.start, line.end))
     }
 
+    /// Writes the lines, with line breaks. Those that came one after the other go at once.
+    pub fn write(&self, out: &mut BytesMut) {
+        let mut lines = self.lines.iter().peekable();
+        while let Some(line) = lines.next() {
+            let mut end = line.end;
+            let follows = |next: &Line, end: u32| {
+                let is_next = next.own.is_none() && next.start == end + 2;
+                is_next && self.text[end as usize..].starts_with(b"\r\n")
+            };
+            while line.own.is_none()
+                && let Some(next) = lines.next_if(|next| follows(next, end))
+            {
+                end = next.end;
+            }
+            out.extend_from_slice(line.part(&self.text, line.start, end));
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+
     /// The values of all fields of this name.
     pub fn get_all<'a>(&'a self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-        self.iter().filter(move |(written, _)| is(written, name)).map(|(_, value)| value)
+        let name = name.as_str();
+        let lines = if self.may_have(name) { &self.lines[..] } else { &[] };
+        lines.iter().filter(move |line| line.is(&self.text, name)).map(|line| line.value(&self.text))
+    }
+
+    fn may_have(&self, name: &str) -> bool {
+        self.marks & mark(name.as_bytes()) != 0
     }
 
     /// The value of the first field of this name.
@@ -111,13 +141,16 @@ impl Fields {
 
     /// Removes all of this name.
     pub fn remove(&mut self, name: &HeaderName) {
-        self.lines.retain(|line| !line.is(&self.text, name));
+        let name = name.as_str();
+        if self.may_have(name) {
+            self.lines.retain(|line| !line.is(&self.text, name));
+        }
     }
 
     /// Makes this the one field of its name, in the place and with the name of the first that there was.
     pub fn set(&mut self, name: &HeaderName, value: &HeaderValue) {
-        let mut found = false;
-        self.lines.retain(|line| !line.is(&self.text, name) || !std::mem::replace(&mut found, true));
+        let (written, mut found) = (name.as_str(), false);
+        self.lines.retain(|line| !line.is(&self.text, written) || !std::mem::replace(&mut found, true));
         if found {
             self.change(name, |_| Some(value.clone()));
         } else {
@@ -127,12 +160,14 @@ impl Fields {
 
     /// Adds a field after all others.
     pub fn append(&mut self, name: &HeaderName, value: &HeaderValue) {
-        self.lines.push(Line::new(name.as_str().as_bytes(), value.as_bytes()));
+        let name = name.as_str().as_bytes();
+        self.lines.push(Line::new(name, value.as_bytes()));
+        self.marks |= mark(name);
     }
 
     /// Changes the values of this name to which `other` gives another.
     pub fn change(&mut self, name: &HeaderName, other: impl Fn(&[u8]) -> Option<HeaderValue>) {
-        for line in self.lines.iter_mut().filter(|line| line.is(&self.text, name)) {
+        for line in self.lines.iter_mut().filter(|line| line.is(&self.text, name.as_str())) {
             let value = line.value(&self.text);
             if let Some(other) = other(value).filter(|other| other.as_bytes() != value) {
                 *line = Line::new(line.name(&self.text), other.as_bytes());

@@ -42,10 +42,7 @@ pub fn response_head(head: &ResponseHead, version: Version, more: &[(&str, &str)
 
 /// Writes fields, and the empty line that ends them.
 fn put_fields(fields: &Fields, more: &[(&str, &str)], out: &mut BytesMut) {
-    for line in fields.lines() {
-        out.put_slice(line);
-        out.put_slice(b"\r\n");
-    }
+    fields.write(out);
     for (name, value) in more {
         put_field(name.as_bytes(), value.as_bytes(), out);
     }

@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
 
 use super::Fault;
@@ -36,7 +36,10 @@ impl Head {
         if self.scanned == 0 {
             // Empty lines before a message are to be ignored (RFC 9112 section 2.2).
             let empty = input.iter().take_while(|byte| b"\r\n".contains(byte)).count();
-            let _ = input.split_to(empty);
+            input.advance(empty);
+        }
+        if input.is_empty() {
+            return Ok(None);
         }
         let end = end_of_head(input, self.scanned);
         if end.unwrap_or(input.len()) > limit {

@@ -54,7 +54,8 @@ impl Input {
             // What is kept takes no more room than it needs.
             let mut room = [MaybeUninit::uninit(); SMALL];
             let mut buffer = ReadBuf::uninit(&mut room);
-            let read = fill(&mut buffer, stream, cx);
+            // What does not fill it is as a rule all that there is.
+            let read = Pin::new(stream).poll_read(cx, &mut buffer);
             self.bytes.extend_from_slice(buffer.filled());
             self.is_large = buffer.remaining() == 0;
             read
@@ -164,8 +165,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_read_at_once() {
-        assert_eq!(filled(vec![Ok(10), Ok(20)]), [Some(Ok(30)), None]);
+    fn short_reads_come_by_themselves_and_long_ones_together() {
+        assert_eq!(filled(vec![Ok(10), Ok(20)]), [Some(Ok(10)), Some(Ok(20)), None]);
+        assert_eq!(filled(vec![Ok(SMALL), Ok(10), Ok(20)]), [Some(Ok(SMALL)), Some(Ok(30)), None]);
         assert_eq!(filled(vec![Ok(10), Ok(0), Ok(0)]), [Some(Ok(10)), Some(Ok(0))]);
     }
 
