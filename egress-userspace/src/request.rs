@@ -131,7 +131,7 @@ struct Answer {
 impl Conversation {
     /// A conversation that has yet to begin.
     pub fn new(worker: Rc<Worker>, accepted: Accepted) -> Self {
-        let client = Rc::new(Client { process: accepted.origin.process_name(), origin: accepted.origin });
+        let client = Rc::new(Client::new(accepted.origin));
         Self { worker, accepted, client }
     }
 

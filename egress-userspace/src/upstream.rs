@@ -23,6 +23,7 @@ pub use self::{
     cause::Cause,
     error::{ExchangeError, Fate, NotAnswered, UpstreamError, causes},
 };
+use crate::telemetry::access_log::Rendered;
 
 /// What is known of an upstream connection from its making.
 #[derive(Debug)]
@@ -33,6 +34,15 @@ pub struct ConnectionInfo {
     pub protocol: &'static str,
     /// What TLS agreed on; none where a request is passed through as it came.
     pub tls: Option<TlsInfo>,
+    /// All of it, as it is logged.
+    pub logged: Rendered,
+}
+
+impl ConnectionInfo {
+    /// What is known of a connection to `address`.
+    pub fn new(address: SocketAddr, protocol: &'static str, tls: Option<TlsInfo>) -> Self {
+        Self { address, protocol, tls, logged: Rendered::default() }
+    }
 }
 
 /// What TLS agreed on.

@@ -8,8 +8,8 @@ use std::{rc::Rc, sync::Arc, time::Instant};
 use egress_common::origin::Origin;
 use http::{Method, StatusCode};
 
-use self::lines::Value;
-pub use self::lines::{Format, flush, keep_flushing, write_to_standard_error};
+pub use self::lines::{Format, Rendered, flush, keep_flushing, write_to_standard_error};
+use self::lines::{Value, field};
 use super::metrics::Metrics;
 use crate::{
     body::BodyError,
@@ -68,6 +68,15 @@ pub struct Client {
     pub origin: Origin,
     /// The process's name.
     pub process: String,
+    /// Both, as they are logged.
+    pub logged: Rendered,
+}
+
+impl Client {
+    /// Who has made a connection to `origin`.
+    pub fn new(origin: Origin) -> Self {
+        Self { process: origin.process_name(), origin, logged: Rendered::default() }
+    }
 }
 
 /// A request's record, to be filled while it is served.
@@ -184,33 +193,48 @@ impl Drop for Record {
         if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
             return;
         }
-        let upstream = self.upstream.as_ref();
-        let tls = upstream.and_then(|(info, _)| info.tls.as_ref());
         let duration = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let origin = self.client.origin.socket_addr();
-        lines::write(&[
-            ("outcome", Some(Value::Text(outcome.label()))),
-            ("method", Some(Value::Text(self.method.as_str()))),
-            ("host", Some(Value::Text(&self.host))),
-            ("path", Some(Value::Text(&self.path))),
-            ("status", self.status.map(|status| Value::Number(status.as_u16().into()))),
-            ("received", Some(Value::Number(self.received))),
-            ("sent", Some(Value::Number(self.sent))),
-            ("duration_us", Some(Value::Number(duration))),
-            ("pid", Some(Value::Number(self.client.origin.pid.into()))),
-            ("process", Some(Value::Text(&self.client.process))),
-            ("origin", Some(Value::Address(origin))),
-            ("route", self.route.as_deref().map(Value::Text)),
-            ("retries", (self.retries > 0).then(|| Value::Number(self.retries.into()))),
-            ("upstream", upstream.map(|(info, _)| Value::Address(info.address))),
-            ("protocol", upstream.map(|(info, _)| Value::Text(info.protocol))),
-            ("tls", tls.map(|tls| Value::Text(tls.version))),
-            ("cipher", tls.map(|tls| Value::Text(tls.cipher))),
-            ("group", tls.map(|tls| Value::Text(tls.group))),
-            ("reused", upstream.map(|(_, reused)| Value::Flag(*reused))),
-            ("cause", self.cause.map(|cause| Value::Text(cause.label()))),
-            ("error", self.error.as_deref().map(Value::Text)),
-        ]);
+        lines::write(|line| {
+            line.put(&[
+                field!("outcome", Some(Value::Word(outcome.label()))),
+                field!("method", Some(Value::Word(self.method.as_str()))),
+                field!("host", Some(Value::Text(&self.host))),
+                field!("path", Some(Value::Text(&self.path))),
+                field!("status", self.status.map(|status| Value::Number(status.as_u16().into()))),
+                field!("received", Some(Value::Number(self.received))),
+                field!("sent", Some(Value::Number(self.sent))),
+                field!("duration_us", Some(Value::Number(duration))),
+            ]);
+            let Client { origin, process, logged } = &*self.client;
+            line.put_rendered(logged, || {
+                [
+                    field!("pid", Some(Value::Number(origin.pid.into()))),
+                    field!("process", Some(Value::Text(process))),
+                    field!("origin", Some(Value::Address(origin.socket_addr()))),
+                ]
+            });
+            line.put(&[
+                field!("route", self.route.as_deref().map(Value::Text)),
+                field!("retries", (self.retries > 0).then(|| Value::Number(self.retries.into()))),
+            ]);
+            if let Some((info, reused)) = &self.upstream {
+                line.put_rendered(&info.logged, || {
+                    let tls = info.tls.as_ref();
+                    [
+                        field!("upstream", Some(Value::Address(info.address))),
+                        field!("protocol", Some(Value::Word(info.protocol))),
+                        field!("tls", tls.map(|tls| Value::Word(tls.version))),
+                        field!("cipher", tls.map(|tls| Value::Word(tls.cipher))),
+                        field!("group", tls.map(|tls| Value::Word(tls.group))),
+                    ]
+                });
+                line.put(&[field!("reused", Some(Value::Flag(*reused)))]);
+            }
+            line.put(&[
+                field!("cause", self.cause.map(|cause| Value::Word(cause.label()))),
+                field!("error", self.error.as_deref().map(Value::Text)),
+            ]);
+        });
     }
 }
 

@@ -53,7 +53,7 @@ impl Connector {
     /// The origin refuses, is unreachable, or does not answer.
     pub async fn plain(&self, from: &Place, origin: SocketAddr, http2: bool) -> Result<Made, UpstreamError> {
         let stream = self.tcp(from, origin).await?;
-        let info = |protocol| ConnectionInfo { address: origin, protocol, tls: None };
+        let info = |protocol| ConnectionInfo::new(origin, protocol, None);
         if http2 {
             return Shared::start(stream, self.heads, info("HTTP/2")).await.map(Made::Http2);
         }
@@ -158,7 +158,7 @@ impl Connector {
     async fn http(&self, stream: TlsStream, address: SocketAddr, tls: TlsInfo) -> Result<Made, UpstreamError> {
         let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
         let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
-        let info = ConnectionInfo { address, protocol, tls: Some(tls) };
+        let info = ConnectionInfo::new(address, protocol, Some(tls));
         if http2 {
             Shared::start(stream, self.heads, info).await.map(Made::Http2)
         } else {

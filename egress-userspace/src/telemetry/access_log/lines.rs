@@ -2,7 +2,7 @@
 //! gives them to the writer a few times a second.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     io::Write,
     net::SocketAddr,
     rc::Rc,
@@ -14,7 +14,6 @@ use itoa::Buffer;
 use tokio::{sync::Notify, time::sleep};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-use super::TARGET;
 use crate::upstream::tls;
 
 /// How long a line waits for others.
@@ -33,10 +32,34 @@ pub enum Format {
     Text,
 }
 
+/// A field: its name with what is around it, as JSON and as text have it, and its value, without which it is left out.
+pub struct Field<'a> {
+    /// As JSON has it.
+    pub json: &'static str,
+    /// As text has it.
+    pub text: &'static str,
+    /// The value.
+    pub value: Option<Value<'a>>,
+}
+
+/// A [`Field`] by its name, which is put together when this is compiled.
+macro_rules! field {
+    ($name:literal, $value:expr) => {
+        $crate::telemetry::access_log::lines::Field {
+            json: concat!(",\"", $name, "\":"),
+            text: concat!(" ", $name, "="),
+            value: $value,
+        }
+    };
+}
+pub(super) use field;
+
 /// The value of a field.
 pub enum Value<'a> {
     /// A text.
     Text(&'a str),
+    /// A text of ours, which has nothing in it that would have to be escaped.
+    Word(&'a str),
     /// An address.
     Address(SocketAddr),
     /// A number.
@@ -44,6 +67,10 @@ pub enum Value<'a> {
     /// Yes or no.
     Flag(bool),
 }
+
+/// Fields as they are written, kept for all the lines that have the same.
+#[derive(Debug, Default)]
+pub struct Rendered(OnceCell<Box<[u8]>>);
 
 /// Where lines go.
 struct Sink {
@@ -92,51 +119,71 @@ fn give(lines: &mut Vec<u8>) {
     lines.clear();
 }
 
-/// Writes a line with these fields, those without a value left out.
-pub fn write(fields: &[(&str, Option<Value<'_>>)]) {
+impl Rendered {
+    /// As they were the first time.
+    fn bytes<'a, const N: usize>(&self, fields: impl FnOnce() -> [Field<'a>; N], format: Format) -> &[u8] {
+        self.0.get_or_init(|| {
+            let mut bytes = Vec::new();
+            put_all(&mut bytes, &fields(), format);
+            bytes.into()
+        })
+    }
+}
+
+/// A line that is being written.
+pub struct Line<'l> {
+    bytes: &'l mut Vec<u8>,
+    format: Format,
+}
+
+impl Line<'_> {
+    /// Adds fields.
+    pub fn put(&mut self, fields: &[Field<'_>]) {
+        put_all(self.bytes, fields, self.format);
+    }
+
+    /// Adds fields that many lines have.
+    pub fn put_rendered<'a, const N: usize>(&mut self, kept: &Rendered, fields: impl FnOnce() -> [Field<'a>; N]) {
+        self.bytes.extend_from_slice(kept.bytes(fields, self.format));
+    }
+}
+
+/// Writes a line with the fields that `put` puts into it.
+pub fn write(put: impl FnOnce(&mut Line<'_>)) {
     let Some(sink) = SINK.get() else { return };
     LINES.with_borrow_mut(|lines| {
         if lines.is_empty() {
             BEGUN.with(|begun| begun.notify_one());
         }
-        match sink.format {
-            Format::Json => json(lines, fields),
-            Format::Text => text(lines, fields),
-        }
-        lines.push(b'\n');
+        line(lines, sink.format, put);
         if lines.len() > BATCH {
             give(lines);
         }
     });
 }
 
-fn json(line: &mut Vec<u8>, fields: &[(&str, Option<Value<'_>>)]) {
-    line.extend_from_slice(b"{\"timestamp\":\"");
-    timestamp(line);
-    line.extend_from_slice(b"\",\"level\":\"INFO\",\"message\":\"request\"");
-    for (name, value) in fields {
-        let Some(value) = value else { continue };
-        line.extend_from_slice(b",\"");
-        line.extend_from_slice(name.as_bytes());
-        line.extend_from_slice(b"\":");
-        put(line, value, "\"");
+fn line(lines: &mut Vec<u8>, format: Format, put: impl FnOnce(&mut Line<'_>)) {
+    if format == Format::Json {
+        lines.extend_from_slice(b"{\"timestamp\":\"");
     }
-    line.extend_from_slice(b",\"target\":\"");
-    line.extend_from_slice(TARGET.as_bytes());
-    line.extend_from_slice(b"\"}");
+    timestamp(lines);
+    lines.extend_from_slice(match format {
+        Format::Json => b"\",\"level\":\"INFO\",\"message\":\"request\"",
+        Format::Text => b"  INFO egress::access: request",
+    });
+    put(&mut Line { bytes: lines, format });
+    lines.extend_from_slice(match format {
+        Format::Json => b",\"target\":\"egress::access\"}\n",
+        Format::Text => b"\n",
+    });
 }
 
-fn text(line: &mut Vec<u8>, fields: &[(&str, Option<Value<'_>>)]) {
-    timestamp(line);
-    line.extend_from_slice(b"  INFO ");
-    line.extend_from_slice(TARGET.as_bytes());
-    line.extend_from_slice(b": request");
-    for (name, value) in fields {
+fn put_all(line: &mut Vec<u8>, fields: &[Field<'_>], format: Format) {
+    for Field { json, text, value } in fields {
         let Some(value) = value else { continue };
-        line.push(b' ');
+        let (name, quotes) = if format == Format::Json { (json, "\"") } else { (text, "") };
         line.extend_from_slice(name.as_bytes());
-        line.push(b'=');
-        put(line, value, "");
+        put(line, value, quotes);
     }
 }
 
@@ -145,6 +192,7 @@ fn put(line: &mut Vec<u8>, value: &Value<'_>, quotes: &str) {
     // To a vector nothing fails.
     match value {
         Value::Text(text) => quoted(line, text),
+        Value::Word(text) => in_quotes(line, text),
         Value::Address(value) => {
             line.extend_from_slice(quotes.as_bytes());
             address(line, *value);
@@ -171,14 +219,20 @@ fn address(line: &mut Vec<u8>, address: SocketAddr) {
 
 /// A string of JSON, which also keeps a text on its line.
 fn quoted(line: &mut Vec<u8>, text: &str) {
-    if text.bytes().any(|byte| byte < b' ' || byte == b'"' || byte == b'\\' || byte == 0x7f) {
+    let is_special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\' || byte == 0x7f;
+    // Looked through to its end, many bytes at a time: as a rule there is none.
+    if text.bytes().fold(false, |found, byte| found | is_special(byte)) {
         // To a vector nothing fails, and strings can be serialized.
         let _ = serde_json::to_writer(line, text);
     } else {
-        line.push(b'"');
-        line.extend_from_slice(text.as_bytes());
-        line.push(b'"');
+        in_quotes(line, text);
     }
+}
+
+fn in_quotes(line: &mut Vec<u8>, text: &str) {
+    line.push(b'"');
+    line.extend_from_slice(text.as_bytes());
+    line.push(b'"');
 }
 
 /// The time in RFC 3339's format, with microseconds.
@@ -203,24 +257,36 @@ fn timestamp(line: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    fn fields() -> [(&'static str, Option<Value<'static>>); 7] {
-        [
-            ("host", Some(Value::Text("a.example"))),
-            ("path", Some(Value::Text("/a\"b\\\n"))),
-            ("origin", Some(Value::Address(([127, 0, 0, 1], 80).into()))),
-            ("upstream", Some(Value::Address((std::net::Ipv6Addr::LOCALHOST, 443).into()))),
-            ("status", Some(Value::Number(200))),
-            ("reused", Some(Value::Flag(true))),
-            ("error", None),
-        ]
+    use super::super::TARGET;
+
+    fn written(format: Format) -> String {
+        let (mut lines, kept) = (Vec::new(), Rendered::default());
+        for host in ["b.example", "a.example"] {
+            lines.clear();
+            line(&mut lines, format, |line| {
+                line.put(&[
+                    field!("host", Some(Value::Word(host))),
+                    field!("path", Some(Value::Text("/a\"b\\\n"))),
+                    field!("error", None),
+                ]);
+                line.put_rendered(&kept, || {
+                    [
+                        field!("origin", Some(Value::Address(([127, 0, 0, 1], 80).into()))),
+                        field!("upstream", Some(Value::Address((std::net::Ipv6Addr::LOCALHOST, 443).into()))),
+                    ]
+                });
+                line.put(&[field!("status", Some(Value::Number(200))), field!("reused", Some(Value::Flag(true)))]);
+            });
+        }
+        String::from_utf8(lines).expect("UTF-8")
     }
 
     #[test]
     fn a_line_of_json_is_an_object() {
-        let mut line = Vec::new();
-        json(&mut line, &fields());
-        let object: serde_json::Value = serde_json::from_slice(&line).expect("JSON");
-        assert_eq!(object["path"], "/a\"b\\\n");
+        let line = written(Format::Json);
+        assert!(line.ends_with('\n'));
+        let object: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!((&object["host"], &object["path"]), (&"a.example".into(), &"/a\"b\\\n".into()));
         assert_eq!((&object["origin"], &object["status"]), (&"127.0.0.1:80".into(), &200.into()));
         assert_eq!(object["upstream"], "[::1]:443");
         assert_eq!((&object["reused"], &object["target"]), (&true.into(), &TARGET.into()));
@@ -234,10 +300,8 @@ mod tests {
 
     #[test]
     fn a_line_of_text_is_one_line() {
-        let mut line = Vec::new();
-        text(&mut line, &fields());
-        let line = String::from_utf8(line).expect("UTF-8");
-        let expected = "  INFO egress::access: request host=\"a.example\" path=\"/a\\\"b\\\\\\n\" origin=127.0.0.1:80 upstream=[::1]:443 status=200 reused=true";
+        let line = written(Format::Text);
+        let expected = "  INFO egress::access: request host=\"a.example\" path=\"/a\\\"b\\\\\\n\" origin=127.0.0.1:80 upstream=[::1]:443 status=200 reused=true\n";
         assert_eq!(line.split_once('Z').map(|(_, rest)| rest), Some(expected));
     }
 }

@@ -63,7 +63,7 @@ async fn connect(made: Rc<RefCell<Vec<net::TcpStream>>>) -> Result<Made, Upstrea
     made.borrow_mut().push(listener.accept().expect("the same").0);
     near.set_nonblocking(true).expect("a socket");
     let near = tokio::net::TcpStream::from_std(near).expect("a socket");
-    let info = ConnectionInfo { address: ([192, 0, 2, 1], 443).into(), protocol: "HTTP/1.1", tls: None };
+    let info = ConnectionInfo::new(([192, 0, 2, 1], 443).into(), "HTTP/1.1", None);
     let exclusive = Exclusive::new(Stream::Left(near), Limits::default().head, info);
     settle().await;
     Ok(Made::Http1(exclusive))
