@@ -112,7 +112,7 @@ impl Exchange<'_> {
 
     fn seen(&self, chosen: Option<&Chosen>, address: Option<SocketAddr>, seen: Seen) {
         if let (Some(cluster), Some(chosen), Some(address)) = (self.cluster(), chosen, address) {
-            cluster.seen(address, seen, chosen.all);
+            cluster.seen(address, seen, chosen.balanced.unwrap_or(1));
         }
     }
 
@@ -120,7 +120,7 @@ impl Exchange<'_> {
     fn wants_again(&self, attempt: &Attempt<'_>, ended: Ended<'_>, tries: u32, chosen: Option<&Chosen>) -> bool {
         let Some(retries) = self.sending.retries else {
             // The balancer has chosen an address where nobody is; there may be better ones.
-            let others = chosen.is_some_and(|chosen| chosen.is_balanced && chosen.all > 1);
+            let others = chosen.and_then(|chosen| chosen.balanced).is_some_and(|all| all > 1);
             return others && tries < ELSEWHERE && matches!(ended, Ended::NotConnected) && attempt.may_go_again(false);
         };
         let processed = matches!(ended, Ended::Response(..) | Ended::NoResponse);
@@ -150,7 +150,7 @@ impl Exchange<'_> {
             Err(Failure {
                 error: ProxyError::timeout(limit.unwrap_or_default()),
                 ended: Ended::NoResponse,
-                address: chosen.and_then(|chosen| chosen.candidates.first()).copied(),
+                address: chosen.and_then(|chosen| chosen.address),
             })
         })
     }
@@ -173,7 +173,7 @@ impl Exchange<'_> {
             _ => (To::Origin(origin), Outcome::PassedThrough),
         };
         let key = Key { netns: netns.cookie(), device: *device, to };
-        let first = chosen.and_then(|chosen| chosen.candidates.first()).copied();
+        let first = chosen.and_then(|chosen| chosen.address);
         let active = self.cluster().map(|cluster| cluster.begin(first));
         let failed =
             |error: &UpstreamError, ended| Failure { error: error.into(), ended, address: error.address().or(first) };
@@ -253,8 +253,9 @@ impl Exchange<'_> {
         let connector = self.worker.connector.clone();
         let Accepted { from, origin, .. } = self.accepted;
         let (from, origin, routed) = (from.clone(), origin.socket_addr(), self.sending.routed.clone());
-        let candidates = chosen.map(|chosen| chosen.candidates.clone()).unwrap_or_default();
-        let is_balanced = chosen.is_some_and(|chosen| chosen.is_balanced);
+        let candidates = self.cluster().zip(chosen).map(|(cluster, chosen)| cluster.candidates(origin.ip(), chosen));
+        let candidates = candidates.unwrap_or_default();
+        let is_balanced = chosen.is_some_and(|chosen| chosen.balanced.is_some());
         async move {
             match routed {
                 Routed::Originate(cluster, name) => {

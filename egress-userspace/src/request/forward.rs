@@ -46,12 +46,13 @@ impl Conversation {
                 let asks_to_switch = headers::asks_to_switch(&head.fields);
                 prepare(head, host);
                 let cluster = route.cluster(weighted.upstream);
-                let host = rewritten(selected, matched, weighted, cluster, host, head)?;
+                let rewritten = rewritten(selected, matched, weighted, cluster, head)?;
+                let host = rewritten.as_ref().unwrap_or(host);
                 let mirrored = (!selected.mirrors.is_empty()).then(|| {
                     content.keep();
                     head.clone()
                 });
-                let (to, name) = named(cluster, &host)?;
+                let (to, name) = named(cluster, host)?;
                 let sending = Sending {
                     routed: Routed::Originate(to, name),
                     trailers,
@@ -59,9 +60,9 @@ impl Conversation {
                     timeout: selected.timeout,
                     retries: selected.retries.as_ref(),
                 };
-                let mut answer = self.exchange(&host, head, content, sending, record).await?;
+                let mut answer = self.exchange(host, head, content, sending, record).await?;
                 if let Some(head) = mirrored {
-                    self.mirror(route, selected, &host, &head, content);
+                    self.mirror(route, selected, host, &head, content);
                 }
                 let fields = &mut answer.response.head.fields;
                 change_both(fields, &weighted.headers.response, &selected.headers.response);
@@ -140,15 +141,14 @@ fn draw(destinations: &[Weighted]) -> &Weighted {
     destinations.iter().find(|destination| number < destination.up_to).unwrap_or(&destinations[0])
 }
 
-/// Makes the head what the route wants the origin to see. Gives the host that the origin is asked for.
+/// Makes the head what the route wants the origin to see. Gives the host that the origin is asked for, if that is another.
 fn rewritten(
     selected: &HttpRoute,
     matched: Option<&Match>,
     weighted: &Weighted,
     cluster: &Cluster,
-    host: &RequestHost,
     head: &mut RequestHead,
-) -> Result<RequestHost, ProxyError> {
+) -> Result<Option<RequestHost>, ProxyError> {
     change_both(&mut head.fields, &weighted.headers.request, &selected.headers.request);
     if cluster.upstream.adjustments.strip_forwarded_headers {
         rewrite::strip_forwarded(&mut head.fields);
@@ -157,10 +157,10 @@ fn rewritten(
         let refused = || ProxyError::bad_request("the VirtualService rewrites this path to what is none");
         head.set_uri(rewrite::path(head.uri(), path, matched).ok_or_else(refused)?);
     }
-    let Some(authority) = &selected.rewrite.authority else { return Ok(host.clone()) };
+    let Some(authority) = &selected.rewrite.authority else { return Ok(None) };
     headers::replace_host(&mut head.fields, authority);
     let refused = || ProxyError::bad_request("the VirtualService rewrites the Host to what is none");
-    RequestHost::new(authority.clone()).ok_or_else(refused)
+    RequestHost::new(authority.clone()).map(Some).ok_or_else(refused)
 }
 
 /// Those of the destination first, as in Envoy.

@@ -88,8 +88,9 @@ impl Copy {
         let wanted = attempt.wanted(self.cluster.upstream.pool.idle_timeout);
         let connecting = self.pool.get(&key, wanted, Some(&self.cluster.usage), |offer| {
             let (connector, from, cluster) = (self.connector.clone(), self.from.clone(), self.cluster.clone());
-            let (name, candidates) = (self.name.clone(), chosen.candidates.clone());
-            async move { connector.tls(&from, &cluster, &name, candidates, chosen.is_balanced, offer).await }
+            let (name, candidates) = (self.name.clone(), cluster.candidates(self.origin, &chosen));
+            let is_balanced = chosen.balanced.is_some();
+            async move { connector.tls(&from, &cluster, &name, candidates, is_balanced, offer).await }
         });
         let mut connection = connecting.await.ok()?;
         let mut body = attempt.send(&mut connection).await.ok()?.ok()?.body;

@@ -67,15 +67,13 @@ enum Place {
     Origin(u16),
 }
 
-/// Where one request goes: the addresses to try, best first.
+/// Where one request goes, as far as it matters before a connection has to be made.
 #[derive(Debug)]
 pub struct Chosen {
-    /// The addresses; none if none is known, or all are left out.
-    pub candidates: Vec<SocketAddr>,
-    /// Whether the first was chosen by a balancer, so that connections to the others are of no use.
-    pub is_balanced: bool,
-    /// How many addresses there are, those that are left out included.
-    pub all: usize,
+    /// The address, where no other will do: none then, if none is known or all are left out.
+    pub address: Option<SocketAddr>,
+    /// Whether a balancer has chosen it, among so many.
+    pub balanced: Option<usize>,
 }
 
 /// A request under way to an address, for as long as this lives.
@@ -99,28 +97,36 @@ impl Cluster {
 
     /// Chooses where a request goes whose application was going to `origin`.
     pub fn choose(&self, origin: IpAddr) -> Chosen {
+        let is_balanced = self.upstream.balancer.is_some() || self.has_weights();
+        if !is_balanced && self.health.is_none() {
+            let is_original = matches!(self.upstream.targets, Targets::Original);
+            let address = is_original.then(|| SocketAddr::new(origin, self.upstream.target_port));
+            return Chosen { address, balanced: None };
+        }
         let found = self.addresses(origin);
         let all = found.len();
-        let is_balanced = self.upstream.balancer.is_some() || self.has_weights();
         let mut candidates = if is_balanced { self.balanced(found, origin) } else { preferred(found, origin) };
+        // A connection to an address that is left out must not be used either, so each address has its own, and no other is
+        // tried in its place.
         if let Some(health) = &self.health {
             candidates = health.well(candidates, Instant::now());
         }
-        // A connection to an address that is left out must not be used either, so each address has its own, and no other is
-        // tried in its place.
-        let is_balanced = is_balanced || self.health.is_some();
-        if is_balanced {
-            candidates.truncate(1);
+        Chosen { address: candidates.first().copied(), balanced: Some(all) }
+    }
+
+    /// The addresses to try for what was `chosen`, best first.
+    pub fn candidates(&self, origin: IpAddr, chosen: &Chosen) -> Vec<SocketAddr> {
+        match chosen.balanced {
+            Some(_) => chosen.address.into_iter().collect(),
+            None => preferred(self.addresses(origin), origin),
         }
-        Chosen { candidates, is_balanced, all }
     }
 
     /// What a pooled connection must lead to, to serve a request for `host` that goes to what was `chosen`.
     pub fn pooled(&self, host: &str, chosen: &Chosen) -> To {
-        let depends = chosen.is_balanced || matches!(self.upstream.targets, Targets::Original);
         To::Cluster {
             id: self.id,
-            address: chosen.candidates.first().filter(|_| depends).copied(),
+            address: chosen.address,
             name: (!self.upstream.host.is_exact()).then(|| host.into()),
         }
     }

@@ -119,7 +119,7 @@ impl Origin {
     /// One that nobody uses.
     fn idle(&mut self, max_idle: Duration) -> Option<http1::Exclusive> {
         for index in (0..self.idle.len()).rev() {
-            if self.idle[index].since.elapsed() > max_idle {
+            if self.used.saturating_duration_since(self.idle[index].since) > max_idle {
                 break;
             }
             let Idle { connection, .. } = self.idle.remove(index)?;
