@@ -8,12 +8,12 @@ mod run;
 
 use std::process::ExitCode;
 
-use egress::self_test;
+use egress::{memory, self_test};
 
 use crate::cli::{Cli, Command};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: memory::Allocator = memory::Allocator;
 
 fn main() -> ExitCode {
     let cli = match Cli::read() {

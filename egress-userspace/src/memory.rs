@@ -1,7 +1,50 @@
 //! Memory that is free goes back to the system: the allocator keeps it until somebody allocates again, which an idle agent does not.
 //! And what is large is not copied on its way to the heap.
 
-use std::pin::Pin;
+use std::{
+    alloc::{GlobalAlloc, Layout},
+    pin::Pin,
+};
+
+use libmimalloc_sys::{
+    mi_free, mi_malloc, mi_malloc_aligned, mi_realloc, mi_realloc_aligned, mi_zalloc, mi_zalloc_aligned,
+};
+
+/// mimalloc. Its crate asks it for an alignment each time, for which it looks whether that is more than it gives anyway
+/// (`MI_MAX_ALIGN_SIZE`, of 16 bytes, or as much as a smaller block has): nearly never.
+pub struct Allocator;
+
+/// Whether mimalloc aligns a block of this size like this by itself.
+fn is_usual(size: usize, align: usize) -> bool {
+    align <= 8 || align == 16 && size >= 16
+}
+
+// SAFETY: mimalloc gives blocks of the size and the alignment that it is asked for, and takes back what it has given.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let (size, align) = (layout.size(), layout.align());
+        // SAFETY: any size and any alignment that a layout can have will do.
+        unsafe { if is_usual(size, align) { mi_malloc(size) } else { mi_malloc_aligned(size, align) } }.cast()
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let (size, align) = (layout.size(), layout.align());
+        // SAFETY: as above.
+        unsafe { if is_usual(size, align) { mi_zalloc(size) } else { mi_zalloc_aligned(size, align) } }.cast()
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, _: Layout) {
+        // SAFETY: it comes from here.
+        unsafe { mi_free(block.cast()) };
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let (block, align) = (block.cast(), layout.align());
+        // SAFETY: it comes from here.
+        unsafe { if is_usual(size, align) { mi_realloc(block, size) } else { mi_realloc_aligned(block, size, align) } }
+            .cast()
+    }
+}
 
 /// Gives back what is free, at once: much of what a start or a reload takes is needed for a moment, and so is much of the code,
 /// which comes back from the executable's file when it is used.
