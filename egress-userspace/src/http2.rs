@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Fields that only HTTP/1.1 has (section 8.2.2).
-const OF_HTTP1: [HeaderName; 5] = [
+static OF_HTTP1: [HeaderName; 5] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),

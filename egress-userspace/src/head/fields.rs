@@ -131,7 +131,7 @@ impl Fields {
 
     /// Whether there is a field of this name.
     pub fn contains(&self, name: &HeaderName) -> bool {
-        self.get(name).is_some()
+        self.may_have(name.as_str()) && self.get(name).is_some()
     }
 
     /// Keeps those whose name and value `stays` says yes to.
@@ -209,6 +209,8 @@ impl<'a> FromIterator<(&'a HeaderName, &'a HeaderValue)> for Fields {
             let first = text.len();
             text.extend_from_slice(value.as_bytes());
             lines.push(Line::at(start, first - 2, (first, text.len()), text.len()));
+            // Nobody sees it, but they are written as one.
+            text.extend_from_slice(b"\r\n");
         }
         Self::new(text.freeze(), lines)
     }

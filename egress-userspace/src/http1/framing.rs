@@ -105,15 +105,18 @@ fn coding(fields: &Fields) -> Option<Coding> {
 /// # Errors
 /// It says more than one thing, or nothing that is a length.
 pub fn length(fields: &mut Fields) -> Result<Option<u64>, Fault> {
-    let Some(first) = fields.get(&header::CONTENT_LENGTH) else { return Ok(None) };
+    let (first, second) = {
+        let mut values = fields.get_all(&header::CONTENT_LENGTH);
+        (values.next(), values.next())
+    };
+    let Some(first) = first else { return Ok(None) };
     let parse = |value: &[u8]| {
         let digits = value.trim_ascii();
         let all = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
         let number = all.then(|| std::str::from_utf8(digits).ok()?.parse::<u64>().ok()).flatten();
         number.ok_or(Fault::Length)
     };
-    let simple = fields.get_all(&header::CONTENT_LENGTH).nth(1).is_none();
-    if simple && !first.contains(&b',') {
+    if second.is_none() && !first.contains(&b',') {
         return parse(first).map(Some);
     }
     let all = fields.get_all(&header::CONTENT_LENGTH);

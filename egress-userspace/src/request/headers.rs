@@ -2,13 +2,19 @@
 
 use http::{HeaderName, HeaderValue, Version, header, uri::Authority};
 
-use crate::head::{self, Fields, ResponseHead};
+use crate::head::{Fields, ResponseHead};
 
 /// Hop-by-hop whether or not Connection names them (RFC 9110 section 7.6.1). Transfer-Encoding stays: `http1` ends and
 /// renews the coding, and keeps the field as it was written.
-const HOP_BY_HOP: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "te", "upgrade"];
+static HOP_BY_HOP: [HeaderName; 5] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::UPGRADE,
+];
 /// What Connection says that is no name, and names that are not the client's to take away, as framing and routing rest on them.
-const NOT_NAMED: [&str; 4] = ["close", "host", "content-length", "transfer-encoding"];
+const NOT_NAMED: [&[u8]; 4] = [b"close", b"host", b"content-length", b"transfer-encoding"];
 
 /// Whether a request asks to switch to a protocol that can be passed on, such as WebSocket.
 pub fn asks_to_switch(fields: &Fields) -> bool {
@@ -17,39 +23,38 @@ pub fn asks_to_switch(fields: &Fields) -> bool {
 
 /// Whether a request says that its client takes trailers (RFC 9110 section 10.1.4).
 pub fn takes_trailers(fields: &Fields) -> bool {
-    tokens(fields, &header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"))
+    tokens(fields, &header::TE).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
 }
 
 /// Whether the connection can go on after a message of this version (RFC 9112 section 9.3).
 pub fn keeps_alive(version: Version, fields: &Fields) -> bool {
-    let says = |option: &str| tokens(fields, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(option));
-    if version >= Version::HTTP_11 { !says("close") } else { says("keep-alive") && !says("close") }
+    let says = |option: &[u8]| tokens(fields, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(option));
+    if version >= Version::HTTP_11 { !says(b"close") } else { says(b"keep-alive") && !says(b"close") }
 }
 
 /// Makes chunks the last of the transfer codings.
 pub fn end_in_chunks(fields: &mut Fields) {
     let last = fields.get_all(&header::TRANSFER_ENCODING).last();
-    let coding = last.and_then(head::ascii).and_then(|value| value.rsplit(',').next());
-    if !coding.is_some_and(|coding| coding.trim().eq_ignore_ascii_case("chunked")) {
+    let coding = last.and_then(|value| value.rsplit(|byte| *byte == b',').next());
+    if !coding.is_some_and(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked")) {
         fields.append(&header::TRANSFER_ENCODING, &HeaderValue::from_static("chunked"));
     }
 }
 
 /// Removes hop-by-hop fields and those that Connection names, except for what it takes to switch protocols.
 pub fn remove_hop_by_hop(fields: &mut Fields) {
-    let is_one_of = |names: &[&str], name: &[u8]| names.iter().any(|one| name.eq_ignore_ascii_case(one.as_bytes()));
+    if !HOP_BY_HOP.iter().any(|name| fields.contains(name)) {
+        return;
+    }
     let mut named: Vec<Vec<u8>> = tokens(fields, &header::CONNECTION)
-        .map(str::as_bytes)
-        .filter(|option| !is_one_of(&HOP_BY_HOP, option) && !is_one_of(&NOT_NAMED, option))
+        .filter(|option| !is_hop_by_hop(option) && !NOT_NAMED.iter().any(|other| option.eq_ignore_ascii_case(other)))
         .map(<[u8]>::to_ascii_lowercase)
         .collect();
     named.sort_unstable();
     let protocols = protocols(fields);
-    let switches = protocols.is_some();
     fields.retain(|name, _| {
-        let stays = switches && is_one_of(&["connection", "upgrade"], name);
-        (stays || !is_one_of(&HOP_BY_HOP, name))
-            && (named.is_empty() || named.binary_search(&name.to_ascii_lowercase()).is_err())
+        !is_hop_by_hop(name) && (named.is_empty() || named.binary_search(&name.to_ascii_lowercase()).is_err())
+            || protocols.is_some() && [&b"connection"[..], b"upgrade"].iter().any(|one| name.eq_ignore_ascii_case(one))
     });
     if let Some(protocols) = protocols {
         fields.set(&header::CONNECTION, &HeaderValue::from_static("Upgrade"));
@@ -57,24 +62,28 @@ pub fn remove_hop_by_hop(fields: &mut Fields) {
     }
 }
 
+fn is_hop_by_hop(name: &[u8]) -> bool {
+    HOP_BY_HOP.iter().any(|one| name.eq_ignore_ascii_case(one.as_str().as_bytes()))
+}
+
 /// The protocols of an Upgrade field that Connection names, less those that are not the other end's business: TLS, which
 /// Java's client offers (RFC 2817), is ours to make, and HTTP/2 is agreed on by ALPN.
 fn protocols(fields: &Fields) -> Option<HeaderValue> {
-    if !tokens(fields, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade")) {
+    if !tokens(fields, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade")) {
         return None;
     }
-    let ours = |protocol: &str| {
+    let ours = |protocol: &[u8]| {
         let protocol = protocol.to_ascii_lowercase();
-        protocol.starts_with("tls/") || protocol == "h2c" || protocol == "h2" || protocol.starts_with("http/")
+        protocol.starts_with(b"tls/") || protocol == b"h2c" || protocol == b"h2" || protocol.starts_with(b"http/")
     };
-    let kept: Vec<&str> = tokens(fields, &header::UPGRADE).filter(|protocol| !ours(protocol)).collect();
-    (!kept.is_empty()).then(|| HeaderValue::from_str(&kept.join(", ")).ok())?
+    let kept: Vec<&[u8]> = tokens(fields, &header::UPGRADE).filter(|protocol| !ours(protocol)).collect();
+    (!kept.is_empty()).then(|| HeaderValue::from_bytes(&kept.join(&b", "[..])).ok())?
 }
 
 /// The members of a list field (RFC 9110 section 5.6.1).
-fn tokens<'a>(fields: &'a Fields, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    let values = fields.get_all(name).filter_map(head::ascii);
-    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
+fn tokens<'a>(fields: &'a Fields, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let members = fields.get_all(name).flat_map(|value| value.split(|byte| *byte == b','));
+    members.map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
 /// Makes the head of a response what the client should see: what the origin sent, less what concerns the connection to it.

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, request
 use crate::head::{RequestHead, ResponseHead};
 
 /// What of a handshake HTTP/2 can have, but must not. A length of 0 would be one of what follows, too (RFC 9113 section 8.1.1).
-pub const LEFT_OUT: [HeaderName; 2] = [header::SEC_WEBSOCKET_KEY, header::CONTENT_LENGTH];
+pub static LEFT_OUT: [HeaderName; 2] = [header::SEC_WEBSOCKET_KEY, header::CONTENT_LENGTH];
 
 const PROTOCOL: &str = "websocket";
 /// Proves that a server has understood the handshake of HTTP/1.1 (RFC 6455 section 1.3).
