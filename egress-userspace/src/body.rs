@@ -36,8 +36,8 @@ pub enum BodyError {
     /// The route's time for the exchange is over.
     #[error("the response took longer than the timeout of its route")]
     TimedOut,
-    /// The client neither sends nor takes anything.
-    #[error("nothing came from the client, and it took nothing, for {0:?} (--idle-timeout)")]
+    /// Nothing comes from the client or goes to it, be it that there is nothing.
+    #[error("nothing came from the client, and nothing went to it, for {0:?} (--idle-timeout)")]
     Stalled(Duration),
     /// The request is being sent anew, by somebody else.
     #[error("the request was given up and is sent again")]

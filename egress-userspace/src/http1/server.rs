@@ -257,7 +257,7 @@ impl Connection {
     /// Sends a response; `close` says that it is the last. Gives whether another request can follow.
     ///
     /// # Errors
-    /// The response does not come to its end, or the client does not take it, which `stalled` can say.
+    /// The response does not come to its end, or the client does not take it. That neither goes on, `stalled` can say.
     pub fn respond<'a, S: Future<Output = Duration>>(
         &'a self,
         mut head: ResponseHead,
@@ -298,14 +298,14 @@ impl Connection {
                 }
                 let io = &mut *self.io.borrow_mut();
                 if io.output.is_empty() {
-                    return match broken.take() {
-                        Some(error) => Poll::Ready(Err(error)),
+                    match broken.take() {
+                        Some(error) => return Poll::Ready(Err(error)),
                         None if ended => {
                             io.input.calm();
-                            Poll::Ready(Ok(keep_alive && io.content.is_end()))
+                            return Poll::Ready(Ok(keep_alive && io.content.is_end()));
                         }
-                        None => Poll::Pending,
-                    };
+                        None => break,
+                    }
                 }
                 if io.output.poll_write(&mut io.stream, cx).map_err(Error::from)?.is_pending() {
                     break;

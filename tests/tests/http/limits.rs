@@ -143,6 +143,11 @@ fn an_exchange_on_which_nothing_moves_ends() -> Result<()> {
                 wire.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n").as_bytes()).await?;
                 wire.write(&vec![b'x'; LARGE]).await
             })),
+            "/silent" => Some(script(|mut wire| async move {
+                wire.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello").await?;
+                while !wire.read().await?.is_empty() {}
+                Ok(())
+            })),
             "/upload" => Some(script(|mut wire| async move {
                 while !wire.read().await?.is_empty() {}
                 Ok(())
@@ -170,16 +175,19 @@ fn an_exchange_on_which_nothing_moves_ends() -> Result<()> {
     let output = raw(&bed, format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?.success()?;
     ensure!(output.text().starts_with("HTTP/1.1 504 "), "{output:?}");
     ensure!(output.text().contains("error=http_response_timeout;details=\"no response within 1s"), "{output:?}");
+    let output = bed.client_command("curl")?.args(["-q", "-sS", &format!("http://{HOST}/silent")]).run()?;
+    ensure!(output.code() == 56, "reset rather than ended: {output:?}");
     // Over HTTP/2 it is the connection that ends, if nothing moves on any of its streams.
     let request = [PREFACE, &frame(4, 0, &[]), &frame(1, 5, &head())].concat();
     bed.client_command(CLIENT)?.args(["raw", &address]).stdin(request).run()?;
 
-    let records = agent.wait_for_records(5)?;
+    let records = agent.wait_for_records(6)?;
     let outcome = |path: &str, method: &str| -> Result<String> {
         let is = |record: &&LogLine| record.text("path") == path && record.text("method") == method;
         Ok(records.iter().find(is).with_context(|| format!("{path}: {records:?}"))?.text("outcome"))
     };
     ensure!(outcome("/slow", "GET")? == "upgraded" && outcome("/large", "GET")? == "truncated", "{records:?}");
+    ensure!(outcome("/silent", "GET")? == "truncated", "{records:?}");
     ensure!(outcome("/upload", "POST")? == "refused", "{records:?}");
     ensure!(slow.wait(PATIENCE)?.success() && slow.stdout() == "x".repeat(10), "{}", slow.stdout());
     stopped.signal(nix::sys::signal::Signal::SIGCONT)?;
