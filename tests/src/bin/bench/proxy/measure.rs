@@ -68,7 +68,6 @@ impl Bench<'_> {
         match scenario {
             Scenario::Seed => seed(self.grounds.cores),
             Scenario::Cores => self.cores(),
-            Scenario::Connections => self.connections(),
             _ => self.namespaces(),
         }
     }
@@ -159,17 +158,6 @@ impl Bench<'_> {
         }
         self.servers.stop(Program::Egress);
         Ok(rows)
-    }
-
-    fn connections(&mut self) -> Result<Vec<Labelled>> {
-        let target = self.egress()?;
-        self.servers.ensure(Program::Egress)?;
-        let rows = [("64 connections", 64), ("1,000 connections", 1000), ("5,000 connections", 5000)];
-        let rows = rows.map(|(label, connections)| {
-            let pattern = Pattern::kept(connections);
-            Ok((label, self.load(&target, Some(Program::Egress), pattern)?))
-        });
-        rows.into_iter().collect()
     }
 
     fn namespaces(&mut self) -> Result<Vec<Labelled>> {

@@ -9,6 +9,12 @@ use super::peer::Upstream;
 pub(super) enum Scenario {
     /// 1 KB on 64 kept connections
     Keepalive,
+    /// 1 KB on 1,000
+    #[value(name = "keepalive-1000")]
+    Thousand,
+    /// 1 KB on 5,000
+    #[value(name = "keepalive-5000")]
+    FiveThousand,
     /// 1 KB and a new client connection for each request, 64 at a time
     Connect,
     /// 100 KB on 16 kept connections
@@ -37,8 +43,6 @@ pub(super) enum Scenario {
     Seed,
     /// egress on two cores
     Cores,
-    /// egress with more client connections
-    Connections,
     /// egress with more network namespaces
     Namespaces,
 }
@@ -69,6 +73,8 @@ impl Scenario {
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::Keepalive => "1 KB on 64 kept connections",
+            Self::Thousand => "1 KB on 1,000 kept connections",
+            Self::FiveThousand => "1 KB on 5,000 kept connections",
             Self::Connect => "1 KB, a new client connection for each request, 64 at a time",
             Self::Kilobytes => "100 KB on 16 kept connections",
             Self::Megabytes => "100 MB on one connection",
@@ -81,7 +87,6 @@ impl Scenario {
             Self::Startup => "from the start of the process to the first response",
             Self::Seed => "the first 1 KB over a link with 20 ms in each direction",
             Self::Cores => "1 KB on 64 kept connections, proxy, client and origin on two cores",
-            Self::Connections => "1 KB on more kept connections",
             Self::Namespaces => "1 KB on 64 kept connections, with more network namespaces served",
         }
     }
@@ -90,6 +95,8 @@ impl Scenario {
     pub(super) fn short_title(self) -> &'static str {
         match self {
             Self::Keepalive => "1 KB, kept connections",
+            Self::Thousand => "1 KB, 1,000 connections",
+            Self::FiveThousand => "1 KB, 5,000 connections",
             Self::Connect => "1 KB, new connections",
             Self::Kilobytes => "100 KB",
             Self::Megabytes => "100 MB",
@@ -100,7 +107,7 @@ impl Scenario {
             Self::RelayMegabytes => "100 MB, passed on",
             Self::Idle => "5,000 idle connections",
             Self::Startup => "start",
-            Self::Seed | Self::Cores | Self::Connections | Self::Namespaces => self.title(),
+            Self::Seed | Self::Cores | Self::Namespaces => self.title(),
         }
     }
 
@@ -115,6 +122,8 @@ impl Scenario {
         let megabytes = Pattern { path: "/100m", connections: 1, requests: Some(8), ..kept };
         Some(match self {
             Self::Keepalive => kept,
+            Self::Thousand => Pattern::kept(1000),
+            Self::FiveThousand => Pattern::kept(5000),
             Self::Connect => Pattern { closes: true, ..kept },
             Self::Kilobytes => Pattern { path: "/100k", connections: 16, ..kept },
             Self::Megabytes => megabytes,
@@ -125,9 +134,7 @@ impl Scenario {
             Self::RelayMegabytes => {
                 Pattern { connections: 8, requests: Some(16), upstream: Upstream::Plain, ..megabytes }
             }
-            Self::Idle | Self::Startup | Self::Seed | Self::Cores | Self::Connections | Self::Namespaces => {
-                return None;
-            }
+            Self::Idle | Self::Startup | Self::Seed | Self::Cores | Self::Namespaces => return None,
         })
     }
 }
