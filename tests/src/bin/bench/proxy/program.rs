@@ -14,6 +14,9 @@ use super::{
     usage::family,
 };
 
+/// As many streams as the origin takes (`origin.conf`): before it is told, Envoy would begin any number, which are refused.
+const ENVOY_HTTP2: &str = "http2_protocol_options: { max_concurrent_streams: 128 }";
+
 /// A proxy's program; Envoy is one for each protocol that it is told to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Program {
@@ -84,8 +87,8 @@ impl Program {
         let (template, origin, protocol) = match self {
             Self::Egress | Self::Nginx => (include_str!("programs/nginx.conf"), HTTP1, ""),
             Self::Haproxy => (include_str!("programs/haproxy.cfg"), HTTP1, ""),
-            Self::EnvoyHttp1 => (include_str!("programs/envoy.yaml"), HTTP1, "http_protocol_options"),
-            Self::EnvoyHttp2 => (include_str!("programs/envoy.yaml"), HTTP2, "http2_protocol_options"),
+            Self::EnvoyHttp1 => (include_str!("programs/envoy.yaml"), HTTP1, "http_protocol_options: {}"),
+            Self::EnvoyHttp2 => (include_str!("programs/envoy.yaml"), HTTP2, ENVOY_HTTP2),
         };
         let values = [
             ("PORT", port),
