@@ -140,7 +140,7 @@ async fn serve(
         }
         Err(error) => {
             conversation.ended(&error);
-            // A response that broke off must not look complete, and what a client does not take must not be kept for it.
+            // A response that broke off must not look complete, and for a client on whose connection nothing moves nothing is kept.
             if !ends_by_close && !matches!(error, BodyError::Stalled(_)) {
                 connection.close_in_order();
             }

@@ -39,13 +39,15 @@ impl RequestHead {
         &self.uri
     }
 
-    /// Changes the target.
+    /// Changes the target. One that stays the same stays as it was written.
     pub fn set_uri(&mut self, uri: Uri) {
-        self.uri = uri;
-        self.written = None;
+        if self.uri != uri {
+            self.uri = uri;
+            self.written = None;
+        }
     }
 
-    /// The target in the bytes in which it goes on: the origin form, or an asterisk (RFC 9112 section 3.2).
+    /// The target as it was written, or else as the URI has it.
     pub fn target(&self) -> &[u8] {
         let of_uri = self.uri.path_and_query().map_or("/", |target| target.as_str());
         self.written.as_deref().unwrap_or(of_uri.as_bytes())

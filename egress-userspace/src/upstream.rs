@@ -34,7 +34,7 @@ pub struct ConnectionInfo {
     pub protocol: &'static str,
     /// What TLS agreed on; none where a request is passed through as it came.
     pub tls: Option<TlsInfo>,
-    /// All of it, as it is logged.
+    /// What of it is logged, as it is written there.
     pub logged: Rendered,
 }
 

@@ -112,9 +112,9 @@ fn check_response(mut head: ResponseHead, is_head: bool) {
 
 /// How the fields were written is what they say, and HTTP/2 can say it as well.
 fn check_lines(fields: &Fields) {
-    assert_eq!(fields.lines().count(), fields.len());
+    assert_eq!(fields.lines().count(), fields.iter().count());
     let map = fields.to_map(|_| true).expect("there is room for so few");
-    assert_eq!(map.len(), fields.len());
+    assert_eq!(map.len(), fields.iter().count());
     for (line, (name, value)) in fields.lines().zip(fields.iter()) {
         assert!(!line.iter().any(|byte| b"\r\n".contains(byte)), "{line:?} is one line");
         let written = line.strip_prefix(name).and_then(|rest| rest.strip_prefix(b":")).expect("a colon after the name");

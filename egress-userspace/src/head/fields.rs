@@ -69,16 +69,6 @@ impl Fields {
         Self { text, lines, marks }
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.lines.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
-    }
-
     /// Names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.lines.iter().map(|line| (line.name(&self.text), line.value(&self.text)))
@@ -177,9 +167,11 @@ impl Fields {
 
     /// The fields as HTTP/2 has them, those that `goes` says yes to; None if they are more than it has room for.
     pub fn to_map(&self, goes: impl Fn(&HeaderName) -> bool) -> Option<HeaderMap> {
-        let mut map = HeaderMap::with_capacity(self.lines.len() + 1);
+        let mut map = HeaderMap::try_with_capacity(self.lines.len()).ok()?;
         for line in &self.lines {
-            let name = HeaderName::from_bytes(line.name(&self.text)).ok()?;
+            let name = line.name(&self.text);
+            // HTTP/2 has names that HTTP/1.1 has not.
+            let name = HeaderName::from_bytes(name).or_else(|_| HeaderName::from_lowercase(name)).ok()?;
             if goes(&name) {
                 let value = match line.own {
                     Some(_) => HeaderValue::from_bytes(line.value(&self.text)),
@@ -276,5 +268,8 @@ mod tests {
         map.insert(header::VIA, value("b"));
         map.remove(header::HOST);
         assert_eq!(fields.to_map(|name| name != header::HOST), Some(map));
+        let odd = HeaderName::from_lowercase(b"x\"y").expect("HTTP/2 has such a name");
+        let fields = Fields::from_iter([(&odd, &value("1"))]);
+        assert_eq!(fields.to_map(|_| true).map(|map| map[&odd].clone()), Some(value("1")));
     }
 }

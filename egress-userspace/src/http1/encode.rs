@@ -17,11 +17,7 @@ pub fn request_head(head: &RequestHead, more: &[(&str, &str)], out: &mut BytesMu
     out.reserve(ROOM);
     out.put_slice(head.method.as_str().as_bytes());
     out.put_u8(b' ');
-    let target = head.target();
-    if target.starts_with(b"?") {
-        out.put_u8(b'/');
-    }
-    out.put_slice(target);
+    out.put_slice(head.target());
     out.put_slice(b" HTTP/1.1\r\n");
     put_fields(&head.fields, more, out);
 }

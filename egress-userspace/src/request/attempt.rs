@@ -167,8 +167,12 @@ pub(super) fn prepare(head: &mut RequestHead, host: &RequestHost) {
     headers::remove_hop_by_hop(&mut head.fields);
     if head.uri().authority().is_some() {
         // To an origin goes the origin form, with the target's authority as Host (RFC 9112 sections 3.2.1 and 3.2.2).
-        let target = head.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        head.set_uri(Uri::from(target));
+        let target = match head.uri().path_and_query() {
+            // A path is never empty there; as a text it has its slash.
+            Some(target) if target.as_str().starts_with('?') => target.to_string().parse().ok(),
+            target => target.cloned(),
+        };
+        head.set_uri(Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/"))));
         headers::replace_host(&mut head.fields, host.authority());
     }
 }

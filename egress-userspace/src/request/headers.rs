@@ -13,7 +13,8 @@ static HOP_BY_HOP: [HeaderName; 5] = [
     header::TE,
     header::UPGRADE,
 ];
-/// What Connection says that is no name, and names that are not the client's to take away, as framing and routing rest on them.
+/// What Connection says that is no name, as no field may have it (RFC 9112 section 12.1), and names that are not the client's to
+/// take away, as framing and routing rest on them.
 const NOT_NAMED: [&[u8]; 4] = [b"close", b"host", b"content-length", b"transfer-encoding"];
 
 /// Whether a request asks to switch to a protocol that can be passed on, such as WebSocket.
@@ -46,16 +47,21 @@ pub fn remove_hop_by_hop(fields: &mut Fields) {
     if !HOP_BY_HOP.iter().any(|name| fields.contains(name)) {
         return;
     }
-    let mut named: Vec<Vec<u8>> = tokens(fields, &header::CONNECTION)
+    let mut named: Vec<&[u8]> = tokens(fields, &header::CONNECTION)
         .filter(|option| !is_hop_by_hop(option) && !NOT_NAMED.iter().any(|other| option.eq_ignore_ascii_case(other)))
-        .map(<[u8]>::to_ascii_lowercase)
         .collect();
-    named.sort_unstable();
+    let order =
+        |one: &[u8], other: &[u8]| one.iter().map(u8::to_ascii_lowercase).cmp(other.iter().map(u8::to_ascii_lowercase));
+    named.sort_unstable_by(|one, other| order(one, other));
     let protocols = protocols(fields);
-    fields.retain(|name, _| {
-        !is_hop_by_hop(name) && (named.is_empty() || named.binary_search(&name.to_ascii_lowercase()).is_err())
-            || protocols.is_some() && [&b"connection"[..], b"upgrade"].iter().any(|one| name.eq_ignore_ascii_case(one))
-    });
+    let stays = |name: &[u8]| {
+        let is_named = || named.binary_search_by(|one| order(one, name)).is_ok();
+        let switches = || [&b"connection"[..], b"upgrade"].iter().any(|one| name.eq_ignore_ascii_case(one));
+        !is_hop_by_hop(name) && !is_named() || protocols.is_some() && switches()
+    };
+    let stay: Vec<bool> = fields.iter().map(|(name, _)| stays(name)).collect();
+    let mut stay = stay.into_iter();
+    fields.retain(|_, _| stay.next().unwrap_or_default());
     if let Some(protocols) = protocols {
         fields.set(&header::CONNECTION, &HeaderValue::from_static("Upgrade"));
         fields.set(&header::UPGRADE, &protocols);

@@ -238,5 +238,13 @@ impl Drop for Record {
     }
 }
 
+/// The target of access-log events, as it is put into lines when this is compiled.
+macro_rules! target {
+    () => {
+        "egress::access"
+    };
+}
+use target;
+
 /// The target of access-log events, by which they can be filtered.
-pub const TARGET: &str = "egress::access";
+pub const TARGET: &str = target!();

@@ -100,14 +100,15 @@ async fn send(responder: &Responder, response: Response<ResponseBody>, is_head: 
 
 fn send_head(responder: &Responder, head: &ResponseHead, is_all: bool) -> Option<SendStream<Bytes>> {
     let mut responder = responder.borrow_mut();
-    let sent = http2::response(head).map(|response| responder.send_response(response, is_all));
-    let Some(Ok(stream)) = sent else {
-        let error = sent.and_then(Result::err);
-        tracing::debug!(?error, "a response cannot be sent");
-        responder.send_reset(Reason::INTERNAL_ERROR);
-        return None;
+    let sent = match http2::response(head) {
+        Some(response) => responder.send_response(response, is_all).map_err(|error| error.to_string()),
+        None => Err("it has more fields than there is room for".to_owned()),
     };
-    Some(stream)
+    if let Err(error) = &sent {
+        tracing::debug!(%error, "a response cannot be sent");
+        responder.send_reset(Reason::INTERNAL_ERROR);
+    }
+    sent.ok()
 }
 
 /// Tells a client that the origin has switched to the protocol which it has asked for, and passes that on.

@@ -14,6 +14,7 @@ use itoa::Buffer;
 use tokio::{sync::Notify, time::sleep};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
+use super::target;
 use crate::upstream::tls;
 
 /// How long a line waits for others.
@@ -169,11 +170,11 @@ fn line(lines: &mut Vec<u8>, format: Format, put: impl FnOnce(&mut Line<'_>)) {
     timestamp(lines);
     lines.extend_from_slice(match format {
         Format::Json => b"\",\"level\":\"INFO\",\"message\":\"request\"",
-        Format::Text => b"  INFO egress::access: request",
+        Format::Text => concat!("  INFO ", target!(), ": request").as_bytes(),
     });
     put(&mut Line { bytes: lines, format });
     lines.extend_from_slice(match format {
-        Format::Json => b",\"target\":\"egress::access\"}\n",
+        Format::Json => concat!(",\"target\":\"", target!(), "\"}\n").as_bytes(),
         Format::Text => b"\n",
     });
 }
