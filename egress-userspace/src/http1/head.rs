@@ -123,7 +123,7 @@ fn of_request(head: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<Reques
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| Fault::NotHttp)?;
     let target = head.slice_ref(target.as_bytes());
     let uri = uri(&target)?;
-    let is_so_written = uri.path_and_query().is_none_or(|path| path.as_str().as_bytes() == target);
+    let is_so_written = uri.path_and_query().is_some_and(|path| path.as_str().as_bytes() == target);
     let request = RequestHead::new(method, uri, version(parsed.version), fields(head, parsed.headers)?);
     Ok(if is_so_written { request } else { request.written_as(target) })
 }
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn what_a_uri_cannot_have_is_seen_encoded() {
         for (target, seen) in
-            [("/a<b>?c=d`e", "/a%3Cb%3E?c=d%60e"), ("/a#b", "/a%23b"), ("/%zz//../a?b=|", "/%zz//../a?b=|")]
+            [("h", "h"), ("/a<b>?c=d`e", "/a%3Cb%3E?c=d%60e"), ("/a#b", "/a%23b"), ("/%zz//../a?b=|", "/%zz//../a?b=|")]
         {
             let head = Bytes::from(format!("GET {target} HTTP/1.1\r\n\r\n"));
             let head = request(&head, &LIMITS).expect("a good head");
