@@ -145,7 +145,7 @@ mod maps {
 
     thread_local! {
         // SAFETY: it is made of integers and booleans alone, of which all zeros are a value.
-        static SCRATCH: UnsafeCell<Scratch> = UnsafeCell::new(unsafe { std::mem::zeroed() });
+        static SCRATCH: UnsafeCell<Scratch> = const { UnsafeCell::new(unsafe { std::mem::zeroed() }) };
         static NOTED: RefCell<Noted> = RefCell::default();
     }
 

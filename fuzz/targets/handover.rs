@@ -96,7 +96,7 @@ impl Site {
     fn run(&mut self, bytes: &[u8]) {
         let runtime = Rc::clone(&self.runtime);
         runtime.block_on(async {
-            if bytes.len() % 2 == 0 { self.succeed(bytes).await } else { self.precede(bytes).await }
+            if bytes.len().is_multiple_of(2) { self.succeed(bytes).await } else { self.precede(bytes).await }
         });
     }
 

@@ -51,19 +51,18 @@ fn follow<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (usize, Next) {
 /// Goes through the requests as they would be served, for as long as they are well-formed.
 fn check_requests(bytes: &[u8], sent: usize, end: &Next) {
     let mut input = BytesMut::from(bytes);
-    while let Ok(Some(head)) = Head::default().take(&mut input, LIMITS.head) {
-        let (start, after) = (bytes.len() - input.len() - head.len(), bytes.len() - input.len());
-        let Ok(mut parts) = request(&head, &LIMITS) else { return };
-        let Ok(framing) = of_request(&mut parts) else { return };
-        if parts.method.as_str().len() > MAX_METHOD {
+    while let Ok(Some(text)) = Head::default().take(&mut input, LIMITS.head) {
+        let (start, after) = (bytes.len() - input.len() - text.len(), bytes.len() - input.len());
+        let Ok(mut head) = request(&text, &LIMITS) else { return };
+        let Ok(framing) = of_request(head.version, &mut head.fields) else { return };
+        if head.method.as_str().len() > MAX_METHOD {
             return;
         }
-        let hosts = parts.headers.get_all(header::HOST).iter().map(|host| {
+        let could_be_ours = head.fields.get_all(&header::HOST).any(|host| {
             let host = RequestHost::parse(host);
             host.is_none_or(|host| host.as_str() == OURS)
         });
-        let could_be_ours = hosts.fold(false, |any, could_be| any || could_be);
-        match RequestHost::of(&parts) {
+        match RequestHost::of(&head) {
             Ok(host) if host.as_str() == OURS => {
                 assert!(sent <= start, "{} bytes of a request for a configured host go on", sent - start);
                 assert!(matches!(end, Next::Configured | Next::Doubtful(_)));

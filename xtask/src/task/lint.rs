@@ -42,9 +42,18 @@ pub(crate) fn lint(steps: &mut Steps) -> Result<()> {
     steps.step("dependencies", dependencies)?;
     steps.step("lints of the eBPF crate", lint_ebpf)?;
     steps.command("lints", &mut cargo(&["clippy", "--locked", "--all-targets", "--", "-D", "warnings"]))?;
+    steps.step("lints of the fuzz targets", lint_fuzz)?;
     let mut doc = cargo(&["doc", "--locked", "--no-deps", "--document-private-items"]);
     // Replaces what the environment has: other flags would compile everything again.
     steps.command("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Shares what is compiled with the rest.
+fn lint_fuzz() -> Result<()> {
+    let mut fuzz = cargo(&["clippy", "--manifest-path", "fuzz/Cargo.toml", "--locked", "--", "-D", "warnings"]);
+    // Nothing is linked, so that the fuzzer itself need not be compiled.
+    fuzz.env("CARGO_TARGET_DIR", target_dir()?).env("CUSTOM_LIBFUZZER_PATH", "/nonexistent/libfuzzer.a");
+    exec(&mut fuzz)
 }
 
 /// Clippy, if the toolchain that compiles the eBPF crate has it; otherwise the compiler's own lints.
