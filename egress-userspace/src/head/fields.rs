@@ -9,7 +9,7 @@ pub struct Fields {
     /// What most of them are written in.
     text: Bytes,
     lines: Vec<Line>,
-    /// The marks of all names that there are, or were: most that are looked for are not there.
+    /// A bit for each mark of the names that there are, or were: most that are looked for are not there.
     marks: u64,
 }
 
@@ -24,18 +24,21 @@ pub struct Line {
     /// The value, without the blanks around it.
     value: (u32, u32),
     end: u32,
+    /// That of the name, by which others are told from it at once.
+    mark: u8,
 }
 
 impl Line {
     /// A line from `start` to `end` of the text of all; there is a colon at `colon`.
     pub fn at(start: usize, colon: usize, value: (usize, usize), end: usize) -> Self {
         let [start, colon, first, last, end] = [start, colon, value.0, value.1, end].map(|at| at as u32);
-        Self { own: None, start, colon, value: (first, last), end }
+        Self { own: None, start, colon, value: (first, last), end, mark: 0 }
     }
 
     fn new(name: &[u8], value: &[u8]) -> Self {
         let (colon, end) = (name.len(), name.len() + 2 + value.len());
-        Self { own: Some([name, b": ", value].concat().into()), ..Self::at(0, colon, (colon + 2, end), end) }
+        let own = Some([name, b": ", value].concat().into());
+        Self { own, mark: mark(name), ..Self::at(0, colon, (colon + 2, end), end) }
     }
 
     fn part<'a>(&'a self, text: &'a [u8], from: u32, to: u32) -> &'a [u8] {
@@ -50,22 +53,38 @@ impl Line {
         self.part(text, self.value.0, self.value.1)
     }
 
-    fn is(&self, text: &[u8], name: &str) -> bool {
-        self.name(text).eq_ignore_ascii_case(name.as_bytes())
+    fn is(&self, text: &[u8], name: &Name<'_>) -> bool {
+        self.mark == name.mark && self.name(text).eq_ignore_ascii_case(name.text)
     }
 }
 
-/// One bit for a name, the same in any case.
-fn mark(name: &[u8]) -> u64 {
+/// A name that is looked for.
+struct Name<'a> {
+    text: &'a [u8],
+    mark: u8,
+}
+
+impl<'a> Name<'a> {
+    fn new(name: &'a HeaderName) -> Self {
+        let text = name.as_str().as_bytes();
+        Self { text, mark: mark(text) }
+    }
+}
+
+/// A number below 64 for a name, the same in any case.
+fn mark(name: &[u8]) -> u8 {
     let first = name.first().copied().unwrap_or_default().to_ascii_lowercase();
-    let bit = ((name.len() as u8).wrapping_mul(5) ^ first) % 64;
-    1 << bit
+    ((name.len() as u8).wrapping_mul(5) ^ first) % 64
 }
 
 impl Fields {
     /// The lines of a text.
-    pub fn new(text: Bytes, lines: Vec<Line>) -> Self {
-        let marks = lines.iter().fold(0, |marks, line| marks | mark(line.name(&text)));
+    pub fn new(text: Bytes, mut lines: Vec<Line>) -> Self {
+        let mut marks = 0;
+        for line in &mut lines {
+            line.mark = mark(line.name(&text));
+            marks |= 1 << line.mark;
+        }
         Self { text, lines, marks }
     }
 
@@ -100,13 +119,13 @@ impl Fields {
 
     /// The values of all fields of this name.
     pub fn get_all<'a>(&'a self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-        let name = name.as_str();
-        let lines = if self.may_have(name) { &self.lines[..] } else { &[] };
-        lines.iter().filter(move |line| line.is(&self.text, name)).map(|line| line.value(&self.text))
+        let name = Name::new(name);
+        let lines = if self.may_have(&name) { &self.lines[..] } else { &[] };
+        lines.iter().filter(move |line| line.is(&self.text, &name)).map(|line| line.value(&self.text))
     }
 
-    fn may_have(&self, name: &str) -> bool {
-        self.marks & mark(name.as_bytes()) != 0
+    fn may_have(&self, name: &Name<'_>) -> bool {
+        self.marks & 1 << name.mark != 0
     }
 
     /// The value of the first field of this name.
@@ -121,7 +140,7 @@ impl Fields {
 
     /// Whether there is a field of this name.
     pub fn contains(&self, name: &HeaderName) -> bool {
-        self.may_have(name.as_str()) && self.get(name).is_some()
+        self.get(name).is_some()
     }
 
     /// Keeps those whose name and value `stays` says yes to.
@@ -131,16 +150,16 @@ impl Fields {
 
     /// Removes all of this name.
     pub fn remove(&mut self, name: &HeaderName) {
-        let name = name.as_str();
-        if self.may_have(name) {
-            self.lines.retain(|line| !line.is(&self.text, name));
+        let name = Name::new(name);
+        if self.may_have(&name) {
+            self.lines.retain(|line| !line.is(&self.text, &name));
         }
     }
 
     /// Makes this the one field of its name, in the place and with the name of the first that there was.
     pub fn set(&mut self, name: &HeaderName, value: &HeaderValue) {
-        let (written, mut found) = (name.as_str(), false);
-        self.lines.retain(|line| !line.is(&self.text, written) || !std::mem::replace(&mut found, true));
+        let (looked_for, mut found) = (Name::new(name), false);
+        self.lines.retain(|line| !line.is(&self.text, &looked_for) || !std::mem::replace(&mut found, true));
         if found {
             self.change(name, |_| Some(value.clone()));
         } else {
@@ -150,14 +169,15 @@ impl Fields {
 
     /// Adds a field after all others.
     pub fn append(&mut self, name: &HeaderName, value: &HeaderValue) {
-        let name = name.as_str().as_bytes();
-        self.lines.push(Line::new(name, value.as_bytes()));
-        self.marks |= mark(name);
+        let line = Line::new(name.as_str().as_bytes(), value.as_bytes());
+        self.marks |= 1 << line.mark;
+        self.lines.push(line);
     }
 
     /// Changes the values of this name to which `other` gives another.
     pub fn change(&mut self, name: &HeaderName, other: impl Fn(&[u8]) -> Option<HeaderValue>) {
-        for line in self.lines.iter_mut().filter(|line| line.is(&self.text, name.as_str())) {
+        let name = Name::new(name);
+        for line in self.lines.iter_mut().filter(|line| line.is(&self.text, &name)) {
             let value = line.value(&self.text);
             if let Some(other) = other(value).filter(|other| other.as_bytes() != value) {
                 *line = Line::new(line.name(&self.text), other.as_bytes());

@@ -53,15 +53,17 @@ pub fn remove_hop_by_hop(fields: &mut Fields) {
     let order =
         |one: &[u8], other: &[u8]| one.iter().map(u8::to_ascii_lowercase).cmp(other.iter().map(u8::to_ascii_lowercase));
     named.sort_unstable_by(|one, other| order(one, other));
+    if !named.is_empty() {
+        let stays = |name: &[u8]| named.binary_search_by(|one| order(one, name)).is_err();
+        let stay: Vec<bool> = fields.iter().map(|(name, _)| stays(name)).collect();
+        let mut stay = stay.into_iter();
+        fields.retain(|_, _| stay.next().unwrap_or_default());
+    }
     let protocols = protocols(fields);
-    let stays = |name: &[u8]| {
-        let is_named = || named.binary_search_by(|one| order(one, name)).is_ok();
-        let switches = || [&b"connection"[..], b"upgrade"].iter().any(|one| name.eq_ignore_ascii_case(one));
-        !is_hop_by_hop(name) && !is_named() || protocols.is_some() && switches()
-    };
-    let stay: Vec<bool> = fields.iter().map(|(name, _)| stays(name)).collect();
-    let mut stay = stay.into_iter();
-    fields.retain(|_, _| stay.next().unwrap_or_default());
+    let switches = |name: &HeaderName| *name == header::CONNECTION || *name == header::UPGRADE;
+    for name in HOP_BY_HOP.iter().filter(|name| protocols.is_none() || !switches(name)) {
+        fields.remove(name);
+    }
     if let Some(protocols) = protocols {
         fields.set(&header::CONNECTION, &HeaderValue::from_static("Upgrade"));
         fields.set(&header::UPGRADE, &protocols);
