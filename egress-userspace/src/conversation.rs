@@ -28,7 +28,7 @@ use crate::{
     },
     limits::{Beyond, Limits},
     memory::boxed,
-    request::{Accepted, Conversation, Served},
+    request::{Accepted, Conversation, ProxyError, Served},
     worker::{Load, Worker},
 };
 
@@ -69,7 +69,7 @@ pub async fn turn_away(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted
     let conversation = Conversation::new(worker, accepted);
     let request = timeout(TURN_AWAY, poll_fn(|cx| connection.poll_request(cx))).await;
     let Ok(Ok(Waited::Request(head, asked))) = request else { return };
-    let Response { head, body } = conversation.turn_away(&head, why);
+    let Response { head, body } = conversation.turn_away(&head, ProxyError::too_many(why));
     if connection.respond(head, pin!(body), asked, true, pin!(pending())).await.is_ok() {
         end(&connection, connection.is_end()).await;
     }

@@ -29,12 +29,12 @@ use http::{Method, Version, header};
 use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
-use self::{exchange::Exchange, host::RequestHost, respond::ProxyError, tunnel::Tunnel};
+pub use self::respond::ProxyError;
+use self::{exchange::Exchange, host::RequestHost, tunnel::Tunnel};
 use crate::{
     body::{Content, Incoming, Lease, ResponseBody},
     head::{RequestHead, Response},
     http1,
-    limits::Beyond,
     policy::Retries,
     route::Cluster,
     socket::Place,
@@ -91,6 +91,21 @@ impl From<Response<ResponseBody>> for Served {
     }
 }
 
+impl Served {
+    /// What a client of HTTP/2 is answered whose request for a WebSocket has got a page.
+    pub fn no_web_socket(self) -> Response<ResponseBody> {
+        let error = ProxyError::no_web_socket(self.response.head.status);
+        let response = error.response();
+        match self.response.body.replaced() {
+            Some(mut record) => {
+                error.note(&mut record);
+                own(response, false, record)
+            }
+            None => response.map(ResponseBody::unrecorded),
+        }
+    }
+}
+
 /// What a client is answered.
 enum Reply {
     /// By the origin.
@@ -135,12 +150,11 @@ impl Conversation {
         Self { worker, accepted, client }
     }
 
-    /// Answers a request whose connection is one too many.
-    pub fn turn_away(&self, head: &RequestHead, why: Beyond) -> Response<ResponseBody> {
+    /// Answers a request that is not served, because of this error.
+    pub fn turn_away(&self, head: &RequestHead, error: ProxyError) -> Response<ResponseBody> {
         let host = head.fields.text(&header::HOST).unwrap_or_default();
         let (metrics, client) = (self.worker.metrics.clone(), self.client.clone());
         let mut record = Record::open(metrics, client, head.method.clone(), host, head.uri().path());
-        let error = ProxyError::too_many(why);
         let response = error.response();
         error.note(&mut record);
         own(response, false, record)

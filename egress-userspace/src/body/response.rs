@@ -131,6 +131,11 @@ impl ResponseBody {
         }
     }
 
+    /// Drops it, as something else is answered. The record is for that, if there is one.
+    pub fn replaced(mut self) -> Option<Record> {
+        self.record.take()
+    }
+
     /// Has the rest of the request sent whether or not somebody takes the response: nobody asks for it while a client of
     /// HTTP/2 has no room, which may have none before it has sent everything.
     pub fn upload_apart(&mut self) {

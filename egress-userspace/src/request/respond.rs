@@ -106,6 +106,23 @@ impl ProxyError {
         }
     }
 
+    /// A client of HTTP/2 asks for a protocol that is none of ours to pass on (RFC 9220 section 3).
+    pub fn unknown_protocol() -> Self {
+        Self {
+            status: StatusCode::NOT_IMPLEMENTED,
+            ..Self::bad_request("of the protocols that :protocol can name, WebSocket alone is passed on")
+        }
+    }
+
+    /// The origin answers a request for a WebSocket with a page, whose status would say in HTTP/2 that it has agreed (RFC 8441
+    /// section 5).
+    pub fn no_web_socket(status: StatusCode) -> Self {
+        Self {
+            details: format!("a request for a WebSocket was answered with {} rather than 101", status.as_u16()),
+            ..Self::unasked_switch()
+        }
+    }
+
     /// The route's time is over.
     pub fn timeout(limit: Duration) -> Self {
         Self {

@@ -186,6 +186,12 @@ fn a_client_of_http2_can_have_a_web_socket() -> Result<()> {
         if version == "HTTP/1.1" {
             // A page is none, though its status would say so: 502.
             talk(ask_in_http2("websocket", "/page"))?.wait_for_bytes(b"\x82\x6c\x02")?;
+            let record = agent.wait_for_records(4)?.pop().context("no record")?;
+            ensure!(record.text("status") == "502" && record.text("outcome") == "failed", "{record:?}");
+            ensure!(
+                record.text("error") == "a request for a WebSocket was answered with 200 rather than 101",
+                "{record:?}"
+            );
             // RST_STREAM with PROTOCOL_ERROR: no key is known beforehand.
             talk(ask_in_http2("websocket", "/fake"))?.wait_for_bytes(&frame(3, 0, &[0, 0, 0, 1]))?;
         }
@@ -193,6 +199,8 @@ fn a_client_of_http2_can_have_a_web_socket() -> Result<()> {
         // 501 in Huffman's code (RFC 7541 appendix B); the origin hears nothing of it.
         talk(ask_in_http2("connect-udp", "/"))?.wait_for_bytes(b"\x82\x6c\x01")?;
         ensure!(origin.take_requests().is_empty());
+        let record = agent.wait_for_records(if version == "HTTP/1.1" { 6 } else { 4 })?.pop().context("no record")?;
+        ensure!(record.text("status") == "501" && record.text("outcome") == "refused", "{record:?}");
         tripwire.assert_silent()?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header, request, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, request, uri::PathAndQuery};
 use http_body::Body as _;
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     http1::{self, Fault},
     http2::{self, Received, Responder, Sending, Switched},
     memory::boxed,
-    request::{Conversation, Served, tunnel::Tunnel, web_socket},
+    request::{Conversation, ProxyError, Served, tunnel::Tunnel, web_socket},
 };
 
 /// Serves one request, for as long as its client wants that.
@@ -49,13 +49,16 @@ pub(super) async fn answer(conversation: Rc<Conversation>, request: Request<Recv
             let Some(served) = serve(&conversation, head, content, &responder).await else { return };
             match served.tunnel {
                 Some(tunnel) => switch(&responder, served.response, &key, stream, *tunnel).await,
-                // Any such status would say that the origin has agreed (RFC 8441 section 5).
-                None if served.response.head.status.is_success() => status(&responder, StatusCode::BAD_GATEWAY),
+                None if served.response.head.status.is_success() => {
+                    send(&responder, served.no_web_socket(), is_head).await;
+                }
                 None => send(&responder, served.response, is_head).await,
             }
         }
-        // RFC 9220 section 3.
-        Some(false) => status(&responder, StatusCode::NOT_IMPLEMENTED),
+        Some(false) => {
+            let response = conversation.turn_away(&head, ProxyError::unknown_protocol());
+            send(&responder, response, is_head).await;
+        }
     }
 }
 
@@ -75,10 +78,6 @@ async fn serve(
     let mut served = served.await?;
     served.response.body.upload_apart();
     Some(served)
-}
-
-fn status(responder: &Responder, status: StatusCode) {
-    send_head(responder, &status.into(), true);
 }
 
 async fn send(responder: &Responder, response: Response<ResponseBody>, is_head: bool) {
