@@ -152,7 +152,9 @@ fn line(input: &mut BytesMut, limit: usize, fault: Fault) -> Result<Option<Bytes
 fn chunk_size(line: &[u8]) -> Result<u64, Fault> {
     let end = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
     let (digits, rest) = line.split_at(end);
-    let rest = rest.trim_ascii_start();
+    // Blanks are spaces and tabs (RFC 9110 section 5.6.3): what ASCII has besides, others take for something else.
+    let blanks = rest.iter().take_while(|byte| b" \t".contains(byte)).count();
+    let rest = &rest[blanks..];
     if !(rest.is_empty() || rest.starts_with(b";")) || digits.len() > 16 {
         return Err(Fault::ChunkSize);
     }
@@ -234,7 +236,7 @@ mod tests {
 
     #[test]
     fn sizes_that_could_be_read_in_two_ways_are_refused() {
-        for size in ["", " 5", "+5", "-5", "0x5", "5 5", "5\r", "5g", "11111111111111111", "5\n"] {
+        for size in ["", " 5", "+5", "-5", "0x5", "5 5", "5\r", "5g", "5\x0c", "5\x0b;x", "11111111111111111", "5\n"] {
             check(Framing::Chunked, &format!("{size}\r\nhello\r\n0\r\n\r\n"), Err(Fault::ChunkSize));
         }
         check(Framing::Chunked, "5\nhello\r\n0\r\n\r\n", Err(Fault::ChunkSize));
