@@ -179,12 +179,22 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Sending<B> {
                     ended = true;
                 }
                 Err(error) => {
-                    self.stream.send_reset(error.reason());
+                    self.break_off(&error);
                     return Poll::Ready(Err(error));
                 }
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Has the other end see that the content does not come to its end.
+    pub fn break_off(&mut self, error: &BodyError) {
+        self.stream.send_reset(error.reason());
+    }
+
+    /// What is sent.
+    pub fn body(&mut self) -> &mut B {
+        &mut self.body
     }
 
     /// Takes what comes next. Says whether it is the last.

@@ -113,15 +113,23 @@ impl ResponseBody {
         Self { source: Source::Message(Some(text)), record: None }
     }
 
-    /// Sends the rest of the request on while nobody takes the response.
-    pub fn poll_upload(self: Pin<&mut Self>, cx: &mut Context<'_>) {
+    /// Goes on while nobody takes the response: sends the rest of the request, and looks whether the time of the exchange is over,
+    /// which this tells if there is more of the response to come.
+    pub fn poll_untaken(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let Source::Upstream { incoming, lease, timer, .. } = &mut self.source else { return Poll::Pending };
         // A connection that has been given back is somebody else's.
-        if let Source::Upstream { incoming: Incoming::Http1(wire), lease, .. } = &self.source
+        if let Incoming::Http1(wire) = incoming
             && lease.connection.is_some()
         {
             // Whoever takes the response is told.
             let _ = wire.borrow_mut().poll_upload(cx);
         }
+        let Some(timer) = timer.as_mut().filter(|_| !incoming.is_end_stream() && incoming.left() != Some(0)) else {
+            return Poll::Pending;
+        };
+        ready!(timer.as_mut().poll(cx));
+        self.break_off(&BodyError::TimedOut);
+        Poll::Ready(BodyError::TimedOut)
     }
 
     /// Notes that the client is not sent all of it.

@@ -312,7 +312,9 @@ impl Connection {
                 }
             }
             // A client may not read before it has sent everything.
-            body.as_mut().poll_upload(cx);
+            if let Poll::Ready(error) = body.poll_untaken(cx) {
+                return Poll::Ready(Err(error));
+            }
             let error = BodyError::Stalled(ready!(stalled.as_mut().poll(cx)));
             body.break_off(&error);
             Poll::Ready(Err(error))

@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use harness::{
     origin::{Origin, Reply},
     proxy_status::ProxyStatus,
     wait::{PATIENCE, wait_until},
 };
+use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
-use super::{Counter, HOST, agent, bed, both, destination, echo, entry, get, origin, service};
+use super::{Counter, HOST, URL, agent, bed, both, destination, echo, entry, get, origin, service};
 
 #[test]
 fn what_takes_too_long_is_given_up() -> Result<()> {
@@ -32,6 +33,26 @@ fn what_takes_too_long_is_given_up() -> Result<()> {
     wait_until("the counter", PATIENCE, || {
         agent.metrics().is_ok_and(|metrics| metrics.sum("egress_upstream_failures_total", &failures) == 1.0)
     })
+}
+
+#[test]
+fn time_goes_by_while_a_client_takes_nothing() -> Result<()> {
+    let bed = bed("timeout-untaken")?;
+    // More than the kernel keeps for a client.
+    let origin = origin(&bed, |_| Reply::ok("x".repeat(64 << 20)))?;
+    let routes = "  - timeout: 2s\n    route: [{destination: {host: edition.cnn.com}}]\n";
+    let (agent, _config) = agent(&bed, &(both() + &service(routes)))?;
+    for (count, protocol) in [(1, "--http1.1"), (2, "--http2-prior-knowledge")] {
+        let arguments = ["-q", "-sS", "-o", "/dev/null", "--limit-rate", "1M", protocol, URL];
+        let mut client = bed.client_command("curl")?.args(arguments).spawn()?;
+        wait_until("the request", PATIENCE, || origin.requests().len() == count)?;
+        client.signal(Signal::SIGSTOP)?;
+        let record = agent.wait_for_records(count)?.pop().context("no record")?;
+        ensure!(record.text("outcome") == "truncated", "{protocol}: {record:?}");
+        client.signal(Signal::SIGCONT)?;
+        ensure!(!client.wait(PATIENCE)?.success(), "{protocol}: a response that broke off looks complete");
+    }
+    Ok(())
 }
 
 #[test]

@@ -93,7 +93,14 @@ async fn send(responder: &Responder, response: Response<ResponseBody>, is_head: 
     {
         let mut sending = Sending::new(stream, body);
         // The record says how it has ended, and the client sees it.
-        let _ = poll_fn(|cx| sending.poll(cx)).await;
+        let _ = poll_fn(|cx| match sending.poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(ended),
+            Poll::Pending => sending.body().poll_untaken(cx).map(|error| {
+                sending.break_off(&error);
+                Err(error)
+            }),
+        })
+        .await;
     }
 }
 
