@@ -12,7 +12,7 @@ pub mod server;
 use std::io;
 
 pub use self::{
-    decode::{Decoder, Progress},
+    decode::{Decoder, Progress, chunk_size},
     encode::{Encoder, request_head, response_head},
     framing::{Framing, announced, is_bare, length, of_request, of_response},
     head::{Head, Limits, request, response},

@@ -148,8 +148,12 @@ fn line(input: &mut BytesMut, limit: usize, fault: Fault) -> Result<Option<Bytes
     }
 }
 
-/// Extensions are for one connection alone, and nobody knows any (RFC 9112 section 7.1.1).
-fn chunk_size(line: &[u8]) -> Result<u64, Fault> {
+/// The size of a chunk, by the line that it begins with. Extensions are for one connection alone, and nobody knows any (RFC 9112
+/// section 7.1.1).
+///
+/// # Errors
+/// It is no size, or could be read as another.
+pub fn chunk_size(line: &[u8]) -> Result<u64, Fault> {
     let end = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
     let (digits, rest) = line.split_at(end);
     // Blanks are spaces and tabs (RFC 9110 section 5.6.3): what ASCII has besides, others take for something else.

@@ -3,8 +3,6 @@
 //! Deliberately lenient (RFC 9112 section 2.2): what some server could take for a request for a configured host must not
 //! pass for something else.
 
-use std::str;
-
 use http::{HeaderName, HeaderValue, Version, header};
 
 use crate::{
@@ -21,6 +19,7 @@ const MAX_METHOD: usize = 32;
 const MAX_CHUNK_LINE: usize = 4096;
 
 const NO_END: &str = "the content of a request has no end";
+const ODD_FRAMING: &str = "a field of a request that says where its content ends is written so that not all read it";
 const LONE_CR: &str = "a line of a request holds a carriage return, which some take for its end";
 
 /// What may be done with bytes.
@@ -105,6 +104,9 @@ impl<F: Fn(&str) -> bool> Requests<F> {
                 let Some((text, length)) = line(bytes) else {
                     return limited(bytes, MAX_HEAD, "the trailers of a request are too long");
                 };
+                if text.contains(&b'\r') {
+                    return Next::Doubtful(LONE_CR);
+                }
                 if text.is_empty() {
                     self.state = State::Start;
                 }
@@ -163,9 +165,9 @@ impl<F: Fn(&str) -> bool> Requests<F> {
         let Some((text, length)) = line(bytes) else {
             return limited(bytes, MAX_CHUNK_LINE, "the size of a chunk is too long");
         };
-        let digits = text.split(|byte| b"; \t".contains(byte)).next().unwrap_or_default();
-        let digits = str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'));
-        self.state = match digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
+        // What the decoder refuses, others read in more than one way.
+        let is_plain = bytes[..length].ends_with(b"\r\n") && !text.contains(&b'\r');
+        self.state = match http1::chunk_size(text).ok().filter(|_| is_plain) {
             Some(0) => State::Trailers,
             Some(size) => State::Chunk(size),
             None => return Next::Doubtful("the size of a chunk is not a number"),
@@ -270,6 +272,22 @@ impl<'a> Head<'a> {
         })
     }
 
+    /// Whether all fields that somebody could take for one of this name are written so that everybody does: with nothing but
+    /// the name before the colon, on one line, and without control characters.
+    fn is_plain(&self, name: &HeaderName) -> bool {
+        let name = name.as_str().as_bytes();
+        self.lines.iter().enumerate().skip(1).all(|(at, line)| {
+            let before = line.split(|byte| *byte == b':').next().unwrap_or_default();
+            let letters = before.iter().copied().filter(|byte| is_token(*byte));
+            if !letters.map(|byte| byte.to_ascii_lowercase()).eq(name.iter().copied()) {
+                return true;
+            }
+            let goes_on = self.lines.get(at + 1).is_some_and(|next| next.first().is_some_and(|byte| is_blank(*byte)));
+            let has_control = line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t');
+            before.len() == name.len() && !goes_on && !has_control
+        })
+    }
+
     /// The words of the first line.
     fn words(&self) -> impl Iterator<Item = &'a [u8]> {
         let words = self.lines.first().into_iter().flat_map(|line| line.split(u8::is_ascii_whitespace));
@@ -301,6 +319,9 @@ impl<'a> Head<'a> {
         let version = if is_old { Version::HTTP_10 } else { Version::HTTP_11 };
         let mut fields = Fields::default();
         for name in [header::TRANSFER_ENCODING, header::CONTENT_LENGTH] {
+            if !self.is_plain(&name) {
+                return Err(ODD_FRAMING);
+            }
             for value in self.values(&name) {
                 let value = HeaderValue::from_bytes(&value).map_err(|_| NO_END)?;
                 fields.append(&name, &value);
