@@ -94,9 +94,10 @@ impl From<Response<ResponseBody>> for Served {
 impl Served {
     /// What a client of HTTP/2 is answered whose request for a WebSocket has got a page.
     pub fn no_web_socket(self) -> Response<ResponseBody> {
-        let error = ProxyError::no_web_socket(self.response.head.status);
+        let Response { head, body } = self.response;
+        let error = ProxyError::no_web_socket(head.status, body.is_of_origin());
         let response = error.response();
-        match self.response.body.replaced() {
+        match body.replaced() {
             Some(mut record) => {
                 error.note(&mut record);
                 own(response, false, record)

@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{BodyError, Content, Incoming};
 use crate::{
+    http2::Received,
     route::Active,
     telemetry::access_log::Record,
     upstream::{
@@ -81,12 +82,14 @@ pub struct Held {
 }
 
 impl Lease {
-    /// A place on a connection of HTTP/2 is given back when this is dropped: all content can have come before the end.
-    fn give_back(&mut self) {
+    /// Gives the connection back once all has come of what is incoming, which is over then: the next content on it is somebody
+    /// else's. A place on a connection of HTTP/2 is given back when this is dropped: all content can have come before the end.
+    fn give_back(&mut self, incoming: &mut Incoming) {
         if !self.http2
             && self.content.is_complete()
             && let Some(connection) = self.connection.take()
         {
+            *incoming = Incoming::Http2(Received::nothing());
             self.pool.put(&self.key, connection);
         }
     }
@@ -94,10 +97,10 @@ impl Lease {
 
 impl ResponseBody {
     /// Streams the origin's content, of which there is none if the response `is_bare`: one to HEAD, 204 or 304.
-    pub fn upstream(incoming: Incoming, is_bare: bool, mut lease: Lease, mut record: Record) -> Self {
+    pub fn upstream(mut incoming: Incoming, is_bare: bool, mut lease: Lease, mut record: Record) -> Self {
         if is_bare || incoming.is_end_stream() {
             record.complete();
-            lease.give_back();
+            lease.give_back(&mut incoming);
         }
         let (http2, timer) = (lease.http2, lease.deadline.map(|deadline| Box::pin(sleep_until(deadline))));
         Self { source: Source::Upstream { incoming, http2, lease, timer, upload: None }, record: Some(record) }
@@ -116,17 +119,13 @@ impl ResponseBody {
     /// Goes on while nobody takes the response: sends the rest of the request, and looks whether the time of the exchange is over,
     /// which this tells if there is more of the response to come.
     pub fn poll_untaken(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
-        let Source::Upstream { incoming, lease, timer, .. } = &mut self.source else { return Poll::Pending };
-        // A connection that has been given back is somebody else's.
-        if let Incoming::Http1(wire) = incoming
-            && lease.connection.is_some()
-        {
+        let Source::Upstream { incoming, timer, .. } = &mut self.source else { return Poll::Pending };
+        if let Incoming::Http1(wire) = incoming {
             // Whoever takes the response is told.
-            let _ = wire.borrow_mut().poll_upload(cx);
+            let _ = wire.borrow_mut().poll_along(cx);
         }
-        let Some(timer) = timer.as_mut().filter(|_| !incoming.is_end_stream() && incoming.left() != Some(0)) else {
-            return Poll::Pending;
-        };
+        let is_over = self.record.as_ref().is_none_or(Record::is_over);
+        let Some(timer) = timer.as_mut().filter(|_| !is_over) else { return Poll::Pending };
         ready!(timer.as_mut().poll(cx));
         self.break_off(&BodyError::TimedOut);
         Poll::Ready(BodyError::TimedOut)
@@ -139,9 +138,14 @@ impl ResponseBody {
         }
     }
 
-    /// Drops it, as something else is answered. The record is for that, if there is one.
+    /// Drops it for another answer, which has its record, if there is one.
     pub fn replaced(mut self) -> Option<Record> {
         self.record.take()
+    }
+
+    /// Whether it is the origin's.
+    pub fn is_of_origin(&self) -> bool {
+        matches!(self.source, Source::Upstream { .. })
     }
 
     /// Has the rest of the request sent whether or not somebody takes the response: nobody asks for it while a client of
@@ -209,7 +213,7 @@ impl Body for ResponseBody {
                 let whole = incoming.left() == Some(0);
                 let ended = frame.is_none() || incoming.is_end_stream() || whole;
                 if ended {
-                    lease.give_back();
+                    lease.give_back(incoming);
                 }
                 if let Some(record) = &mut this.record {
                     match &frame {

@@ -114,13 +114,14 @@ impl ProxyError {
         }
     }
 
-    /// The origin answers a request for a WebSocket with a page, whose status would say in HTTP/2 that it has agreed (RFC 8441
-    /// section 5).
-    pub fn no_web_socket(status: StatusCode) -> Self {
-        Self {
-            details: format!("a request for a WebSocket was answered with {} rather than 101", status.as_u16()),
-            ..Self::unasked_switch()
+    /// A request for a WebSocket is answered with a page, by the origin or by a route. In HTTP/2 its status would say that it is
+    /// agreed to (RFC 8441 section 5).
+    pub fn no_web_socket(answered: StatusCode, by_origin: bool) -> Self {
+        let details = format!("a request for a WebSocket was answered with {} rather than 101", answered.as_u16());
+        if by_origin {
+            return Self { details, ..Self::unasked_switch() };
         }
+        Self { status: StatusCode::NOT_IMPLEMENTED, ..Self::bad_request(&details) }
     }
 
     /// The route's time is over.

@@ -159,7 +159,7 @@ impl Record {
     pub fn truncated(&mut self, error: &BodyError) {
         self.intended = Outcome::Truncated;
         self.complete = true;
-        self.error = Some(causes(error));
+        self.error.get_or_insert_with(|| causes(error));
     }
 
     /// Notes that the response's end was reached.
@@ -170,6 +170,11 @@ impl Record {
     /// Whether it was, without an error.
     pub fn is_complete(&self) -> bool {
         self.complete && self.intended != Outcome::Truncated
+    }
+
+    /// Whether nothing more comes, be it that the end was reached or that the response broke off.
+    pub fn is_over(&self) -> bool {
+        self.complete
     }
 
     /// Counts content sent to the client, in bytes.

@@ -203,9 +203,7 @@ impl Wire {
 
     /// Reads the content of the response, and sends the rest of the request meanwhile.
     pub fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if !self.uploads_apart
-            && let Err(error) = self.poll_upload(cx)
-        {
+        if let Err(error) = self.poll_along(cx) {
             return Poll::Ready(Some(Err(error.into())));
         }
         loop {
@@ -265,11 +263,16 @@ impl Wire {
         self.stuck.is_some() || self.upload.is_none() && self.output.is_empty()
     }
 
-    /// Sends what there is of the request. Does not say when it is done: nobody waits for that.
+    /// Sends what there is of the request, unless a task of its own does so.
     ///
     /// # Errors
     /// Its content does not come to its end.
-    pub fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), ExchangeError> {
+    pub fn poll_along(&mut self, cx: &mut Context<'_>) -> Result<(), ExchangeError> {
+        if self.uploads_apart { Ok(()) } else { self.poll_upload(cx) }
+    }
+
+    /// Sends what there is of the request. Does not say when it is done: nobody waits for that.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), ExchangeError> {
         if self.stuck.is_some() {
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! Clients that speak HTTP/2 in clear, knowing that it is understood.
 
-use std::fs;
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use harness::{
@@ -9,6 +9,7 @@ use harness::{
     process::Output,
     wait::PATIENCE,
 };
+use tokio::{sync::watch, time::sleep};
 
 use super::{CLIENT, HOST, HTTP2_BEGINS, URL, agent_with_one_worker, configure, curl, frame, origin, origin_http2};
 
@@ -86,6 +87,60 @@ fn lengths_that_differ_are_refused() -> Result<()> {
     // A malformed request is an error of its stream (RFC 9113 section 8.1.1): RST_STREAM with PROTOCOL_ERROR.
     client.wait_for_bytes(&frame(3, 0, &[0, 0, 0, 1]))?;
     ensure!(origin.take_requests().is_empty());
+    Ok(())
+}
+
+/// GET of a path, on a stream by its number, as RFC 7541 has the fields by its appendix A.
+fn get(stream: u8, path: &str) -> Vec<u8> {
+    let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    let block = [b"\x82\x86\x04", &text(path)[..], b"\x01", &text(HOST)].concat();
+    [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, stream], &block[..]].concat()
+}
+
+/// The last of a response can wait for its client when its connection already serves another request.
+#[test]
+fn what_waits_for_a_client_ends_where_its_own_response_does() -> Result<()> {
+    let bed = TestBed::new("prior-waits")?;
+    let (rest, awaited) = watch::channel(());
+    let origin = origin(&bed)?
+        .scripts(move |request| {
+            let mut awaited = awaited.clone();
+            (request.target == "/first").then(|| {
+                script(|mut wire| async move {
+                    wire.write(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\naaaaaaaaaa").await?;
+                    sleep(Duration::from_millis(200)).await;
+                    wire.write(b"bbbbbbbbbb").await?;
+                    ensure!(wire.read().await?.starts_with(b"GET /second "), "another request was awaited");
+                    wire.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nccccc\r\n").await?;
+                    awaited.changed().await?;
+                    wire.write(b"5\r\nddddd\r\n0\r\n\r\n").await
+                })
+            })
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    // SETTINGS_INITIAL_WINDOW_SIZE is 10: the client takes no more of each response for now.
+    let (preface, _) = HTTP2_BEGINS.split_at(HTTP2_BEGINS.len() - 9);
+    let begin = [preface, b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\x0a", &get(1, "/first")].concat();
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(&begin)?;
+    client.wait_for_bytes(&frame(0, 0, b"aaaaaaaaaa"))?;
+    // The rest has come when the origin is ready for the next request.
+    thread::sleep(Duration::from_secs(1));
+    client.write_stdin(&get(3, "/second"))?;
+    client.wait_for_bytes(b"\0\0\x05\0\0\0\0\0\x03ccccc")?;
+    // WINDOW_UPDATE
+    client.write_stdin(&frame(8, 0, &[0, 0, 0, 100]))?;
+    client.wait_for_bytes(&frame(0, 1, b"bbbbbbbbbb"))?;
+    rest.send(())?;
+    client.wait_for_bytes(b"\0\0\x05\0\0\0\0\0\x03ddddd")?;
+    let records = agent.wait_for_records(2)?;
+    ensure!(
+        records.iter().all(|record| record.text("sent") != "30" && record.text("outcome") == "upgraded"),
+        "{records:?}"
+    );
+    ensure!(origin.connections() == 1, "they were not on one connection");
     Ok(())
 }
 

@@ -49,6 +49,10 @@ fn time_goes_by_while_a_client_takes_nothing() -> Result<()> {
         client.signal(Signal::SIGSTOP)?;
         let record = agent.wait_for_records(count)?.pop().context("no record")?;
         ensure!(record.text("outcome") == "truncated", "{protocol}: {record:?}");
+        ensure!(
+            record.text("error") == "the response took longer than the timeout of its route",
+            "{protocol}: {record:?}"
+        );
         client.signal(Signal::SIGCONT)?;
         ensure!(!client.wait(PATIENCE)?.success(), "{protocol}: a response that broke off looks complete");
     }
