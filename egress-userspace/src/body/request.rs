@@ -56,8 +56,9 @@ impl Content {
         self.bytes.get() == 0 && self.is_at_end()
     }
 
+    /// What comes from the client after that is of its next request.
     fn is_at_end(&self) -> bool {
-        self.incoming.borrow().as_ref().is_none_or(Incoming::is_end_stream)
+        self.is_complete() || self.incoming.borrow().as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     /// The same content once more, if all of it was read and kept.
@@ -138,7 +139,7 @@ impl Content {
     /// Reads on.
     pub fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut incoming = self.incoming.borrow_mut();
-        let Some(incoming) = incoming.as_mut() else { return Poll::Ready(None) };
+        let Some(incoming) = incoming.as_mut().filter(|_| !self.is_complete()) else { return Poll::Ready(None) };
         let frame = ready!(incoming.poll_frame(cx));
         if frame.is_none() || incoming.is_end_stream() {
             self.complete.set(true);

@@ -98,7 +98,7 @@ impl Lease {
 impl ResponseBody {
     /// Streams the origin's content, of which there is none if the response `is_bare`: one to HEAD, 204 or 304.
     pub fn upstream(mut incoming: Incoming, is_bare: bool, mut lease: Lease, mut record: Record) -> Self {
-        if is_bare || incoming.is_end_stream() {
+        if is_bare || incoming.is_end_stream() || incoming.left() == Some(0) {
             record.complete();
             lease.give_back(&mut incoming);
         }
@@ -175,7 +175,9 @@ impl Drop for ResponseBody {
         };
         if let Some(record) = &mut self.record {
             record.set_received(lease.content.bytes());
-            if http2 && record.is_complete() && !incoming.is_end_stream() {
+            // What the client has not sent of the request goes to nobody any more.
+            let is_sent = lease.content.is_complete();
+            if http2 && is_sent && record.is_complete() && !incoming.is_end_stream() {
                 tokio::task::spawn_local(read_to_end(incoming, lease.connection.take()));
             }
         }

@@ -12,10 +12,12 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const MAX_CONCURRENT_STREAMS: u16 = 3;
+const INITIAL_WINDOW_SIZE: u16 = 4;
 const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 
 /// Error codes (RFC 9113 section 7).
@@ -60,6 +62,16 @@ impl Frames {
         self.settle(&[(ENABLE_CONNECT_PROTOCOL, 1)]).await
     }
 
+    /// Takes the client's preface and tells it how much it may send of each request, in bytes, before it is given more room.
+    pub async fn greet_with_window(&mut self, size: u32) -> Result<()> {
+        self.settle(&[(INITIAL_WINDOW_SIZE, size)]).await
+    }
+
+    /// Gives the client room for more of a request.
+    pub async fn widen(&mut self, stream: u32, by: u32) -> Result<()> {
+        self.send(WINDOW_UPDATE, 0, stream, &by.to_be_bytes()).await
+    }
+
     async fn settle(&mut self, settings: &[(u16, u32)]) -> Result<()> {
         while self.received.len() < PREFACE.len() {
             ensure!(self.fill().await?, "the client's preface ends early");
@@ -76,6 +88,16 @@ impl Frames {
             let frame = self.next().await?.context("the client closes")?;
             if frame.kind == HEADERS {
                 return Ok(frame.stream);
+            }
+        }
+    }
+
+    /// Waits for some content of a request, and gives its stream, what it is, and whether it is the last. Other frames are read over.
+    pub async fn sent(&mut self) -> Result<(u32, Vec<u8>, bool)> {
+        loop {
+            let frame = self.next().await?.context("the client closes")?;
+            if frame.kind == DATA {
+                return Ok((frame.stream, frame.payload, frame.flags & END_STREAM != 0));
             }
         }
     }

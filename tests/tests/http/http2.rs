@@ -3,7 +3,7 @@
 mod choice;
 mod flow;
 
-use std::{fs, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{

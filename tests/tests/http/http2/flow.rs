@@ -32,6 +32,67 @@ fn an_early_answer_arrives_while_the_body_is_still_being_sent() -> Result<()> {
     Ok(())
 }
 
+/// A client's next request can be on its way while the last of the one before waits for its origin to take it.
+#[test]
+fn an_origin_gets_nothing_of_a_client_beyond_its_request() -> Result<()> {
+    let bed = TestBed::new("http2-untaken")?;
+    let (begun, begins) = std::sync::mpsc::channel();
+    let (taken, takes) = std::sync::mpsc::channel();
+    let (answer, answered) = watch::channel(());
+    let _origin = origin_http2(&bed)?
+        .frames(move |mut frames| {
+            let (begun, taken, mut answered) = (begun.clone(), taken.clone(), answered.clone());
+            async move {
+                frames.greet_with_window(5).await?;
+                let known = frames.request().await?;
+                frames.answer(known, b"known").await?;
+                let first = frames.request().await?;
+                let (_, mut of_first, _) = frames.sent().await?;
+                begun.send(())?;
+                answered.changed().await?;
+                // Nobody asks for more than the length says, though this is not the end.
+                frames.head(first, &[("content-length", "2")]).await?;
+                frames.data(first, b"ok").await?;
+                let second = frames.request().await?;
+                let mut of_second = Vec::new();
+                frames.widen(first, 100).await?;
+                frames.widen(second, 100).await?;
+                let mut ended = 0;
+                while ended < 2 {
+                    let (stream, content, last) = frames.sent().await?;
+                    if stream == first { &mut of_first } else { &mut of_second }.extend(content);
+                    ended += i32::from(last);
+                }
+                taken.send((String::from_utf8(of_first)?, String::from_utf8(of_second)?))?;
+                frames.answer(second, b"done").await?;
+                frames.closed().await
+            }
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    ensure!(curl(&bed, &[])?.success()?.text() == "known");
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    let request = |path: &str, content: &str| {
+        format!("POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 10\r\n\r\n{content}")
+    };
+    client.write_stdin(request("/first", "hello").as_bytes())?;
+    begins.recv_timeout(PATIENCE)?;
+    client.write_stdin(b"world")?;
+    // It waits for room then.
+    thread::sleep(Duration::from_millis(500));
+    answer.send(())?;
+    client.wait_for_output("ok")?;
+    client.write_stdin(request("/second", "secon").as_bytes())?;
+    // The first is given room while the second is on its way.
+    thread::sleep(Duration::from_millis(500));
+    client.write_stdin(b"d one")?;
+    let taken = takes.recv_timeout(PATIENCE)?;
+    ensure!(taken == ("helloworld".to_owned(), "second one".to_owned()), "{taken:?}");
+    client.wait_for_output("done")?;
+    Ok(())
+}
+
 #[test]
 fn a_client_that_leaves_resets_its_stream_and_nobody_elses() -> Result<()> {
     let bed = TestBed::new("http2-leaves")?;
