@@ -22,6 +22,14 @@ pub fn asks_to_switch(fields: &Fields) -> bool {
     protocols(fields).is_some()
 }
 
+/// Whether a request has credentials by which many servers take all that follows on the connection for authenticated: those of
+/// NTLM, and of Negotiate (RFC 4559 section 6).
+pub fn authenticates_connection(fields: &Fields) -> bool {
+    let schemes = fields.get_all(&header::AUTHORIZATION).filter_map(|value| value.split(|byte| *byte == b' ').next());
+    let mut schemes = schemes.map(<[u8]>::to_ascii_lowercase);
+    schemes.any(|scheme| [&b"ntlm"[..], b"negotiate"].contains(&&scheme[..]))
+}
+
 /// Whether a request says that its client takes trailers (RFC 9110 section 10.1.4).
 pub fn takes_trailers(fields: &Fields) -> bool {
     tokens(fields, &header::TE).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))

@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, Waker, ready},
     time::Instant,
@@ -69,6 +69,8 @@ pub struct Wire {
     content: Decoder,
     /// Whether another exchange can follow.
     keep_alive: bool,
+    /// Whether the origin may take the client for authenticated by the connection, which is for nobody else then.
+    is_authenticated: bool,
 }
 
 impl Exclusive {
@@ -86,6 +88,7 @@ impl Exclusive {
             stuck: None,
             content: Decoder::new(Framing::Length(0)),
             keep_alive: true,
+            is_authenticated: false,
         };
         Self {
             wire: Rc::new(RefCell::new(wire)),
@@ -109,10 +112,11 @@ impl Exclusive {
         if !self.is_reusable() {
             return true;
         }
+        let wire = &mut *self.wire.borrow_mut();
         let mut byte = [0];
-        // Nobody is to be woken: whoever wants to use it looks.
-        let mut cx = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.wire.borrow_mut().stream).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_ready()
+        let look = poll_fn(|cx| Pin::new(&mut wire.stream).poll_read(cx, &mut ReadBuf::new(&mut byte)));
+        // Nobody is to be woken: whoever wants to use it looks. A task that has done its share would see nothing.
+        pin!(task::unconstrained(look)).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
     /// Whether its last exchange has come to its end, and another can follow.
@@ -137,6 +141,7 @@ impl Exclusive {
             http1::request_head(head, more, &mut wire.output.buffer());
             wire.client = Some(body.content().clone());
             wire.uploads_apart = false;
+            wire.is_authenticated = headers::authenticates_connection(&head.fields);
             if framing != Framing::Length(0) {
                 wire.upload = Some((body, Encoder::new(framing)));
             }
@@ -178,6 +183,7 @@ impl Wire {
                 self.keep_alive = framing != Framing::Close
                     && head.status != StatusCode::SWITCHING_PROTOCOLS
                     && self.stuck.is_none()
+                    && !self.is_authenticated
                     && headers::keeps_alive(head.version, &head.fields);
                 self.content = Decoder::new(framing);
                 return Poll::Ready(Ok(head));

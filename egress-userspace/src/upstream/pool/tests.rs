@@ -161,3 +161,22 @@ fn a_connection_that_is_lost_makes_a_place() {
         assert_eq!(bench.made.borrow().len(), 2);
     });
 }
+
+#[test]
+fn none_is_used_that_is_closed_however_many_are() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        let mut got = Vec::new();
+        for _ in 0..300 {
+            got.push(bench.request("any", 1).await.expect("no panic").expect("a connection"));
+        }
+        for connection in got {
+            bench.pool.put(&key(1), connection);
+        }
+        bench.made.borrow_mut().clear();
+        sleep(Duration::from_millis(10)).await;
+        // More than a task may look at before others have their turn.
+        let fresh = bench.request("last", 1).await.expect("no panic").expect("a connection");
+        assert!(!fresh.is_reused());
+    });
+}
