@@ -96,13 +96,9 @@ impl Served {
     pub fn no_web_socket(self) -> Response<ResponseBody> {
         let Response { head, body } = self.response;
         let error = ProxyError::no_web_socket(head.status, body.is_of_origin());
-        let response = error.response();
         match body.replaced() {
-            Some(mut record) => {
-                error.note(&mut record);
-                own(response, false, record)
-            }
-            None => response.map(ResponseBody::unrecorded),
+            Some(record) => failed(error, false, record),
+            None => error.unrecorded(),
         }
     }
 }
@@ -155,10 +151,7 @@ impl Conversation {
     pub fn turn_away(&self, head: &RequestHead, error: ProxyError) -> Response<ResponseBody> {
         let host = head.fields.text(&header::HOST).unwrap_or_default();
         let (metrics, client) = (self.worker.metrics.clone(), self.client.clone());
-        let mut record = Record::open(metrics, client, head.method.clone(), host, head.uri().path());
-        let response = error.response();
-        error.note(&mut record);
-        own(response, false, record)
+        failed(error, false, Record::open(metrics, client, head.method.clone(), host, head.uri().path()))
     }
 
     /// Answers what cannot be read as a request. Whose bytes these are nobody can say, so they go nowhere.
@@ -219,9 +212,7 @@ impl Conversation {
             }
             Err(error) => {
                 record.set_received(content.bytes());
-                let response = error.response();
-                error.note(&mut record);
-                own(response, is_grpc, record).into()
+                failed(error, is_grpc, record).into()
             }
         }
     }
@@ -284,6 +275,13 @@ fn respond(answer: Answer, mut record: Record) -> (Response<ResponseBody>, Optio
         None => (ResponseBody::upstream(body, answer.is_bare, lease, record), None),
     };
     (Response { head, body }, tunnel)
+}
+
+/// The response to a request that fails.
+fn failed(error: ProxyError, is_grpc: bool, mut record: Record) -> Response<ResponseBody> {
+    let response = error.response();
+    error.note(&mut record);
+    own(response, is_grpc, record)
 }
 
 /// A response of our own.
