@@ -10,6 +10,7 @@ pub use self::cluster::{Active, Chosen, Cluster, ClusterId};
 
 use crate::{
     kernel::{Intercepted, Watched},
+    netns::NetnsCookie,
     policy::{EndpointAddress, HostName, HostPattern, Policy, Rule, Targets, Upstream, UpstreamIndex, parents},
     resolve::{Names, ResolveError},
     upstream::tls::{Clients, Originator, TlsError, Workshop},
@@ -94,6 +95,11 @@ impl RouteTable {
     /// All routes.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.exact.values().chain(self.wildcards.values()).flatten()
+    }
+
+    /// Forgets a network namespace that is gone.
+    pub fn forget(&self, netns: NetnsCookie) {
+        self.clusters.values().flatten().for_each(|cluster| cluster.forget(netns));
     }
 
     /// Whether both tables consist of the very same routes.

@@ -97,6 +97,7 @@ struct Member {
 /// The workers, for the control thread.
 pub struct Workers {
     crew: Arc<Crew>,
+    routes: Arc<ArcSwap<RouteTable>>,
     open: TaskTracker,
     drain: watch::Sender<Drain>,
     next: usize,
@@ -136,7 +137,7 @@ impl Workers {
         let crew = Arc::new(Crew { members });
         let open = TaskTracker::new();
         let (drain, draining) = watch::channel(Drain::Off);
-        let mut workers = Self { crew, open, drain, next: 0, threads: Vec::new() };
+        let mut workers = Self { crew, routes: routes.clone(), open, drain, next: 0, threads: Vec::new() };
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let (flows, own_sockets) = (flows.try_clone()?, own_sockets.try_clone()?);
             let (routes, metrics, crew) = (routes.clone(), metrics.clone(), workers.crew.clone());
@@ -198,8 +199,9 @@ impl Workers {
         let _ = member.commands.send(Command::Listen(listener));
     }
 
-    /// Closes the idle upstream connections of a network namespace that is gone.
+    /// Forgets a network namespace that is gone, and closes its idle upstream connections.
     pub fn forget(&self, netns: NetnsCookie) {
+        self.routes.load().forget(netns);
         self.crew.tell(|| Command::Forget(netns));
     }
 

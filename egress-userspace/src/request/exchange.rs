@@ -54,6 +54,7 @@ impl Exchange<'_> {
     pub(super) async fn run(&self, head: &RequestHead, record: &mut Record) -> Result<Box<Answer>, ProxyError> {
         let deadline = self.sending.timeout.map(|limit| Instant::now() + limit);
         let cluster = self.cluster();
+        let netns = self.accepted.from.netns.cookie();
         let mut held = Held::default();
         if let Some(cluster) = cluster {
             held.request = Some(cluster.usage.take(Kind::Requests).map_err(|error| ProxyError::from(&error))?);
@@ -68,7 +69,7 @@ impl Exchange<'_> {
         let mut tries = 0;
         let mut retrying = None;
         loop {
-            let chosen = cluster.map(|cluster| cluster.choose(self.accepted.origin.socket_addr().ip()));
+            let chosen = cluster.map(|cluster| cluster.choose(netns, self.accepted.origin.socket_addr().ip()));
             let tried = self.limited(&mut attempt, chosen.as_ref(), is_head, deadline, record).await;
             drop(retrying.take());
             let again = match &tried {
@@ -112,7 +113,7 @@ impl Exchange<'_> {
 
     fn seen(&self, chosen: Option<&Chosen>, address: Option<SocketAddr>, seen: Seen) {
         if let (Some(cluster), Some(chosen), Some(address)) = (self.cluster(), chosen, address) {
-            cluster.seen(address, seen, chosen.balanced.unwrap_or(1));
+            cluster.seen(self.accepted.from.netns.cookie(), address, seen, chosen.balanced.unwrap_or(1));
         }
     }
 

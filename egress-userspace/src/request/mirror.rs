@@ -78,7 +78,7 @@ pub(super) fn send(
 
 impl Copy {
     async fn send(self, head: RequestHead) -> Option<()> {
-        let chosen = self.cluster.choose(self.origin);
+        let chosen = self.cluster.choose(self.from.netns.cookie(), self.origin);
         let key = Key {
             netns: self.from.netns.cookie(),
             device: self.from.device,

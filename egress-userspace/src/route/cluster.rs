@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    netns::NetnsCookie,
     policy::{EndpointAddress, LoadBalancer, Targets, Upstream},
     resolve::{Addresses, Names},
     upstream::{
@@ -95,8 +96,8 @@ impl Cluster {
         }
     }
 
-    /// Chooses where a request goes whose application was going to `origin`.
-    pub fn choose(&self, origin: IpAddr) -> Chosen {
+    /// Chooses where a request goes whose application, in `netns`, was going to `origin`.
+    pub fn choose(&self, netns: NetnsCookie, origin: IpAddr) -> Chosen {
         let is_balanced = self.upstream.balancer.is_some() || self.has_weights();
         if !is_balanced && self.health.is_none() {
             let is_original = matches!(self.upstream.targets, Targets::Original);
@@ -109,7 +110,7 @@ impl Cluster {
         // A connection to an address that is left out must not be used either, so each address has its own, and no other is
         // tried in its place.
         if let Some(health) = &self.health {
-            candidates = health.well(candidates, Instant::now());
+            candidates = health.well(netns, candidates, Instant::now());
         }
         Chosen { address: candidates.first().copied(), balanced: Some(all) }
     }
@@ -139,12 +140,19 @@ impl Cluster {
         Active(Some((self.clone(), address)))
     }
 
-    /// Takes in what an address has done, of `all` that there are.
-    pub fn seen(&self, address: SocketAddr, seen: Seen, all: usize) {
+    /// Takes in what an address has done to an application in `netns`, of `all` that there are.
+    pub fn seen(&self, netns: NetnsCookie, address: SocketAddr, seen: Seen, all: usize) {
         if let Some(health) = &self.health
-            && health.record(address, seen, all, Instant::now())
+            && health.record(netns, address, seen, all, Instant::now())
         {
-            tracing::warn!(host = %self.upstream.host, %address, ?seen, "an address is left out for a while");
+            tracing::warn!(host = %self.upstream.host, ?netns, %address, ?seen, "an address is left out for a while");
+        }
+    }
+
+    /// Forgets a network namespace that is gone.
+    pub(super) fn forget(&self, netns: NetnsCookie) {
+        if let Some(health) = &self.health {
+            health.forget(netns);
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use http::StatusCode;
 
-use crate::policy::OutlierDetection;
+use crate::{netns::NetnsCookie, policy::OutlierDetection};
 
 /// No address is left out for longer, however often it was before.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -29,12 +29,15 @@ pub enum Seen {
 }
 
 /// What is known of the addresses of one upstream, over all workers. Locked for a moment by each request, but only where
-/// outlier detection is asked for.
+/// outlier detection is asked for. Pods have routes and network policies of their own, so what one has seen says nothing
+/// to another, nor can one leave out an address for others.
 #[derive(Debug)]
 pub struct Health {
     settings: OutlierDetection,
-    addresses: Mutex<HashMap<SocketAddr, Address>>,
+    pods: Mutex<HashMap<NetnsCookie, Addresses>>,
 }
+
+type Addresses = HashMap<SocketAddr, Address>;
 
 #[derive(Debug, Default)]
 struct Address {
@@ -51,12 +54,13 @@ struct Address {
 impl Health {
     /// Nothing is known yet.
     pub fn new(settings: OutlierDetection) -> Self {
-        Self { settings, addresses: Mutex::default() }
+        Self { settings, pods: Mutex::default() }
     }
 
-    /// Takes in what an address has done, of `all` that the upstream has. Says whether it is left out from now on.
-    pub fn record(&self, address: SocketAddr, seen: Seen, all: usize, now: Instant) -> bool {
-        let mut addresses = self.lock();
+    /// Takes in what an address has done to a pod, of `all` that the upstream has. Says whether it is left out from now on.
+    pub fn record(&self, netns: NetnsCookie, address: SocketAddr, seen: Seen, all: usize, now: Instant) -> bool {
+        let mut pods = self.lock();
+        let addresses = pods.entry(netns).or_default();
         let is_out = |address: &Address| address.out_until.is_some_and(|until| until > now);
         // Names come to have other addresses.
         if addresses.len() > 2 * all.max(FEW) {
@@ -77,9 +81,10 @@ impl Health {
         true
     }
 
-    /// Those of the addresses that are not left out; all of them if too few are well.
-    pub fn well(&self, mut candidates: Vec<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
-        let mut addresses = self.lock();
+    /// Those of the addresses that are not left out for a pod; all of them if too few are well.
+    pub fn well(&self, netns: NetnsCookie, mut candidates: Vec<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
+        let mut pods = self.lock();
+        let Some(addresses) = pods.get_mut(&netns) else { return candidates };
         let is_out =
             |address: Option<&Address>| address.and_then(|address| address.out_until).is_some_and(|until| until > now);
         let well = candidates.iter().filter(|address| !is_out(addresses.get(address))).count();
@@ -93,9 +98,14 @@ impl Health {
         candidates
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Address>> {
+    /// Forgets a network namespace that is gone.
+    pub fn forget(&self, netns: NetnsCookie) {
+        self.lock().remove(&netns);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NetnsCookie, Addresses>> {
         // Nobody panics while holding it, and if so: counters are not left half-changed.
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -147,6 +157,8 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const POD: NetnsCookie = NetnsCookie(1);
+    const OTHER_POD: NetnsCookie = NetnsCookie(2);
 
     fn settings() -> OutlierDetection {
         OutlierDetection {
@@ -172,42 +184,44 @@ mod tests {
     fn errors_in_a_row_leave_an_address_out_for_a_while() {
         let (health, all, start) = (Health::new(settings()), addresses(4), Instant::now());
         let seen = [status(500), status(500), status(200), status(500), status(500)];
-        assert!(!seen.iter().any(|seen| health.record(all[0], *seen, 4, start)), "never three in a row");
-        assert!(health.record(all[0], status(500), 4, start));
-        assert_eq!(health.well(all.clone(), start + 29 * SECOND), all[1..]);
-        assert_eq!(health.well(all.clone(), start + 31 * SECOND), all);
+        assert!(!seen.iter().any(|seen| health.record(POD, all[0], *seen, 4, start)), "never three in a row");
+        assert!(health.record(POD, all[0], status(500), 4, start));
+        assert_eq!(health.well(POD, all.clone(), start + 29 * SECOND), all[1..]);
+        assert_eq!(health.well(POD, all.clone(), start + 31 * SECOND), all);
         // The second time is twice as long.
         let again = start + 32 * SECOND;
-        assert!((0..3).map(|_| health.record(all[0], status(500), 4, again)).last() == Some(true));
-        assert_eq!(health.well(all.clone(), again + 59 * SECOND), all[1..]);
-        assert_eq!(health.well(all.clone(), again + 61 * SECOND), all);
+        assert!((0..3).map(|_| health.record(POD, all[0], status(500), 4, again)).last() == Some(true));
+        assert_eq!(health.well(POD, all.clone(), again + 59 * SECOND), all[1..]);
+        assert_eq!(health.well(POD, all.clone(), again + 61 * SECOND), all);
     }
 
     #[test]
     fn failures_count_as_gateway_errors_unless_they_are_counted_apart() {
         let (all, now) = (addresses(2), Instant::now());
         let together = Health::new(settings());
-        assert!(!together.record(all[0], Seen::Failure, 2, now) && together.record(all[0], status(503), 2, now));
+        assert!(
+            !together.record(POD, all[0], Seen::Failure, 2, now) && together.record(POD, all[0], status(503), 2, now)
+        );
         let apart = Health::new(OutlierDetection { local_origin: NonZeroU32::new(3), ..settings() });
-        assert!(!apart.record(all[0], Seen::Failure, 2, now) && !apart.record(all[0], status(503), 2, now));
-        assert!((0..3).map(|_| apart.record(all[0], Seen::Failure, 2, now)).last() == Some(true));
+        assert!(!apart.record(POD, all[0], Seen::Failure, 2, now) && !apart.record(POD, all[0], status(503), 2, now));
+        assert!((0..3).map(|_| apart.record(POD, all[0], Seen::Failure, 2, now)).last() == Some(true));
     }
 
     #[test]
     fn only_so_many_are_left_out() {
         let (health, all, now) = (Health::new(settings()), addresses(4), Instant::now());
         for address in &all {
-            (0..2).for_each(|_| _ = health.record(*address, status(502), 4, now));
+            (0..2).for_each(|_| _ = health.record(POD, *address, status(502), 4, now));
         }
-        assert_eq!(health.well(all.clone(), now), all[2..], "half of them at most");
+        assert_eq!(health.well(POD, all.clone(), now), all[2..], "half of them at most");
         let one = Health::new(OutlierDetection { max_ejection_percent: 0, ..settings() });
-        (0..2).for_each(|_| _ = one.record(all[0], status(502), 1, now));
-        assert_eq!(one.well(all[..1].to_vec(), now), [], "one always may be");
+        (0..2).for_each(|_| _ = one.record(POD, all[0], status(502), 1, now));
+        assert_eq!(one.well(POD, all[..1].to_vec(), now), [], "one always may be");
         let needed = Health::new(OutlierDetection { min_health_percent: 60, ..settings() });
         for address in &all {
-            (0..2).for_each(|_| _ = needed.record(*address, status(502), 4, now));
+            (0..2).for_each(|_| _ = needed.record(POD, *address, status(502), 4, now));
         }
-        assert_eq!(needed.well(all.clone(), now), all, "too few would be left");
+        assert_eq!(needed.well(POD, all.clone(), now), all, "too few would be left");
     }
 
     #[test]
@@ -215,8 +229,19 @@ mod tests {
         let (health, now) = (Health::new(settings()), Instant::now());
         for number in 0..10_000_u32 {
             let address = SocketAddr::new(std::net::Ipv4Addr::from(number).into(), 443);
-            health.record(address, status(500), 2, now);
+            health.record(POD, address, status(500), 2, now);
         }
-        assert!(health.lock().len() <= 2 * FEW + 1, "{}", health.lock().len());
+        let known = health.lock()[&POD].len();
+        assert!(known <= 2 * FEW + 1, "{known}");
+    }
+
+    #[test]
+    fn pods_leave_out_addresses_each_for_itself() {
+        let (health, all, now) = (Health::new(settings()), addresses(2), Instant::now());
+        (0..3).for_each(|_| _ = health.record(POD, all[0], status(500), 2, now));
+        assert_eq!(health.well(POD, all.clone(), now), all[1..]);
+        assert_eq!(health.well(OTHER_POD, all.clone(), now), all);
+        health.forget(POD);
+        assert_eq!(health.well(POD, all.clone(), now), all);
     }
 }

@@ -114,7 +114,7 @@ impl Warm {
         task::spawn_local(async move {
             let (candidates, is_balanced) = match &key.to {
                 To::Cluster { address: Some(address), .. } => (vec![*address], true),
-                _ => (cluster.candidates(origin, &cluster.choose(origin)), false),
+                _ => (cluster.candidates(origin, &cluster.choose(key.netns, origin)), false),
             };
             let made = connector.tls(&from, &cluster, &name, candidates, is_balanced, offer).await;
             drop(making);

@@ -7,7 +7,7 @@ use harness::{
     wait::{PATIENCE, wait_until},
 };
 
-use super::{HOST, SECOND, agent, bed, destination, echo, entry, get, origin, service, shares};
+use super::{HOST, SECOND, URL, agent, bed, destination, echo, entry, get, origin, service, shares};
 
 /// The host at both places, told apart by labels.
 fn at_both(bed: &TestBed, weights: [u32; 2]) -> String {
@@ -89,8 +89,9 @@ fn subsets_have_their_share_and_copies_go_beside() -> Result<()> {
 }
 
 #[test]
-fn an_address_that_fails_in_a_row_is_left_out() -> Result<()> {
-    let bed = bed("outlier")?;
+fn an_address_that_fails_in_a_row_is_left_out_for_the_pod_that_saw_it() -> Result<()> {
+    let mut bed = bed("outlier")?;
+    let other = bed.add_pod("other")?;
     let bad = bed.addresses(HOST).v4;
     let origin =
         origin(
@@ -110,5 +111,15 @@ fn an_address_that_fails_in_a_row_is_left_out() -> Result<()> {
     ensure!(statuses[6..].iter().all(|status| *status == 200), "{statuses:?}");
     ensure!(shares(&bed, &origin)? == (3, 17));
     ensure!(agent.log_text().contains("an address is left out for a while"), "{}", agent.log_text());
+
+    // Another pod may have another way there.
+    let in_other = |program: &str| bed.pod_command(&other, program)?.in_cgroup(bed.cgroup());
+    let _sandbox = in_other("sleep")?.arg("infinity").spawn()?;
+    let ask = || in_other("curl")?.args(["-q", "-sS", "--max-time", "15", URL]).run();
+    // Until the agent has noticed the pod, its connects are refused.
+    wait_until("the other pod to be served", PATIENCE, || ask().is_ok_and(|output| output.code() == 0))?;
+    ask()?.success()?;
+    let (first, second) = shares(&bed, &origin)?;
+    ensure!((first, second) == (1, 1), "{first} and {second}");
     Ok(())
 }
