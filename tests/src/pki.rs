@@ -89,9 +89,13 @@ impl Pki {
 
     /// A server's certificate that expires in so many days, less a minute: however quick a test is, the last day is not whole.
     pub fn expiring(&self, names: &[&str], days: u32) -> Result<Identity> {
+        self.expiring_in(names, days * Duration::from_secs(24 * 60 * 60) - Duration::from_secs(60))
+    }
+
+    /// A server's certificate that expires after this time, in whole seconds.
+    pub fn expiring_in(&self, names: &[&str], validity: Duration) -> Result<Identity> {
         let mut params = server_params(names)?;
-        params.not_after =
-            (SystemTime::now() + days * Duration::from_secs(24 * 60 * 60) - Duration::from_secs(60)).into();
+        params.not_after = (SystemTime::now() + validity).into();
         self.issue(&self.trusted, &params)
     }
 

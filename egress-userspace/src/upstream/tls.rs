@@ -15,6 +15,7 @@ mod observe;
 mod originator;
 mod read_ahead;
 mod refusal;
+mod sessions;
 mod verify;
 mod witness;
 

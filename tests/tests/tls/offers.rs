@@ -1,5 +1,10 @@
 //! What we offer to origins, and what we make of their answers.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
@@ -7,7 +12,7 @@ use harness::{
     wait::{PATIENCE, wait_until},
 };
 
-use super::{DNS, SIMPLE, configure, rule};
+use super::{DNS, SIMPLE, check_failure, configure, rule};
 
 const HOST: &str = "edition.cnn.com";
 const URL: &str = "http://edition.cnn.com/politics";
@@ -119,6 +124,31 @@ fn a_second_connection_resumes_the_session() -> Result<()> {
         let metrics = agent.metrics()?;
         let handshakes = |result| metrics.sum("egress_upstream_handshakes_total", &[("result", result)]);
         ensure!([handshakes("full"), handshakes("resumed"), handshakes("failed")] == [1.0, 2.0, 0.0]);
+    }
+    Ok(())
+}
+
+/// A session can be resumed for ever, as each time there is a new ticket; its certificate is shown but once.
+#[test]
+fn a_session_ends_with_the_certificate_that_it_began_with() -> Result<()> {
+    const VALIDITY: Duration = Duration::from_secs(10);
+    for tls12 in [false, true] {
+        let bed = TestBed::new("tls-expiring")?;
+        let (issued, identity) = (Instant::now(), bed.pki().expiring_in(&[HOST], VALIDITY)?);
+        let tls = ServerTls::new(identity).http1_only();
+        let tls = if tls12 { tls.tls12_only() } else { tls };
+        let origin = bed.embedded_origin().handler(closing).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+        let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
+        let _agent = bed.agent(&config)?;
+        for _ in 0..2 {
+            bed.curl(URL)?.response()?;
+        }
+        ensure!(issued.elapsed() < VALIDITY, "the certificate expired too early: {:?}", issued.elapsed());
+        let resumed = origin.wait_for_requests(2)?.into_iter().map(|request| request.tls.map(|tls| tls.resumed));
+        ensure!(resumed.eq([false, true].map(Some)), "TLS 1.2: {tls12}: {:?}", origin.requests());
+        thread::sleep((VALIDITY + Duration::from_secs(1)).saturating_sub(issued.elapsed()));
+        check_failure(&bed.curl(URL)?.run()?, 502, "tls_certificate_error", "expired")?;
+        ensure!(origin.requests().len() == 2, "{:?}", origin.requests());
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use foldhash::HashMap;
 
 use rustls::{
     ClientConfig, SupportedProtocolVersion,
-    client::Resumption,
+    client::{ClientSessionMemoryCache, Resumption},
     crypto::{CryptoProvider, aws_lc_rs},
     version::{TLS12, TLS13},
 };
@@ -17,6 +17,7 @@ use super::{
     handshake::{HTTP1, HTTP2},
     material::{Material, Store, content, parse_chain, parse_crls, parse_key, parse_roots},
     refusal::Offer,
+    sessions::{OF_A_SERVER, Sessions},
     verify::{Expected, PeerVerifier, PinMismatch, Trust},
 };
 use crate::{
@@ -24,11 +25,10 @@ use crate::{
     policy::{HostPattern, Pem, PinsMode, Requirements, Roots, TlsSettings, TlsVersion, Verify},
 };
 
-/// Sessions that the client remembers which all rules share that say nothing special. rustls counts eight for each server,
-/// and lets go of the server that came first.
-const SESSIONS: usize = 8 * 1024;
+/// Servers whose sessions the client remembers which all rules share that say nothing special.
+const SERVERS: usize = 1024;
 /// The same for each of the others, of which there can be as many as there are rules.
-const SESSIONS_OF_FEW: usize = 8 * 32;
+const FEW_SERVERS: usize = 32;
 
 /// How to originate TLS for one rule.
 #[derive(Clone, Debug)]
@@ -244,7 +244,12 @@ impl Client {
             _ => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
-        config.resumption = Resumption::in_memory_sessions(if recipe.is_plain() { SESSIONS } else { SESSIONS_OF_FEW });
+        config.resumption = match &verifier.expected {
+            // A list could be out of date by now, and nothing says so of a session.
+            Some(Expected { crls: Some(_), .. }) => Resumption::disabled(),
+            Some(Expected { sessions, .. }) => Resumption::store(sessions.clone()),
+            None => Resumption::store(Arc::new(ClientSessionMemoryCache::new(FEW_SERVERS * OF_A_SERVER))),
+        };
         let offer = Offer { min_version, post_quantum, client_certificate: settings.client.is_some() };
         Ok(Self { config: Arc::new(config), verifier, offer, material })
     }
@@ -279,7 +284,9 @@ fn expected(recipe: &Recipe, settings: &TlsSettings, material: &Material) -> Res
         (None, _) => None,
     };
     let Requirements { pins, pins_mode, .. } = &recipe.requirements;
-    Ok(Some(Expected { trust, names, crls, pins: pins.clone(), enforces_pins: *pins_mode == PinsMode::Enforce }))
+    let enforces_pins = *pins_mode == PinsMode::Enforce;
+    let sessions = Arc::new(Sessions::new(if recipe.is_plain() { SERVERS } else { FEW_SERVERS }));
+    Ok(Some(Expected { trust, names, crls, pins: pins.clone(), enforces_pins, sessions }))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use webpki::{
 use super::{
     explain::{unproven, wrong_name},
     refusal::Refusal,
+    sessions::Sessions,
 };
 use crate::{policy::Pin, upstream::Cause};
 
@@ -45,6 +46,8 @@ pub(super) struct Expected {
     pub pins: Vec<Pin>,
     /// Or else the connection is not used.
     pub enforces_pins: bool,
+    /// Told of whom it was verified to be, so that it is that for no longer than its certificate says.
+    pub sessions: Arc<Sessions>,
 }
 
 /// Trusted roots, and what they are called: they are `place`.
@@ -98,7 +101,10 @@ impl ServerCertVerifier for PeerVerifier {
         let Some(expected) = &self.expected else { return Ok(ServerCertVerified::assertion()) };
         let presented = Presented { end_entity, intermediates };
         match expected.verify(&self.algorithms, &presented, asked, now) {
-            Ok(()) => Ok(ServerCertVerified::assertion()),
+            Ok(()) => {
+                expected.sessions.verified(asked, &presented, now);
+                Ok(ServerCertVerified::assertion())
+            }
             Err(refusal) => Err(as_rustls(refusal)),
         }
     }
