@@ -13,7 +13,7 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, tcp::ReadHalf},
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use self::{
@@ -28,6 +28,9 @@ use crate::{
 
 /// A client that is silent for so long waits for the server to speak first. It still may not say anything unseen.
 const SPEAKS_FIRST: Duration = Duration::from_millis(100);
+/// How long a client may go on being silent where nobody takes connections: it can still ask for a configured host, which is
+/// elsewhere.
+const UNREACHABLE: Duration = Duration::from_secs(60);
 /// How long the rest of something that has begun like a request may take.
 const UNDECIDED: Duration = Duration::from_secs(10);
 /// How long responses may take to come that are under way when a request for a configured host follows on their connection.
@@ -71,22 +74,19 @@ pub async fn pass(
     connector: &Connector,
     accepted: &Accepted,
     mut client: TcpStream,
-    is_configured: impl Fn(&str) -> bool,
+    is_configured: impl Fn(&str, Option<u16>) -> bool,
 ) -> Result<Passed, PassError> {
     let mut outbound = Outbound { requests: Requests::new(is_configured), pending: BytesMut::new() };
     let passed = async {
         let origin = accepted.origin.socket_addr();
         let mut upstream = None;
         if timeout(SPEAKS_FIRST, client.readable()).await.is_err() {
-            let stream = connector.tcp(&accepted.from, origin).await?;
-            tokio::select! {
-                ready = client.readable() => ready?,
-                ready = stream.readable() => {
-                    ready?;
-                    return relay(&mut client, stream, outbound, None).await.map(|()| None);
+            upstream = match first(connector, accepted, &client).await? {
+                First::Client(upstream) => upstream,
+                First::Origin(upstream) => {
+                    return relay(&mut client, upstream, outbound, None).await.map(|()| None);
                 }
-            }
-            upstream = Some(stream);
+            };
         }
         let first = outbound.next(&mut client.split().0).await?;
         if first == Outgoing::Configured {
@@ -107,8 +107,34 @@ pub async fn pass(
     })
 }
 
+/// Who speaks first.
+enum First {
+    /// The client; whether there was a connection to the origin by then.
+    Client(Option<TcpStream>),
+    /// The origin.
+    Origin(TcpStream),
+}
+
+/// Connects to the origin, and waits until a client that waits for it, or for whatever, is no longer silent.
+async fn first(connector: &Connector, accepted: &Accepted, client: &TcpStream) -> Result<First, PassError> {
+    let connected = tokio::select! {
+        ready = client.readable() => return Ok(First::Client(ready.map(|()| None)?)),
+        connected = connector.tcp(&accepted.from, accepted.origin.socket_addr()) => connected,
+    };
+    match connected {
+        Ok(upstream) => tokio::select! {
+            ready = client.readable() => Ok(First::Client(ready.map(|()| Some(upstream))?)),
+            ready = upstream.readable() => Ok(First::Origin(ready.map(|()| upstream)?)),
+        },
+        Err(error) => match timeout(UNREACHABLE, client.readable()).await {
+            Ok(ready) => Ok(First::Client(ready.map(|()| None)?)),
+            Err(_) => Err(error.into()),
+        },
+    }
+}
+
 /// Passes bytes both ways until both ends are closed.
-async fn relay<F: Fn(&str) -> bool>(
+async fn relay<F: Fn(&str, Option<u16>) -> bool>(
     client: &mut TcpStream,
     mut upstream: TcpStream,
     mut outbound: Outbound<F>,
@@ -139,7 +165,6 @@ async fn relay<F: Fn(&str) -> bool>(
         }
         upstream_writer.shutdown().await?;
         if outgoing == Outgoing::Configured {
-            sleep(LAST_RESPONSES).await;
             return Err(PassError::Configured);
         }
         Ok(())
@@ -157,6 +182,10 @@ async fn relay<F: Fn(&str) -> bool>(
                 Ok(()) => back.await,
                 // A server that has heard enough may have answered, and closed.
                 Err(unsent @ PassError::Unsent(_)) => back.await.and(Err(unsent)),
+                Err(configured @ PassError::Configured) => {
+                    let _ = timeout(LAST_RESPONSES, back).await;
+                    Err(configured)
+                }
                 Err(error) => Err(error),
             },
             returned = &mut back => match returned {
@@ -190,41 +219,49 @@ enum Outgoing {
     End,
 }
 
-impl<F: Fn(&str) -> bool> Outbound<F> {
+impl<F: Fn(&str, Option<u16>) -> bool> Outbound<F> {
     async fn next(&mut self, client: &mut ReadHalf<'_>) -> Result<Outgoing, PassError> {
-        loop {
-            match self.requests.next(&self.pending) {
-                Next::Forward(count) => return Ok(Outgoing::Bytes(count)),
-                Next::Configured => return Ok(Outgoing::Configured),
-                Next::Doubtful(reason) => return Err(PassError::Doubtful(reason)),
-                Next::Undecided => {}
-            }
-            let begun = !self.pending.is_empty();
-            if !begun {
-                self.pending = BytesMut::new();
-            }
-            let read = async {
-                // There is a buffer only while something is in it.
-                client.readable().await?;
-                self.pending.reserve(BUFFER);
-                client.read_buf(&mut self.pending).await
-            };
-            let count = if begun {
-                let late = PassError::Doubtful("something that has begun like a request does not go on");
-                timeout(UNDECIDED, read).await.map_err(|_| late)??
-            } else {
-                read.await?
-            };
-            match (count, self.pending.len()) {
-                (0, 0) => return Ok(Outgoing::End),
-                (0, _) => {
+        if let Some(outgoing) = self.decided()? {
+            return Ok(outgoing);
+        }
+        if self.pending.is_empty() && self.read(client).await? == 0 {
+            return Ok(Outgoing::End);
+        }
+        let rest = async {
+            loop {
+                if let Some(outgoing) = self.decided()? {
+                    return Ok(outgoing);
+                }
+                if self.read(client).await? == 0 {
                     return match self.requests.end(&self.pending) {
                         Next::Doubtful(reason) => Err(PassError::Doubtful(reason)),
                         _ => Ok(Outgoing::Bytes(self.pending.len())),
                     };
                 }
-                _ => {}
             }
+        };
+        let late = PassError::Doubtful("something that has begun like a request does not go on");
+        timeout(UNDECIDED, rest).await.map_err(|_| late)?
+    }
+
+    /// What is next, if that can be said of what has come.
+    fn decided(&mut self) -> Result<Option<Outgoing>, PassError> {
+        match self.requests.next(&self.pending) {
+            Next::Forward(count) => Ok(Some(Outgoing::Bytes(count))),
+            Next::Configured => Ok(Some(Outgoing::Configured)),
+            Next::Doubtful(reason) => Err(PassError::Doubtful(reason)),
+            Next::Undecided => Ok(None),
         }
+    }
+
+    /// Reads more of it, and gives how much.
+    async fn read(&mut self, client: &mut ReadHalf<'_>) -> io::Result<usize> {
+        if self.pending.is_empty() {
+            // There is a buffer only while something is in it.
+            self.pending = BytesMut::new();
+        }
+        client.readable().await?;
+        self.pending.reserve(BUFFER);
+        client.read_buf(&mut self.pending).await
     }
 }

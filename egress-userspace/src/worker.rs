@@ -377,7 +377,8 @@ impl Worker {
     /// Serves a connection of which only the port is known.
     async fn pass(self: Rc<Self>, stream: TcpStream, accepted: Accepted, load: Load, draining: watch::Receiver<Drain>) {
         let (origin, gone) = (accepted.origin.socket_addr(), accepted.gone.clone());
-        let is_configured = |host: &str| self.routes.load().route(host, origin.port()).is_some();
+        let is_configured =
+            |host: &str, port: Option<u16>| self.routes.load().route(host, port.unwrap_or(origin.port())).is_some();
         // Others should not take the room that it needs.
         let passing = Box::pin(passthrough::pass(&self.connector, &accepted, stream, is_configured));
         let passed = tokio::select! {

@@ -53,12 +53,47 @@ fn a_configured_host_is_upgraded_at_an_address_that_nobody_knows() -> Result<()>
 }
 
 #[test]
+fn a_silent_client_can_ask_for_a_configured_host_where_nothing_takes_it_in_clear() -> Result<()> {
+    let bed = bed("silent")?;
+    let _origin = origin(&bed)?;
+    let _agent = agent(&bed, &ELSEWHERE)?;
+    for address in bed.sockets(PLACE, 80) {
+        let mut held = bed.client_command(CLIENT)?.args(["hold", &address.to_string()]).spawn()?;
+        held.wait_for_output("connected\n")?;
+        std::thread::sleep(Duration::from_millis(500));
+        held.write_stdin(b"\n")?;
+        ensure!(held.wait(PATIENCE)?.success(), "{:?}", held.stderr());
+        ensure!(held.stdout().contains("over TLS: edition.cnn.com\n"), "{}", held.stdout());
+    }
+    Ok(())
+}
+
+/// What comes after a switch to HTTP/2 nobody can see the hosts of: so there is none.
+#[test]
+fn a_request_that_may_switch_to_http2_is_served_without() -> Result<()> {
+    let bed = bed("h2c")?;
+    let origin = bed.embedded_origin().clear(&bed.sockets(PLACE, 80)).handler(way).start()?;
+    let _agent = agent(&bed, &ELSEWHERE)?;
+    for address in bed.addresses(PLACE).both() {
+        let curl = bed.curl("http://other.example/")?.args(["--http2", "--resolve", &at("other.example", address)]);
+        let response = curl.response()?;
+        ensure!(response.body == b"in clear: other.example\n", "{response:?}");
+    }
+    for request in origin.requests() {
+        ensure!(request.version == "HTTP/1.1" && request.header("upgrade").is_none(), "{request:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn other_traffic_is_passed_on_byte_for_byte() -> Result<()> {
     let bed = bed("bytes")?;
-    let requests: [&[u8]; 5] = [
+    let requests: [&[u8]; 6] = [
         b"get  /x?y#z HTTP/1.1\nHOST:other.example\nx-odd : \xff\xfe\nContent-Length: 5\n\nabcde",
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;ext=1\r\nabcde\r\n0\r\nTrailer: 1\r\n\r\n",
         b"GET / HTTP/1.0\r\n\r\n",
+        // What goes through this tunnel is another port's.
+        b"CONNECT edition.cnn.com:443 HTTP/1.1\r\nHost: edition.cnn.com:443\r\n\r\n\x16\x03\x01\x00\xc8",
         b"SSH-2.0-OpenSSH_9.2\r\n\0\x01\x02\x03",
         b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03 a ClientHello",
     ];

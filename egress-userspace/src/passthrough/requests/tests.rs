@@ -1,11 +1,15 @@
-use super::*;
+use super::{
+    head::{NO_END, ODD_FRAMING},
+    *,
+};
 
 const OTHER: &str = "GET / HTTP/1.1\r\nHost: other.example\r\n\r\n";
 const OURS: &str = "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n";
 
 /// What goes on, and why it ended, if the bytes come in pieces of that size.
 fn follow(bytes: &[u8], piece: usize) -> (usize, Next) {
-    let mut requests = Requests::new(|host: &str| host == "edition.cnn.com");
+    let is_configured = |host: &str, port: Option<u16>| host == "edition.cnn.com" && port.is_none_or(|port| port == 80);
+    let mut requests = Requests::new(is_configured);
     let (mut sent, mut come) = (0, 0);
     loop {
         match requests.next(&bytes[sent..come]) {
@@ -38,6 +42,8 @@ fn requests_for_other_hosts_go_on_with_their_content() {
     check("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", "GET / HT", undecided);
     check("OPTIONS * HTTP/1.1\r\nHost: other.example\r\n\r\n", "", undecided);
     // What a path says is nobody's Host.
+    check("CONNECT edition.cnn.com:443 HTTP/1.1\r\nHost: edition.cnn.com:443\r\n\r\n", "", undecided);
+    check("GET / HTTP/1.1\r\nHost: other.example\r\nUpgrade: websocket, TLS/1.0\r\n\r\n", "", undecided);
     check("GET /?next=http://edition.cnn.com/ HTTP/1.1\r\nHost: other.example\r\n\r\n", "", undecided);
 }
 
@@ -49,6 +55,10 @@ fn a_request_for_a_configured_host_is_found_wherever_it_begins() {
         "POST / HTTP/1.1\r\nHost: other.example\r\nContent-Length: 3\r\n\r\nabc",
         "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
         "GET /chat HTTP/1.1\r\nHost: other.example\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+        "PROXY TCP4 192.0.2.1 198.51.100.1 56324 80\r\n",
+        "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x01\x02\x03\x04\x05\x06\x07\x08\0P\0P",
+        "\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+        "CONNECT edition.cnn.com:443 HTTP/1.1\r\nHost: edition.cnn.com:443\r\n\r\n",
     ];
     let forms = [
         OURS,
@@ -63,6 +73,11 @@ fn a_request_for_a_configured_host_is_found_wherever_it_begins() {
         "CONNECT edition.cnn.com:80 HTTP/1.1\r\nHost: other.example\r\n\r\n",
         "GET / HTTP/1.1\r\nHost:\r\n edition.cnn.com\r\n\r\n",
         "GET /\x01 HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+        " GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+        "GET / HTTP/01.1\r\nHost: edition.cnn.com\r\n\r\n",
+        "PROXY / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+        "CONNECT other.example:443 HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: other.example\r\nUpgrade: a\r\nUpgrade: TLS/1.0,H2C\r\n\r\n",
     ];
     for before in before {
         for form in forms {
@@ -88,7 +103,7 @@ fn what_is_not_http_goes_on_for_good() {
 
 #[test]
 fn half_a_request_goes_nowhere_and_half_of_something_else_does() {
-    let end = |bytes: &[u8]| Requests::new(|_: &str| false).end(bytes);
+    let end = |bytes: &[u8]| Requests::new(|_: &str, _| false).end(bytes);
     for half in [
         "GET /secret HTTP/1.1\r\nHost: edition.cnn.com\r\nCookie: x\r\n",
         "GET /secret",
@@ -103,9 +118,25 @@ fn half_a_request_goes_nowhere_and_half_of_something_else_does() {
 }
 
 #[test]
+fn a_head_is_looked_through_once_however_it_comes() {
+    let names = "\r\n Host: other.example".repeat(MAX_HEAD / 30);
+    let folded = ["GET / HTTP/1.1\r\nX: y", &names, "\r\n\r\n"].concat();
+    assert_eq!(
+        follow(folded.as_bytes(), folded.len()),
+        (0, Next::Doubtful("the Host of a request is not a host name"))
+    );
+    for text in ["x".repeat(MAX_HEAD - 100), "\n".to_owned(), "a\n".repeat(MAX_HEAD / 4)] {
+        let all = ["GET /", &" ".repeat(100), "/ HTTP/1.1\r\nX: ", &text, "\r\n\r\n", OURS].concat();
+        assert!(matches!(follow(all.as_bytes(), 1).1, Next::Configured | Next::Doubtful(_)));
+    }
+}
+
+#[test]
 fn what_nobody_can_tell_the_end_of_goes_nowhere() {
+    let many = ["GET / HTTP/1.1\r\n", &"Host: other.example\r\n".repeat(9), "\r\n"].concat();
     for (text, sent, reason) in [
         ("GET / HTTP/1.1\r\nHost: two words\r\n\r\n", 0, "the Host of a request is not a host name"),
+        (&many, 0, "a request has too many Host fields"),
         ("GET / HTTP/1.1\r\nX: a\rHost: edition.cnn.com\r\n\r\n", 0, LONE_CR),
         ("GET / HTTP/1.1\rHost: edition.cnn.com\r\n\r\n", 0, LONE_CR),
         ("POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 0, "the Content-Length of a request is not one number"),
