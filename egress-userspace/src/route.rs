@@ -2,13 +2,14 @@
 
 mod cluster;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use foldhash::{HashMap, HashSet};
 
 pub use self::cluster::{Active, Chosen, Cluster, ClusterId};
 
 use crate::{
+    config::Cidr,
     kernel::{Intercepted, Watched},
     netns::NetnsCookie,
     policy::{EndpointAddress, HostName, HostPattern, Policy, Rule, Targets, Upstream, UpstreamIndex, parents},
@@ -56,6 +57,10 @@ pub struct RouteTable {
     exact: HashMap<HostName, Vec<Arc<Route>>>,
     /// By what comes after the `*.`.
     wildcards: HashMap<HostName, Vec<Arc<Route>>>,
+    /// By the networks of their addresses, and by port: the first by name.
+    networks: HashMap<(Cidr, u16), Arc<Route>>,
+    /// The lengths of those networks' prefixes, in bits.
+    prefix_lens: BTreeSet<u8>,
     /// All clusters, by what they are called in the configuration.
     clusters: HashMap<ClusterName, Vec<Arc<Cluster>>>,
     /// What the clusters share.
@@ -86,10 +91,9 @@ impl RouteTable {
     }
 
     fn route_by_address(&self, address: IpAddr, port: u16) -> Option<&Arc<Route>> {
-        let listed = |route: &&Arc<Route>| {
-            route.rule.port == port && route.rule.addresses.iter().any(|cidr| cidr.contains(address))
-        };
-        self.routes().filter(listed).min_by(|one, other| one.rule.host.cmp(&other.rule.host))
+        let networks = self.prefix_lens.iter().filter_map(|&prefix_len| Cidr::of(address, prefix_len));
+        let listed = networks.filter_map(|network| self.networks.get(&(network, port)));
+        listed.min_by(|one, other| one.rule.host.cmp(&other.rule.host))
     }
 
     /// All routes.
@@ -183,6 +187,13 @@ impl RouteTable {
         let kept = previous.of(&rule.host).get(rule.host.name()).into_iter().flatten();
         let kept = kept.into_iter().find(|old| old.is(rule, &clusters)).cloned();
         let route = kept.unwrap_or_else(|| Arc::new(Route { rule: rule.clone(), clusters }));
+        for cidr in &rule.addresses {
+            self.prefix_lens.insert(cidr.prefix_len);
+            let first = self.networks.entry((*cidr, rule.port)).or_insert_with(|| route.clone());
+            if rule.host < first.rule.host {
+                *first = route.clone();
+            }
+        }
         let routes = match &rule.host {
             HostPattern::Exact(_) => &mut self.exact,
             HostPattern::Wildcard(_) => &mut self.wildcards,

@@ -32,24 +32,24 @@ pub enum InvalidCidr {
 }
 
 impl Cidr {
-    /// The range of all addresses that share the first `prefix_len` bits with `address`.
-    fn masked(address: IpAddr, prefix_len: u8) -> Self {
+    /// The range of all addresses that share the first `prefix_len` bits with `address`; None if it has not so many.
+    pub fn of(address: IpAddr, prefix_len: u8) -> Option<Self> {
         let address = match address {
             IpAddr::V4(v4) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(prefix_len)).unwrap_or(0);
+                let mask = u32::MAX.checked_shl(32_u32.saturating_sub(prefix_len.into())).unwrap_or(0);
                 Ipv4Addr::from_bits(v4.to_bits() & mask).into()
             }
             IpAddr::V6(v6) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(prefix_len)).unwrap_or(0);
+                let mask = u128::MAX.checked_shl(128_u32.saturating_sub(prefix_len.into())).unwrap_or(0);
                 Ipv6Addr::from_bits(v6.to_bits() & mask).into()
             }
         };
-        Self { address, prefix_len }
+        (prefix_len <= max_prefix_len(address)).then_some(Self { address, prefix_len })
     }
 
     /// Whether an address is in the range.
     pub fn contains(&self, address: IpAddr) -> bool {
-        address.is_ipv4() == self.address.is_ipv4() && Self::masked(address, self.prefix_len) == *self
+        address.is_ipv4() == self.address.is_ipv4() && Self::of(address, self.prefix_len) == Some(*self)
     }
 
     /// Whether the range is a single address.
@@ -72,15 +72,11 @@ impl FromStr for Cidr {
         };
         let address: IpAddr = address.parse().map_err(|_| InvalidCidr::Address(text.to_owned()))?;
         let max = max_prefix_len(address);
-        let prefix_len = match prefix_len {
-            None => max,
-            Some(digits) => digits
-                .parse()
-                .ok()
-                .filter(|&len| len <= max)
-                .ok_or_else(|| InvalidCidr::PrefixLen { prefix_len: digits.to_owned(), max })?,
-        };
-        Ok(Self::masked(address, prefix_len))
+        let digits = prefix_len.unwrap_or_default();
+        let parsed = if prefix_len.is_none() { Some(max) } else { digits.parse().ok() };
+        parsed
+            .and_then(|prefix_len| Self::of(address, prefix_len))
+            .ok_or_else(|| InvalidCidr::PrefixLen { prefix_len: digits.to_owned(), max })
     }
 }
 

@@ -104,12 +104,18 @@ fn addresses_are_intercepted_also_if_no_name_leads_there() -> Result<()> {
         ),
     ];
     for (done, (entry, expected)) in cases.iter().enumerate() {
-        ensure!(agent.apply(|| config.write("rules.yaml", &format!("# {done}\n{}", rule(HOST, entry, SIMPLE))))? == 1);
+        // Of rules for the same address the first by name is asked for it.
+        let rules = ["zzz.example", HOST].map(|host| rule(host, entry, SIMPLE)).concat();
+        ensure!(agent.apply(|| config.write("rules.yaml", &format!("# {done}\n{rules}")))? == 2);
         for (connect_to, expected) in backend.iter().zip(expected) {
-            let result = bed.curl("http://edition.cnn.com/")?.args(["--resolve", &resolve(*connect_to)]).run()?;
-            ensure!(result.statuses() == [200], "{entry}: {result:?}");
-            let request = origin.take_requests().pop().context("no request")?;
-            ensure!(request.server == *expected, "{entry}: at {} instead of {expected}", request.server);
+            for url in ["http://edition.cnn.com/", &format!("http://{connect_to}/").replace(":443", "")] {
+                let result = bed.curl(url)?.args(["--resolve", &resolve(*connect_to)]).run()?;
+                ensure!(result.statuses() == [200], "{entry}: {url}: {result:?}");
+                let request = origin.take_requests().pop().context("no request")?;
+                ensure!(request.server == *expected, "{entry}: {url} at {} instead of {expected}", request.server);
+                let sni = request.tls.and_then(|tls| tls.sni);
+                ensure!(sni.as_deref() == Some(HOST), "{entry}: {url}: {sni:?}");
+            }
         }
     }
     tripwire.assert_silent()
