@@ -59,6 +59,9 @@ pub enum Fault {
     /// The trailers are malformed, or too long.
     #[error("the trailers are malformed or too long")]
     Trailers,
+    /// What comes next in both directions is not clear.
+    #[error("it switched to another protocol before it had all of the request")]
+    EarlySwitch,
 }
 
 /// Why a message does not come to its end.

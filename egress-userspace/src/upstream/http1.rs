@@ -24,7 +24,7 @@ use super::{ConnectionInfo, ExchangeError, NotAnswered, limits::Place, tls::TlsS
 use crate::{
     body::{BodyError, Content, Incoming, RequestBody},
     head::{RequestHead, Response, ResponseHead},
-    http1::{self, Decoder, Encoder, Error, Framing, Head, Input, Limits, Output, Progress},
+    http1::{self, Decoder, Encoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress},
     request::headers,
 };
 
@@ -122,11 +122,7 @@ impl Exclusive {
     /// Whether its last exchange has come to its end, and another can follow.
     pub fn is_reusable(&self) -> bool {
         let wire = self.wire.borrow();
-        wire.keep_alive
-            && wire.content.is_end()
-            && wire.upload.is_none()
-            && wire.output.is_empty()
-            && wire.input.is_clean()
+        wire.keep_alive && wire.content.is_end() && wire.is_sent() && wire.input.is_clean()
     }
 
     /// Sends a request, and waits for the head of the response. The rest of both comes and goes with the response's content.
@@ -178,6 +174,9 @@ impl Wire {
                         client.inform(&head, cx);
                     }
                     continue;
+                }
+                if head.status == StatusCode::SWITCHING_PROTOCOLS && !self.is_sent() {
+                    return Poll::Ready(Err(Error::from(Fault::EarlySwitch).into()));
                 }
                 self.client = None;
                 self.keep_alive = framing != Framing::Close
@@ -266,7 +265,12 @@ impl Wire {
 
     /// Whether no more of the request will be sent.
     fn is_uploaded(&self) -> bool {
-        self.stuck.is_some() || self.upload.is_none() && self.output.is_empty()
+        self.stuck.is_some() || self.is_sent()
+    }
+
+    /// Whether all of the request is on its way.
+    fn is_sent(&self) -> bool {
+        self.upload.is_none() && self.output.is_empty()
     }
 
     /// Sends what there is of the request, unless a task of its own does so.

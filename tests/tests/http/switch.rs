@@ -5,7 +5,7 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use harness::{
     TestBed,
-    origin::{Reply, Request, code},
+    origin::{Reply, Request, code, script},
 };
 
 use super::{
@@ -259,5 +259,34 @@ fn an_origin_may_decline_and_may_not_switch_unasked() -> Result<()> {
     ensure!(output.text().starts_with("HTTP/1.1 502 "), "{output:?}");
     ensure!(output.text().contains("error=http_protocol_error"), "{output:?}");
     origin.wait_for_requests(2)?;
+    Ok(())
+}
+
+/// What the client sends next would be content of its request, and for the origin already the other protocol.
+#[test]
+fn an_origin_may_not_switch_before_it_has_the_whole_request() -> Result<()> {
+    let bed = TestBed::new("switch-early")?;
+    let origin = origin(&bed)?
+        .scripts(|request| {
+            (request.method == "POST").then(|| {
+                script(|mut wire| async move {
+                    wire.write(AGREE.as_bytes()).await?;
+                    ensure!(wire.read().await?.is_empty(), "more came after the switch");
+                    Ok(())
+                })
+            })
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let ask = ASK.replace("GET", "POST").replace("\r\n\r\n", "\r\nContent-Length: 20\r\n\r\n");
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let client = bed.client_command(CLIENT)?.args(["talk", &address]).spawn()?;
+    client.write_stdin(ask.as_bytes())?;
+    client.wait_for_output("HTTP/1.1 502 ")?;
+    let record = agent.wait_for_records(1)?.pop().context("no record")?;
+    let error = record.text("error");
+    ensure!(error.contains("switched to another protocol before it had all of the request"), "{record:?}");
+    origin.wait_for_requests(1)?;
     Ok(())
 }
