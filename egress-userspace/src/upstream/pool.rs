@@ -33,6 +33,10 @@ pub const MAX_IDLE: Duration = Duration::from_secs(60);
 /// very moment. Common servers wait at least five seconds.
 pub const MAX_IDLE_UNREPEATABLE: Duration = Duration::from_secs(4);
 
+/// How many keys there may be before nothing is kept for long that nobody uses: applications choose the names that fall under a
+/// wildcard.
+const MANY_KEYS: usize = 16 * 1024;
+
 /// Connections of one key serve each other's requests. The network namespace is part of it: a connection has the address,
 /// the routes and the network policy of the pod that it was made for.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -236,7 +240,9 @@ impl Pool {
 
     /// Closes connections that were idle for too long, or that others ask for.
     pub fn expire(&self) {
-        self.origins.borrow_mut().retain(|_, origin| origin.expire());
+        let mut origins = self.origins.borrow_mut();
+        let limit = if origins.len() > MANY_KEYS { MAX_IDLE_UNREPEATABLE } else { Duration::MAX };
+        origins.retain(|_, origin| origin.expire(limit));
     }
 
     /// Closes the idle connections of a network namespace that is gone.

@@ -246,18 +246,19 @@ impl Origin {
         true
     }
 
-    /// Closes connections that were idle for too long, or that others need. Says whether anything is left that is worth keeping.
-    pub(super) fn expire(&mut self) -> bool {
+    /// Closes connections that were idle for too long, `limit` at most, or that others need. Says whether anything is left that is
+    /// worth keeping.
+    pub(super) fn expire(&mut self, limit: Duration) -> bool {
         self.retire();
         self.give_up(Need::Idle);
         let usage = &self.usage;
-        let max_idle = usage.settings().idle_timeout.unwrap_or(MAX_IDLE);
+        let max_idle = usage.settings().idle_timeout.unwrap_or(MAX_IDLE).min(limit);
         self.idle.retain(|Idle { connection, since }| {
             let is_spent = usage.is_spent(connection.made, connection.served);
             since.elapsed() < max_idle && !is_spent && !connection.is_closed()
         });
         self.shared.retain(|shared| !shared.is_idle(max_idle));
-        let remembers = self.protocol.is_some() && self.used.elapsed() < REMEMBERED;
+        let remembers = self.protocol.is_some() && self.used.elapsed() < REMEMBERED.min(limit);
         remembers || !self.idle.is_empty() || !self.shared.is_empty() || self.waiting.strong_count() > 0
     }
 }
