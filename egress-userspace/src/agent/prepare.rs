@@ -16,8 +16,9 @@ use super::ConfigError;
 use crate::{
     config::{Diagnostic, Documents, Source, Texts},
     kernel::NameRules,
-    policy::{HostName, Policy},
+    policy::{HostName, Policy, Roots, Verify},
     route::RouteTable,
+    upstream::tls::root_places,
 };
 
 /// How much the thread steps back for others that want the processor, as of nice(1): for the workers above all.
@@ -63,14 +64,20 @@ pub(super) fn prepare(sources: &[Source], known: Option<u64>, documents: &Docume
     Ok(Prepared { fingerprint: fingerprint.all, change: Some(change) })
 }
 
-/// The sources, and the files that the policy names.
+/// The sources, the files that the policy names, and where the machine's roots are if it trusts them.
 pub(super) fn watched(sources: &[Source], policy: &Policy) -> BTreeSet<PathBuf> {
     let sources = sources.iter().filter_map(|source| match source {
         Source::Path(path) => Some(path.as_path()),
         Source::Host(_) => None,
     });
     let files = policy.rules().flat_map(|rule| &rule.upstreams).flat_map(|upstream| upstream.files());
-    sources.chain(files).collect::<BTreeSet<_>>().into_iter().map(Path::to_owned).collect()
+    let mut watched: BTreeSet<_> =
+        sources.chain(files).collect::<BTreeSet<_>>().into_iter().map(Path::to_owned).collect();
+    let mut upstreams = policy.rules().flat_map(|rule| &rule.upstreams);
+    if upstreams.any(|upstream| upstream.tls.roots == Roots::System && upstream.tls.verify != Verify::Skip) {
+        watched.extend(root_places());
+    }
+    watched
 }
 
 /// Does something on a thread of its own that steps back for others. Nothing comes if it panics.

@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
+    agent::{Agent, AgentOptions},
     nginx::Site,
     origin::{Reply, ServerTls},
     pki::{Identity, Pki},
@@ -109,6 +110,26 @@ fn an_origin_that_has_what_is_required_is_used() -> Result<()> {
         ensure!(record.text("cause").is_empty(), "{record:?}");
     }
     Ok(())
+}
+
+#[test]
+fn roots_of_the_machine_that_change_count_for_the_next_request() -> Result<()> {
+    const HOST: &str = "edition.cnn.com";
+    let bed = TestBed::new("tls-roots")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let _origin = bed.embedded_origin().handler(|_| Reply::ok("fine")).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
+    let roots = bed.dir().join("roots/ca.crt");
+    fs::create_dir(bed.dir().join("roots"))?;
+    fs::copy(bed.pki().client_ca_file(), &roots)?;
+    let variable = roots.display().to_string();
+    let mut agent = Agent::start(&bed, &AgentOptions::new(config.path()).env("SSL_CERT_FILE", &variable))?;
+    let ask = || bed.curl("http://edition.cnn.com/")?.run();
+    check_failure(&ask()?, 502, "tls_certificate_error", "among this machine's")?;
+    agent.apply(|| Ok(fs::copy(bed.pki().ca_file(), &roots).map(drop)?))?;
+    ensure!(ask()?.statuses() == [200]);
+    agent.apply(|| Ok(fs::copy(bed.pki().client_ca_file(), &roots).map(drop)?))?;
+    check_failure(&ask()?, 502, "tls_certificate_error", "among this machine's")
 }
 
 #[test]

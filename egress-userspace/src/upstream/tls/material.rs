@@ -1,6 +1,6 @@
 //! The files that TLS settings name, and what is in them.
 
-use std::{collections::HashMap, fs, io, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, env, fs, io, path::PathBuf, sync::Arc};
 
 use rustls::RootCertStore;
 use rustls_pki_types::{
@@ -99,6 +99,19 @@ impl Store {
         self.system_roots = Some(roots.clone());
         Ok(roots)
     }
+}
+
+/// The files and directories that this machine's roots come from, as `rustls_native_certs` has them.
+pub fn root_places() -> Vec<PathBuf> {
+    let file = env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let directories = env::var_os("SSL_CERT_DIR").unwrap_or_default();
+    let mut places: Vec<PathBuf> = env::split_paths(&directories).filter(|path| !path.as_os_str().is_empty()).collect();
+    places.extend(file);
+    if places.is_empty() {
+        let probed = openssl_probe::probe();
+        places.extend(probed.cert_file.into_iter().chain(probed.cert_dir));
+    }
+    places
 }
 
 /// What a client is made of besides its settings.
