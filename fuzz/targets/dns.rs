@@ -188,7 +188,7 @@ mod maps {
 
 /// What the kernel gives programs.
 pub mod helpers {
-    pub mod generated {
+    pub(super) mod generated {
         use std::ffi::c_void;
 
         /// Calls `body` until it returns something else than 0.

@@ -120,7 +120,7 @@ fn check_lines(fields: &Fields) {
         let written = line.strip_prefix(name).and_then(|rest| rest.strip_prefix(b":")).expect("a colon after the name");
         assert_eq!(written.trim_ascii(), value);
         let name = HeaderName::from_bytes(name).expect("a name");
-        assert!(fields.get_all(&name).eq(map.get_all(&name).iter().map(|value| value.as_bytes())), "{line:?}");
+        assert!(fields.get_all(&name).eq(map.get_all(&name).iter().map(http::HeaderValue::as_bytes)), "{line:?}");
     }
 }
 

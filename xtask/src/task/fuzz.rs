@@ -13,13 +13,13 @@ use xtask::{
 use super::{
     setup,
     steps::Steps,
-    workspace::{cargo, fuzz_targets},
+    workspace::{cargo, fuzz_targets, target_dir},
 };
 
 /// Feed what reads from networks, from the kernel and from the user with what nobody has thought of
 ///
 /// Installs cargo-fuzz if it is missing. The targets run one after the other, each in one process, and begin with the inputs in
-/// fuzz/corpus. What they come upon stays in fuzz/target/corpus, for the next time; what one fails with, in fuzz/artifacts.
+/// fuzz/corpus. What they come upon stays in target/fuzz/corpus, for the next time; what one fails with, in fuzz/artifacts.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Only these targets, of those in fuzz/targets; all without a name
@@ -43,7 +43,7 @@ impl Options {
         let mut steps = Steps::default();
         for name in names {
             // What is found is written to the first directory.
-            let found = directory.join("target/corpus").join(name);
+            let found = target_dir()?.join("fuzz/corpus").join(name);
             fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
             let mut fuzz = cargo(&["fuzz", "run", name]);
             fuzz.arg(found).arg(directory.join("corpus").join(name));
@@ -53,7 +53,10 @@ impl Options {
                 fuzz.arg(format!("-dict={}", dictionary.display()));
             }
             // The sanitizer's flags are those of a nightly compiler, which a stable one has as well.
-            steps.command("fuzz target", fuzz.env("RUSTC_BOOTSTRAP", "1"))?;
+            fuzz.env("RUSTC_BOOTSTRAP", "1");
+            // What makes the agent small takes long, and hides from the fuzzer where it has been.
+            fuzz.envs([("CARGO_PROFILE_RELEASE_LTO", "off"), ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")]);
+            steps.command("fuzz target", &mut fuzz)?;
         }
         steps.summary();
         Ok(())

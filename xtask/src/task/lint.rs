@@ -37,23 +37,16 @@ impl Options {
 /// Every static check, the quick ones first.
 pub(crate) fn lint(steps: &mut Steps) -> Result<()> {
     steps.command("formatting", &mut cargo(&["fmt", "--all", "--check"]))?;
-    let mut fuzz = cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]);
-    steps.command("formatting of the fuzz targets", &mut fuzz)?;
     steps.step("dependencies", dependencies)?;
     steps.step("lints of the eBPF crate", lint_ebpf)?;
-    steps.command("lints", &mut cargo(&["clippy", "--locked", "--all-targets", "--", "-D", "warnings"]))?;
-    steps.step("lints of the fuzz targets", lint_fuzz)?;
+    let selected = ["clippy", "--locked", "--workspace", "--exclude", "egress-ebpf", "--all-targets"];
+    let mut clippy = cargo(&selected);
+    // Nothing is linked, so that the fuzzer itself need not be compiled; it takes any file for it.
+    clippy.env("CUSTOM_LIBFUZZER_PATH", repository().join("fuzz/Cargo.toml"));
+    steps.command("lints", clippy.args(["--", "-D", "warnings"]))?;
     let mut doc = cargo(&["doc", "--locked", "--no-deps", "--document-private-items"]);
     // Replaces what the environment has: other flags would compile everything again.
     steps.command("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))
-}
-
-/// Shares what is compiled with the rest.
-fn lint_fuzz() -> Result<()> {
-    let mut fuzz = cargo(&["clippy", "--manifest-path", "fuzz/Cargo.toml", "--locked", "--", "-D", "warnings"]);
-    // Nothing is linked, so that the fuzzer itself need not be compiled; it takes any file for it.
-    fuzz.env("CARGO_TARGET_DIR", target_dir()?).env("CUSTOM_LIBFUZZER_PATH", repository().join("fuzz/Cargo.toml"));
-    exec(&mut fuzz)
 }
 
 /// Clippy, if the toolchain that compiles the eBPF crate has it; otherwise the compiler's own lints.
