@@ -125,7 +125,12 @@ async fn serve(
     };
     let Response { head, body } = response;
     let last = *draining.borrow() != Drain::Off;
-    match respond(connection, head, pin!(body), asked, last, patience).await {
+    let responded = {
+        // It ends with its response: what comes from the client after that is of no request, or of the next.
+        let body = pin!(body);
+        respond(connection, head, body, asked, last, patience).await
+    };
+    match responded {
         Ok(more) => {
             if let Some(tunnel) = tunnel {
                 if tunnel.run(Switched::new(connection.clone())).await {

@@ -14,7 +14,7 @@ use std::io;
 pub use self::{
     decode::{Decoder, Progress, chunk_size},
     encode::{Encoder, request_head, response_head},
-    framing::{Framing, announced, is_bare, length, of_request, of_response},
+    framing::{Framing, announced, is_bare, is_coded, length, of_request, of_response},
     head::{Head, Limits, request, response},
     input::Input,
     output::Output,

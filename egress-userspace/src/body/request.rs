@@ -15,6 +15,8 @@ use crate::head::ResponseHead;
 
 /// How much of a request body is kept for the case that it must be sent again, in bytes.
 const KEPT: usize = 64 * 1024;
+/// What a piece of it takes besides.
+const PIECE: usize = 64;
 
 /// The content of a request as it comes from the client; shared between the bodies that carry it and the exchange.
 pub struct Content {
@@ -32,7 +34,7 @@ pub struct Content {
 enum Kept {
     /// Nothing, as it will not be sent again; so far nothing was read either.
     Off,
-    /// All of it, in so many bytes.
+    /// All of it, which takes so many bytes.
     All(Vec<Bytes>, usize),
     /// Not all of it.
     Lost,
@@ -151,7 +153,7 @@ impl Content {
             match (&mut *kept, data) {
                 (Kept::All(chunks, size), Some(data)) if *size + data.len() <= KEPT => {
                     chunks.push(data.clone());
-                    *size += data.len();
+                    *size += data.len() + PIECE;
                 }
                 // Too much, or trailers.
                 (Kept::All(..), _) => *kept = Kept::Lost,

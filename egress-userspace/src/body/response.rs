@@ -116,13 +116,16 @@ impl ResponseBody {
         Self { source: Source::Message(Some(text)), record: None }
     }
 
-    /// Goes on while nobody takes the response: sends the rest of the request, and looks whether the time of the exchange is over,
-    /// which this tells if there is more of the response to come.
+    /// Goes on while nobody takes the response: sends the rest of the request, and looks whether the time of the exchange is over.
+    /// Tells why there will be no more of the response.
     pub fn poll_untaken(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         let Source::Upstream { incoming, timer, .. } = &mut self.source else { return Poll::Pending };
         if let Incoming::Http1(wire) = incoming {
-            // Whoever takes the response is told.
-            let _ = wire.borrow_mut().poll_along(cx);
+            let along = wire.borrow_mut().poll_along(cx);
+            if let Err(error) = along.map_err(BodyError::from) {
+                self.break_off(&error);
+                return Poll::Ready(error);
+            }
         }
         let is_over = self.record.as_ref().is_none_or(Record::is_over);
         let Some(timer) = timer.as_mut().filter(|_| !is_over) else { return Poll::Pending };

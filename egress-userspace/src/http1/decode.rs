@@ -31,6 +31,8 @@ enum State {
     Trailers,
     /// All has come.
     End,
+    /// It is malformed. What comes next is nobody's: of a line that some read in another way, it can be content.
+    Broken(Fault),
 }
 
 /// What has come.
@@ -76,9 +78,18 @@ impl Decoder {
     /// # Errors
     /// It is malformed.
     pub fn decode(&mut self, input: &mut BytesMut) -> Result<Progress, Fault> {
+        let progress = self.advance(input);
+        if let Err(fault) = progress {
+            self.0 = State::Broken(fault);
+        }
+        progress
+    }
+
+    fn advance(&mut self, input: &mut BytesMut) -> Result<Progress, Fault> {
         loop {
             match self.0 {
                 State::End => return Ok(Progress::End),
+                State::Broken(fault) => return Err(fault),
                 _ if input.is_empty() => return Ok(Progress::More),
                 State::Close => return Ok(Progress::Data(input.split().freeze())),
                 State::Length(left) => {
@@ -166,6 +177,11 @@ pub fn chunk_size(line: &[u8]) -> Result<u64, Fault> {
     u64::from_str_radix(digits, 16).map_err(|_| Fault::ChunkSize)
 }
 
+/// Whether a field may come after content. Who merges those into the head must not be misled (RFC 9110 section 6.5.1).
+pub(super) fn may_be_trailer(name: &HeaderName) -> bool {
+    ![header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST].contains(name)
+}
+
 fn trailers(input: &mut BytesMut) -> Result<Option<HeaderMap>, Fault> {
     if input.starts_with(b"\r\n") {
         input.advance(2);
@@ -180,8 +196,7 @@ fn trailers(input: &mut BytesMut) -> Result<Option<HeaderMap>, Fault> {
     let mut trailers = HeaderMap::with_capacity(parsed.len());
     for field in parsed {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Fault::Trailers)?;
-        // Who merges them into the head must not be misled (RFC 9110 section 6.5.1).
-        if [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST].contains(&name) {
+        if !may_be_trailer(&name) {
             continue;
         }
         trailers.append(name, HeaderValue::from_bytes(field.value).map_err(|_| Fault::Trailers)?);
@@ -200,7 +215,11 @@ mod tests {
         let mut pieces = bytes.chunks(piece);
         let (mut content, mut fields) = (Vec::new(), 0);
         loop {
-            match decoder.decode(&mut input)? {
+            let progress = decoder.decode(&mut input).inspect_err(|fault| {
+                let again = decoder.decode(&mut BytesMut::from(&b"0\r\n\r\n"[..]));
+                assert!(again == Err(*fault) && !decoder.is_end() && !decoder.close(), "{again:?}");
+            });
+            match progress? {
                 Progress::Data(data) => content.extend_from_slice(&data),
                 Progress::Trailers(trailers) => fields = trailers.len(),
                 Progress::End => return Ok((content, fields, input.len() + pieces.map(<[u8]>::len).sum::<usize>())),

@@ -6,7 +6,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use http::Version;
 use http_body::Frame;
 
-use super::{Fault, Framing, Output};
+use super::{Fault, Framing, Output, decode::may_be_trailer};
 use crate::head::{Fields, RequestHead, ResponseHead};
 
 /// Room for a head and some content, in bytes.
@@ -84,7 +84,7 @@ impl Encoder {
                 if let Ok(trailers) = frame.into_trailers() {
                     let mut buffer = out.buffer();
                     buffer.put_slice(b"0\r\n");
-                    for (name, value) in &trailers {
+                    for (name, value) in trailers.iter().filter(|(name, _)| may_be_trailer(name)) {
                         put_field(name.as_str().as_bytes(), value.as_bytes(), &mut buffer);
                     }
                     buffer.put_slice(b"\r\n");
@@ -164,6 +164,8 @@ mod tests {
             let (mut encoder, mut out) = (Encoder::new(framing), Output::default());
             let mut trailers = HeaderMap::new();
             trailers.insert("a", HeaderValue::from_static("1"));
+            // Not those that would mislead who merges them into the head.
+            trailers.insert("content-length", HeaderValue::from_static("0"));
             for frame in
                 [Frame::data(Bytes::from_static(b"hello")), Frame::data(Bytes::new()), Frame::trailers(trailers)]
             {

@@ -80,6 +80,12 @@ enum Coding {
     Other,
 }
 
+/// Whether content that is in chunks is coded besides, for the connection alone.
+pub fn is_coded(fields: &Fields) -> bool {
+    let mut values = fields.get_all(&header::TRANSFER_ENCODING);
+    values.any(|value| !value.trim_ascii().eq_ignore_ascii_case(b"chunked"))
+}
+
 fn coding(fields: &Fields) -> Option<Coding> {
     let mut values = fields.get_all(&header::TRANSFER_ENCODING).peekable();
     values.peek()?;

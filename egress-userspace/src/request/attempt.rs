@@ -1,7 +1,9 @@
 //! Sending one request, and again where that is safe.
 
 use std::{
+    future::poll_fn,
     rc::Rc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -10,7 +12,6 @@ use http::{
     HeaderValue, Request, Uri, Version, header, request,
     uri::{PathAndQuery, Scheme},
 };
-use tokio::time::timeout;
 
 use super::{headers, host::RequestHost, respond::ProxyError, web_socket};
 use crate::{
@@ -18,16 +19,15 @@ use crate::{
     head::{RequestHead, Response},
     http2,
     upstream::{
-        Connection, ExchangeError, Fate, NotAnswered,
+        Connection, Fate, NotAnswered,
         pool::{self, Wanted},
     },
 };
 
 /// How often a request is repeated that no origin has looked at.
 const REPEATS: u32 = 3;
-/// How much of a request's body is read, and for how long, before an error is answered.
+/// How much of a request's body is read before an error is answered.
 const DISCARD_LIMIT: usize = 1024 * 1024;
-const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 /// A request on its way, and what is needed to send it a second time where that is safe: it was not sent at all or not
 /// processed, or it is idempotent (RFC 9110 section 9.2.2) and has no content.
@@ -110,7 +110,7 @@ impl<'a> Attempt<'a> {
         &mut self,
         NotAnswered { unsent, error }: NotAnswered,
         connection: &Connection,
-    ) -> Result<(), ExchangeError> {
+    ) -> Result<(), NotAnswered> {
         let fate = if unsent { Fate::Unprocessed { gone: true } } else { Fate::of(&error) };
         // One that was fresh and takes nothing is no better the next time.
         let hopeless = unsent && !connection.is_reused();
@@ -123,7 +123,7 @@ impl<'a> Attempt<'a> {
             Fate::Failed => false,
         };
         if !may {
-            return Err(error);
+            return Err(NotAnswered { unsent, error });
         }
         if let (Fate::Unprocessed { gone: false }, Connection::Http2(stream)) = (fate, connection) {
             stream.refused();
@@ -142,23 +142,22 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// Reads some of a body that goes nowhere. What is left unread when the connection is closed makes the kernel reset it, and
-/// a client that is still sending would never see our answer.
+/// Reads what has come of a body that goes nowhere, so that another request can follow on its connection if that is all. A client that
+/// is still sending is not waited for: it gets its answer, and its connection ends with that.
 pub(super) async fn discard(content: &Content) {
     if content.is_waiting() {
         return;
     }
     let mut left = DISCARD_LIMIT;
-    let reading = async {
-        while let Some(Ok(frame)) = std::future::poll_fn(|cx| content.poll_read(cx)).await {
+    poll_fn(|cx| {
+        while left > 0
+            && let Poll::Ready(Some(Ok(frame))) = content.poll_read(cx)
+        {
             left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                return;
-            }
         }
-    };
-    // What could not be read in time stays unread.
-    let _ = timeout(DISCARD_TIME, reading).await;
+        Poll::Ready(())
+    })
+    .await;
 }
 
 /// Makes the head what the origin should see: what the application sent, less what concerns our connection alone.

@@ -20,7 +20,7 @@ use crate::{
     socket::Place,
     telemetry::access_log::{Outcome, Record},
     upstream::{
-        Fate, Made, Offer, UpstreamError,
+        ExchangeError, Fate, Made, NotAnswered, Offer, UpstreamError,
         limits::{Kind, Slot},
         outlier::Seen,
         pool::{Key, To},
@@ -61,8 +61,9 @@ impl Exchange<'_> {
         }
         let is_head = head.method == Method::HEAD;
         let http2 = match self.sending.routed {
-            // A WebSocket takes a connection that is there and offers RFC 8441, but few do: none is made for it.
-            Routed::Originate(..) => !self.sending.asks_to_switch,
+            // A WebSocket takes a connection that is there and offers RFC 8441, but few do: none is made for it. And in HTTP/2 nothing
+            // says that content is compressed on its way alone.
+            Routed::Originate(..) => !self.sending.asks_to_switch && !http1::is_coded(&head.fields),
             Routed::PassThrough { http2 } => http2,
         };
         let mut attempt = Attempt::new(head, self.host, self.content, http2, self.sending.trailers);
@@ -226,8 +227,13 @@ impl Exchange<'_> {
                 }
                 Err(failure) => failure,
             };
-            if let Err(error) = attempt.again(failure, &connection) {
+            if let Err(NotAnswered { unsent, error }) = attempt.again(failure, &connection) {
+                // It says nothing of the origin.
+                if let ExchangeError::Content(error) = &error {
+                    return Err(refused(ProxyError::broken_content(error)));
+                }
                 let ended = match Fate::of(&error) {
+                    _ if unsent => Ended::NotSent,
                     Fate::Unprocessed { gone: false } => Ended::RefusedStream,
                     Fate::Unprocessed { gone: true } => Ended::NotSent,
                     Fate::NeedsHttp1 | Fate::Lost | Fate::Failed => Ended::NoResponse,

@@ -15,7 +15,7 @@ static HOP_BY_HOP: [HeaderName; 5] = [
 ];
 /// What Connection says that is no name, as no field may have it (RFC 9112 section 12.1), and names that are not the client's to
 /// take away, as framing and routing rest on them.
-const NOT_NAMED: [&[u8]; 4] = [b"close", b"host", b"content-length", b"transfer-encoding"];
+const NOT_NAMED: [&[u8]; 5] = [b"close", b"host", b"content-length", b"transfer-encoding", b"expect"];
 
 /// Whether a request asks to switch to a protocol that can be passed on, such as WebSocket.
 pub fn asks_to_switch(fields: &Fields) -> bool {

@@ -8,12 +8,12 @@ use rustls::AlertDescription;
 use sfv::{Integer, ItemSerializer, StringRef, TokenRef, key_ref, string_ref, token_ref};
 
 use crate::{
-    body::{Content, ResponseBody},
+    body::{BodyError, Content, ResponseBody},
     head::{Response, ResponseHead},
     http1::{self, Fault},
     limits::Beyond,
     telemetry::access_log::{Outcome, Record},
-    upstream::{Cause, UpstreamError, tls::alert_name},
+    upstream::{Cause, ExchangeError, UpstreamError, tls::alert_name},
 };
 
 /// Why a request is not answered by its origin.
@@ -53,6 +53,14 @@ impl ProxyError {
         Self {
             status: http1::server::status(fault),
             ..Self::bad_request(&format!("the request is malformed: {fault}"))
+        }
+    }
+
+    /// The content of the request does not come to its end.
+    pub fn broken_content(error: &BodyError) -> Self {
+        match error {
+            BodyError::Broken(ExchangeError::Http1(http1::Error::Fault(fault))) => Self::malformed(*fault),
+            error => Self::bad_request(&format!("the content of the request: {error}")),
         }
     }
 

@@ -28,40 +28,59 @@ impl Tunnel {
 
     /// Passes bytes both ways until both ends are closed. Gives whether that has gone in order: if not, the client's end is to be
     /// reset.
-    pub async fn run(mut self, client: impl AsyncRead + AsyncWrite + Unpin) -> bool {
-        let heard = Cell::new(Instant::now());
-        let mut client = InspectReader::new(client, |_: &[u8]| heard.set(Instant::now()));
-        let mut upstream = InspectReader::new(self.upstream, |_: &[u8]| heard.set(Instant::now()));
-        let copied = async {
-            let copied = copy_bidirectional(&mut client, &mut upstream).await?;
-            Ok::<_, io::Error>(copied)
-        };
-        let copied = match self.idle_timeout {
-            None => copied.await,
-            Some(limit) => tokio::select! {
-                copied = copied => copied,
-                () = silence(&heard, limit) => Err(io::Error::other(format!("no bytes either way for {limit:?}"))),
-            },
+    pub async fn run(self, client: impl AsyncRead + AsyncWrite + Unpin) -> bool {
+        let mut heard = Heard { record: self.record, last: Cell::new(Instant::now()), bytes: Cell::default() };
+        let copied = {
+            let mut client = InspectReader::new(client, |bytes: &[u8]| heard.more(bytes.len(), 0));
+            let mut upstream = InspectReader::new(self.upstream, |bytes: &[u8]| heard.more(0, bytes.len()));
+            let copied = copy_bidirectional(&mut client, &mut upstream);
+            match self.idle_timeout {
+                None => copied.await,
+                Some(limit) => tokio::select! {
+                    copied = copied => copied,
+                    () = heard.silence(limit) => Err(io::Error::other(format!("no bytes either way for {limit:?}"))),
+                },
+            }
         };
         match &copied {
-            Ok((received, sent)) => {
-                self.record.set_received(*received);
-                self.record.add_sent(*sent);
-                self.record.complete();
-            }
-            Err(error) => self.record.error(error.to_string()),
+            Ok(_) => heard.record.complete(),
+            Err(error) => heard.record.error(error.to_string()),
         }
         copied.is_ok()
     }
 }
 
-/// Waits until nothing was heard for so long.
-async fn silence(heard: &Cell<Instant>, limit: Duration) {
-    loop {
-        let end = heard.get() + limit;
-        if end <= Instant::now() {
-            return;
+/// What has come of both ends. It is recorded however the tunnel ends.
+struct Heard {
+    record: Record,
+    last: Cell<Instant>,
+    /// From the client, and from the origin.
+    bytes: Cell<(u64, u64)>,
+}
+
+impl Heard {
+    fn more(&self, received: usize, sent: usize) {
+        let bytes = self.bytes.get();
+        self.bytes.set((bytes.0 + received as u64, bytes.1 + sent as u64));
+        self.last.set(Instant::now());
+    }
+
+    /// Waits until nothing was heard for so long.
+    async fn silence(&self, limit: Duration) {
+        loop {
+            let end = self.last.get() + limit;
+            if end <= Instant::now() {
+                return;
+            }
+            sleep_until(end).await;
         }
-        sleep_until(end).await;
+    }
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        let (received, sent) = self.bytes.get();
+        self.record.set_received(received);
+        self.record.add_sent(sent);
     }
 }

@@ -139,6 +139,10 @@ impl Exclusive {
             wire.uploads_apart = false;
             wire.is_authenticated = headers::authenticates_connection(&head.fields);
             if framing != Framing::Length(0) {
+                // One that is not asked to does not say that the content may come.
+                if !head.fields.contains(&header::EXPECT) {
+                    body.content().go_on();
+                }
                 wire.upload = Some((body, Encoder::new(framing)));
             }
             wire.output.begin();

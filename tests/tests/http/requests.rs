@@ -1,9 +1,13 @@
 //! Kinds of requests: with and without content, of old clients, and such as are refused.
 
 use anyhow::{Context, Result, ensure};
-use harness::{TestBed, origin::Reply, proxy_status::ProxyStatus};
+use harness::{
+    TestBed,
+    origin::{Reply, ServerTls},
+    proxy_status::ProxyStatus,
+};
 
-use super::{Answers, EMPTY, HOST, configure, converse, curl, heads, origin};
+use super::{Answers, EMPTY, HOST, agent_with_one_worker, configure, converse, curl, heads, origin};
 
 #[test]
 fn an_old_client_gets_an_answer_that_ends_with_the_connection() -> Result<()> {
@@ -196,5 +200,47 @@ fn an_early_answer_arrives_while_the_body_is_still_being_sent() -> Result<()> {
     let next = curl(&bed, &["-o", "/dev/null", "-w", "%{http_code}"])?;
     ensure!(next.text() == "200", "{next:?}");
     ensure!(origin.wait_for_requests(2)?.iter().map(|request| request.connection).eq([0, 1]));
+    Ok(())
+}
+
+/// What comes after a line that is no size of a chunk is content to some and a request to others.
+#[test]
+fn nothing_is_a_request_after_content_that_is_malformed() -> Result<()> {
+    for size in ["5\n", "5 5\r\n", "0x5\r\n"] {
+        let bed = TestBed::new("http-smuggled")?;
+        let origin = origin(&bed)?.start()?;
+        let config = configure(&bed)?;
+        let agent = bed.agent(&config)?;
+        let hidden = format!("GET /hidden HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+        let sent =
+            format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n{size}0\r\n\r\n{hidden}");
+        let address = bed.sockets(HOST, 80)[0].to_string();
+        let output = bed.client_command(super::CLIENT)?.args(["raw", &address]).stdin(sent).run()?;
+        ensure!(output.text().starts_with("HTTP/1.1 400 "), "{size:?}: {}", output.text());
+        ensure!(output.text().matches("HTTP/1.1 ").count() == 1, "{size:?}: {output:?}");
+        ensure!(agent.wait_for_records(1)?.len() == 1, "{size:?}: {:?}", agent.records());
+        ensure!(origin.requests().iter().all(|request| request.target != "/hidden"), "{:?}", origin.requests());
+    }
+    Ok(())
+}
+
+/// Only HTTP/1.1 can say that content is compressed on its way alone.
+#[test]
+fn a_transfer_coding_stays_with_content_where_http2_is_offered() -> Result<()> {
+    let bed = TestBed::new("http-coded")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    ensure!(curl(&bed, &[])?.success()?.code() == 0);
+    let sent =
+        format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: gzip, chunked\r\n\r\n6\r\nzipped\r\n0\r\n\r\n");
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let output = bed.client_command(super::CLIENT)?.args(["raw", &address, "--half-close"]).stdin(sent).run()?;
+    ensure!(output.text().starts_with("HTTP/1.1 200 "), "{output:?}");
+    let requests = origin.wait_for_requests(2)?;
+    let versions: Vec<_> = requests.iter().map(|request| request.version.as_str()).collect();
+    ensure!(versions == ["HTTP/2", "HTTP/1.1"], "{requests:?}");
+    ensure!(requests[1].header("transfer-encoding") == Some("gzip, chunked") && requests[1].body == b"zipped");
     Ok(())
 }

@@ -3,7 +3,9 @@
 use anyhow::{Result, ensure};
 use harness::origin::Reply;
 
-use super::{HOST, agent, bed, destination, entry, get, origin};
+use super::{HOST, agent, bed, destination, entry, get, origin, origin_http1, service};
+
+const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 
 #[test]
 fn applications_of_http_are_spared_what_https_asks_of_them() -> Result<()> {
@@ -43,5 +45,27 @@ fn applications_of_http_are_spared_what_https_asks_of_them() -> Result<()> {
         let (_, _, result) = get(&bed, "/elsewhere", &[])?;
         ensure!(result.responses[0].header("location") == Some("https://elsewhere.example/"), "{result:?}");
     }
+    Ok(())
+}
+
+/// Whoever is not asked to does not tell a client to go on.
+#[test]
+fn a_client_may_send_content_where_the_origin_is_not_asked_for_leave() -> Result<()> {
+    let bed = bed("expect")?;
+    let origin = origin_http1(&bed, |request| Reply::ok(request.body.clone()))?;
+    let routes = format!(
+        "  - route: [{{destination: {{host: {HOST}}}}}]
+    headers: {{request: {{remove: [expect]}}}}
+"
+    );
+    let rules = entry(HOST, "resolution: DNS") + &destination(HOST, "", "", "") + &service(&routes);
+    let (_agent, _config) = agent(&bed, &rules)?;
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nExpect: 100-continue\r\nContent-Length: 7\r\n\r\n");
+    client.write_stdin(head.as_bytes())?;
+    client.wait_for_output("HTTP/1.1 100 Continue\r\n\r\n")?;
+    client.write_stdin(b"content")?;
+    client.wait_for_output("\r\n\r\ncontent")?;
+    ensure!(origin.only_request()?.header("expect").is_none());
     Ok(())
 }

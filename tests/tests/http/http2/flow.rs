@@ -32,6 +32,47 @@ fn an_early_answer_arrives_while_the_body_is_still_being_sent() -> Result<()> {
     Ok(())
 }
 
+/// What a client still sends then is read and forgotten: the origin must not get what comes after it.
+#[test]
+fn an_upload_ends_with_its_response() -> Result<()> {
+    let bed = TestBed::new("http2-ends")?;
+    let (reset, resets) = std::sync::mpsc::channel();
+    let (widen, widened) = watch::channel(());
+    let _origin = origin_http2(&bed)?
+        .frames(move |mut frames| {
+            let (reset, mut widened) = (reset.clone(), widened.clone());
+            async move {
+                frames.greet_with_window(5).await?;
+                let known = frames.request().await?;
+                frames.answer(known, b"known").await?;
+                let stream = frames.request().await?;
+                frames.sent().await?;
+                frames.answer(stream, b"enough").await?;
+                widened.changed().await?;
+                frames.widen(stream, 100).await?;
+                // Nothing else comes before.
+                reset.send(frames.reset_by_client().await? == (stream, code::CANCEL))?;
+                frames.closed().await
+            }
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    ensure!(curl(&bed, &[])?.success()?.text() == "known");
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.write_stdin((head + "5\r\nhello\r\n").as_bytes())?;
+    client.wait_for_output("enough")?;
+    client.write_stdin(b"5\r\nagain\r\n")?;
+    thread::sleep(Duration::from_millis(200));
+    widen.send(())?;
+    thread::sleep(Duration::from_millis(200));
+    // The connection may have ended by now.
+    let _ = client.write_stdin(b"5\r\nworld\r\n0\r\n\r\n");
+    ensure!(resets.recv_timeout(PATIENCE)?, "another stream, or another reason");
+    Ok(())
+}
+
 /// A client's next request can be on its way while the last of the one before waits for its origin to take it.
 #[test]
 fn an_origin_gets_nothing_of_a_client_beyond_its_request() -> Result<()> {
