@@ -30,7 +30,7 @@ use crate::{
 const SPEAKS_FIRST: Duration = Duration::from_millis(100);
 /// How long a client may go on being silent where nobody takes connections: it can still ask for a configured host, which is
 /// elsewhere.
-const UNREACHABLE: Duration = Duration::from_secs(60);
+const UNREACHABLE: Duration = Duration::from_secs(10);
 /// How long the rest of something that has begun like a request may take.
 const UNDECIDED: Duration = Duration::from_secs(10);
 /// How long responses may take to come that are under way when a request for a configured host follows on their connection.
@@ -78,23 +78,39 @@ pub async fn pass(
 ) -> Result<Passed, PassError> {
     let mut outbound = Outbound { requests: Requests::new(is_configured), pending: BytesMut::new() };
     let passed = async {
-        let origin = accepted.origin.socket_addr();
-        let mut upstream = None;
+        let mut connecting = pin!(connector.tcp(&accepted.from, accepted.origin.socket_addr()));
+        let mut connected = None;
         if timeout(SPEAKS_FIRST, client.readable()).await.is_err() {
-            upstream = match first(connector, accepted, &client).await? {
-                First::Client(upstream) => upstream,
-                First::Origin(upstream) => {
-                    return relay(&mut client, upstream, outbound, None).await.map(|()| None);
+            tokio::select! {
+                ready = client.readable() => ready?,
+                result = &mut connecting => connected = Some(result),
+            }
+            match connected {
+                Some(Ok(upstream)) => {
+                    tokio::select! {
+                        ready = client.readable() => ready?,
+                        ready = upstream.readable() => {
+                            ready?;
+                            return relay(&mut client, upstream, outbound, None).await.map(|()| None);
+                        }
+                    }
+                    connected = Some(Ok(upstream));
                 }
-            };
+                Some(Err(error)) => {
+                    let Ok(ready) = timeout(UNREACHABLE, client.readable()).await else { return Err(error.into()) };
+                    ready?;
+                    connected = Some(Err(error));
+                }
+                None => {}
+            }
         }
         let first = outbound.next(&mut client.split().0).await?;
         if first == Outgoing::Configured {
             return Ok(Some(outbound.pending));
         }
-        let upstream = match upstream {
-            Some(upstream) => upstream,
-            None => connector.tcp(&accepted.from, origin).await?,
+        let upstream = match connected {
+            Some(connected) => connected?,
+            None => connecting.await?,
         };
         relay(&mut client, upstream, outbound, Some(first)).await.map(|()| None)
     };
@@ -105,32 +121,6 @@ pub async fn pass(
             Passed::On
         }
     })
-}
-
-/// Who speaks first.
-enum First {
-    /// The client; whether there was a connection to the origin by then.
-    Client(Option<TcpStream>),
-    /// The origin.
-    Origin(TcpStream),
-}
-
-/// Connects to the origin, and waits until a client that waits for it, or for whatever, is no longer silent.
-async fn first(connector: &Connector, accepted: &Accepted, client: &TcpStream) -> Result<First, PassError> {
-    let connected = tokio::select! {
-        ready = client.readable() => return Ok(First::Client(ready.map(|()| None)?)),
-        connected = connector.tcp(&accepted.from, accepted.origin.socket_addr()) => connected,
-    };
-    match connected {
-        Ok(upstream) => tokio::select! {
-            ready = client.readable() => Ok(First::Client(ready.map(|()| Some(upstream))?)),
-            ready = upstream.readable() => Ok(First::Origin(ready.map(|()| upstream)?)),
-        },
-        Err(error) => match timeout(UNREACHABLE, client.readable()).await {
-            Ok(ready) => Ok(First::Client(ready.map(|()| None)?)),
-            Err(_) => Err(error.into()),
-        },
-    }
 }
 
 /// Passes bytes both ways until both ends are closed.

@@ -19,12 +19,14 @@ const MAX_BLANKS: usize = 64;
 /// Longest line with the size of a chunk, extensions included.
 const MAX_CHUNK_LINE: usize = 4096;
 
-/// What a header of the PROXY protocol begins with, as a line and in its binary form (its specification, sections 2.1 and 2.2). The
-/// latter has two empty lines before; with the length of what follows at its end it is so long.
+/// What a header of the PROXY protocol begins with, as a line and, after two empty lines, in its binary form (its specification,
+/// sections 2.1 and 2.2). That is so long, with the length of what follows at its end.
 const PROXY: &[u8] = b"PROXY ";
 const BINARY_PROXY: &[u8] = b"\0\r\nQUIT\n";
 const BINARY_PROXY_LENGTH: usize = 12;
 
+const BLANKS: &str = "a request begins with more blanks than anybody would send";
+const PROXY_END: &str = "a header of the PROXY protocol does not end where it should";
 const LONE_CR: &str = "a line of a request holds a carriage return, which some take for its end";
 
 /// What may be done with bytes.
@@ -45,6 +47,8 @@ pub struct Requests<F> {
     state: State,
     /// So much of what has not gone on was looked through, and it takes more.
     seen: usize,
+    /// Empty lines that have just gone on before whatever begins now.
+    empty: Empty,
     is_configured: F,
 }
 
@@ -72,7 +76,7 @@ impl<F: Fn(&str, Option<u16>) -> bool> Requests<F> {
     /// Nothing has been seen yet. `is_configured` is asked for host names in lower case, without port and trailing dots; at
     /// that port, if not at the one that the connection goes to.
     pub fn new(is_configured: F) -> Self {
-        Self { state: State::Start, seen: 0, is_configured }
+        Self { state: State::Start, seen: 0, empty: Empty::default(), is_configured }
     }
 
     /// Whether there will be no request any more, as it is another protocol.
@@ -138,7 +142,7 @@ impl<F: Fn(&str, Option<u16>) -> bool> Requests<F> {
             State::Head => true,
             State::Start => match request_line(bytes, 0) {
                 RequestLine::Yes => true,
-                RequestLine::Incomplete => bytes.iter().any(|byte| is_blank(*byte)),
+                RequestLine::Incomplete => bytes.iter().any(|byte| is_space(*byte)),
                 _ => false,
             },
             _ => false,
@@ -153,9 +157,10 @@ impl<F: Fn(&str, Option<u16>) -> bool> Requests<F> {
         // Empty lines before a request are to be ignored (RFC 9112 section 2.2).
         let empty = bytes.iter().take_while(|byte| b"\r\n".contains(byte)).count();
         if empty > 0 {
+            self.empty.more(&bytes[..empty]);
             return Next::Forward(empty);
         }
-        if bytes.starts_with(&BINARY_PROXY[..bytes.len().min(BINARY_PROXY.len())]) {
+        if self.empty.are_two() && bytes.starts_with(&BINARY_PROXY[..bytes.len().min(BINARY_PROXY.len())]) {
             let Some([high, low]) = bytes.get(BINARY_PROXY_LENGTH - 2..BINARY_PROXY_LENGTH) else {
                 return Next::Undecided;
             };
@@ -163,6 +168,7 @@ impl<F: Fn(&str, Option<u16>) -> bool> Requests<F> {
             if addresses > 0 {
                 self.state = State::Content(addresses.into());
             }
+            self.empty = Empty::default();
             return Next::Forward(BINARY_PROXY_LENGTH);
         }
         match request_line(bytes, self.seen) {
@@ -172,11 +178,12 @@ impl<F: Fn(&str, Option<u16>) -> bool> Requests<F> {
             }
             // What comes after it can be a request.
             RequestLine::Proxy(length) => Next::Forward(length),
+            RequestLine::Odd(reason) => Next::Doubtful(reason),
             // Each of its requests has a host of its own, which only who serves them can see.
             RequestLine::Http2 => Next::Configured,
             RequestLine::Incomplete => limited(bytes, MAX_HEAD, "the first line of a request is too long"),
             RequestLine::Yes => {
-                (self.state, self.seen) = (State::Head, 0);
+                (self.state, self.seen, self.empty) = (State::Head, 0, Empty::default());
                 self.head(bytes)
             }
         }
@@ -252,46 +259,75 @@ enum RequestLine {
     Http2,
     /// That of the PROXY protocol, of this length.
     Proxy(usize),
+    /// Nobody can say.
+    Odd(&'static str),
+}
+
+/// The last empty lines.
+#[derive(Clone, Copy, Default)]
+struct Empty {
+    last: [u8; 4],
+    count: usize,
+}
+
+impl Empty {
+    fn more(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.last.rotate_left(1);
+            self.last[3] = *byte;
+        }
+        self.count += bytes.len();
+    }
+
+    fn are_two(&self) -> bool {
+        self.count == 4 && self.last == *b"\r\n\r\n"
+    }
 }
 
 fn request_line(bytes: &[u8], seen: usize) -> RequestLine {
-    let blanks = |bytes: &[u8]| bytes.iter().take(MAX_BLANKS).take_while(|byte| is_blank(**byte)).count();
+    let blanks = |bytes: &[u8]| bytes.iter().take(MAX_BLANKS).take_while(|byte| is_space(**byte)).count();
     let begin = blanks(bytes);
+    if begin == MAX_BLANKS {
+        return RequestLine::Odd(BLANKS);
+    }
     let method = begin + bytes[begin..].iter().take(MAX_METHOD + 1).take_while(|byte| is_token(**byte)).count();
     match bytes.get(method) {
         None if method - begin <= MAX_METHOD => return RequestLine::Incomplete,
-        Some(after) if is_blank(*after) && (1..=MAX_METHOD).contains(&(method - begin)) => {}
+        Some(after) if is_space(*after) && (1..=MAX_METHOD).contains(&(method - begin)) => {}
         _ => return RequestLine::No,
     }
     // Other protocols go on with bytes that no target begins with.
     let target = bytes.get(method + blanks(&bytes[method..]));
-    if target.is_some_and(|byte| byte.is_ascii_control() && !b"\t\r\n".contains(byte)) {
+    if target.is_some_and(|byte| byte.is_ascii_control() && !is_space(*byte) && *byte != b'\n') {
         return RequestLine::No;
     }
+    let Some((text, length)) = line(bytes, seen) else { return RequestLine::Incomplete };
     let is_version = |word: &[u8]| word.to_ascii_uppercase().starts_with(b"HTTP/");
-    match line(bytes, seen) {
-        // Some take a lone CR for the end of a line.
-        Some((text, _)) if text.contains(&b'\r') => {
-            if text.split(u8::is_ascii_whitespace).any(is_version) {
-                RequestLine::Yes
-            } else {
-                RequestLine::No
-            }
-        }
-        Some((text, length)) => {
-            match text.trim_ascii_end().rsplit(u8::is_ascii_whitespace).next().unwrap_or_default() {
-                version if version.eq_ignore_ascii_case(b"HTTP/2.0") => RequestLine::Http2,
-                version if is_version(version) => RequestLine::Yes,
-                _ if text.starts_with(PROXY) => RequestLine::Proxy(length),
-                _ => RequestLine::No,
-            }
-        }
-        None => RequestLine::Incomplete,
+    let mut words = text.split(|byte| is_space(*byte)).filter(|word| !word.is_empty());
+    // Some take a lone CR for the end of a line.
+    if text.contains(&b'\r') {
+        return if words.any(is_version) { RequestLine::Yes } else { proxy(text, RequestLine::Odd(LONE_CR)) };
     }
+    match words.next_back().unwrap_or_default() {
+        version if version.eq_ignore_ascii_case(b"HTTP/2.0") => RequestLine::Http2,
+        version if is_version(version) => RequestLine::Yes,
+        _ if bytes[..length].ends_with(b"\r\n") => proxy(text, RequestLine::Proxy(length)),
+        _ => proxy(text, RequestLine::Odd(PROXY_END)),
+    }
+}
+
+/// What it is if it is of the PROXY protocol.
+fn proxy(text: &[u8], is: RequestLine) -> RequestLine {
+    if text.starts_with(PROXY) { is } else { RequestLine::No }
 }
 
 fn is_blank(byte: u8) -> bool {
     b" \t".contains(&byte)
+}
+
+/// What some take for a blank between the words of a first line (RFC 9112 section 3).
+fn is_space(byte: u8) -> bool {
+    b" \t\x0b\x0c\r".contains(&byte)
 }
 
 /// A character of a method (RFC 9110 section 5.6.2).

@@ -60,6 +60,10 @@ impl Health {
     /// Takes in what an address has done to a pod, of `all` that the upstream has. Says whether it is left out from now on.
     pub fn record(&self, netns: NetnsCookie, address: SocketAddr, seen: Seen, all: usize, now: Instant) -> bool {
         let mut pods = self.lock();
+        let is_known = pods.get(&netns).is_some_and(|addresses| addresses.contains_key(&address));
+        if !is_known && matches!(seen, Seen::Status(status) if !status.is_server_error()) {
+            return false;
+        }
         let addresses = pods.entry(netns).or_default();
         let is_out = |address: &Address| address.out_until.is_some_and(|until| until > now);
         // Names come to have other addresses.

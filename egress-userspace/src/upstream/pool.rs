@@ -33,8 +33,8 @@ pub const MAX_IDLE: Duration = Duration::from_secs(60);
 /// very moment. Common servers wait at least five seconds.
 pub const MAX_IDLE_UNREPEATABLE: Duration = Duration::from_secs(4);
 
-/// How many keys there may be before nothing is kept for long that nobody uses: applications choose the names that fall under a
-/// wildcard.
+/// How many keys there may be before nothing is kept for long that is for a name under a wildcard and that nobody uses:
+/// applications choose those names.
 const MANY_KEYS: usize = 16 * 1024;
 
 /// Connections of one key serve each other's requests. The network namespace is part of it: a connection has the address,
@@ -242,7 +242,10 @@ impl Pool {
     pub fn expire(&self) {
         let mut origins = self.origins.borrow_mut();
         let limit = if origins.len() > MANY_KEYS { MAX_IDLE_UNREPEATABLE } else { Duration::MAX };
-        origins.retain(|_, origin| origin.expire(limit));
+        origins.retain(|key, origin| {
+            let is_named = matches!(key.to, To::Cluster { name: Some(_), .. });
+            origin.expire(if is_named { limit } else { Duration::MAX })
+        });
     }
 
     /// Closes the idle connections of a network namespace that is gone.

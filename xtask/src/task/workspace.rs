@@ -14,7 +14,8 @@ use xtask::{
 };
 
 /// `cargo`, called at the top of the workspace. Without `--package` it means the default members: everything but the
-/// eBPF crate and the fuzz targets. Every task selects these, so that all share one resolution of features and nothing is compiled twice.
+/// eBPF crate and the fuzz targets. Those resolve to the same features with the fuzz targets beside them, so that all tasks but `fuzz`
+/// share what is compiled.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(repository()).args(arguments);

@@ -2,7 +2,7 @@
 
 use http::{HeaderName, HeaderValue, Version, header};
 
-use super::{State, is_blank, is_token, line};
+use super::{State, is_blank, is_space, is_token, line};
 use crate::{
     head::Fields,
     http1::{self, Fault, Framing},
@@ -15,6 +15,15 @@ const MAX_FIELDS: usize = 8;
 pub(super) const NO_END: &str = "the content of a request has no end";
 pub(super) const ODD_FRAMING: &str =
     "a field of a request that says where its content ends is written so that not all read it";
+
+pub(super) const ODD_NAME: &str =
+    "a field of a request that says whose it is has a name so written that not all read it";
+
+/// Whether a name that is written so could be taken for this one.
+fn is_spelled(written: &[u8], name: &HeaderName) -> bool {
+    let letters = written.iter().copied().filter(|byte| is_token(*byte));
+    letters.map(|byte| byte.to_ascii_lowercase()).eq(name.as_str().bytes())
+}
 
 /// The head of a request.
 pub(super) struct Head<'a> {
@@ -40,7 +49,10 @@ impl<'a> Head<'a> {
     /// Whether it could be for a configured host, or could lead to requests that nobody but who serves them can tell the hosts of.
     pub(super) fn is_for(&self, is_configured: impl Fn(&str, Option<u16>) -> bool) -> Result<bool, &'static str> {
         // What is sent through a tunnel goes to the tunnel's end, and to its port.
-        let is_connect = self.words().next().is_some_and(|method| method.eq_ignore_ascii_case(b"CONNECT"));
+        let is_connect = self.is_connect();
+        if !self.is_named_plainly(&header::HOST) || !self.is_named_plainly(&header::UPGRADE) {
+            return Err(ODD_NAME);
+        }
         // Without a host it is for none that is configured.
         let values = self.values(&header::HOST).chain(self.authority()).filter(|value| !value.is_empty());
         for (count, value) in values.enumerate() {
@@ -64,6 +76,19 @@ impl<'a> Head<'a> {
         })
     }
 
+    fn is_connect(&self) -> bool {
+        self.words().next().is_some_and(|method| method.eq_ignore_ascii_case(b"CONNECT"))
+    }
+
+    /// Whether there is nothing but blanks around the names of all fields that somebody could take for one of this name.
+    fn is_named_plainly(&self, name: &HeaderName) -> bool {
+        self.lines.iter().skip(1).all(|line| {
+            let Some(colon) = line.iter().position(|byte| *byte == b':') else { return true };
+            let before = &line[..colon];
+            !is_spelled(before, name) || before.iter().all(|byte| is_token(*byte) || is_blank(*byte))
+        })
+    }
+
     /// The values of all fields of this name. One goes on in lines that begin with blanks (RFC 9112 section 5.2).
     fn values(&self, name: &HeaderName) -> impl Iterator<Item = Vec<u8>> {
         self.lines.iter().enumerate().skip(1).filter_map(move |(at, line)| {
@@ -81,22 +106,20 @@ impl<'a> Head<'a> {
     /// Whether all fields that somebody could take for one of this name are written so that everybody does: with nothing but
     /// the name before the colon, on one line, and without control characters.
     fn is_plain(&self, name: &HeaderName) -> bool {
-        let name = name.as_str().as_bytes();
         self.lines.iter().enumerate().skip(1).all(|(at, line)| {
             let before = line.split(|byte| *byte == b':').next().unwrap_or_default();
-            let letters = before.iter().copied().filter(|byte| is_token(*byte));
-            if !letters.map(|byte| byte.to_ascii_lowercase()).eq(name.iter().copied()) {
+            if !is_spelled(before, name) {
                 return true;
             }
             let goes_on = self.lines.get(at + 1).is_some_and(|next| next.first().is_some_and(|byte| is_blank(*byte)));
             let has_control = line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t');
-            before.len() == name.len() && !goes_on && !has_control
+            before.len() == name.as_str().len() && !goes_on && !has_control
         })
     }
 
     /// The words of the first line.
     fn words(&self) -> impl Iterator<Item = &'a [u8]> {
-        let words = self.lines.first().into_iter().flat_map(|line| line.split(u8::is_ascii_whitespace));
+        let words = self.lines.first().into_iter().flat_map(|line| line.split(|byte| is_space(*byte)));
         words.filter(|word| !word.is_empty())
     }
 
@@ -125,6 +148,8 @@ impl<'a> Head<'a> {
             }
         }
         match http1::of_request(version, &mut fields) {
+            // What follows is the tunnel's (RFC 9110 section 9.3.6).
+            Ok(framing) if self.is_connect() && framing != Framing::Length(0) => Err(ODD_FRAMING),
             Ok(Framing::Length(0)) => Ok(State::Start),
             Ok(Framing::Length(length)) => Ok(State::Content(length)),
             Ok(Framing::Chunked) => Ok(State::ChunkSize),

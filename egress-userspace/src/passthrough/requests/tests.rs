@@ -1,5 +1,5 @@
 use super::{
-    head::{NO_END, ODD_FRAMING},
+    head::{NO_END, ODD_FRAMING, ODD_NAME},
     *,
 };
 
@@ -76,6 +76,9 @@ fn a_request_for_a_configured_host_is_found_wherever_it_begins() {
         " GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
         "GET / HTTP/01.1\r\nHost: edition.cnn.com\r\n\r\n",
         "PROXY / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+        "GET\x0c/ HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+        "GET \x0b/\x0bHTTP/1.1\x0b\r\nHost: edition.cnn.com\r\n\r\n",
+        "\x0cGET / HTTP/1.1 \x0b\r\nHost: edition.cnn.com\r\n\r\n",
         "CONNECT other.example:443 HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: other.example\r\nUpgrade: a\r\nUpgrade: TLS/1.0,H2C\r\n\r\n",
     ];
@@ -95,6 +98,8 @@ fn what_is_not_http_goes_on_for_good() {
         "\x16\x03\x01\0\u{1}",
         "GET /\r\n",
         "get\0",
+        "\0",
+        "\r\n\0",
         "0 \x02\x01\x01",
     ] {
         check(&[text, OURS].concat(), "", &Next::Undecided);
@@ -133,9 +138,16 @@ fn a_head_is_looked_through_once_however_it_comes() {
 
 #[test]
 fn what_nobody_can_tell_the_end_of_goes_nowhere() {
+    let blanks = [&" ".repeat(MAX_BLANKS), "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n"].concat();
     let many = ["GET / HTTP/1.1\r\n", &"Host: other.example\r\n".repeat(9), "\r\n"].concat();
     for (text, sent, reason) in [
         ("GET / HTTP/1.1\r\nHost: two words\r\n\r\n", 0, "the Host of a request is not a host name"),
+        ("GET / HTTP/1.1\r\nHost\x0b: edition.cnn.com\r\n\r\n", 0, ODD_NAME),
+        ("GET\r/ HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n", 0, LONE_CR),
+        ("CONNECT other.example:80 HTTP/1.1\r\nContent-Length: 60\r\n\r\n", 0, ODD_FRAMING),
+        ("PROXY UNKNOWN a\nb\r\nGET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n", 0, PROXY_END),
+        ("PROXY UNKNOWN a\rb\r\nGET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n", 0, LONE_CR),
+        (&blanks, 0, BLANKS),
         (&many, 0, "a request has too many Host fields"),
         ("GET / HTTP/1.1\r\nX: a\rHost: edition.cnn.com\r\n\r\n", 0, LONE_CR),
         ("GET / HTTP/1.1\rHost: edition.cnn.com\r\n\r\n", 0, LONE_CR),

@@ -13,7 +13,7 @@ use crate::upstream::Cause;
 
 impl Presented<'_> {
     /// All of them, the origin's own first.
-    pub(super) fn all(&self) -> impl Iterator<Item = &CertificateDer<'_>> {
+    fn all(&self) -> impl Iterator<Item = &CertificateDer<'_>> {
         std::iter::once(self.end_entity).chain(self.intermediates)
     }
 }

@@ -33,17 +33,20 @@ impl Sessions {
         Self { kept: ClientSessionMemoryCache::new(servers * OF_A_SERVER), ends: Mutex::default(), servers }
     }
 
-    /// Notes what a server was verified by.
+    /// Notes what a server was verified by, from now on for all its sessions.
     pub(super) fn verified(&self, server: &ServerName<'_>, presented: &Presented<'_>, now: UnixTime) {
-        let times = presented.all().filter_map(Facts::read).filter_map(|facts| u64::try_from(facts.not_after).ok());
-        // What has expired already is no part of a verified chain.
-        let Some(end) = times.filter(|end| *end >= now.as_secs()).min() else { return };
+        let end = |certificate| Facts::read(certificate).and_then(|facts| u64::try_from(facts.not_after).ok());
+        // Of the others some may be no part of the verified chain, such as what has expired already.
+        let others = presented.intermediates.iter().filter_map(end).filter(|end| *end >= now.as_secs());
         let mut ends = self.ends();
-        if ends.len() >= self.servers && !ends.contains_key(server) {
+        let Some(end) = end(presented.end_entity).map(|own| others.fold(own, u64::min)) else {
+            ends.remove(&server.to_owned());
+            return;
+        };
+        if ends.len() >= self.servers && !ends.contains_key(&server.to_owned()) {
             ends.retain(|_, end| *end >= now);
-            if ends.len() >= self.servers {
-                ends.clear();
-            }
+            let any = ends.keys().next().filter(|_| ends.len() >= self.servers).cloned();
+            any.map(|any| ends.remove(&any));
         }
         let end = UnixTime::since_unix_epoch(Duration::from_secs(end));
         // Servers of one name may have certificates of their own.
@@ -111,8 +114,7 @@ mod tests {
         let root = CertificateDer::from_pem_slice(include_bytes!("tests/root.pem")).expect("a certificate");
         let presented = Presented { end_entity: &root, intermediates: &[] };
         let end = Facts::read(&root).expect("a certificate").not_after.try_into().expect("after 1970");
-        let [before, after] =
-            [0, 1].map(|more| UnixTime::since_unix_epoch(Duration::from_secs(end) + Duration::from_secs(more)));
+        let before = UnixTime::since_unix_epoch(Duration::from_secs(end));
         let sessions = Sessions::new(3);
         for number in 0..10 {
             let server = ServerName::try_from(format!("{number}.example")).expect("a name");
@@ -120,7 +122,9 @@ mod tests {
             assert!(sessions.ends().contains_key(&server) && sessions.ends().len() <= 3);
         }
         let late = Sessions::new(3);
-        late.verified(&ServerName::try_from("late.example").expect("a name"), &presented, after);
-        assert!(late.ends().is_empty());
+        let server = ServerName::try_from("late.example").expect("a name");
+        late.verified(&server, &presented, before);
+        late.verified(&server, &Presented { end_entity: &CertificateDer::from(vec![0]), intermediates: &[] }, before);
+        assert!(late.ends().is_empty(), "nobody can say when it ends");
     }
 }
