@@ -124,7 +124,8 @@ async fn serve(
         }
     };
     let Response { head, body } = response;
-    let last = *draining.borrow() != Drain::Off;
+    // Where an answer of ours comes before all of the request, what follows on the connection is not waited for.
+    let last = *draining.borrow() != Drain::Off || !body.is_of_origin() && !connection.is_end();
     let responded = {
         // It ends with its response: what comes from the client after that is of no request, or of the next.
         let body = pin!(body);

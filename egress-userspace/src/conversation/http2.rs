@@ -65,9 +65,16 @@ pub(super) async fn converse(
             () = drained(&mut draining, &last) => {
                 // What is under way, and what crosses this on the wire, is served to its end.
                 serving.graceful_shutdown();
-                accept(&mut serving, &take).await
+                let ended = tokio::select! {
+                    ended = accept(&mut serving, &take) => Some(ended),
+                    () = outstayed.as_mut() => None,
+                };
+                match ended {
+                    Some(ended) => ended,
+                    None => timeout(LINGER, accept(&mut serving, &take)).await.unwrap_or(Ok(())),
+                }
             }
-            () = outstayed => {
+            () = outstayed.as_mut() => {
                 serving.graceful_shutdown();
                 timeout(LINGER, accept(&mut serving, &take)).await.unwrap_or(Ok(()))
             }

@@ -99,7 +99,10 @@ impl Connector {
             let handshake = self.prepared(stream, address, cluster, server_name, offer).await;
             match &handshake {
                 Ok(_) => self.health.succeeded(netns, address),
-                Err(error) if error.is_broken_handshake() || error.cause() == Cause::HandshakeTimeout => {
+                Err(error)
+                    if error.is_broken_handshake()
+                        || matches!(error.cause(), Cause::HandshakeTimeout | Cause::TunnelTimeout) =>
+                {
                     self.health.failed(netns, address);
                 }
                 Err(_) => {}

@@ -135,9 +135,9 @@ impl UpstreamError {
         Self::TlsEnded { address: info.address, source: Refusal::of_ended(error, client_certificate) }
     }
 
-    /// Whether the connection broke during the handshake, as one to another address might not.
+    /// Whether the connection broke during the handshake, or before it in a proxy's hands, as one to another address might not.
     pub(super) fn is_broken_handshake(&self) -> bool {
-        matches!(self.cause(), Cause::HandshakeReset | Cause::HandshakeClosed)
+        matches!(self.cause(), Cause::HandshakeReset | Cause::HandshakeClosed | Cause::TunnelBroken)
     }
 
     /// What it is counted as.

@@ -23,17 +23,23 @@ use tokio::{
 
 use self::noting::{Noted, Noting};
 pub use self::stream::Stream;
-use super::{ConnectionInfo, UpstreamError, limits::Place};
+use super::{
+    ConnectionInfo, UpstreamError,
+    limits::{GivenUp, Place},
+};
 use crate::http1::Limits;
 
 /// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
 /// keep, and what one response can have under way: 2 MiB for each round trip.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
-/// The same for all responses of a connection: so much that readers who stand still hold up nobody else.
-const CONNECTION_WINDOW: u32 = 128 * STREAM_WINDOW;
+/// Requests at the same time on one connection, however many the origin takes.
+const STREAMS: u32 = 128;
+/// What it may send of all responses of a connection: so much that readers who stand still hold up nobody else.
+const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
 /// What is kept of one request's body until the origin takes it, in bytes.
 const SEND_BUFFER: usize = 256 * 1024;
-/// A connection on which requests have waited for so long without any answer takes no others: it may be dead.
+/// A connection on which nothing has come for so long since a request was sent takes no others: it may be dead. That the request was
+/// given up meanwhile makes no difference.
 pub const SILENCE: Duration = Duration::from_secs(5);
 /// Streams that are begun before the origin has said how many it takes (SETTINGS_MAX_CONCURRENT_STREAMS). If it takes fewer than
 /// were begun, h2 keeps the others back until some have ended, and nobody else can have them.
@@ -54,8 +60,10 @@ struct Load {
     made: Instant,
     /// Requests that use it: until they are answered to the end, and their content is sent or given up.
     streams: Cell<usize>,
-    /// How many may, as far as the origin has said.
+    /// How many may, as far as the origin has said, and has not refused since.
     limit: Cell<usize>,
+    /// How many may, as the origin has said.
+    said: Cell<usize>,
     /// How many may, whatever the origin says.
     own_limit: Cell<usize>,
     /// What is seen of it.
@@ -66,14 +74,12 @@ struct Load {
     room: OnceCell<Rc<Notify>>,
     /// When the last request ended; of use while there are none.
     idle_since: Cell<Instant>,
-    /// Requests without an answer.
-    waiting: Cell<usize>,
-    /// When the first of them was sent, or another was answered since.
-    waiting_since: Cell<Instant>,
     /// How many requests have begun.
     begun: Cell<u32>,
     /// Its place, if there may be only so many.
     place: Cell<Option<Place>>,
+    /// Held once it is given up for others though it is in use.
+    given_up: Cell<Option<GivenUp>>,
 }
 
 impl Shared {
@@ -115,6 +121,7 @@ impl Shared {
                 if mem::replace(&mut told, said) != said {
                     // One that takes none at all is asked nevertheless, rather than another one like it.
                     kept.limit.set(said.max(1));
+                    kept.said.set(said.max(1));
                 }
                 // A connection that nobody holds any more ends by that.
                 kept.closed.set(weak.upgrade().is_none_or(|sender| is_closed(&sender)));
@@ -128,6 +135,7 @@ impl Shared {
             drop(connection);
             kept.closed.set(true);
             kept.place.take();
+            kept.given_up.take();
             kept.changed();
             // The exchanges that it concerns see the same error.
             if let Err(error) = ended {
@@ -157,12 +165,17 @@ impl Shared {
     pub fn announce(&self, room: Rc<Notify>, limit: usize) {
         // It belongs to one key for as long as it lives.
         let _ = self.load.room.set(room);
-        self.load.own_limit.set(limit);
+        self.load.own_limit.set(limit.min(STREAMS as usize));
     }
 
     /// Gives it its place.
     pub fn hold(&self, place: Option<Place>) {
         self.load.place.set(place);
+    }
+
+    /// Notes that it is given up for others, whose turn it is once it has ended.
+    pub fn give_up(&self, given_up: Option<GivenUp>) {
+        self.load.given_up.set(given_up);
     }
 
     /// How many requests have begun on it.
@@ -171,7 +184,7 @@ impl Shared {
     }
 
     /// How many requests use it.
-    fn streams(&self) -> usize {
+    pub fn streams(&self) -> usize {
         self.load.streams.get()
     }
 
@@ -194,7 +207,7 @@ impl Shared {
     }
 
     fn is_silent(&self) -> bool {
-        self.load.waiting.get() > 0 && self.load.waiting_since.get().elapsed() > SILENCE
+        self.load.noted.silent_since.get().is_some_and(|since| since.elapsed() > SILENCE)
     }
 
     /// Whether nobody has used it for `max_idle`.
@@ -219,15 +232,15 @@ impl Load {
             made: now,
             streams: Cell::new(0),
             limit: Cell::new(UNTOLD),
-            own_limit: Cell::new(usize::MAX),
+            said: Cell::new(UNTOLD),
+            own_limit: Cell::new(STREAMS as usize),
             noted,
             closed: Cell::new(false),
             room: OnceCell::new(),
             idle_since: Cell::new(now),
-            waiting: Cell::new(0),
-            waiting_since: Cell::new(now),
             begun: Cell::new(0),
             place: Cell::default(),
+            given_up: Cell::default(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
     time::Instant,
 };
@@ -45,6 +45,18 @@ pub struct Usage {
     places: Option<Arc<Semaphore>>,
     /// What somebody needs who waits for a place; 0 if nobody does.
     asked: AtomicU8,
+    /// Whether a connection in use is given up for somebody, and has not ended yet.
+    gives_up: AtomicBool,
+}
+
+/// Says that a connection in use is given up for others, for as long as this lives.
+#[derive(Debug)]
+pub struct GivenUp(Arc<Usage>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.gives_up.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Counts for as long as it lives.
@@ -86,7 +98,7 @@ impl Usage {
     pub fn new(settings: ConnectionPool) -> Self {
         let limit = settings.max_connections;
         let places = (limit != u32::MAX).then(|| Arc::new(Semaphore::new(limit as usize)));
-        Self { settings, counts: Default::default(), places, asked: AtomicU8::new(0) }
+        Self { settings, counts: Default::default(), places, asked: AtomicU8::new(0), gives_up: AtomicBool::new(false) }
     }
 
     /// What the user wants.
@@ -137,6 +149,12 @@ impl Usage {
     pub fn claim(&self, need: Need) -> bool {
         let asked = |asked: u8| (asked >= need as u8).then_some(0);
         self.places.is_some() && self.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, asked).is_ok()
+    }
+
+    /// Leave to give up a connection that is in use: one at a time, since it makes no place before it has ended, and whoever waits
+    /// asks again and again meanwhile.
+    pub fn give_up(self: &Arc<Self>) -> Option<GivenUp> {
+        (!self.gives_up.swap(true, Ordering::Relaxed)).then(|| GivenUp(self.clone()))
     }
 
     /// Whether a connection of that age, which has had so many requests, is to have no more.

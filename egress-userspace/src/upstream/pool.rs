@@ -177,7 +177,19 @@ impl Pool {
                 turn.making.insert(async move { Ok(making.await?.with(place)) }.boxed_local())
             }
         };
-        let made = making.await;
+        let room = of_key.with(|origin| origin.own().1);
+        let made = loop {
+            tokio::select! {
+                biased;
+                made = &mut *making => break made,
+                // Another one may be of use before it. Whoever is next goes on with making it, if there is still a need.
+                () = room.notified() => {
+                    if let Found::Connection(found) = of_key.with(|origin| origin.find(wanted)) {
+                        return Ok(found);
+                    }
+                }
+            }
+        };
         turn.making = None;
         made.map(|made| of_key.with(|origin| origin.made(Offer::Both, made))).map_err(|error| {
             // Nobody else is to wait for what has failed.

@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,6 +19,8 @@ const TURN: usize = 256 * 1024;
 pub(super) struct Noted {
     /// Whether anything has come.
     pub(super) heard: Cell<bool>,
+    /// When the first request was sent since something came last.
+    pub(super) silent_since: Cell<Option<Instant>>,
     /// How TLS has ended, if it has failed: of what ends a connection, h2 tells its streams no more than the words.
     pub(super) tls_failure: RefCell<Option<rustls::Error>>,
     /// How much may be read before others have had their turn.
@@ -70,6 +73,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Noting<I> {
         if let Poll::Ready(Ok(())) = &polled {
             let count = buffer.filled().len() - before;
             self.noted.heard.set(true);
+            if count > 0 {
+                self.noted.silent_since.set(None);
+            }
             self.noted.left.set(self.noted.left.get().saturating_sub(count));
             if count == 0
                 && let Some(failure) = self.write_failure.take()

@@ -28,7 +28,6 @@ pub struct Stream {
     shared: Shared,
     /// Whether the connection has served others.
     pub reused: bool,
-    waits: bool,
     /// What it has become, if the origin has agreed to a CONNECT.
     switched: Option<(SendStream<Bytes>, RecvStream)>,
     /// What sends the rest of the request while the response comes. It ends with the exchange, and the origin hears of that.
@@ -39,7 +38,7 @@ pub struct Stream {
 impl Stream {
     /// A place on a connection, which may be `reused`.
     pub(super) fn new(shared: Shared, user: User, reused: bool) -> Self {
-        Self { shared, reused, waits: false, switched: None, upload: None, _user: user }
+        Self { shared, reused, switched: None, upload: None, _user: user }
     }
 
     /// The connection.
@@ -47,7 +46,7 @@ impl Stream {
         &self.shared
     }
 
-    /// Notes that the origin has refused this request: it takes fewer at once, until it says otherwise.
+    /// Notes that the origin has refused this request: it takes fewer at once, until it says otherwise or answers others.
     pub fn refused(&self) {
         let load = &self.shared.load;
         load.limit.set(load.limit.get().min(load.streams.get() - 1).max(1));
@@ -59,15 +58,15 @@ impl Stream {
     /// There is no response to it.
     pub async fn send(&mut self, head: request::Parts, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
         let load = &self.shared.load;
-        if load.waiting.replace(load.waiting.get() + 1) == 0 {
-            load.waiting_since.set(Instant::now());
+        if load.noted.silent_since.get().is_none() {
+            load.noted.silent_since.set(Some(Instant::now()));
         }
-        self.waits = true;
         let result = self.exchange(head, body).await;
-        if result.is_ok() {
-            self.shared.load.waiting_since.set(Instant::now());
+        let load = &self.shared.load;
+        if result.is_ok() && load.limit.get() < load.said.get() {
+            // What it has refused once it may take again.
+            load.limit.set(load.limit.get() + 1);
         }
-        self.answered();
         result
     }
 
@@ -128,13 +127,6 @@ impl Stream {
         let (send, receive) = self.switched.take()?;
         Some(Switched::new(send, receive, self))
     }
-
-    fn answered(&mut self) {
-        if std::mem::take(&mut self.waits) {
-            let load = &self.shared.load;
-            load.waiting.set(load.waiting.get() - 1);
-        }
-    }
 }
 
 /// Waits for the head of a response, and passes interim ones on to the client, which may have been `told` to go on.
@@ -165,10 +157,4 @@ fn head<B>(response: http::Response<B>) -> (ResponseHead, B) {
     let (head, body) = response.into_parts();
     let fields = Fields::from_iter(&head.headers);
     (ResponseHead { version: head.version, fields, ..head.status.into() }, body)
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.answered();
-    }
 }

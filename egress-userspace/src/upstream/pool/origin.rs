@@ -235,13 +235,24 @@ impl Origin {
 
     /// Gives up a connection that others need.
     pub(super) fn give_up(&mut self, need: Need) -> bool {
-        let is_idle = |shared: &http2::Shared| shared.is_idle(Duration::ZERO);
-        let shared = self.shared.iter().position(|shared| need == Need::Any || is_idle(shared));
-        if self.idle.is_empty() && shared.is_none() || !self.usage.claim(need) {
+        // The one that others miss least.
+        let shared = self.shared.iter().enumerate().min_by_key(|(_, shared)| shared.streams());
+        let shared = shared.filter(|(_, shared)| need == Need::Any || shared.is_idle(Duration::ZERO));
+        let shared = shared.map(|(index, shared)| (index, shared.streams() > 0)).filter(|_| self.idle.is_empty());
+        let given_up = match shared {
+            None if self.idle.is_empty() => return false,
+            Some((_, true)) => match self.usage.give_up() {
+                None => return false,
+                leave => leave,
+            },
+            _ => None,
+        };
+        if !self.usage.claim(need) {
             return false;
         }
-        if self.idle.pop_front().is_none() {
-            shared.map(|index| self.shared.remove(index));
+        match shared {
+            Some((index, _)) => self.shared.remove(index).give_up(given_up),
+            None => drop(self.idle.pop_front()),
         }
         true
     }
