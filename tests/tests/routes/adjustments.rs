@@ -69,3 +69,21 @@ fn a_client_may_send_content_where_the_origin_is_not_asked_for_leave() -> Result
     ensure!(origin.only_request()?.header("expect").is_none());
     Ok(())
 }
+
+/// Whoever sends head and content apart must not take a connection for usable that ends.
+#[test]
+fn an_answer_of_our_own_says_so_if_it_does_not_wait_for_the_request() -> Result<()> {
+    let bed = bed("direct")?;
+    let rules = entry(HOST, "resolution: DNS")
+        + &destination(HOST, "", "", "")
+        + &service("  - directResponse: {status: 200, body: {string: no}}\n");
+    let (_agent, _config) = agent(&bed, &rules)?;
+    for (content, closes) in [("content", false), ("cont", true)] {
+        let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+        let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 7\r\n\r\n");
+        client.write_stdin((head + content).as_bytes())?;
+        client.wait_for_output("\r\n\r\nno")?;
+        ensure!(client.stdout().contains("connection: close\r\n") == closes, "{content}: {}", client.stdout());
+    }
+    Ok(())
+}

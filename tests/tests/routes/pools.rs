@@ -1,12 +1,12 @@
 //! Connections to an upstream: how many there may be, who waits for them, and what each is used for.
 
-use std::thread;
+use std::{thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     origin::{Origin, Reply, Request},
-    process::Output,
+    process::{Command, Output},
     proxy_status::ProxyStatus,
     wait::{PATIENCE, wait_until},
 };
@@ -150,6 +150,42 @@ fn a_connection_that_nobody_uses_is_given_up_for_another_pod() -> Result<()> {
         ensure!(connections(&requests) == [0, 1, 2, 3, 4, 5, 6], "{:?}", connections(&requests));
         wait_until("the others to be closed", PATIENCE, || origin.open_connections() == 1)?;
     }
+    Ok(())
+}
+
+/// Connections in use make no place before they end: to give up all of them would help nobody.
+#[test]
+fn of_connections_in_use_one_is_given_up_at_a_time() -> Result<()> {
+    let mut bed = bed("given-up-used")?;
+    let pods = ["second", "third"].map(|name| bed.add_pod(name)).into_iter().collect::<Result<Vec<_>>>()?;
+    let (_release, released) = watch::channel(false);
+    let origin = origin(&bed, move |request| match request.target.as_str() {
+        "/stays" => Reply::Later(released.clone(), Box::new(echo(request))),
+        _ => echo(request),
+    })?;
+    let (_agent, _config) = agent_with_one_worker(&bed, &pooled("tcp: {maxConnections: 2}"))?;
+    let in_pod = |pod: usize, program: &str| bed.pod_command(&pods[pod], program)?.in_cgroup(bed.cgroup());
+    let curl = |pod, url: &str, limit: &str| {
+        Ok::<_, anyhow::Error>(in_pod(pod, "curl")?.args(["-q", "-sS", "-4", "--max-time", limit, url]))
+    };
+    let _sandboxes = [in_pod(0, "sleep")?.arg("infinity").spawn()?, in_pod(1, "sleep")?.arg("infinity").spawn()?];
+    for pod in 0..2 {
+        // Until the agent has noticed the pod, its connects are refused.
+        wait_until("a pod to be served", PATIENCE, || {
+            curl(pod, URL, "15").and_then(Command::run).is_ok_and(|output| output.code() == 0)
+        })?;
+    }
+    let stays = format!("{URL}/stays");
+    origin.take_requests();
+    let _staying = [curl(0, &stays, "30")?.spawn()?, curl(1, &stays, "30")?.spawn()?];
+    origin.wait_for_requests(2)?;
+    // The pod without a connection waits; of the others at most one has lost its own.
+    let waits = bed.client_command("curl")?.args(["-q", "-sS", "--max-time", "20", URL]).spawn()?;
+    thread::sleep(Duration::from_secs(2));
+    let served = [curl(0, URL, "2")?.spawn()?, curl(1, URL, "2")?.spawn()?];
+    let served = served.map(|mut curl| curl.wait(PATIENCE).is_ok_and(|status| status.success()));
+    ensure!(served.contains(&true), "{served:?}");
+    drop(waits);
     Ok(())
 }
 

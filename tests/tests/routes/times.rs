@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
-    origin::{Origin, Reply},
+    origin::{Origin, Reply, ServerTls},
     proxy_status::ProxyStatus,
     wait::{PATIENCE, wait_until},
 };
@@ -165,5 +165,30 @@ fn keepalive_is_as_the_settings_say() -> Result<()> {
     wait_until("the connection to be found dead", PATIENCE, || sockets(HOST).is_ok_and(|found| found.is_empty()))?;
     // The other one has the agent's own settings, by which that takes a minute at least.
     ensure!(timer(SECOND)?, "{}", sockets(SECOND)?);
+    Ok(())
+}
+
+/// Whoever gives up before anybody can say that a connection is dead must not keep it in use for ever.
+#[test]
+fn a_connection_on_which_nothing_comes_is_left_though_its_requests_are_given_up() -> Result<()> {
+    let bed = bed("http2-silent")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.frames(|mut frames| async move {
+        frames.greet(100).await?;
+        let stream = frames.request().await?;
+        frames.answer(stream, b"fine").await?;
+        // It hears everything from now on, and says nothing.
+        frames.closed().await
+    });
+    let origin = origin.start()?;
+    let routes = format!("  - timeout: 2s\n    route: [{{destination: {{host: {HOST}}}}}]\n");
+    let rules = entry(HOST, "resolution: DNS") + &destination(HOST, "", "", "") + &service(&routes);
+    let (_agent, _config) = agent_with_one_worker(&bed, &rules)?;
+    let ask = || get(&bed, "/", &[]).map(|(status, ..)| status);
+    ensure!(ask()? == 200);
+    for _ in 0..3 {
+        ensure!(ask()? == 504 && origin.connections() == 1, "{}", origin.connections());
+    }
+    ensure!(ask()? == 200 && origin.connections() == 2, "{}", origin.connections());
     Ok(())
 }
