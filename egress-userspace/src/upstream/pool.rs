@@ -212,7 +212,7 @@ impl Pool {
 
     /// Takes a connection back whose exchange has ended.
     pub fn put(&self, key: &Key, connection: Connection) {
-        // What is shared has never left, and what belongs to a network namespace that is gone is of no use.
+        // What is shared has never left, and what is of a network namespace that is gone, or one of too many keys, is of no use.
         if let (Connection::Http1(connection), Some(origin)) = (connection, self.origins.borrow_mut().get_mut(key)) {
             origin.put(connection);
         }
