@@ -22,6 +22,7 @@ const MAX_CHUNK_LINE: usize = 4096;
 /// What a header of the PROXY protocol begins with, as a line and, after two empty lines, in its binary form (its specification,
 /// sections 2.1 and 2.2). That is so long, with the length of what follows at its end.
 const PROXY: &[u8] = b"PROXY ";
+const TWO_EMPTY_LINES: &[u8] = b"\r\n\r\n";
 const BINARY_PROXY: &[u8] = b"\0\r\nQUIT\n";
 const BINARY_PROXY_LENGTH: usize = 12;
 
@@ -47,8 +48,8 @@ pub struct Requests<F> {
     state: State,
     /// So much of what has not gone on was looked through, and it takes more.
     seen: usize,
-    /// Empty lines that have just gone on before whatever begins now.
-    empty: Empty,
+    /// How many bytes of two empty lines have gone on just before whatever begins now; None if they were others, or more.
+    empty: Option<usize>,
     is_configured: F,
 }
 
@@ -76,7 +77,7 @@ impl<F: Fn(&str, Option<u16>) -> bool> Requests<F> {
     /// Nothing has been seen yet. `is_configured` is asked for host names in lower case, without port and trailing dots; at
     /// that port, if not at the one that the connection goes to.
     pub fn new(is_configured: F) -> Self {
-        Self { state: State::Start, seen: 0, empty: Empty::default(), is_configured }
+        Self { state: State::Start, seen: 0, empty: Some(0), is_configured }
     }
 
     /// Whether there will be no request any more, as it is another protocol.
@@ -157,10 +158,14 @@ impl<F: Fn(&str, Option<u16>) -> bool> Requests<F> {
         // Empty lines before a request are to be ignored (RFC 9112 section 2.2).
         let empty = bytes.iter().take_while(|byte| b"\r\n".contains(byte)).count();
         if empty > 0 {
-            self.empty.more(&bytes[..empty]);
+            let lines = self.empty.and_then(|gone| TWO_EMPTY_LINES.get(gone..)?.get(..empty));
+            let gone = self.empty.filter(|_| lines == Some(&bytes[..empty]));
+            self.empty = gone.map(|gone| gone + empty);
             return Next::Forward(empty);
         }
-        if self.empty.are_two() && bytes.starts_with(&BINARY_PROXY[..bytes.len().min(BINARY_PROXY.len())]) {
+        if self.empty == Some(TWO_EMPTY_LINES.len())
+            && bytes.starts_with(&BINARY_PROXY[..bytes.len().min(BINARY_PROXY.len())])
+        {
             let Some([high, low]) = bytes.get(BINARY_PROXY_LENGTH - 2..BINARY_PROXY_LENGTH) else {
                 return Next::Undecided;
             };
@@ -168,7 +173,7 @@ impl<F: Fn(&str, Option<u16>) -> bool> Requests<F> {
             if addresses > 0 {
                 self.state = State::Content(addresses.into());
             }
-            self.empty = Empty::default();
+            self.empty = Some(0);
             return Next::Forward(BINARY_PROXY_LENGTH);
         }
         match request_line(bytes, self.seen) {
@@ -183,7 +188,7 @@ impl<F: Fn(&str, Option<u16>) -> bool> Requests<F> {
             RequestLine::Http2 => Next::Configured,
             RequestLine::Incomplete => limited(bytes, MAX_HEAD, "the first line of a request is too long"),
             RequestLine::Yes => {
-                (self.state, self.seen, self.empty) = (State::Head, 0, Empty::default());
+                (self.state, self.seen, self.empty) = (State::Head, 0, Some(0));
                 self.head(bytes)
             }
         }
@@ -261,27 +266,6 @@ enum RequestLine {
     Proxy(usize),
     /// Nobody can say.
     Odd(&'static str),
-}
-
-/// The last empty lines.
-#[derive(Clone, Copy, Default)]
-struct Empty {
-    last: [u8; 4],
-    count: usize,
-}
-
-impl Empty {
-    fn more(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.last.rotate_left(1);
-            self.last[3] = *byte;
-        }
-        self.count += bytes.len();
-    }
-
-    fn are_two(&self) -> bool {
-        self.count == 4 && self.last == *b"\r\n\r\n"
-    }
 }
 
 fn request_line(bytes: &[u8], seen: usize) -> RequestLine {

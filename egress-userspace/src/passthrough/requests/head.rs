@@ -15,7 +15,6 @@ const MAX_FIELDS: usize = 8;
 pub(super) const NO_END: &str = "the content of a request has no end";
 pub(super) const ODD_FRAMING: &str =
     "a field of a request that says where its content ends is written so that not all read it";
-
 pub(super) const ODD_NAME: &str =
     "a field of a request that says whose it is has a name so written that not all read it";
 
