@@ -17,6 +17,8 @@ use crate::head::ResponseHead;
 const KEPT: usize = 64 * 1024;
 /// What a piece of it takes besides.
 const PIECE: usize = 64;
+/// Pieces that are shorter, in bytes, are kept as copies: the buffer that they were read into can be many times larger.
+const SHORT: usize = 16 * 1024;
 
 /// The content of a request as it comes from the client; shared between the bodies that carry it and the exchange.
 pub struct Content {
@@ -152,7 +154,7 @@ impl Content {
             let mut kept = self.kept.borrow_mut();
             match (&mut *kept, data) {
                 (Kept::All(chunks, size), Some(data)) if *size + data.len() <= KEPT => {
-                    chunks.push(data.clone());
+                    chunks.push(if data.len() < SHORT { Bytes::copy_from_slice(data) } else { data.clone() });
                     *size += data.len() + PIECE;
                 }
                 // Too much, or trailers.
