@@ -163,7 +163,6 @@ impl ResponseBody {
 
     /// A text of our own.
     pub fn message(text: Bytes, mut record: Record) -> Self {
-        record.add_sent(text.len() as u64);
         record.complete();
         Self { source: Source::Message((!text.is_empty()).then_some(text)), record: Some(record) }
     }
@@ -204,7 +203,13 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = &mut *self;
         match &mut this.source {
-            Source::Message(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Source::Message(text) => {
+                let text = text.take();
+                if let (Some(record), Some(text)) = (&mut this.record, &text) {
+                    record.add_sent(text.len() as u64);
+                }
+                Poll::Ready(text.map(|text| Ok(Frame::data(text))))
+            }
             Source::Upstream { incoming, http2, lease, timer, .. } => {
                 let polled = incoming.poll_frame(cx);
                 let timed_out =

@@ -69,8 +69,11 @@ fn a_request_that_never_got_anywhere_has_a_record_too() -> Result<()> {
         ensure!(record.text(field) == expected, "{field} should be {expected:?}: {record:?}");
     }
     ensure!(record.text("error").contains("Connection refused"), "{record:?}");
-    // What the client got is the text of our own.
+    // What the client got is the text of our own, which does not belong to a response to HEAD.
     ensure!(number(&record, "sent")? > 0 && number(&record, "received")? == 0, "{record:?}");
+    curl(&bed, &["-4", "-I"])?;
+    let record = agent.wait_for_records(2)?.pop().context("no record")?;
+    ensure!(record.text("status") == "502" && number(&record, "sent")? == 0, "{record:?}");
     Ok(())
 }
 
