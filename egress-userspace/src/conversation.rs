@@ -124,8 +124,10 @@ async fn serve(
         }
     };
     let Response { head, body } = response;
-    // Where an answer of ours comes before all of the request, what follows on the connection is not waited for.
-    let last = *draining.borrow() != Drain::Off || !body.is_of_origin() && !connection.is_end();
+    // Where an answer of ours comes before all of the request, what follows on the connection is not waited for. Nor does anybody
+    // know whether it is content, where the client was not told to go on (RFC 9110 section 10.1.1).
+    let is_cut = !connection.is_end() && (!body.is_of_origin() || connection.waits());
+    let last = *draining.borrow() != Drain::Off || is_cut;
     let responded = {
         // It ends with its response: what comes from the client after that is of no request, or of the next.
         let body = pin!(body);

@@ -14,7 +14,7 @@ use std::io;
 pub use self::{
     decode::{Decoder, Progress, chunk_size},
     encode::{Encoder, request_head, response_head},
-    framing::{Framing, announced, is_bare, is_coded, length, of_request, of_response},
+    framing::{Framing, announced, end_in_chunks, is_bare, is_coded, length, of_request, of_response},
     head::{Head, Limits, request, response},
     input::Input,
     output::Output,
@@ -38,14 +38,17 @@ pub enum Fault {
     /// The request's target is none.
     #[error("the target is malformed")]
     Target,
+    /// The request's target is longer than one can be that is looked into.
+    #[error("the target is longer than {0} bytes")]
+    TargetTooLong(usize),
     /// Both say where the content ends.
     #[error("there are both Content-Length and Transfer-Encoding, so that nobody can say where the content ends")]
     LengthAndCoding,
     /// They say different things, or nothing.
     #[error("Content-Length is not one number")]
     Length,
-    /// Its end cannot be found.
-    #[error("Transfer-Encoding does not end in one \"chunked\"")]
+    /// Its end cannot be found, or not by everybody.
+    #[error("Transfer-Encoding does not end in one \"chunked\", or has codings that nobody knows")]
     Coding,
     /// HTTP/1.0 has no transfer codings.
     #[error("HTTP/1.0 has no Transfer-Encoding")]

@@ -140,6 +140,13 @@ struct Answer {
     address: SocketAddr,
 }
 
+impl Answer {
+    /// Whether its content is coded for the connection alone, which only HTTP/1.1 can say.
+    fn is_coded(&self) -> bool {
+        !self.is_bare && http1::is_coded(&self.response.head.fields)
+    }
+}
+
 impl Conversation {
     /// A conversation that has yet to begin.
     pub fn new(worker: Rc<Worker>, accepted: Accepted) -> Self {
@@ -183,7 +190,7 @@ impl Conversation {
         let host = RequestHost::of(&head);
         let shown = host.as_ref().map_or("", |host| host.as_str());
         let (metrics, method) = (self.worker.metrics.clone(), head.method.clone());
-        let knows_chunks = head.version >= Version::HTTP_11;
+        let (knows_chunks, is_http1) = (head.version >= Version::HTTP_11, head.version == Version::HTTP_11);
         let is_grpc = grpc::asks(&head);
         let mut record = Record::open(metrics, self.client.clone(), method, shown, head.uri().path());
         let content = Content::new(body);
@@ -199,6 +206,10 @@ impl Conversation {
             Err(error) => Err(error),
         };
         match result {
+            // It would be told of content that is coded as if it were not.
+            Ok(Reply::Upstream(answer)) if !is_http1 && answer.is_coded() => {
+                failed(ProxyError::unknown_coding(), is_grpc, record).into()
+            }
             Ok(Reply::Upstream(answer)) => {
                 let has_length = answer.response.head.fields.contains(&header::CONTENT_LENGTH);
                 let (response, tunnel) = respond(*answer, record);

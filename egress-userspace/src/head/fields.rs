@@ -156,14 +156,14 @@ impl Fields {
         }
     }
 
-    /// Makes this the one field of its name, in the place and with the name of the first that there was.
+    /// Makes this the one field of its name, in the place and with the name of the first that there was, and with one blank before
+    /// the value.
     pub fn set(&mut self, name: &HeaderName, value: &HeaderValue) {
         let (looked_for, mut found) = (Name::new(name), false);
         self.lines.retain(|line| !line.is(&self.text, &looked_for) || !std::mem::replace(&mut found, true));
-        if found {
-            self.change(name, |_| Some(value.clone()));
-        } else {
-            self.append(name, value);
+        match self.lines.iter_mut().find(|line| line.is(&self.text, &looked_for)) {
+            Some(line) => *line = Line::new(line.name(&self.text), value.as_bytes()),
+            None => self.append(name, value),
         }
     }
 

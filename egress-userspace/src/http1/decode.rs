@@ -3,7 +3,7 @@
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::{Fault, Framing};
+use super::{Fault, Framing, head::end_of_head};
 
 /// The longest line with the size of a chunk, extensions included, in bytes.
 const MAX_SIZE_LINE: usize = 4096;
@@ -28,7 +28,10 @@ enum State {
     /// Before the line break that ends a chunk.
     ChunkEnd,
     /// After the last chunk.
-    Trailers,
+    Trailers {
+        /// How much has been looked through for their end.
+        scanned: usize,
+    },
     /// All has come.
     End,
     /// It is malformed. What comes next is nobody's: of a line that some read in another way, it can be content.
@@ -100,7 +103,7 @@ impl Decoder {
                 State::Size => {
                     let Some(line) = line(input, MAX_SIZE_LINE, Fault::ChunkSize)? else { return Ok(Progress::More) };
                     self.0 = match chunk_size(&line)? {
-                        0 => State::Trailers,
+                        0 => State::Trailers { scanned: 0 },
                         size => State::Chunk(size),
                     };
                 }
@@ -117,8 +120,12 @@ impl Decoder {
                     [b'\r'] => return Ok(Progress::More),
                     _ => return Err(Fault::ChunkEnd),
                 },
-                State::Trailers => {
-                    let Some(trailers) = trailers(input)? else { return Ok(Progress::More) };
+                State::Trailers { scanned } => {
+                    let Some(trailers) = trailers(input, scanned)? else {
+                        // Their end may have begun already.
+                        self.0 = State::Trailers { scanned: input.len().saturating_sub(3) };
+                        return Ok(Progress::More);
+                    };
                     self.0 = State::End;
                     if !trailers.is_empty() {
                         return Ok(Progress::Trailers(trailers));
@@ -182,15 +189,15 @@ pub(super) fn may_be_trailer(name: &HeaderName) -> bool {
     ![header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST].contains(name)
 }
 
-fn trailers(input: &mut BytesMut) -> Result<Option<HeaderMap>, Fault> {
-    if input.starts_with(b"\r\n") {
-        input.advance(2);
-        return Ok(Some(HeaderMap::new()));
-    }
+/// The trailers, once their end has come, which is not within what was `scanned`.
+fn trailers(input: &mut BytesMut, scanned: usize) -> Result<Option<HeaderMap>, Fault> {
+    let none = [&b"\r\n"[..], b"\n"].into_iter().find(|end| input.starts_with(end));
+    let Some(end) = none.map(<[u8]>::len).or_else(|| end_of_head(input, scanned)) else {
+        return if input.len() < MAX_TRAILERS { Ok(None) } else { Err(Fault::Trailers) };
+    };
     let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
-    let (length, parsed) = match httparse::parse_headers(input, &mut fields).map_err(|_| Fault::Trailers)? {
-        httparse::Status::Complete(parsed) if parsed.0 <= MAX_TRAILERS => parsed,
-        httparse::Status::Partial if input.len() < MAX_TRAILERS => return Ok(None),
+    let parsed = match httparse::parse_headers(&input[..end], &mut fields) {
+        Ok(httparse::Status::Complete((length, parsed))) if length == end && end <= MAX_TRAILERS => parsed,
         _ => return Err(Fault::Trailers),
     };
     let mut trailers = HeaderMap::with_capacity(parsed.len());
@@ -201,7 +208,7 @@ fn trailers(input: &mut BytesMut) -> Result<Option<HeaderMap>, Fault> {
         }
         trailers.append(name, HeaderValue::from_bytes(field.value).map_err(|_| Fault::Trailers)?);
     }
-    input.advance(length);
+    input.advance(end);
     Ok(Some(trailers))
 }
 

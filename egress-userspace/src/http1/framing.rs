@@ -5,6 +5,10 @@ use http::{HeaderValue, StatusCode, Version, header};
 use super::Fault;
 use crate::head::{Fields, ascii};
 
+const CHUNKED: &str = "chunked";
+/// Codings that make content smaller (RFC 9112 section 7.2).
+const KNOWN: [&str; 5] = ["gzip", "x-gzip", "deflate", "compress", "x-compress"];
+
 /// How content is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
@@ -16,15 +20,19 @@ pub enum Framing {
     Close,
 }
 
-/// Of a request of this version.
+/// Of a request of this version. Makes its Transfer-Encoding say in one field what it says.
 ///
 /// # Errors
 /// Two servers could see its end at two places.
 pub fn of_request(version: Version, fields: &mut Fields) -> Result<Framing, Fault> {
-    let chunked = match coding(fields) {
+    let chunked = match Codings::of(fields) {
         None => false,
         Some(_) if version == Version::HTTP_10 => return Err(Fault::OldCoding),
-        Some(Coding::Chunked) => true,
+        // A server that knows only some of them, or only the first field, would see no content where others do.
+        Some(codings) if codings.end == End::Chunked && codings.are_known => {
+            codings.write(fields);
+            true
+        }
         Some(_) => return Err(Fault::Coding),
     };
     match (chunked, length(fields)?) {
@@ -34,26 +42,26 @@ pub fn of_request(version: Version, fields: &mut Fields) -> Result<Framing, Faul
     }
 }
 
-/// Of a response with this status, to HEAD if `is_head`.
+/// Of a response with this status, to HEAD if `is_head`. Makes its Transfer-Encoding say in one field what it says, or go if that
+/// is nothing.
 ///
 /// # Errors
 /// Two clients could see its end at two places.
 pub fn of_response(status: StatusCode, fields: &mut Fields, is_head: bool) -> Result<Framing, Fault> {
-    let coding = coding(fields);
+    let codings = Codings::of(fields);
+    if let Some(codings) = &codings {
+        codings.write(fields);
+    }
+    let end = codings.filter(|codings| !codings.is_none()).map(|codings| codings.end);
     let length = length(fields)?;
     if is_head || is_bare(status) {
         return Ok(Framing::Length(0));
     }
-    match (coding, length) {
+    match (end, length) {
         (Some(_), Some(_)) => Err(Fault::LengthAndCoding),
-        (Some(Coding::Chunked), None) => Ok(Framing::Chunked),
-        (Some(Coding::ChunkedAgain), None) => {
-            // Some servers say it twice, and do it once.
-            fields.set(&header::TRANSFER_ENCODING, &HeaderValue::from_static("chunked"));
-            Ok(Framing::Chunked)
-        }
-        (Some(Coding::Ambiguous), None) => Err(Fault::Coding),
-        (Some(Coding::Other) | None, None) => Ok(Framing::Close),
+        (Some(End::Chunked | End::ChunkedAgain), None) => Ok(Framing::Chunked),
+        (Some(End::Ambiguous), None) => Err(Fault::Coding),
+        (Some(End::Close) | None, None) => Ok(Framing::Close),
         (None, Some(length)) => Ok(Framing::Length(length)),
     }
 }
@@ -68,42 +76,93 @@ pub fn announced(fields: &Fields) -> Option<u64> {
     fields.text(&header::CONTENT_LENGTH)?.parse().ok()
 }
 
-/// What Transfer-Encoding comes to.
-enum Coding {
-    /// Chunks, once and last.
-    Chunked,
-    /// Chunks and nothing else, but said more than once.
-    ChunkedAgain,
-    /// Chunks, but not last.
-    Ambiguous,
-    /// No chunks.
-    Other,
-}
-
-/// Whether content that is in chunks is coded besides, for the connection alone.
+/// Whether content is coded besides being in chunks, for the connection alone.
 pub fn is_coded(fields: &Fields) -> bool {
     let mut values = fields.get_all(&header::TRANSFER_ENCODING);
-    values.any(|value| !value.trim_ascii().eq_ignore_ascii_case(b"chunked"))
+    values.any(|value| !value.eq_ignore_ascii_case(CHUNKED.as_bytes()))
 }
 
-fn coding(fields: &Fields) -> Option<Coding> {
-    let mut values = fields.get_all(&header::TRANSFER_ENCODING).peekable();
-    values.peek()?;
-    let is_chunked = |coding: &str| coding.eq_ignore_ascii_case("chunked");
-    let (mut all, mut chunked, mut last) = (0, 0, false);
-    for value in values {
-        let Some(value) = ascii(value) else { return Some(Coding::Ambiguous) };
-        for coding in value.split(',').map(str::trim).filter(|coding| !coding.is_empty()) {
-            last = is_chunked(coding);
-            (all, chunked) = (all + 1, chunked + i32::from(last));
+/// Makes chunks the last of a response's codings.
+pub fn end_in_chunks(fields: &mut Fields) {
+    let mut codings = Codings::of(fields).unwrap_or_default();
+    if codings.end == End::Close {
+        codings.add(CHUNKED);
+        codings.write(fields);
+    }
+}
+
+/// What Transfer-Encoding comes to.
+#[derive(Default)]
+struct Codings {
+    end: End,
+    /// Whether RFC 9112 section 7 has all of them.
+    are_known: bool,
+    /// The codings, without `identity`, which is none (RFC 2616 section 3.6).
+    text: String,
+}
+
+/// How the end of content is told that is coded so.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum End {
+    /// By the end of the connection: there are no chunks.
+    #[default]
+    Close,
+    /// By chunks, which come once and last.
+    Chunked,
+    /// The same, but that is said more than once. Some servers say it twice, and do it once.
+    ChunkedAgain,
+    /// Nobody can say.
+    Ambiguous,
+}
+
+impl Codings {
+    /// What the fields say, if there are any.
+    fn of(fields: &Fields) -> Option<Self> {
+        let mut values = fields.get_all(&header::TRANSFER_ENCODING).peekable();
+        values.peek()?;
+        let mut codings = Self { are_known: true, ..Self::default() };
+        for value in values {
+            let Some(value) = ascii(value) else { return Some(Self { end: End::Ambiguous, ..codings }) };
+            for coding in value.split(',').map(str::trim) {
+                let is = |other: &str| coding.eq_ignore_ascii_case(other);
+                codings.are_known &= is(CHUNKED) || KNOWN.into_iter().any(is);
+                if coding.is_empty() {
+                    continue;
+                }
+                codings.end = match codings.end {
+                    End::Close if is(CHUNKED) => End::Chunked,
+                    End::Close => End::Close,
+                    _ if is(CHUNKED) && is(&codings.text) => End::ChunkedAgain,
+                    _ => End::Ambiguous,
+                };
+                if codings.end != End::ChunkedAgain && !is("identity") {
+                    codings.add(coding);
+                }
+            }
+        }
+        Some(codings)
+    }
+
+    /// Whether they say nothing.
+    fn is_none(&self) -> bool {
+        self.text.is_empty() && self.end == End::Close
+    }
+
+    fn add(&mut self, coding: &str) {
+        if !self.text.is_empty() {
+            self.text.push_str(", ");
+        }
+        self.text.push_str(coding);
+    }
+
+    /// Makes the fields say that in one, or go if there are no codings.
+    fn write(&self, fields: &mut Fields) {
+        match HeaderValue::from_str(&self.text) {
+            Ok(value) if !value.is_empty() => fields.set(&header::TRANSFER_ENCODING, &value),
+            // They were in fields before, so that they are a value.
+            _ => fields.remove(&header::TRANSFER_ENCODING),
         }
     }
-    Some(match (chunked, last) {
-        (1, true) => Coding::Chunked,
-        (2.., true) if chunked == all => Coding::ChunkedAgain,
-        (0, _) => Coding::Other,
-        _ => Coding::Ambiguous,
-    })
 }
 
 /// What Content-Length says, which may say it more than once. Makes it say so once.
@@ -153,6 +212,11 @@ mod tests {
         check(&[("content-length", "5, 5")], Ok(Framing::Length(5)), Ok(Framing::Length(5)));
         check(&[("transfer-encoding", "Chunked")], Ok(Framing::Chunked), Ok(Framing::Chunked));
         check(&[("transfer-encoding", "gzip, chunked")], Ok(Framing::Chunked), Ok(Framing::Chunked));
+        check(
+            &[("transfer-encoding", "gzip"), ("transfer-encoding", "chunked")],
+            Ok(Framing::Chunked),
+            Ok(Framing::Chunked),
+        );
         // Servers that say it twice are a nuisance, clients that do are a danger.
         check(&[("transfer-encoding", "chunked, chunked")], Err(Fault::Coding), Ok(Framing::Chunked));
         check(&[("transfer-encoding", "gzip")], Err(Fault::Coding), Ok(Framing::Close));
@@ -167,7 +231,40 @@ mod tests {
         }
         check(&[("transfer-encoding", "chunked, identity")], Err(Fault::Coding), Err(Fault::Coding));
         check(&[("transfer-encoding", "gzip, chunked, chunked")], Err(Fault::Coding), Err(Fault::Coding));
+        check(&[("transfer-encoding", "gzip, chunked, gzip, chunked")], Err(Fault::Coding), Err(Fault::Coding));
+        check(&[("transfer-encoding", "chunked, gzip, chunked")], Err(Fault::Coding), Err(Fault::Coding));
         check(&[("transfer-encoding", "xchunked")], Err(Fault::Coding), Ok(Framing::Close));
+    }
+
+    #[test]
+    fn codings_that_some_servers_would_not_see_are_not_taken_of_clients() {
+        for codings in ["x, chunked", "identity, chunked", "xchunked, chunked", "chunked,", ",chunked", "", "identity"]
+        {
+            let mut fields = Fields::of(&[("transfer-encoding", codings)]);
+            assert_eq!(of_request(Version::HTTP_11, &mut fields), Err(Fault::Coding), "{codings:?}");
+        }
+        let mut fields = Fields::of(&[("transfer-encoding", "x"), ("transfer-encoding", "chunked")]);
+        assert_eq!(of_request(Version::HTTP_11, &mut fields), Err(Fault::Coding));
+    }
+
+    #[test]
+    fn codings_are_said_once() {
+        for (written, framing, said) in [
+            (&["chunked, chunked"][..], Framing::Chunked, Some("chunked")),
+            (&["gzip", "", "Chunked,"], Framing::Chunked, Some("gzip, Chunked")),
+            (&["identity, chunked"], Framing::Chunked, Some("chunked")),
+            (&["identity"], Framing::Close, None),
+            (&[""], Framing::Close, None),
+            (&["x,gzip"], Framing::Close, Some("x, gzip")),
+        ] {
+            let lines: Vec<_> = written.iter().map(|value| ("transfer-encoding", *value)).collect();
+            let mut fields = Fields::of(&lines);
+            assert_eq!(of_response(StatusCode::OK, &mut fields, false), Ok(framing), "{written:?}");
+            let expected: Vec<_> = said.into_iter().map(|said| ("transfer-encoding", said)).collect();
+            assert_eq!(fields.listed(), expected, "{written:?}");
+        }
+        let mut fields = Fields::of(&[("transfer-encoding", "identity"), ("content-length", "5")]);
+        assert_eq!(of_response(StatusCode::OK, &mut fields, false), Ok(Framing::Length(5)));
     }
 
     #[test]

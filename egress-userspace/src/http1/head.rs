@@ -11,6 +11,8 @@ use crate::head::{Fields, Line, RequestHead, ResponseHead};
 /// Fields for which there is room on the stack.
 const USUAL_FIELDS: usize = 64;
 
+/// The longest target, in bytes: `http` has none that is longer.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
 /// The longest name of a field, in bytes: as long as `http` has them, as they may have to be said in HTTP/2.
 const MAX_NAME: usize = u16::MAX as usize;
 
@@ -57,7 +59,7 @@ impl Head {
 }
 
 /// Where the empty line ends that ends a head. A lone LF ends a line too (RFC 9112 section 2.2).
-fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
+pub(super) fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
     memchr::memchr_iter(b'\n', &bytes[from..]).map(|at| from + at).find_map(|at| match bytes.get(at + 1)? {
         b'\n' => Some(at + 2),
         b'\r' if bytes.get(at + 2) == Some(&b'\n') => Some(at + 3),
@@ -122,7 +124,7 @@ fn of_request(head: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<Reques
     let (Some(method), Some(target)) = (parsed.method, parsed.path) else { return Err(Fault::NotHttp) };
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| Fault::NotHttp)?;
     let target = head.slice_ref(target.as_bytes());
-    let uri = uri(&target)?;
+    let uri = uri(&target, &method)?;
     let is_so_written = uri.path_and_query().is_some_and(|path| path.as_str().as_bytes() == target);
     let request = RequestHead::new(method, uri, version(parsed.version), fields(head, parsed.headers)?);
     Ok(if is_so_written { request } else { request.written_as(target) })
@@ -143,24 +145,33 @@ fn version(minor: Option<u8>) -> Version {
 }
 
 /// The target as a URI, of which routes see path and query. What is sent on are the bytes that came.
-fn uri(target: &Bytes) -> Result<Uri, Fault> {
-    if !target.starts_with(b"/") {
-        return Uri::from_maybe_shared(target.clone()).map_err(|_| Fault::Target);
+fn uri(target: &Bytes, method: &Method) -> Result<Uri, Fault> {
+    if target.len() > MAX_TARGET {
+        return Err(Fault::TargetTooLong(MAX_TARGET));
     }
-    // A fragment has no place in a target, but what there is goes on.
-    if !target.contains(&b'#')
-        && let Ok(path) = PathAndQuery::from_maybe_shared(target.clone())
-    {
+    if !target.starts_with(b"/") {
+        let uri = Uri::from_maybe_shared(target.clone()).map_err(|_| Fault::Target)?;
+        // A path without its slash would look like a host, which only CONNECT has alone (RFC 9112 section 3.2.3).
+        let is_host = uri.authority().is_some() && uri.scheme().is_none();
+        return if is_host && *method != Method::CONNECT { Err(Fault::Target) } else { Ok(uri) };
+    }
+    // A fragment has no place in a target. What there is goes on, but is nothing that a server takes for a part of the path.
+    let end = memchr::memchr(b'#', target).unwrap_or(target.len());
+    let target = target.slice(..end);
+    if let Ok(path) = PathAndQuery::from_maybe_shared(target.clone()) {
         return Ok(path.into());
     }
     // Some characters a URI has encoded only.
     let mut encoded = String::with_capacity(target.len() + 8);
-    for &byte in target {
-        if matches!(byte, b'<' | b'>' | b'`' | b'#' | b'\\' | b'^' | b'"' | b'{' | b'}' | 0x80..) {
+    for byte in target {
+        if matches!(byte, b'<' | b'>' | b'`' | b'\\' | b'^' | b'"' | b'{' | b'}' | 0x80..) {
             encoded.push_str(&format!("%{byte:02X}"));
         } else {
             encoded.push(char::from(byte));
         }
+    }
+    if encoded.len() > MAX_TARGET {
+        return Err(Fault::TargetTooLong(MAX_TARGET));
     }
     encoded.parse().map_err(|_| Fault::Target)
 }
@@ -237,7 +248,7 @@ mod tests {
     #[test]
     fn what_a_uri_cannot_have_is_seen_encoded() {
         for (target, seen) in
-            [("h", "h"), ("/a<b>?c=d`e", "/a%3Cb%3E?c=d%60e"), ("/a#b", "/a%23b"), ("/%zz//../a?b=|", "/%zz//../a?b=|")]
+            [("*", "*"), ("/a<b>?c=d`e", "/a%3Cb%3E?c=d%60e"), ("/a?b#c", "/a?b"), ("/%zz//../a?b=|", "/%zz//../a?b=|")]
         {
             let head = Bytes::from(format!("GET {target} HTTP/1.1\r\n\r\n"));
             let head = request(&head, &LIMITS).expect("a good head");
@@ -254,6 +265,8 @@ mod tests {
         for (head, fault) in [
             ("GET / HTTP/2.0\r\n\r\n", Fault::NotHttp),
             ("GET /\r\n\r\n", Fault::NotHttp),
+            ("GET index.html HTTP/1.1\r\n\r\n", Fault::Target),
+            ("GET a.example:80 HTTP/1.1\r\n\r\n", Fault::Target),
             ("GET / HTTP/1.1\r\nA : 1\r\n\r\n", Fault::Field),
             ("GET / HTTP/1.1\r\nA: 1\r\n b\r\n\r\n", Fault::Field),
             ("GET / HTTP/1.1\r\nA: 1\rb\r\n\r\n", Fault::Field),
@@ -261,6 +274,9 @@ mod tests {
         ] {
             assert_eq!(request(&Bytes::from_static(head.as_bytes()), &LIMITS).err(), Some(fault), "{head:?}");
         }
+        let long = |length: usize| Bytes::from(format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(length - 1)));
+        assert!(request(&long(MAX_TARGET), &LIMITS).is_ok());
+        assert_eq!(request(&long(MAX_TARGET + 1), &LIMITS).err(), Some(Fault::TargetTooLong(MAX_TARGET)));
         for most in [1, 100] {
             let limits = Limits { fields: most, ..LIMITS };
             let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: 1\r\n".repeat(most + 1));

@@ -20,8 +20,8 @@ use tokio::{io::AsyncWrite, net::TcpStream};
 
 pub use self::switched::Switched;
 use super::{
-    Decoder, Encoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, announced, is_bare, of_request,
-    request, response_head,
+    Decoder, Encoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, announced, end_in_chunks, is_bare,
+    of_request, request, response_head,
 };
 use crate::{
     body::{BodyError, ResponseBody},
@@ -128,6 +128,10 @@ impl Connection {
                     is_head: head.method == Method::HEAD,
                 };
                 io.is_old = head.version < Version::HTTP_11;
+                if io.is_old {
+                    // HTTP/1.0 has no such switch (RFC 9110 section 7.8).
+                    head.fields.remove(&header::UPGRADE);
+                }
                 let expects = !io.is_old
                     && head
                         .fields
@@ -275,7 +279,12 @@ impl Connection {
             (false, Version::HTTP_11) => &[("connection", "close")],
             _ => &[],
         };
-        response_head(&head, asked.version, more, &mut self.io.borrow_mut().output.buffer());
+        {
+            let io = &mut *self.io.borrow_mut();
+            response_head(&head, asked.version, more, &mut io.output.buffer());
+            // From now on nothing but the response goes to the client.
+            io.expects = Expects::Nothing;
+        }
         let mut ended = framing == Framing::Length(0);
         let mut encoder = Encoder::new(framing);
         let mut broken = None;
@@ -377,7 +386,7 @@ fn framing(head: &mut ResponseHead, body: &ResponseBody, asked: Asked) -> Framin
         head.fields.remove(&header::TRANSFER_ENCODING);
         return Framing::Close;
     }
-    headers::end_in_chunks(&mut head.fields);
+    end_in_chunks(&mut head.fields);
     Framing::Chunked
 }
 
@@ -385,6 +394,7 @@ fn framing(head: &mut ResponseHead, body: &ResponseBody, asked: Asked) -> Framin
 pub fn status(fault: Fault) -> StatusCode {
     match fault {
         Fault::HeadTooLong(_) | Fault::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Fault::TargetTooLong(_) => StatusCode::URI_TOO_LONG,
         _ => StatusCode::BAD_REQUEST,
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Request, Uri, Version, header, request,
+    HeaderValue, Method, Request, Uri, Version, header, request,
     uri::{PathAndQuery, Scheme},
 };
 
@@ -167,6 +167,8 @@ pub(super) fn prepare(head: &mut RequestHead, host: &RequestHost) {
     if head.uri().authority().is_some() {
         // To an origin goes the origin form, with the target's authority as Host (RFC 9112 sections 3.2.1 and 3.2.2).
         let target = match head.uri().path_and_query() {
+            // Of the server as a whole (section 3.2.4).
+            _ if head.method == Method::OPTIONS && has_no_path(head) => Some(PathAndQuery::from_static("*")),
             // A path is never empty there; as a text it has its slash.
             Some(target) if target.as_str().starts_with('?') => target.to_string().parse().ok(),
             target => target.cloned(),
@@ -174,6 +176,12 @@ pub(super) fn prepare(head: &mut RequestHead, host: &RequestHost) {
         head.set_uri(Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/"))));
         headers::replace_host(&mut head.fields, host.authority());
     }
+}
+
+/// Whether an absolute target ends with its authority.
+fn has_no_path(head: &RequestHead) -> bool {
+    // As a URI it has its slash.
+    head.uri().path() == "/" && head.uri().query().is_none() && !head.target().ends_with(b"/")
 }
 
 /// Says in HTTP/2 what the head says in HTTP/1.1 (RFC 9113 sections 8.2.2 and 8.3.1). Fields keep their order.

@@ -41,15 +41,6 @@ pub fn keeps_alive(version: Version, fields: &Fields) -> bool {
     if version >= Version::HTTP_11 { !says(b"close") } else { says(b"keep-alive") && !says(b"close") }
 }
 
-/// Makes chunks the last of the transfer codings.
-pub fn end_in_chunks(fields: &mut Fields) {
-    let last = fields.get_all(&header::TRANSFER_ENCODING).last();
-    let coding = last.and_then(|value| value.rsplit(|byte| *byte == b',').next());
-    if !coding.is_some_and(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked")) {
-        fields.append(&header::TRANSFER_ENCODING, &HeaderValue::from_static("chunked"));
-    }
-}
-
 /// Removes hop-by-hop fields and those that Connection names, except for what it takes to switch protocols.
 pub fn remove_hop_by_hop(fields: &mut Fields) {
     if !HOP_BY_HOP.iter().any(|name| fields.contains(name)) {
@@ -110,6 +101,13 @@ pub fn prepare_response(head: &mut ResponseHead) {
         // The coding has the last word on where the body ends (RFC 9112 section 6.3).
         head.fields.remove(&header::CONTENT_LENGTH);
     }
+    remove_hop_by_hop(&mut head.fields);
+}
+
+/// The same for one before the final response, which has no content.
+pub fn prepare_interim(head: &mut ResponseHead) {
+    head.fields.remove(&header::TRANSFER_ENCODING);
+    head.fields.remove(&header::CONTENT_LENGTH);
     remove_hop_by_hop(&mut head.fields);
 }
 

@@ -9,6 +9,7 @@ use super::{Accepted, attempt::Attempt, host::RequestHost};
 use crate::{
     body::Content,
     head::RequestHead,
+    http1,
     route::Cluster,
     socket::Place,
     upstream::{
@@ -84,7 +85,7 @@ impl Copy {
             device: self.from.device,
             to: self.cluster.pooled(self.host.as_str(), &chosen),
         };
-        let attempt = Attempt::new(&head, &self.host, &self.content, true, false);
+        let attempt = Attempt::new(&head, &self.host, &self.content, !http1::is_coded(&head.fields), false);
         let wanted = attempt.wanted(self.cluster.upstream.pool.idle_timeout);
         let connecting = self.pool.get(&key, wanted, Some(&self.cluster.usage), |offer| {
             let (connector, from, cluster) = (self.connector.clone(), self.from.clone(), self.cluster.clone());

@@ -114,6 +114,12 @@ impl ProxyError {
         }
     }
 
+    /// The origin compresses content on its way though nobody has said that it may (RFC 9112 section 7.4).
+    pub fn unknown_coding() -> Self {
+        let details = "the response has a transfer coding, which neither HTTP/1.0 nor HTTP/2 knows".to_owned();
+        Self { details, ..Self::unasked_switch() }
+    }
+
     /// A client of HTTP/2 asks for a protocol that is none of ours to pass on (RFC 9220 section 3).
     pub fn unknown_protocol() -> Self {
         Self {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, StatusCode, header};
+use http::{Method, StatusCode, Version, header};
 use http_body::{Body as _, Frame};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -175,6 +175,7 @@ impl Wire {
                 let framing = http1::of_response(head.status, &mut head.fields, is_head).map_err(Error::from)?;
                 if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                     if let Some(client) = &self.client {
+                        headers::prepare_interim(&mut head);
                         client.inform(&head, cx);
                     }
                     continue;
@@ -183,7 +184,10 @@ impl Wire {
                     return Poll::Ready(Err(Error::from(Fault::EarlySwitch).into()));
                 }
                 self.client = None;
+                // One of HTTP/1.0 has no codings: who says so may frame the next one in another way (RFC 9112 section 6.1).
+                let is_misframed = head.version < Version::HTTP_11 && head.fields.contains(&header::TRANSFER_ENCODING);
                 self.keep_alive = framing != Framing::Close
+                    && !is_misframed
                     && head.status != StatusCode::SWITCHING_PROTOCOLS
                     && self.stuck.is_none()
                     && !self.is_authenticated

@@ -111,6 +111,14 @@ fn an_absolute_target_becomes_what_origins_expect() -> Result<()> {
                 "GET http://edition.cnn.com?q=1 HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
                 "GET /?q=1 HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
             ),
+            (
+                "OPTIONS http://edition.cnn.com HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+                "OPTIONS * HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+            ),
+            (
+                "OPTIONS http://edition.cnn.com/ HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+                "OPTIONS / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+            ),
         ],
     )
 }
@@ -162,6 +170,29 @@ fn response_heads_arrive_as_they_were_given() -> Result<()> {
 }
 
 #[test]
+fn framing_is_said_in_one_way() -> Result<()> {
+    let chunked = "POST / HTTP/1.1\r\nHost: edition.cnn.com\r\nTransfer-Encoding: chunked\r\nX-A: 1\r\n\r\n";
+    let request = |fields: &str| format!("POST / HTTP/1.1\r\nHost: edition.cnn.com\r\n{fields}X-A: 1\r\n\r\n0\r\n\r\n");
+    let tab = request("Transfer-Encoding:\tchunked\r\n");
+    let apart = request("Transfer-encoding:gzip\r\nTransfer-Encoding: chunked\r\n");
+    let joined = chunked.replace("Transfer-Encoding: chunked", "Transfer-encoding: gzip, chunked");
+    check_requests("http-framing", &[(&tab, chunked), (&apart, &joined)])?;
+    let with = |fields: &str, content: &str| format!("HTTP/1.1 200 OK\r\n{fields}X-A: 1\r\n\r\n{content}");
+    let chunks = with("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n");
+    check_responses(
+        "http-answers-framing",
+        &[
+            (
+                &with("Transfer-Encoding: identity\r\nContent-Length: 5\r\n", "hello"),
+                &with("Content-Length: 5\r\n", "hello"),
+            ),
+            (&with("Transfer-Encoding: chunked,\r\n", "5\r\nhello\r\n0\r\n\r\n"), &chunks),
+            (&with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"), &chunks),
+        ],
+    )
+}
+
+#[test]
 fn what_concerns_our_connection_with_the_origin_stays_there() -> Result<()> {
     let expected = "HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Length: 2\r\nX-B: 2\r\n\r\nok";
     let with = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}X-A: 1\r\nContent-Length: 2\r\nX-B: 2\r\n\r\nok");
@@ -172,7 +203,11 @@ fn what_concerns_our_connection_with_the_origin_stays_there() -> Result<()> {
         with("Upgrade: h2,h2c\r\nConnection: Upgrade\r\n"),
         with("Proxy-Connection: keep-alive\r\n"),
     ];
-    check_responses("http-answers-hop", &cases.each_ref().map(|given| (given.as_str(), expected)))
+    check_responses("http-answers-hop", &cases.each_ref().map(|given| (given.as_str(), expected)))?;
+    let end = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let fields = "Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nContent-Length: 3\r\n";
+    let hints = |fields: &str| format!("HTTP/1.1 103 Early Hints\r\n{fields}Link: </a>\r\n\r\n{end}");
+    check_responses("http-hints-hop", &[(&hints(fields), &hints(""))])
 }
 
 #[test]

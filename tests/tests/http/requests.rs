@@ -15,7 +15,8 @@ fn an_old_client_gets_an_answer_that_ends_with_the_connection() -> Result<()> {
     let (answers, origin) = Answers::start(&bed, EMPTY)?;
     let config = configure(&bed)?;
     let _agent = bed.agent(&config)?;
-    let request = "GET /old HTTP/1.0\r\nHost: edition.cnn.com\r\nX-A: 1\r\n\r\n";
+    // HTTP/1.0 has no switch of protocols, either.
+    let request = "GET /old HTTP/1.0\r\nHost: edition.cnn.com\r\nConnection: Upgrade\r\nUpgrade: x\r\nX-A: 1\r\n\r\n";
     for (given, expected) in [
         (
             "HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Length: 5\r\n\r\nhello",
@@ -155,6 +156,9 @@ fn framing_that_two_servers_could_read_in_two_ways_goes_nowhere() -> Result<()> 
         "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked, identity\r\n",
+        "Transfer-Encoding: identity, chunked\r\n",
+        "Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked,\r\n",
         "Transfer-Encoding: xchunked\r\n",
         "Transfer-Encoding : chunked\r\n",
         "X-A: 1\r\n folded: 2\r\n",
@@ -167,6 +171,47 @@ fn framing_that_two_servers_could_read_in_two_ways_goes_nowhere() -> Result<()> 
     }
     ensure!(origin.connections() == 0, "{:?}", origin.requests());
     tripwire.assert_silent()
+}
+
+/// What looks like a host would be the one that decides, and no rule's.
+#[test]
+fn a_path_without_its_slash_is_no_host() -> Result<()> {
+    let bed = TestBed::new("http-targets")?;
+    let (_answers, origin) = Answers::start(&bed, EMPTY)?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    let long = format!("/{}", "a".repeat(70_000));
+    for (target, status) in [("index.html", 400), ("other.example:80", 400), (&long, 414)] {
+        let text = converse(&bed, format!("GET {target} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?.text();
+        ensure!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{target}: {text:?}");
+    }
+    ensure!(origin.connections() == 0, "{:?}", origin.requests());
+    tripwire.assert_silent()
+}
+
+/// A client that was not told to go on may or may not send its content after that.
+#[test]
+fn an_answer_instead_of_100_says_that_the_connection_ends() -> Result<()> {
+    let bed = TestBed::new("http-no-continue")?;
+    let refusal = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno";
+    let origin = origin(&bed)?
+        .scripts(move |_| {
+            Some(harness::origin::script(move |mut wire| async move {
+                wire.write(refusal).await?;
+                while !wire.read().await?.is_empty() {}
+                Ok(())
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let sent = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+    let output = bed.client_command(super::CLIENT)?.args(["raw", &address]).stdin(sent).run()?;
+    let expected = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nconnection: close\r\n\r\nno";
+    ensure!(output.text() == expected, "{output:?}");
+    origin.only_request().map(drop)
 }
 
 #[test]
@@ -243,4 +288,26 @@ fn a_transfer_coding_stays_with_content_where_http2_is_offered() -> Result<()> {
     ensure!(versions == ["HTTP/2", "HTTP/1.1"], "{requests:?}");
     ensure!(requests[1].header("transfer-encoding") == Some("gzip, chunked") && requests[1].body == b"zipped");
     Ok(())
+}
+
+/// HTTP/1.0 and HTTP/2 have no field for it: they would take what is compressed for the content itself.
+#[test]
+fn content_that_is_coded_unasked_goes_to_those_who_can_be_told() -> Result<()> {
+    let bed = TestBed::new("http-coded-answer")?;
+    let coded = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n6\r\nzipped\r\n0\r\n\r\n";
+    let (_answers, origin) = Answers::start(&bed, coded)?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let same = converse(&bed, format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
+    ensure!(same.stdout == coded, "{same:?}");
+    for (done, version) in ["--http1.0", "--http2-prior-knowledge"].into_iter().enumerate() {
+        let status = curl(&bed, &[version, "-o", "/dev/null", "-w", "%{http_code}"])?;
+        ensure!(status.text() == "502", "{version}: {status:?}");
+        let record = agent.wait_for_records(done + 2)?.pop().context("no record")?;
+        ensure!(
+            record.text("cause") == "http_protocol" && record.text("error").contains("transfer coding"),
+            "{record:?}"
+        );
+    }
+    origin.wait_for_requests(3).map(drop)
 }

@@ -37,6 +37,26 @@ fn a_connection_that_authenticates_its_client_is_for_nobody_else() -> Result<()>
     Ok(())
 }
 
+/// HTTP/1.0 has no chunks: where the next response ends is anybody's guess.
+#[test]
+fn a_connection_of_http_1_0_with_chunks_is_used_once() -> Result<()> {
+    let bed = TestBed::new("reuse-http-1.0")?;
+    let answer = "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+    let (answers, origin) = Answers::start(&bed, answer.as_bytes())?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    for connections in 1..=2 {
+        let output = curl(&bed, &[])?.success()?;
+        ensure!(output.text() == "ok" && origin.connections() == connections, "{output:?}");
+    }
+    answers.set(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok");
+    for _ in 1..=2 {
+        let output = curl(&bed, &[])?.success()?;
+        ensure!(output.text() == "ok" && origin.connections() == 3, "{output:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn requests_of_one_connection_share_one_upstream_connection() -> Result<()> {
     let bed = TestBed::new("http-keep-alive")?;
