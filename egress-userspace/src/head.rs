@@ -4,7 +4,7 @@
 mod fields;
 
 use bytes::Bytes;
-use http::{Method, StatusCode, Uri, Version};
+use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
 
 pub use self::fields::{Fields, Line, ascii};
 
@@ -52,6 +52,16 @@ impl RequestHead {
         let of_uri = self.uri.path_and_query().map_or("/", |target| target.as_str());
         self.written.as_deref().unwrap_or(of_uri.as_bytes())
     }
+}
+
+/// What a URL has after its authority, as a target: its path is never empty there (RFC 9112 section 3.2.1).
+pub fn origin_form(target: Option<PathAndQuery>) -> PathAndQuery {
+    let target = match target {
+        // As a text it has its slash.
+        Some(target) if target.as_str().starts_with('?') => target.to_string().parse().ok(),
+        target => target,
+    };
+    target.unwrap_or_else(|| PathAndQuery::from_static("/"))
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use tokio::{
     task,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_util::io::InspectReader;
+use tokio_util::{io::InspectReader, sync::CancellationToken};
 
 use self::begun::Begun;
 use super::{DRAIN_GRACE, LINGER};
@@ -39,6 +39,9 @@ const STREAMS: u32 = 128;
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same for all requests of a connection: so much that origins who stand still hold up nobody else.
 const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+/// Requests that have been answered before all of their content had come, of which is known for a second that what still comes is
+/// theirs. Beyond that h2 takes it for an error.
+const GIVEN_UP: usize = 1024;
 /// What is kept of one response until the client takes it, in bytes.
 const SEND_BUFFER: usize = 256 * 1024;
 
@@ -55,9 +58,12 @@ pub(super) async fn converse(
         made = builder(&conversation).handshake::<_, Bytes>(io) => made,
         () = outstayed.as_mut() => return connection.close_in_order(),
     };
+    // What a request has become that has switched protocols ends with the connection, however that ends.
+    let ended = Rc::new(CancellationToken::new());
+    let _ends = (*ended).clone().drop_guard();
     let take = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
         last.set(Some(Instant::now()));
-        task::spawn_local(stream::answer(conversation.clone(), request, respond));
+        task::spawn_local(stream::answer(conversation.clone(), request, respond, ended.clone()));
     };
     let ended = match handshake {
         Ok(mut serving) => tokio::select! {
@@ -95,6 +101,7 @@ fn builder(conversation: &Conversation) -> Builder {
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(GIVEN_UP)
         .max_header_list_size(u32::try_from(conversation.worker.limits.head.head).unwrap_or(u32::MAX))
         .enable_connect_protocol();
     builder

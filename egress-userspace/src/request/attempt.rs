@@ -16,7 +16,7 @@ use http::{
 use super::{headers, host::RequestHost, respond::ProxyError, web_socket};
 use crate::{
     body::{Content, Incoming},
-    head::{RequestHead, Response},
+    head::{RequestHead, Response, origin_form},
     http2,
     upstream::{
         Connection, Fate, NotAnswered,
@@ -168,12 +168,10 @@ pub(super) fn prepare(head: &mut RequestHead, host: &RequestHost) {
         // To an origin goes the origin form, with the target's authority as Host (RFC 9112 sections 3.2.1 and 3.2.2).
         let target = match head.uri().path_and_query() {
             // Of the server as a whole (section 3.2.4).
-            _ if head.method == Method::OPTIONS && has_no_path(head) => Some(PathAndQuery::from_static("*")),
-            // A path is never empty there; as a text it has its slash.
-            Some(target) if target.as_str().starts_with('?') => target.to_string().parse().ok(),
-            target => target.cloned(),
+            _ if head.method == Method::OPTIONS && has_no_path(head) => PathAndQuery::from_static("*"),
+            target => origin_form(target.cloned()),
         };
-        head.set_uri(Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/"))));
+        head.set_uri(Uri::from(target));
         headers::replace_host(&mut head.fields, host.authority());
     }
 }

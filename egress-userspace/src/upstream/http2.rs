@@ -38,9 +38,13 @@ const STREAMS: u32 = 128;
 const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
 /// What is kept of one request's body until the origin takes it, in bytes.
 const SEND_BUFFER: usize = 256 * 1024;
-/// A connection on which nothing has come for so long since a request was sent takes no others: it may be dead. That the request was
-/// given up meanwhile makes no difference.
+/// A connection on which nothing has come for so long since it was made, or since a request was sent, takes no others: it may be dead.
+/// That the request was given up meanwhile makes no difference.
 pub const SILENCE: Duration = Duration::from_secs(5);
+/// Requests that were given up of which is known for so long that what still comes is theirs, so that it is dropped. Beyond that h2
+/// takes it for an error.
+const GIVEN_UP: usize = 1024;
+const GIVEN_UP_FOR: Duration = Duration::from_secs(10);
 /// Streams that are begun before the origin has said how many it takes (SETTINGS_MAX_CONCURRENT_STREAMS). If it takes fewer than
 /// were begun, h2 keeps the others back until some have ended, and nobody else can have them.
 const UNTOLD: usize = 1;
@@ -94,6 +98,8 @@ impl Shared {
     {
         let address = info.address;
         let noted = Rc::<Noted>::default();
+        // It has to answer our settings.
+        noted.silent_since.set(Some(Instant::now()));
         let io = Noting::new(io, noted.clone());
         let (sender, mut connection) = client::Builder::new()
             .enable_push(false)
@@ -102,6 +108,10 @@ impl Shared {
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(u32::try_from(heads.head).unwrap_or(u32::MAX))
             .initial_max_send_streams(UNTOLD)
+            .max_concurrent_reset_streams(GIVEN_UP)
+            .reset_stream_duration(GIVEN_UP_FOR)
+            // However much that is in the end: others are using the connection.
+            .max_local_error_reset_streams(None)
             .handshake::<_, Bytes>(io)
             .await
             .map_err(|source| match noted.tls_failure.take() {

@@ -223,6 +223,11 @@ impl Pool {
         self.origins.borrow_mut().get_mut(key).map_or(0, Origin::ready)
     }
 
+    /// Whether requests of this key share connections.
+    pub fn is_shared(&self, key: &Key) -> bool {
+        self.origins.borrow().get(key).is_some_and(Origin::is_shared)
+    }
+
     /// A place for a connection that nobody has asked for yet, if there is one to spare, and what it is to be made with.
     pub fn place_for(&self, key: &Key, usage: &Arc<Usage>) -> Option<(Option<Place>, Offer)> {
         let of_key = OfKey { pool: self, key, usage };

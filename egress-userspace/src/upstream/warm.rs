@@ -94,7 +94,9 @@ impl Warm {
             }
             let making = Rc::strong_count(&used.making) - 1;
             let ready = self.pool.ready_for(key) + making;
-            for _ in ready..usize::from(cluster.upstream.preconnect) {
+            // All requests share one.
+            let most = if self.pool.is_shared(key) { 1 } else { usize::MAX };
+            for _ in ready..usize::from(cluster.upstream.preconnect).min(most) {
                 self.make(key, used, &cluster);
             }
             true
@@ -128,8 +130,12 @@ impl Warm {
                 }
                 Err(error) => {
                     tracing::debug!(host = %cluster.upstream.host, %error, "a connection was not made in advance");
-                    used.failures += 1;
-                    used.pause = Some(Instant::now() + PAUSE);
+                    // Of those that were made at the same time one counts.
+                    let now = Instant::now();
+                    if used.pause.is_none_or(|until| until <= now) {
+                        used.failures += 1;
+                        used.pause = Some(now + PAUSE);
+                    }
                 }
             }
         });

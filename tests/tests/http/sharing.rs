@@ -330,3 +330,50 @@ fn a_drain_does_not_wait_for_connections_that_are_idle() -> Result<()> {
     ensure!(origin.failures().is_empty(), "{:?}", origin.failures());
     Ok(())
 }
+
+/// What was under way for them still comes, and is nobody's fault.
+#[test]
+fn those_who_give_up_do_not_harm_the_others() -> Result<()> {
+    const COUNT: usize = 100;
+    let bed = TestBed::new("http2-given-up")?;
+    let (arrived, arrivals) = std::sync::mpsc::channel();
+    let origin = origin_http2(&bed)?.frames(move |mut frames| {
+        let arrived = arrived.clone();
+        async move {
+            frames.greet(200).await?;
+            let patient = frames.request().await?;
+            arrived.send(())?;
+            for _ in 0..COUNT {
+                frames.request().await?;
+            }
+            arrived.send(())?;
+            let mut given_up = Vec::new();
+            while given_up.len() < COUNT {
+                given_up.push(frames.reset_by_client().await?.0);
+            }
+            for stream in &given_up {
+                frames.head(*stream, &[]).await?;
+            }
+            for stream in given_up.iter().cycle().take(30 * COUNT) {
+                frames.data(*stream, &[b'x'; 1000]).await?;
+            }
+            frames.answer(patient, b"fine").await?;
+            frames.closed().await
+        }
+    });
+    let origin = origin.start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let mut patient = bed.client_command("curl")?.args(["-q", "-sS", "--max-time", "15", super::URL]).spawn()?;
+    arrivals.recv_timeout(PATIENCE)?;
+    let url = format!("http://{HOST}/[1-{COUNT}]");
+    let arguments =
+        ["-q", "-sS", "--http2-prior-knowledge", "--parallel", "--parallel-immediate", "--parallel-max", "200", &url];
+    let mut others = bed.client_command("curl")?.args(arguments).spawn()?;
+    arrivals.recv_timeout(PATIENCE)?;
+    others.kill();
+    let status = patient.wait(PATIENCE)?;
+    ensure!(status.success() && patient.stdout() == "fine", "{status}: {:?}", patient.stderr());
+    ensure!(origin.connections() == 1, "{} connections", origin.connections());
+    Ok(())
+}

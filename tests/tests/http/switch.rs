@@ -6,6 +6,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use harness::{
     TestBed,
     origin::{Reply, Request, code, script},
+    wait::PATIENCE,
 };
 
 use super::{
@@ -203,6 +204,36 @@ fn a_client_of_http2_can_have_a_web_socket() -> Result<()> {
         ensure!(record.text("status") == "501" && record.text("outcome") == "refused", "{record:?}");
         tripwire.assert_silent()?;
     }
+    Ok(())
+}
+
+/// One that has nothing more to say may wait for the origin, but not once it is gone.
+#[test]
+fn a_web_socket_of_http2_ends_with_its_client() -> Result<()> {
+    let bed = TestBed::new("switch-gone")?;
+    let (ended, ends) = std::sync::mpsc::channel();
+    let origin = origin(&bed)?.scripts(move |request| {
+        let (agreement, ended) = (agree_to(request), ended.clone());
+        Some(script(move |mut wire| async move {
+            wire.write(agreement.as_bytes()).await?;
+            while !wire.read().await?.is_empty() {}
+            ended.send(())?;
+            // It has nothing to say for ever.
+            std::future::pending().await
+        }))
+    });
+    let _origin = origin.start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let mut client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(&ask_in_http2("websocket", "/chat"))?;
+    client.wait_for_bytes(AGREED)?;
+    client.write_stdin(&frame(0, 1, b"last frame"))?;
+    ends.recv_timeout(PATIENCE).context("the origin is not told of the end")?;
+    ensure!(agent.records().is_empty());
+    client.kill();
+    let record = agent.wait_for_records(1)?.pop().context("no record")?;
+    ensure!(record.text("received") == "10" && record.text("outcome") == "aborted", "{record:?}");
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
-    origin::{Origin, Reply, Request},
+    origin::{Origin, Reply, Request, ServerTls, code},
     wait::{PATIENCE, wait_until},
 };
 
@@ -69,6 +69,33 @@ fn one_connection_of_http2_is_enough() -> Result<()> {
     thread::sleep(WHILE);
     ensure!(origin.connections() == 1 && origin.open_connections() == 1, "{} connections", origin.connections());
     Ok(())
+}
+
+/// One takes the place of one, though the rule speaks of several; and one that never says anything is not waited for.
+#[test]
+fn a_connection_of_http2_is_replaced_by_one_that_answers() -> Result<()> {
+    let bed = bed("preconnect-silent")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?;
+    let origin = origin.frames(|mut frames| async move {
+        if frames.connection == 1 {
+            return frames.closed().await;
+        }
+        frames.greet(100).await?;
+        loop {
+            let stream = frames.request().await?;
+            if frames.connection == 0 {
+                frames.go_away(stream, code::NO_ERROR).await?;
+            }
+            frames.answer(stream, b"fine\n").await?;
+        }
+    });
+    let origin = origin.start()?;
+    let (_agent, _config) = agent_with_one_worker(&bed, &rules(3, ""))?;
+    fetch(&bed, "/first")?;
+    wait_until("a connection beside the silent one", PATIENCE, || origin.connections() > 2)?;
+    ensure!(origin.connections() == 3, "{} connections", origin.connections());
+    fetch(&bed, "/second")
 }
 
 #[test]

@@ -10,20 +10,26 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, request, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, request};
 use http_body::Body as _;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     body::{Incoming, ResponseBody},
-    head::{Fields, RequestHead, Response, ResponseHead},
+    head::{Fields, RequestHead, Response, ResponseHead, origin_form},
     http1::{self, Fault},
     http2::{self, Received, Responder, Sending, Switched},
     memory::boxed,
     request::{Conversation, ProxyError, Served, tunnel::Tunnel, web_socket},
 };
 
-/// Serves one request, for as long as its client wants that.
-pub(super) async fn answer(conversation: Rc<Conversation>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+/// Serves one request, for as long as its client wants that, and what it switches to until the connection has `ended`.
+pub(super) async fn answer(
+    conversation: Rc<Conversation>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    ended: Rc<CancellationToken>,
+) {
     let (head, stream) = request.into_parts();
     let responder = Rc::new(RefCell::new(respond));
     let is_head = head.method == Method::HEAD;
@@ -48,7 +54,10 @@ pub(super) async fn answer(conversation: Rc<Conversation>, request: Request<Recv
             let content = Received::nothing().answered_by(responder.clone());
             let Some(served) = serve(&conversation, head, content, &responder).await else { return };
             match served.tunnel {
-                Some(tunnel) => switch(&responder, served.response, &key, stream, *tunnel).await,
+                Some(tunnel) => {
+                    let switched = switch(&responder, served.response, &key, stream, *tunnel);
+                    _ = ended.run_until_cancelled(switched).await;
+                }
                 None if served.response.head.status.is_success() => {
                     send(&responder, served.no_web_socket(), is_head).await;
                 }
@@ -139,7 +148,7 @@ async fn switch(
 /// `:authority` stays beside it: nobody can say whose request that is.
 fn translate(head: request::Parts) -> RequestHead {
     let target = head.uri.into_parts();
-    let uri = Uri::from(target.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    let uri = Uri::from(origin_form(target.path_and_query));
     let host = target.authority.and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     let cookies = cookies(&head.headers);
     let mut left = cookies.as_ref();
@@ -172,7 +181,7 @@ mod tests {
         }
         let (head, ()) = request.body(()).expect("a valid request").into_parts();
         let head = translate(head);
-        assert_eq!(head.uri().to_string(), uri);
+        assert_eq!((head.uri().to_string().as_str(), head.target()), (uri, uri.as_bytes()));
         assert_eq!(head.fields.listed(), expected);
     }
 
@@ -186,6 +195,7 @@ mod tests {
         );
         check("/", &[("x-a", "1"), ("host", "a.example")], "/", &[("x-a", "1"), ("host", "a.example")]);
         check("http://a.example/", &[("host", "a.example")], "/", &[("host", "a.example")]);
+        check("http://a.example?x", &[], "/?x", &[("host", "a.example")]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ const TURN: usize = 256 * 1024;
 pub(super) struct Noted {
     /// Whether anything has come.
     pub(super) heard: Cell<bool>,
-    /// When the first request was sent since something came last.
+    /// When the first request was sent since something came last; before anything has come, when it was made.
     pub(super) silent_since: Cell<Option<Instant>>,
     /// How TLS has ended, if it has failed: of what ends a connection, h2 tells its streams no more than the words.
     pub(super) tls_failure: RefCell<Option<rustls::Error>>,

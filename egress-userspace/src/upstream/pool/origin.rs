@@ -219,6 +219,11 @@ impl Origin {
         if shared { usize::MAX / 2 } else { self.idle.len() }
     }
 
+    /// Whether requests share connections, as far as is known.
+    pub(super) fn is_shared(&self) -> bool {
+        self.protocol == Some(Protocol::Http2)
+    }
+
     /// What every connection's place has to do with, and what is told when there may be one.
     pub(super) fn own(&self) -> (Rc<()>, Rc<Notify>) {
         (self.own.clone(), self.room.clone())
