@@ -55,9 +55,8 @@ pub fn hold(
     let connection = Rc::new(Connection::new(stream, begun, worker.limits.head));
     let conversation = Rc::new(Conversation::new(worker, accepted));
     async move {
-        let _load = &load;
         tokio::select! {
-            () = converse(&conversation, &connection, draining) => {}
+            () = converse(&conversation, &connection, &load, draining) => {}
             () = gone.cancelled() => {}
         }
     }
@@ -75,7 +74,12 @@ pub async fn turn_away(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted
     }
 }
 
-async fn converse(conversation: &Rc<Conversation>, connection: &Rc<Connection>, mut draining: watch::Receiver<Drain>) {
+async fn converse(
+    conversation: &Rc<Conversation>,
+    connection: &Rc<Connection>,
+    load: &Load,
+    mut draining: watch::Receiver<Drain>,
+) {
     let mut first = true;
     let mut patience = Patience::new(&conversation.worker.limits);
     loop {
@@ -89,7 +93,7 @@ async fn converse(conversation: &Rc<Conversation>, connection: &Rc<Connection>, 
         let more = match next {
             Ok(Waited::Closed) => return connection.close_in_order(),
             Ok(Waited::Http2) => {
-                return Box::pin(http2::converse(conversation.clone(), connection.clone(), draining)).await;
+                return Box::pin(http2::converse(conversation.clone(), connection.clone(), load, draining)).await;
             }
             Ok(Waited::Request(head, asked)) => {
                 boxed(|| serve(conversation, connection, &draining, &mut patience, head, asked)).await

@@ -7,7 +7,7 @@ use crate::http1;
 /// What is taken of applications, and of origins where it says so.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at the same time.
+    /// Connections at the same time, and requests over HTTP/2, each of which is one too.
     pub connections: usize,
     /// The same of one network namespace.
     pub connections_per_pod: usize,

@@ -1,6 +1,8 @@
 //! Workers: one thread with a runtime of its own for each core. A connection stays on its worker, and so do the upstream
 //! connections that it uses, so that nothing on the request path is shared or locked.
 
+mod crew;
+
 use std::{
     cell::Cell,
     io,
@@ -21,8 +23,10 @@ use tokio::{
     sync::{mpsc, watch},
     time,
 };
-use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+use tokio_util::task::TaskTracker;
 
+pub use self::crew::Load;
+use self::crew::{Command, Crew, Member};
 use crate::{
     conversation,
     drain::Drain,
@@ -33,7 +37,7 @@ use crate::{
     netns::NetnsCookie,
     passthrough::{self, Passed},
     request::Accepted,
-    route::{ClusterId, RouteTable},
+    route::RouteTable,
     socket::SocketFactory,
     telemetry::{access_log, metrics::Metrics},
     upstream::{connect::Connector, pool::Pool, tls, warm::Warm},
@@ -67,31 +71,6 @@ pub struct Worker {
     open: TaskTracker,
     /// This worker's place in the crew.
     index: usize,
-}
-
-/// What a worker is told.
-enum Command {
-    /// Accept connections here.
-    Listen(Listener),
-    /// Serve a connection that another worker accepted.
-    Serve(std::net::TcpStream, Box<Accepted>, Load),
-    /// A network namespace is gone.
-    Forget(NetnsCookie),
-    /// Somebody needs a connection to this cluster, to which there may be no more.
-    GiveUp(ClusterId),
-    /// End, and break off what is under way.
-    Stop,
-}
-
-/// All workers, as each of them sees the others.
-struct Crew {
-    members: Vec<Member>,
-}
-
-struct Member {
-    commands: mpsc::UnboundedSender<Command>,
-    /// Connections that are being served.
-    connections: AtomicUsize,
 }
 
 /// The workers, for the control thread.
@@ -229,51 +208,6 @@ pub enum StartError {
     Kernel(#[from] KernelError),
 }
 
-impl Crew {
-    /// Tells all of them.
-    fn tell(&self, command: impl Fn() -> Command) {
-        for member in &self.members {
-            // A worker ends only with the process.
-            let _ = member.commands.send(command());
-        }
-    }
-
-    /// How many connections there are.
-    fn connections(&self) -> usize {
-        self.members.iter().map(|member| member.connections.load(Ordering::Relaxed)).sum()
-    }
-
-    /// The worker with the fewest connections; `preferred` if none has fewer.
-    fn least_loaded(&self, preferred: usize) -> usize {
-        let load = |index: usize| self.members[index].connections.load(Ordering::Relaxed);
-        (0..self.members.len()).min_by_key(|&index| (load(index), index != preferred)).unwrap_or(preferred)
-    }
-}
-
-/// Counts a connection for as long as it lives, from before it is handed over.
-pub struct Load {
-    crew: Arc<Crew>,
-    index: usize,
-    /// How many its network namespace has.
-    of_pod: Arc<AtomicUsize>,
-    _open: TaskTrackerToken,
-}
-
-impl Load {
-    fn add(crew: Arc<Crew>, index: usize, of_pod: Arc<AtomicUsize>, open: &TaskTracker) -> Self {
-        crew.members[index].connections.fetch_add(1, Ordering::Relaxed);
-        of_pod.fetch_add(1, Ordering::Relaxed);
-        Self { crew, index, of_pod, _open: open.token() }
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.crew.members[self.index].connections.fetch_sub(1, Ordering::Relaxed);
-        self.of_pod.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Worker {
     async fn run(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Command>, draining: watch::Receiver<Drain>) {
         let mut expire = time::interval(EXPIRE_INTERVAL);
@@ -326,6 +260,20 @@ impl Worker {
         } else {
             // A worker ends only with the process.
             let _ = self.crew.members[index].commands.send(Command::Serve(stream, Box::new(accepted), load));
+        }
+    }
+
+    /// Counts another request of a connection over HTTP/2 as if it were a connection, which it would be over HTTP/1.
+    ///
+    /// # Errors
+    /// It is beyond a limit.
+    pub fn one_more(&self, load: &Load) -> Result<Load, Beyond> {
+        match self.beyond(load.of_pod()) {
+            None => Ok(load.another(&self.open)),
+            Some(why) => {
+                self.metrics.too_many(why);
+                Err(why)
+            }
         }
     }
 

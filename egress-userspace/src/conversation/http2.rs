@@ -30,13 +30,14 @@ use crate::{
     drain::Drain,
     http1::server::{Connection, Switched},
     request::Conversation,
+    worker::Load,
 };
 
 /// Requests that a client may have under way on one connection.
 const STREAMS: u32 = 128;
 /// What a client may send of one request before the origin has taken it, in bytes. There is next to no latency between it
 /// and us.
-const STREAM_WINDOW: u32 = 256 * 1024;
+const STREAM_WINDOW: u32 = 64 * 1024;
 /// The same for all requests of a connection: so much that origins who stand still hold up nobody else.
 const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
 /// Requests that have been answered before all of their content had come, of which is known for a second that what still comes is
@@ -49,6 +50,7 @@ const SEND_BUFFER: usize = 256 * 1024;
 pub(super) async fn converse(
     conversation: Rc<Conversation>,
     connection: Rc<Connection>,
+    load: &Load,
     mut draining: watch::Receiver<Drain>,
 ) {
     let (last, begun) = (Cell::new(None), RefCell::new(Begun::new()));
@@ -63,7 +65,8 @@ pub(super) async fn converse(
     let _ends = (*ended).clone().drop_guard();
     let take = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
         last.set(Some(Instant::now()));
-        task::spawn_local(stream::answer(conversation.clone(), request, respond, ended.clone()));
+        let load = conversation.worker.one_more(load);
+        task::spawn_local(stream::answer(conversation.clone(), request, respond, load, ended.clone()));
     };
     let ended = match handshake {
         Ok(mut serving) => tokio::select! {

@@ -7,11 +7,11 @@ use harness::{
     TestBed,
     agent::{Agent, AgentOptions, LogLine},
     netns::Netns,
-    origin::{Reply, script},
+    origin::{Reply, Request, script},
     process::{Output, Running},
     wait::{PATIENCE, wait_until},
 };
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 
 use super::{CLIENT, HOST, URL, configure, origin};
 
@@ -54,6 +54,39 @@ fn connections_beyond_a_limit_are_told_so() -> Result<()> {
     ensure!(origin.take_requests().len() == 6);
     let is_refused = |record: &LogLine| record.text("outcome") == "refused";
     wait_until("their records", PATIENCE, || agent.records().into_iter().filter(is_refused).count() >= 2)
+}
+
+/// Over HTTP/1 each would have a connection.
+#[test]
+fn requests_over_http2_count_as_connections() -> Result<()> {
+    let bed = TestBed::new("limits-streams")?;
+    let (release, released) = watch::channel(false);
+    let handler = move |_: &Request| Reply::Later(released.clone(), Box::new(Reply::ok("fine")));
+    let origin = origin(&bed)?.handler(handler).start()?;
+    let config = configure(&bed)?;
+    let options = AgentOptions::new(config.path()).args(&["--max-connections-per-pod", "3"]);
+    let agent = Agent::start(&bed, &options)?;
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    let get = |stream: u8| {
+        let mut head = frame(1, 5, &head());
+        head[8] = stream;
+        head
+    };
+    client.write_stdin(&[PREFACE, &frame(4, 0, &[]), &get(1), &get(3), &get(5)].concat())?;
+    // 503 in Huffman's code (RFC 7541 appendix B).
+    client.wait_for_bytes(b"\x83\x6c\x0c\xff")?;
+    client.wait_for_output("this pod has 3 connections already")?;
+    ensure!(agent.metrics()?.sum(TURNED_AWAY, &[("limit", "pod")]) == 1.0);
+    origin.wait_for_requests(2)?;
+    release.send_replace(true);
+    client.wait_for_output("fine")?;
+    let outcomes: Vec<_> = agent.wait_for_records(3)?.iter().map(|record| record.text("outcome")).collect();
+    ensure!(outcomes == ["refused", "upgraded", "upgraded"], "{outcomes:?}");
+    // They count no more.
+    client.write_stdin(&[get(7), get(9)].concat())?;
+    let outcomes: Vec<_> = agent.wait_for_records(5)?.iter().map(|record| record.text("outcome")).collect();
+    ensure!(outcomes[3..] == ["upgraded", "upgraded"], "{outcomes:?}");
+    Ok(())
 }
 
 #[test]

@@ -19,8 +19,10 @@ use crate::{
     head::{Fields, RequestHead, Response, ResponseHead, origin_form},
     http1::{self, Fault},
     http2::{self, Received, Responder, Sending, Switched},
+    limits::Beyond,
     memory::boxed,
     request::{Conversation, ProxyError, Served, tunnel::Tunnel, web_socket},
+    worker::Load,
 };
 
 /// Serves one request, for as long as its client wants that, and what it switches to until the connection has `ended`.
@@ -28,6 +30,7 @@ pub(super) async fn answer(
     conversation: Rc<Conversation>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
+    load: Result<Load, Beyond>,
     ended: Rc<CancellationToken>,
 ) {
     let (head, stream) = request.into_parts();
@@ -40,6 +43,10 @@ pub(super) async fn answer(
     }
     let asks_for_web_socket = web_socket::is_asked(&head);
     let mut head = translate(head);
+    let _load = match load {
+        Ok(load) => load,
+        Err(why) => return send(&responder, conversation.turn_away(&head, ProxyError::too_many(why)), is_head).await,
+    };
     if let Err(fault) = http1::length(&mut head.fields) {
         return send(&responder, conversation.refuse(fault), is_head).await;
     }
