@@ -66,8 +66,8 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct RuleOptions {
-    /// Istio resources (`egress check` explains them): a YAML file, or a directory of them. Watched for changes.
-    /// Can be repeated.
+    /// Istio resources (`egress check` explains them): a YAML file, or a directory of them (.yaml, .yml, .json; not those in
+    /// directories below it), of which there must be one. Watched for changes. Can be repeated.
     #[arg(short, long, value_name = "FILE|DIR")]
     config: Vec<PathBuf>,
     /// Originate TLS for this host: http://HOST (port 80) goes to HOST:443, verified against the system's roots. `*.NAME`
@@ -222,7 +222,7 @@ pub(crate) struct ExecOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckOptions {
-    /// Istio resources: YAML files, or directories of them. They are checked together.
+    /// Istio resources: YAML files, or directories of them, with at least one each. They are checked together.
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
     /// Form of the answer, which goes to standard output.

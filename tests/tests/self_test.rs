@@ -93,9 +93,8 @@ fn an_answer_by_somebody_else_does_not_pass() -> Result<()> {
 }
 
 fn start<'bed>(bed: &'bed TestBed, scope: &Cgroup) -> Result<Agent<'bed>> {
-    let config = bed.dir().join("config");
-    fs::create_dir_all(&config)?;
-    Agent::start(bed, &AgentOptions::new(config).cgroup(scope.path()).args(&["--host", HOST]))
+    let config = bed.config_dir()?;
+    Agent::start(bed, &AgentOptions::new(config.path()).cgroup(scope.path()).args(&["--host", HOST]))
 }
 
 fn test_again(agent: &mut Agent<'_>) -> Result<()> {
