@@ -32,7 +32,10 @@ use crate::{
     config::{Documents, Source},
     existing::Existing,
     handover::{Successor, Successors},
-    kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, NameRules, Redirector, ThreadEvents, pins::Pins},
+    kernel::{
+        Destinations, Flows, Kernel, KernelError, LearnedNames, NameRules, Redirector, ThreadEvents,
+        pins::{PinPlace, Pins},
+    },
     limits::Limits,
     netns::Netns,
     policy::Policy,
@@ -59,7 +62,7 @@ pub struct Options {
     /// Whether connections to configured destinations that were made before are reset.
     pub reset_existing: bool,
     /// Where programs and maps are pinned; None to fail open.
-    pub pin_dir: Option<PathBuf>,
+    pub pins: Option<PinPlace>,
     /// Which connections are redirected.
     pub captured: Captured,
     /// How long the last good answer for a name is used after its TTL while no name server answers.
@@ -117,7 +120,7 @@ impl Agent {
     /// The configuration is bad (nothing has been touched then), or the machine cannot run the agent.
     pub fn start(options: Options) -> Result<Self, AgentError> {
         let started = Instant::now();
-        let Options { sources, cgroups, workers, log_ebpf, reset_existing, pin_dir, captured, dns_max_stale, limits } =
+        let Options { sources, cgroups, workers, log_ebpf, reset_existing, pins, captured, dns_max_stale, limits } =
             options;
         // Watched before it is read: a change in between is then seen.
         let mut watcher =
@@ -132,8 +135,8 @@ impl Agent {
         names.add(&wanted);
         let table = RouteTable::build(&policy, &RouteTable::default(), &names).map_err(ConfigError::Tls)?;
 
-        let pinned = pin_dir.is_some();
-        let pins = pin_dir.as_deref().map(Pins::open).transpose().map_err(KernelError::Pins)?;
+        let pinned = pins.is_some();
+        let pins = pins.as_ref().map(Pins::open).transpose().map_err(KernelError::Pins)?;
         let kernel = Redirector::open(log_ebpf, pins)?;
         let Kernel { redirector, destinations, learned, listeners, flows, own_sockets, outcomes, learnings, threads } =
             kernel;

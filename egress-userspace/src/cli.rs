@@ -55,7 +55,8 @@ pub(crate) enum Command {
     ///
     /// Exits with 0 if they can be used, with 1 if not, or if an origin that was probed cannot.
     Check(CheckOptions),
-    /// Remove what `run` leaves in place when it ends: from then on nothing is intercepted or refused.
+    /// Remove what `run` leaves in place when it ends: from then on nothing is intercepted or refused. While an agent uses it
+    /// that is refused.
     Detach(DetachOptions),
     /// What `run` starts in each cgroup, to see whether it is intercepted there.
     #[command(name = egress::self_test::COMMAND, hide = true)]
@@ -134,11 +135,12 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "TIME", default_value = "60m", value_parser = parse_duration)]
     pub(crate) dns_max_stale: Duration,
     /// Where programs and maps are pinned, on a bpffs. They stay when the agent ends: connects to configured
-    /// destinations are then refused, until the next start or `egress detach`.
+    /// destinations are then refused, until the next start or `egress detach`. Agents that are to run side by side need one
+    /// each, and their own --state-dir and --admin.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
     pub(crate) pin_dir: PathBuf,
     /// Where this agent and the next one meet, which takes its place without a lost request: a directory that is closed to
-    /// all other users. Agents that are to run side by side need one each.
+    /// all other users. Agents that are to run side by side need one each, and their own --pin-dir and --admin.
     #[arg(long, value_name = "DIR", default_value = handover::DEFAULT_DIR)]
     pub(crate) state_dir: PathBuf,
     /// Pin nothing: when the agent ends, or dies, traffic leaves in clear.
@@ -253,6 +255,9 @@ pub(crate) struct DetachOptions {
     /// Where programs and maps are pinned.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
     pub(crate) pin_dir: PathBuf,
+    /// Also while an agent uses them. What it serves leaves in clear from then on.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

@@ -97,7 +97,7 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
         // Its cgroup is new.
         reset_existing: false,
         // The guardian does for exec what pins do for an agent.
-        pin_dir: None,
+        pins: None,
         captured: Captured::new(options.capture.mode()).await.map_err(AgentError::from)?,
         dns_max_stale: MAX_STALE,
         limits: Limits::default(),

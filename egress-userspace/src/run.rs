@@ -6,7 +6,7 @@ use egress::{
     agent::{Agent, AgentError, Options},
     capture::Captured,
     handover::StateDir,
-    kernel::cgroup,
+    kernel::{cgroup, pins::PinPlace},
 };
 use nix::sys::{
     prctl,
@@ -137,6 +137,7 @@ async fn start(
     log_ebpf: bool,
 ) -> Result<Agent, AgentError> {
     let state = StateDir::lock(&options.state_dir).await?;
+    let pins = PinPlace { directory: options.pin_dir, lineage: state.id()? };
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let mut agent = Agent::start(Options {
         sources: options.rules.sources(),
@@ -144,7 +145,7 @@ async fn start(
         workers: options.workers.map_or(cores, usize::from),
         log_ebpf,
         reset_existing: options.reset_existing,
-        pin_dir: (!options.fail_open).then_some(options.pin_dir),
+        pins: (!options.fail_open).then_some(pins),
         captured: Captured::new(options.capture.mode()).await?,
         dns_max_stale: options.dns_max_stale,
         limits: options.limits.limits(descriptors),

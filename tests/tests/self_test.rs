@@ -79,7 +79,7 @@ fn an_answer_by_somebody_else_does_not_pass() -> Result<()> {
     check(&agent, [1.0, 0.0])?;
     ensure!(!answering.is_finished(), "the connect of the agent that intercepts came out");
 
-    bed.node_command(binary()?)?.arg("detach").run()?.success()?;
+    bed.node_command(binary()?)?.args(["detach", "--force"]).run()?.success()?;
     test_again(&mut agent)?;
     check(&agent, [1.0, 1.0])?;
     let (status, reason) = agent.admin("/readyz")?;
