@@ -47,7 +47,8 @@ impl Cli {
 pub(crate) enum Command {
     /// Serve all processes under one or more cgroups until SIGTERM or SIGINT, or until another `run` takes over.
     ///
-    /// At start, and on SIGUSR2, it connects from each of these cgroups itself, and is ready only if that is intercepted.
+    /// At start, every minute, and on SIGUSR2, it connects from each of these cgroups itself, and is ready only if that is
+    /// intercepted.
     Run(RunOptions),
     /// Run one command under interception, and leave nothing behind.
     Exec(ExecOptions),

@@ -5,9 +5,10 @@ use std::{
     io::Write,
     net::{Ipv4Addr, TcpListener},
     thread,
+    time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, binary},
@@ -63,6 +64,17 @@ fn programs_on_a_cgroup_that_was_removed_are_noticed() -> Result<()> {
 
     ensure!(agent.terminate()?.code() == Some(0));
     check(&start(&bed, &scope)?, [1.0, 0.0])
+}
+
+/// Nobody asks for a test here. What is detached leaves in clear until somebody notices.
+#[test]
+fn programs_that_were_detached_are_noticed_without_being_asked() -> Result<()> {
+    const WITHIN: Duration = Duration::from_secs(80);
+    let bed = TestBed::new("unasked")?;
+    let agent = start(&bed, bed.cgroup())?;
+    bed.node_command(binary()?)?.args(["detach", "--force"]).run()?.success()?;
+    let unready = || agent.admin("/readyz").is_ok_and(|(status, reason)| status == 503 && reason.starts_with(FAILED));
+    wait_until("the agent to notice", WITHIN, unready).with_context(|| agent.log_text())
 }
 
 #[test]
