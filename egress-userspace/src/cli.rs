@@ -145,8 +145,9 @@ pub(crate) struct RunOptions {
     /// all other users. Agents that are to run side by side need one each, and their own --pin-dir and --admin.
     #[arg(long, value_name = "DIR", default_value = handover::DEFAULT_DIR)]
     pub(crate) state_dir: PathBuf,
-    /// Pin nothing: when the agent ends, or dies, traffic leaves in clear.
-    #[arg(long)]
+    /// Pin nothing: when the agent ends, or dies, traffic leaves in clear. What an earlier agent has pinned must have been
+    /// removed by `egress detach`.
+    #[arg(long, conflicts_with = "pin_dir")]
     pub(crate) fail_open: bool,
     /// Reset connections to configured destinations that were made before they could be intercepted, in clear. Without this
     /// they are reported.

@@ -6,7 +6,7 @@ mod guardian;
 use std::{num::NonZero, os::unix::process::ExitStatusExt as _, process::ExitCode, thread, time::Duration};
 
 use egress::{
-    agent::{Agent, AgentError, Options},
+    agent::{Agent, AgentError, Configuration, Options},
     capture::Captured,
     kernel::cgroup::{CgroupError, ChildCgroup},
     resolve::MAX_STALE,
@@ -92,10 +92,10 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, 
     let io_error = |what| move |source| ExecError::Io { what, source };
     let before = Before { blocked: signals.before(), descriptors: Descriptors::raise_limit() };
     let mut signals = signals.watch().map_err(io_error("cannot take over signals"))?;
+    let configuration = Configuration::read(options.rules.sources(), MAX_STALE)?;
     // Dropped last, when the guardian has emptied it.
     let cgroup = ChildCgroup::create(&format!("egress-exec-{}", std::process::id()))?;
-    let mut agent = Agent::start(Options {
-        sources: options.rules.sources(),
+    let wanted = Options {
         cgroups: vec![cgroup.path().to_owned()],
         workers: thread::available_parallelism().map_or(1, NonZero::get),
         log_ebpf: options.log.log_ebpf,
@@ -104,9 +104,9 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, 
         // The guardian does for exec what pins do for an agent.
         pins: None,
         captured: Captured::new(options.capture.mode()).await.map_err(AgentError::from)?,
-        dns_max_stale: MAX_STALE,
         limits: options.limits.limits(before.descriptors.limit),
-    })?;
+    };
+    let mut agent = Agent::start(configuration, wanted)?;
     agent.serve_own_namespace()?;
     agent.attach()?;
     tokio::select! {

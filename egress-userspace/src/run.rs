@@ -3,10 +3,13 @@
 use std::{num::NonZero, path::PathBuf, process::ExitCode, thread};
 
 use egress::{
-    agent::{Agent, AgentError, Options},
+    agent::{Agent, AgentError, Configuration, Options},
     capture::Captured,
     handover::StateDir,
-    kernel::{cgroup, pins::PinPlace},
+    kernel::{
+        KernelError, cgroup,
+        pins::{self, PinPlace},
+    },
 };
 use nix::sys::prctl;
 use tokio::{
@@ -32,7 +35,8 @@ pub(crate) fn run(options: RunOptions) -> ExitCode {
         Ok(cgroups) => cgroups,
         Err(error) => {
             eprintln!("egress: {error}");
-            return ExitCode::from(USAGE);
+            // What was not named cannot be named wrongly.
+            return ExitCode::from(if options.cgroup.is_empty() { FAILURE } else { USAGE });
         }
     };
     let descriptors = Descriptors::raise_limit();
@@ -114,20 +118,25 @@ async fn serve(options: RunOptions, descriptors: Descriptors, cgroups: Vec<PathB
 }
 
 async fn start(options: RunOptions, descriptors: Descriptors, cgroups: Vec<PathBuf>) -> Result<Agent, AgentError> {
+    let configuration = Configuration::read(options.rules.sources(), options.dns_max_stale)?;
     let state = StateDir::lock(&options.state_dir).await?;
-    let pins = PinPlace { directory: options.pin_dir, lineage: state.id()? };
+    let pins = if options.fail_open {
+        pins::check_abandoned(&options.pin_dir).map_err(KernelError::Pins)?;
+        None
+    } else {
+        Some(PinPlace { directory: options.pin_dir, lineage: state.id()? })
+    };
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let mut agent = Agent::start(Options {
-        sources: options.rules.sources(),
+    let wanted = Options {
         cgroups,
         workers: options.workers.map_or(cores, usize::from),
         log_ebpf: options.log.log_ebpf,
         reset_existing: options.reset_existing,
-        pins: (!options.fail_open).then_some(pins),
+        pins,
         captured: Captured::new(options.capture.mode()).await?,
-        dns_max_stale: options.dns_max_stale,
         limits: options.limits.limits(descriptors.limit),
-    })?;
+    };
+    let mut agent = Agent::start(configuration, wanted)?;
     agent.succeed(&state, options.admin).await?;
     agent.test_self();
     Ok(agent)

@@ -56,6 +56,26 @@ fn with_fail_open_nothing_is_left() -> Result<()> {
     Ok(())
 }
 
+/// One that takes nothing over would not be asked: the programs that are left refuse.
+#[test]
+fn with_fail_open_what_a_dead_agent_left_is_to_be_removed_first() -> Result<()> {
+    let bed = TestBed::new("open-left")?;
+    let _origin = origin(&bed)?;
+    start(&bed, &["--host", HOST])?.kill();
+    let options = AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST, "--fail-open"]);
+    let mut agent = Agent::spawn(&bed, &options)?;
+    ensure!(agent.wait()?.code() == Some(1), "{}", agent.log_text());
+    ensure!(agent.log_text().contains("by `egress detach`"), "{}", agent.log_text());
+    ensure!(statuses(&bed, URL)?.is_empty(), "not refused");
+    run_detach(&bed, &[])?.success()?;
+    let _agent = Agent::start(&bed, &options)?;
+    ensure!(statuses(&bed, URL)? == [200, 200]);
+
+    let mut agent = Agent::spawn(&bed, &options.args(&["--pin-dir", "/sys/fs/bpf/mine"]))?;
+    ensure!(agent.wait()?.code() == Some(64), "{}", agent.log_text());
+    Ok(())
+}
+
 #[test]
 fn detach_removes_what_a_dead_agent_left_and_says_what() -> Result<()> {
     let bed = TestBed::new("detach")?;

@@ -55,6 +55,12 @@ pub enum PinError {
     /// What an agent serves would go on in clear.
     #[error("an egress that runs uses the pins in {0}; end it first, or say --force, and all goes on in clear")]
     Running(PathBuf),
+    /// What an agent has left would go on to refuse connects, and be in the way of one that pins nothing.
+    #[error(
+        "programs of an egress that has ended are pinned in {0}, and refuse connects; with --fail-open they are not taken over: \
+         remove them first, by `egress detach`"
+    )]
+    Abandoned(PathBuf),
     /// A file or directory could not be made, read or removed.
     #[error("{path}: {source}")]
     Io {
@@ -190,6 +196,23 @@ impl Pins {
     fn link(&self, cgroup: &Path, name: &str) -> Result<PathBuf, PinError> {
         Ok(self.layout.join("links").join(cgroup_id(cgroup)?).join(name))
     }
+}
+
+/// Makes sure that nothing is pinned under `root` whose agents have ended.
+///
+/// # Errors
+/// Something is; or that cannot be seen.
+pub fn check_abandoned(root: &Path) -> Result<(), PinError> {
+    if !root.exists() {
+        return Ok(());
+    }
+    let _locked = users::lock(root)?;
+    for layout in layouts(root)? {
+        if !entries(&layout.join("links"))?.is_empty() && !users::are_there(root)? {
+            return Err(PinError::Abandoned(root.into()));
+        }
+    }
+    Ok(())
 }
 
 /// Detaches all programs and removes all pins under `root`; those that an agent uses only if `forced`. Gives what was removed.

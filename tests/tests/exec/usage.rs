@@ -59,6 +59,23 @@ fn bad_usage_is_64_and_says_what_is_wrong() -> Result<()> {
 }
 
 #[test]
+fn a_bad_configuration_is_64_for_those_who_may_not_run_it_too() -> Result<()> {
+    const NOBODY: u32 = 65534;
+    let bed = TestBed::new("exec-nobody")?;
+    let program = bed.dir().join("egress");
+    fs::copy(binary()?, &program)?;
+    let missing = bed.dir().join("missing.yaml").display().to_string();
+    let rest: [&[&str]; 2] = [&["exec", "--config", &missing, "--", "true"], &["run", "--config", &missing]];
+    for arguments in rest {
+        let output = bed.client_command(&program)?.args(arguments).uid(NOBODY).run()?;
+        ensure!(output.code() == 64 && output.stderr.contains(&missing), "{arguments:?}: {output:?}");
+    }
+    let output = bed.client_command(&program)?.args(["exec", "--host", HOST, "--", "true"]).uid(NOBODY).run()?;
+    ensure!(output.code() == 125, "{output:?}");
+    Ok(())
+}
+
+#[test]
 fn rules_come_from_a_file_as_well() -> Result<()> {
     let bed = TestBed::new("exec-config")?;
     let _origin = origin(&bed)?;
