@@ -1,5 +1,6 @@
 //! The agent: wires the stages together on the control thread, and takes them down in order.
 
+mod configuration;
 mod error;
 mod events;
 mod interception;
@@ -17,12 +18,15 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-pub use self::error::{AgentError, ConfigError};
+pub use self::{
+    configuration::Configuration,
+    error::{AgentError, ConfigError},
+};
 use self::{
     error::io_error,
     interception::{Step, Unintercepted},
     namespaces::Namespaces,
-    prepare::{Change, prepare, watched},
+    prepare::Change,
     reload::Reload,
     succession::Succession,
 };
@@ -32,11 +36,14 @@ use crate::{
     config::{Documents, Source},
     existing::Existing,
     handover::{Successor, Successors},
-    kernel::{Destinations, Flows, Kernel, KernelError, LearnedNames, NameRules, Redirector, ThreadEvents, pins::Pins},
+    kernel::{
+        Destinations, Flows, Kernel, KernelError, LearnedNames, NameRules, Redirector, ThreadEvents,
+        pins::{PinPlace, Pins},
+    },
     limits::Limits,
     netns::Netns,
     policy::Policy,
-    resolve::{Names, ResolveError, Resolver},
+    resolve::{Names, ResolveError},
     route::RouteTable,
     self_test::SelfTest,
     socket::SocketFactory,
@@ -48,8 +55,6 @@ use crate::{
 /// What the agent is told at start.
 #[derive(Debug)]
 pub struct Options {
-    /// Where rules come from.
-    pub sources: Vec<Source>,
     /// Cgroups whose processes are served.
     pub cgroups: Vec<PathBuf>,
     /// Worker threads.
@@ -59,11 +64,9 @@ pub struct Options {
     /// Whether connections to configured destinations that were made before are reset.
     pub reset_existing: bool,
     /// Where programs and maps are pinned; None to fail open.
-    pub pin_dir: Option<PathBuf>,
+    pub pins: Option<PinPlace>,
     /// Which connections are redirected.
     pub captured: Captured,
-    /// How long the last good answer for a name is used after its TTL while no name server answers.
-    pub dns_max_stale: Duration,
     /// What is taken of applications.
     pub limits: Limits,
 }
@@ -111,29 +114,18 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Reads the configuration, then makes the maps and starts the workers. Intercepts nothing yet.
+    /// Makes the maps and starts the workers. Intercepts nothing yet.
     ///
     /// # Errors
-    /// The configuration is bad (nothing has been touched then), or the machine cannot run the agent.
-    pub fn start(options: Options) -> Result<Self, AgentError> {
+    /// The machine cannot run the agent.
+    pub fn start(configuration: Configuration, options: Options) -> Result<Self, AgentError> {
         let started = Instant::now();
-        let Options { sources, cgroups, workers, log_ebpf, reset_existing, pin_dir, captured, dns_max_stale, limits } =
-            options;
-        // Watched before it is read: a change in between is then seen.
-        let mut watcher =
-            Watcher::new(watched(&sources, &Policy::default())).map_err(io_error("cannot watch the configuration"))?;
-        let prepared = prepare(&sources, None, &Documents::default())?;
-        let Change { documents, policy, warnings, names: wanted, learned: to_learn, watched } =
-            prepared.change.unwrap_or_default();
-        reload::report(&warnings);
-        reload::watch(&mut watcher, &watched);
-        let resolver = Resolver::from_system().map_err(|error| AgentError::Resolver(error.to_string()))?;
-        let mut names = Names::new(resolver, dns_max_stale);
-        names.add(&wanted);
-        let table = RouteTable::build(&policy, &RouteTable::default(), &names).map_err(ConfigError::Tls)?;
+        let Configuration { sources, watcher, fingerprint, change, names, table } = configuration;
+        let Change { documents, policy, learned: to_learn, .. } = change;
+        let Options { cgroups, workers, log_ebpf, reset_existing, pins, captured, limits } = options;
 
-        let pinned = pin_dir.is_some();
-        let pins = pin_dir.as_deref().map(Pins::open).transpose().map_err(KernelError::Pins)?;
+        let pinned = pins.is_some();
+        let pins = pins.as_ref().map(Pins::open).transpose().map_err(KernelError::Pins)?;
         let kernel = Redirector::open(log_ebpf, pins)?;
         let Kernel { redirector, destinations, learned, listeners, flows, own_sockets, outcomes, learnings, threads } =
             kernel;
@@ -154,7 +146,7 @@ impl Agent {
             step: Step::default(),
             to_learn: Some(to_learn),
             names,
-            fingerprint: prepared.fingerprint,
+            fingerprint,
             documents,
             policy,
             reload: Reload::default(),

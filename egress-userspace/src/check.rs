@@ -223,6 +223,9 @@ impl fmt::Display for Report {
         for finding in &self.diagnostics {
             writeln!(f, "{finding}")?;
         }
+        if self.rules.is_empty() && self.errors == 0 {
+            writeln!(f, "there is no host with TLS origination: nothing would be intercepted")?;
+        }
         let plural = |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
         write!(
             f,

@@ -1,5 +1,8 @@
 //! The command line.
 
+mod limits;
+mod log;
+
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
@@ -7,21 +10,17 @@ use egress::{
     agent::AgentError,
     capture::CaptureMode,
     config::Source,
-    handover, http1,
+    handover,
     kernel::pins::DEFAULT_DIR,
-    limits::Limits,
     policy::{Cidr, HostName, HostPattern},
-    telemetry::access_log,
 };
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+
+use self::{limits::LimitOptions, log::LogOptions};
 
 /// Sends plain HTTP to configured hosts on as verified TLS, without touching the application.
 #[derive(Debug, Parser)]
 #[command(name = "egress", version, max_term_width = 100)]
 pub(crate) struct Cli {
-    #[command(flatten)]
-    pub(crate) log: LogOptions,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -47,7 +46,8 @@ impl Cli {
 pub(crate) enum Command {
     /// Serve all processes under one or more cgroups until SIGTERM or SIGINT, or until another `run` takes over.
     ///
-    /// At start, and on SIGUSR2, it connects from each of these cgroups itself, and is ready only if that is intercepted.
+    /// At start, every minute, and on SIGUSR2, it connects from each of these cgroups itself, and is ready only if that is
+    /// intercepted.
     Run(RunOptions),
     /// Run one command under interception, and leave nothing behind.
     Exec(ExecOptions),
@@ -55,7 +55,8 @@ pub(crate) enum Command {
     ///
     /// Exits with 0 if they can be used, with 1 if not, or if an origin that was probed cannot.
     Check(CheckOptions),
-    /// Remove what `run` leaves in place when it ends: from then on nothing is intercepted or refused.
+    /// Remove what `run` leaves in place when it ends: from then on nothing is intercepted or refused. While an agent uses it
+    /// that is refused.
     Detach(DetachOptions),
     /// What `run` starts in each cgroup, to see whether it is intercepted there.
     #[command(name = egress::self_test::COMMAND, hide = true)]
@@ -66,8 +67,8 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct RuleOptions {
-    /// Istio resources (`egress check` explains them): a YAML file, or a directory of them. Watched for changes.
-    /// Can be repeated.
+    /// Istio resources (`egress check` explains them): a YAML file, or a directory of them (.yaml, .yml, .json; not those in
+    /// directories below it), of which there must be one. Watched for changes. Can be repeated.
     #[arg(short, long, value_name = "FILE|DIR")]
     config: Vec<PathBuf>,
     /// Originate TLS for this host: http://HOST (port 80) goes to HOST:443, verified against the system's roots. `*.NAME`
@@ -117,6 +118,8 @@ pub(crate) struct RunOptions {
     #[command(flatten)]
     pub(crate) rules: RuleOptions,
     #[command(flatten)]
+    pub(crate) log: LogOptions,
+    #[command(flatten)]
     pub(crate) capture: CaptureOptions,
     /// Serve the processes under this cgroup2 directory. Can be repeated. Without it: the pods' cgroup (kubepods) if the
     /// node has one, else all processes.
@@ -134,15 +137,17 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "TIME", default_value = "60m", value_parser = parse_duration)]
     pub(crate) dns_max_stale: Duration,
     /// Where programs and maps are pinned, on a bpffs. They stay when the agent ends: connects to configured
-    /// destinations are then refused, until the next start or `egress detach`.
+    /// destinations are then refused, until the next start or `egress detach`. Agents that are to run side by side need one
+    /// each, and their own --state-dir and --admin.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
     pub(crate) pin_dir: PathBuf,
     /// Where this agent and the next one meet, which takes its place without a lost request: a directory that is closed to
-    /// all other users. Agents that are to run side by side need one each.
+    /// all other users. Agents that are to run side by side need one each, and their own --pin-dir and --admin.
     #[arg(long, value_name = "DIR", default_value = handover::DEFAULT_DIR)]
     pub(crate) state_dir: PathBuf,
-    /// Pin nothing: when the agent ends, or dies, traffic leaves in clear.
-    #[arg(long)]
+    /// Pin nothing: when the agent ends, or dies, traffic leaves in clear. What an earlier agent has pinned must have been
+    /// removed by `egress detach`.
+    #[arg(long, conflicts_with = "pin_dir")]
     pub(crate) fail_open: bool,
     /// Reset connections to configured destinations that were made before they could be intercepted, in clear. Without this
     /// they are reported.
@@ -155,66 +160,16 @@ pub(crate) struct RunOptions {
     pub(crate) limits: LimitOptions,
 }
 
-/// What is taken of applications.
-#[derive(Debug, Args)]
-pub(crate) struct LimitOptions {
-    /// Connections of applications at the same time. The first request of one more is answered 503. Without it: 50,000, or half
-    /// as many as there may be open descriptors.
-    #[arg(long, value_name = "N", value_parser = parse_count)]
-    max_connections: Option<usize>,
-    /// The same of one pod, which is of one network namespace.
-    #[arg(long, value_name = "N", default_value_t = Limits::default().connections_per_pod, value_parser = parse_count)]
-    max_connections_per_pod: usize,
-    /// Longest head of a request, which else is answered 431, and of a response, in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().head.head, value_parser = parse_count)]
-    max_head_bytes: usize,
-    /// Most fields in a head, likewise.
-    #[arg(long, value_name = "N", default_value_t = Limits::default().head.fields, value_parser = parse_count)]
-    max_head_fields: usize,
-    /// How long the head of a request may take, from its first byte to its last; then it is answered 408. Over HTTP/2 the
-    /// connection ends, and its beginning has this time as well.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_limit)]
-    head_timeout: Duration,
-    /// How long a connection of an application may be idle, or an exchange on it may go without a byte from the application or to it.
-    #[arg(long, value_name = "TIME", default_value = "60m", value_parser = parse_limit)]
-    idle_timeout: Duration,
-}
-
-impl LimitOptions {
-    /// The limits, where so many descriptors may be open.
-    pub(crate) fn limits(&self, descriptors: usize) -> Limits {
-        // The other half is for upstream connections.
-        let most = (descriptors / 2).max(1);
-        if let Some(wanted) = self.max_connections.filter(|wanted| *wanted > most) {
-            tracing::warn!(
-                "--max-connections {wanted} needs twice as many descriptors, and {descriptors} is their limit"
-            );
-        }
-        Limits {
-            connections: self.max_connections.unwrap_or(Limits::default().connections).min(most),
-            connections_per_pod: self.max_connections_per_pod,
-            head: http1::Limits { head: self.max_head_bytes, fields: self.max_head_fields },
-            head_time: self.head_timeout,
-            idle: self.idle_timeout,
-        }
-    }
-}
-
-/// Parses a number of at least one.
-fn parse_count(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("it must be at least 1".to_owned()),
-        Ok(count) => Ok(count),
-        Err(_) => Err(format!("{text} is not a number")),
-    }
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct ExecOptions {
     #[command(flatten)]
     pub(crate) rules: RuleOptions,
     #[command(flatten)]
+    pub(crate) log: LogOptions,
+    #[command(flatten)]
     pub(crate) capture: CaptureOptions,
+    #[command(flatten)]
+    pub(crate) limits: LimitOptions,
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -222,7 +177,7 @@ pub(crate) struct ExecOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckOptions {
-    /// Istio resources: YAML files, or directories of them. They are checked together.
+    /// Istio resources: YAML files, or directories of them, with at least one each. They are checked together.
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
     /// Form of the answer, which goes to standard output.
@@ -253,60 +208,10 @@ pub(crate) struct DetachOptions {
     /// Where programs and maps are pinned.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
     pub(crate) pin_dir: PathBuf,
+    /// Also while an agent uses them. What it serves leaves in clear from then on.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
-
-#[derive(Debug, Args)]
-pub(crate) struct LogOptions {
-    /// Format of the log, which goes to standard error.
-    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
-    log: LogFormat,
-    /// What is logged: a level (error, warn, info, debug, trace), or directives such as info,egress::access=off.
-    /// `run` defaults to info, `exec` to warn.
-    #[arg(long, value_name = "FILTER", env = "EGRESS_LOG", global = true)]
-    log_level: Option<String>,
-    /// Have the eBPF programs log every decision. For debugging: it slows connects down.
-    #[arg(long, global = true)]
-    pub(crate) log_ebpf: bool,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object on each line.
-    Json,
-}
-
-impl LogOptions {
-    /// Sets up logging; `level` is the default.
-    ///
-    /// Lines are written by a thread of their own, so that a reader of standard error who is slow does not hold requests
-    /// up; lines that it cannot keep up with are dropped. What is left is written when the guard is dropped.
-    pub(crate) fn start(&self, level: &str) -> Result<[WorkerGuard; 2], ExitCode> {
-        // Lines of the eBPF programs come at these levels under their own target.
-        let level = if self.log_ebpf { format!("{level},egress_ebpf=trace") } else { level.to_owned() };
-        let filter = self.log_level.clone().unwrap_or(level);
-        let filter = EnvFilter::try_new(&filter).map_err(|error| {
-            eprintln!("egress: --log-level {filter}: {error}");
-            ExitCode::from(USAGE)
-        })?;
-        let lines = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES);
-        let (writer, guard) = lines.finish(std::io::stderr());
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-        match self.log {
-            LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-            LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).init(),
-        }
-        let format = match self.log {
-            LogFormat::Text => access_log::Format::Text,
-            LogFormat::Json => access_log::Format::Json,
-        };
-        Ok([guard, access_log::write_to_standard_error(format)])
-    }
-}
-
-/// Lines of the log that wait to be written at most. Room for them is taken at once.
-const LOG_LINES: usize = 8192;
 
 /// Bad usage or configuration (EX_USAGE of sysexits.h).
 pub(crate) const USAGE: u8 = 64;
@@ -317,12 +222,6 @@ pub(crate) fn report(error: &AgentError, otherwise: u8) -> ExitCode {
         eprintln!("egress: {line}");
     }
     ExitCode::from(if matches!(error, AgentError::Config(_)) { USAGE } else { otherwise })
-}
-
-/// Parses a time in which something must be possible.
-fn parse_limit(text: &str) -> Result<Duration, String> {
-    let limit = parse_duration(text)?;
-    if limit.is_zero() { Err("it must be longer than 0, as nothing could be done in it".to_owned()) } else { Ok(limit) }
 }
 
 /// Parses a time such as `30s`, `500ms` or `2m`.
@@ -356,6 +255,5 @@ mod tests {
         for bad in ["30", "s", "", "-1s", "1h", "1.5s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
-        assert!(parse_limit("0s").is_err() && parse_limit("1ms").is_ok());
     }
 }

@@ -7,7 +7,7 @@ use egress::kernel::pins;
 use crate::cli::DetachOptions;
 
 pub(crate) fn detach(options: &DetachOptions) -> ExitCode {
-    match pins::detach(&options.pin_dir) {
+    match pins::detach(&options.pin_dir, options.force) {
         Ok(removed) if removed.is_empty() => {
             println!("nothing to detach: {} has no pins", options.pin_dir.display());
             ExitCode::SUCCESS

@@ -6,18 +6,23 @@ mod guardian;
 use std::{num::NonZero, os::unix::process::ExitStatusExt as _, process::ExitCode, thread, time::Duration};
 
 use egress::{
-    agent::{Agent, AgentError, Options},
+    agent::{Agent, AgentError, Configuration, Options},
     capture::Captured,
     kernel::cgroup::{CgroupError, ChildCgroup},
-    limits::Limits,
     resolve::MAX_STALE,
 };
 use nix::sys::signal::{SigSet, Signal};
 use tokio::{runtime, sync::Notify};
 use tokio_util::sync::CancellationToken;
 
-use self::{child::BlockedSignals, guardian::Guardian};
-use crate::cli::{ExecOptions, LogOptions, report};
+use self::{
+    child::{Before, BlockedSignals},
+    guardian::Guardian,
+};
+use crate::{
+    cli::{ExecOptions, report},
+    descriptors::Descriptors,
+};
 
 /// egress itself failed; the codes are those of env(1) and timeout(1).
 const FAILURE: u8 = 125;
@@ -54,10 +59,10 @@ enum ExecError {
     Io { what: &'static str, source: std::io::Error },
 }
 
-pub(crate) fn exec(options: ExecOptions, log: &LogOptions) -> ExitCode {
+pub(crate) fn exec(options: ExecOptions) -> ExitCode {
     // Before any thread exists, so that every thread has them blocked and they arrive at the descriptor alone.
     let signals = BlockedSignals::block(&SigSet::from_iter(FORWARDED));
-    let _log = match log.start("warn") {
+    let _log = match options.log.start("warn") {
         Ok(guard) => guard,
         Err(code) => return code,
     };
@@ -67,7 +72,7 @@ pub(crate) fn exec(options: ExecOptions, log: &LogOptions) -> ExitCode {
                 .enable_all()
                 .build()
                 .map_err(|source| ExecError::Io { what: "cannot start", source })?;
-            runtime.block_on(supervise(options, signals, log.log_ebpf))
+            runtime.block_on(supervise(options, signals))
         });
     match result {
         Ok(code) => ExitCode::from(code),
@@ -83,25 +88,25 @@ pub(crate) fn exec(options: ExecOptions, log: &LogOptions) -> ExitCode {
     }
 }
 
-async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool) -> Result<u8, ExecError> {
+async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, ExecError> {
     let io_error = |what| move |source| ExecError::Io { what, source };
-    let blocked_before = signals.before();
+    let before = Before { blocked: signals.before(), descriptors: Descriptors::raise_limit() };
     let mut signals = signals.watch().map_err(io_error("cannot take over signals"))?;
+    let configuration = Configuration::read(options.rules.sources(), MAX_STALE)?;
     // Dropped last, when the guardian has emptied it.
     let cgroup = ChildCgroup::create(&format!("egress-exec-{}", std::process::id()))?;
-    let mut agent = Agent::start(Options {
-        sources: options.rules.sources(),
+    let wanted = Options {
         cgroups: vec![cgroup.path().to_owned()],
         workers: thread::available_parallelism().map_or(1, NonZero::get),
-        log_ebpf,
+        log_ebpf: options.log.log_ebpf,
         // Its cgroup is new.
         reset_existing: false,
         // The guardian does for exec what pins do for an agent.
-        pin_dir: None,
+        pins: None,
         captured: Captured::new(options.capture.mode()).await.map_err(AgentError::from)?,
-        dns_max_stale: MAX_STALE,
-        limits: Limits::default(),
-    })?;
+        limits: options.limits.limits(before.descriptors.limit),
+    };
+    let mut agent = Agent::start(configuration, wanted)?;
     agent.serve_own_namespace()?;
     agent.attach()?;
     tokio::select! {
@@ -116,7 +121,7 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals, log_ebpf: bool
         }
     }
     let guardian = Guardian::start(cgroup.path()).map_err(io_error("cannot start the guardian"))?;
-    let mut child = child::spawn(&options.command, cgroup.path(), blocked_before)
+    let mut child = child::spawn(&options.command, cgroup.path(), before)
         .map_err(|source| ExecError::Spawn { command: options.command[0].display().to_string(), source })?;
     // What nobody tells it.
     let (end, test) = (CancellationToken::new(), Notify::new());

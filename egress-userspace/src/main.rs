@@ -2,6 +2,7 @@
 
 mod checking;
 mod cli;
+mod descriptors;
 mod detach;
 mod exec;
 mod run;
@@ -26,8 +27,8 @@ fn main() -> ExitCode {
         }
     };
     match cli.command {
-        Command::Run(options) => run::run(options, &cli.log),
-        Command::Exec(options) => exec::exec(options, &cli.log),
+        Command::Run(options) => run::run(options),
+        Command::Exec(options) => exec::exec(options),
         Command::Check(options) => checking::check(&options),
         Command::Detach(options) => detach::detach(&options),
         Command::SelfTest => match self_test::connect() {

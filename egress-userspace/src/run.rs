@@ -3,15 +3,15 @@
 use std::{num::NonZero, path::PathBuf, process::ExitCode, thread};
 
 use egress::{
-    agent::{Agent, AgentError, Options},
+    agent::{Agent, AgentError, Configuration, Options},
     capture::Captured,
     handover::StateDir,
-    kernel::cgroup,
+    kernel::{
+        KernelError, cgroup,
+        pins::{self, PinPlace},
+    },
 };
-use nix::sys::{
-    prctl,
-    resource::{Resource, getrlimit, setrlimit},
-};
+use nix::sys::prctl;
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -19,12 +19,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{LogOptions, RunOptions, USAGE, report};
+use crate::{
+    cli::{RunOptions, USAGE, report},
+    descriptors::Descriptors,
+};
 
 const FAILURE: u8 = 1;
 
-pub(crate) fn run(options: RunOptions, log: &LogOptions) -> ExitCode {
-    let _log = match log.start("info") {
+pub(crate) fn run(options: RunOptions) -> ExitCode {
+    let _log = match options.log.start("info") {
         Ok(guard) => guard,
         Err(code) => return code,
     };
@@ -32,10 +35,11 @@ pub(crate) fn run(options: RunOptions, log: &LogOptions) -> ExitCode {
         Ok(cgroups) => cgroups,
         Err(error) => {
             eprintln!("egress: {error}");
-            return ExitCode::from(USAGE);
+            // What was not named cannot be named wrongly.
+            return ExitCode::from(if options.cgroup.is_empty() { FAILURE } else { USAGE });
         }
     };
-    let descriptors = raise_descriptor_limit();
+    let descriptors = Descriptors::raise_limit();
     // Huge pages under many small things make 50 MiB of 8.
     if let Err(error) = prctl::set_thp_disable(true) {
         tracing::debug!(%error, "cannot do without huge pages");
@@ -47,22 +51,10 @@ pub(crate) fn run(options: RunOptions, log: &LogOptions) -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     };
-    match runtime.block_on(serve(options, descriptors, cgroups, log.log_ebpf)) {
+    match runtime.block_on(serve(options, descriptors, cgroups)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error, FAILURE),
     }
-}
-
-/// Every connection takes two descriptors, and the usual soft limit of 1024 is for programs that use select(2).
-/// Gives how many there may be.
-fn raise_descriptor_limit() -> usize {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
-    let limit = raised.or_else(|error| {
-        tracing::warn!(%error, "cannot raise the limit of open descriptors");
-        getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft)
-    });
-    limit.ok().and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX)
 }
 
 fn scope(named: &[PathBuf]) -> Result<Vec<PathBuf>, cgroup::CgroupError> {
@@ -73,12 +65,7 @@ fn scope(named: &[PathBuf]) -> Result<Vec<PathBuf>, cgroup::CgroupError> {
     }
 }
 
-async fn serve(
-    options: RunOptions,
-    descriptors: usize,
-    cgroups: Vec<PathBuf>,
-    log_ebpf: bool,
-) -> Result<(), AgentError> {
+async fn serve(options: RunOptions, descriptors: Descriptors, cgroups: Vec<PathBuf>) -> Result<(), AgentError> {
     let io_error = |what| move |source| AgentError::Io { what, source };
     let mut signals = Signals {
         terminate: signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?,
@@ -87,7 +74,7 @@ async fn serve(
     let mut usr2 = signal(SignalKind::user_defined2()).map_err(io_error("cannot handle SIGUSR2"))?;
     let timeout = options.drain_timeout;
     let mut agent = tokio::select! {
-        agent = start(options, descriptors, cgroups, log_ebpf) => agent?,
+        agent = start(options, descriptors, cgroups) => agent?,
         signal = signals.next() => {
             tracing::info!(signal, "ended before the start was complete");
             return Ok(());
@@ -130,25 +117,26 @@ async fn serve(
     Ok(())
 }
 
-async fn start(
-    options: RunOptions,
-    descriptors: usize,
-    cgroups: Vec<PathBuf>,
-    log_ebpf: bool,
-) -> Result<Agent, AgentError> {
+async fn start(options: RunOptions, descriptors: Descriptors, cgroups: Vec<PathBuf>) -> Result<Agent, AgentError> {
+    let configuration = Configuration::read(options.rules.sources(), options.dns_max_stale)?;
     let state = StateDir::lock(&options.state_dir).await?;
+    let pins = if options.fail_open {
+        pins::check_abandoned(&options.pin_dir).map_err(KernelError::Pins)?;
+        None
+    } else {
+        Some(PinPlace { directory: options.pin_dir, lineage: state.id()? })
+    };
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let mut agent = Agent::start(Options {
-        sources: options.rules.sources(),
+    let wanted = Options {
         cgroups,
         workers: options.workers.map_or(cores, usize::from),
-        log_ebpf,
+        log_ebpf: options.log.log_ebpf,
         reset_existing: options.reset_existing,
-        pin_dir: (!options.fail_open).then_some(options.pin_dir),
+        pins,
         captured: Captured::new(options.capture.mode()).await?,
-        dns_max_stale: options.dns_max_stale,
-        limits: options.limits.limits(descriptors),
-    })?;
+        limits: options.limits.limits(descriptors.limit),
+    };
+    let mut agent = Agent::start(configuration, wanted)?;
     agent.succeed(&state, options.admin).await?;
     agent.test_self();
     Ok(agent)

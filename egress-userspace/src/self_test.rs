@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{self, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use egress_common::self_test::{ANSWER, DESTINATION};
@@ -24,6 +24,8 @@ pub const COMMAND: &str = "self-test";
 const STEP: Duration = Duration::from_secs(5);
 /// How long the process may take that connects.
 const LIMIT: Duration = Duration::from_secs(20);
+/// How long what a test has found is believed. What it would miss until then leaves in clear.
+const BELIEVED: Duration = Duration::from_secs(60);
 
 /// Why a cgroup's connects are not known to be intercepted.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +64,18 @@ pub struct SelfTest {
     verdict: Verdict,
 }
 
-/// What the last test found.
+/// What a test has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// All is well, be it for the first time, again, or for somebody who asked.
+    Intercepted,
+    /// All is as well as it was.
+    StillIntercepted,
+    /// Not all is.
+    NotIntercepted,
+}
+
+/// What is known from the last test.
 #[derive(Default)]
 enum Verdict {
     /// Nobody asked for one.
@@ -70,7 +83,7 @@ enum Verdict {
     None,
     /// The first one is running.
     Pending,
-    Passed,
+    Passed(Instant),
     Failed(String),
 }
 
@@ -92,16 +105,23 @@ impl SelfTest {
         self.running = Some(AbortOnDropHandle::new(tokio::spawn(test(cgroups.to_owned()))));
     }
 
-    /// Waits until a test has ended, and says whether it passed. Nothing is lost if the future is dropped.
-    pub async fn finished(&mut self) -> bool {
+    /// Waits until a test has ended, and says what it found. Nothing is lost if the future is dropped.
+    pub async fn finished(&mut self) -> Finding {
         let Some(running) = &mut self.running else { return future::pending().await };
+        // One that nobody waits for, and that finds what was found before, is no news.
+        let is_routine = matches!(self.verdict, Verdict::Passed(at) if at.elapsed() >= BELIEVED);
         // A task that panicked failed, too.
         let result = running.await.map_err(|error| error.to_string());
         self.running = None;
         self.verdict = match result.and_then(|result| result.map_err(|error| error.to_string())) {
             Ok(()) => {
-                tracing::info!("the self-test passed: connects from the scope are intercepted");
-                Verdict::Passed
+                const PASSED: &str = "the self-test passed: connects from the scope are intercepted";
+                if is_routine {
+                    tracing::debug!("{PASSED}");
+                } else {
+                    tracing::info!("{PASSED}");
+                }
+                Verdict::Passed(Instant::now())
             }
             Err(error) => {
                 let reason = format!("self-test: {error}");
@@ -114,12 +134,22 @@ impl SelfTest {
         if let Some(cgroups) = self.again.take() {
             self.start(&cgroups);
         }
-        matches!(self.verdict, Verdict::Passed)
+        match self.verdict {
+            Verdict::Passed(_) if is_routine => Finding::StillIntercepted,
+            Verdict::Passed(_) => Finding::Intercepted,
+            _ => Finding::NotIntercepted,
+        }
     }
 
-    /// Whether the last test failed, so that another should see whether it was for good.
-    pub fn has_failed(&self) -> bool {
-        self.running.is_none() && matches!(self.verdict, Verdict::Failed(_))
+    /// Whether it is time for another test: the last one failed, so that it is to be seen whether that was for good, or is
+    /// too long ago.
+    pub fn is_due(&self) -> bool {
+        self.running.is_none()
+            && match self.verdict {
+                Verdict::None | Verdict::Pending => false,
+                Verdict::Passed(at) => at.elapsed() >= BELIEVED,
+                Verdict::Failed(_) => true,
+            }
     }
 
     /// Waits for the test that is running, if one is, so that it leaves nothing behind.
@@ -132,7 +162,7 @@ impl SelfTest {
     /// Why connects are not known to be intercepted; None if they are, or if nobody asked for a test.
     pub fn objection(&self) -> Option<&str> {
         match &self.verdict {
-            Verdict::None | Verdict::Passed => None,
+            Verdict::None | Verdict::Passed(_) => None,
             Verdict::Pending => Some("the self-test has not ended"),
             Verdict::Failed(reason) => Some(reason),
         }

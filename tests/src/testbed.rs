@@ -192,7 +192,7 @@ impl TestBed {
         Capture::start(self.client(), DEVICE)
     }
 
-    /// An empty configuration directory.
+    /// The configuration directory, at first without rules.
     pub fn config_dir(&self) -> Result<ConfigDir> {
         ConfigDir::create(&self.dir().join("config"))
     }

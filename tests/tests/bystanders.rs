@@ -51,8 +51,10 @@ fn the_programs_say_what_they_decide_when_asked_to() -> Result<()> {
     let _origin = origin(&bed, &bed.sockets(OTHER, 80))?;
     let config = bed.config_dir()?;
     let start = |arguments: &[&str]| Agent::start(&bed, &AgentOptions::new(config.path()).args(arguments));
-    for (arguments, expected) in [(["--host", HOST].as_slice(), false), (&["--host", HOST, "--log-ebpf"], true)] {
-        let agent = start(arguments)?;
+    for (arguments, expected) in
+        [([].as_slice(), false), (&["--log-ebpf"], true), (&["--log-ebpf", "--log-level", "info"], true)]
+    {
+        let agent = start(&[&["--host", HOST], arguments].concat())?;
         for host in [HOST, OTHER] {
             bed.curl(&format!("http://{host}/"))?.run()?;
         }

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
-    agent::{Agent, AgentOptions},
+    agent::{Agent, AgentOptions, ConfigDir},
     clients::{Curl, Response},
     dns::{Answer, DnsServer, Question},
     netns::Netns,
@@ -337,9 +337,8 @@ fn way(request: &Request) -> Reply {
 }
 
 fn agent(bed: &TestBed) -> Result<Agent<'_>> {
-    let config = bed.dir().join("empty");
-    fs::create_dir_all(&config)?;
-    Agent::start(bed, &AgentOptions::new(config).args(&["--host", HOST]))
+    let config = ConfigDir::create(&bed.dir().join("empty"))?;
+    Agent::start(bed, &AgentOptions::new(config.path()).args(&["--host", HOST]))
 }
 
 /// A GET for a host at an address that the client was told before.

@@ -183,7 +183,6 @@ fn origin(bed: &TestBed) -> Result<Origin> {
 }
 
 fn start<'bed>(bed: &'bed TestBed, arguments: &[&str]) -> Result<Agent<'bed>> {
-    let config = bed.dir().join("config");
-    fs::create_dir_all(&config)?;
-    Agent::start(bed, &AgentOptions::new(config).args(arguments))
+    let config = bed.config_dir()?;
+    Agent::start(bed, &AgentOptions::new(config.path()).args(arguments))
 }

@@ -56,13 +56,31 @@ fn with_fail_open_nothing_is_left() -> Result<()> {
     Ok(())
 }
 
+/// One that takes nothing over would not be asked: the programs that are left refuse.
+#[test]
+fn with_fail_open_what_a_dead_agent_left_is_to_be_removed_first() -> Result<()> {
+    let bed = TestBed::new("open-left")?;
+    let _origin = origin(&bed)?;
+    start(&bed, &["--host", HOST])?.kill();
+    let options = AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST, "--fail-open"]);
+    let mut agent = Agent::spawn(&bed, &options)?;
+    ensure!(agent.wait()?.code() == Some(1), "{}", agent.log_text());
+    ensure!(agent.log_text().contains("by `egress detach`"), "{}", agent.log_text());
+    ensure!(statuses(&bed, URL)?.is_empty(), "not refused");
+    run_detach(&bed, &[])?.success()?;
+    let _agent = Agent::start(&bed, &options)?;
+    ensure!(statuses(&bed, URL)? == [200, 200]);
+
+    let mut agent = Agent::spawn(&bed, &options.args(&["--pin-dir", "/sys/fs/bpf/mine"]))?;
+    ensure!(agent.wait()?.code() == Some(64), "{}", agent.log_text());
+    Ok(())
+}
+
 #[test]
 fn detach_removes_what_a_dead_agent_left_and_says_what() -> Result<()> {
     let bed = TestBed::new("detach")?;
     let _origin = origin(&bed)?;
-    let detach = |arguments: &[&str]| -> Result<Output> {
-        bed.node_command(binary()?)?.arg("detach").args(arguments).run()?.success()
-    };
+    let detach = |arguments: &[&str]| -> Result<Output> { run_detach(&bed, arguments)?.success() };
     ensure!(detach(&[])?.text() == "nothing to detach: /sys/fs/bpf/egress has no pins\n");
     start(&bed, &["--host", HOST])?.kill();
     ensure!(statuses(&bed, URL)?.is_empty(), "not refused");
@@ -73,12 +91,21 @@ fn detach_removes_what_a_dead_agent_left_and_says_what() -> Result<()> {
     check_in_clear(&bed)?;
     ensure!(detach(&[])?.text().starts_with("nothing to detach"));
 
-    // Also under an agent that runs.
-    let _agent = start(&bed, &["--host", HOST, "--pin-dir", "/sys/fs/bpf/mine"])?;
+    // Under an agent that runs only if that is meant, and nothing that is somebody else's.
+    const MINE: [&str; 2] = ["--pin-dir", "/sys/fs/bpf/mine"];
+    let foreign = bed.bpffs().join("mine/foreign");
+    fs::create_dir_all(&foreign)?;
+    let _agent = start(&bed, &["--host", HOST, MINE[0], MINE[1]])?;
     ensure!(statuses(&bed, URL)? == [200, 200]);
     ensure!(detach(&[])?.text().starts_with("nothing to detach"));
-    ensure!(detach(&["--pin-dir", "/sys/fs/bpf/mine"])?.text().contains("removed /sys/fs/bpf/mine/layout-"));
+    let refused = run_detach(&bed, &MINE)?;
+    ensure!(refused.code() == 1 && refused.stderr.contains("uses the pins in /sys/fs/bpf/mine"), "{refused:?}");
+    ensure!(refused.stderr.contains("--force") && statuses(&bed, URL)? == [200, 200], "{refused:?}");
+    ensure!(detach(&[MINE[0], MINE[1], "--force"])?.text().contains("removed /sys/fs/bpf/mine/layout-"));
     ensure!(bed.cgroup().programs()? == 0, "{} programs are attached", bed.cgroup().programs()?);
+    ensure!(foreign.exists(), "a directory of somebody else's was removed");
+    let refused = run_detach(&bed, &["--pin-dir", &bed.dir().to_string_lossy()])?;
+    ensure!(refused.code() == 1 && refused.stderr.contains("is not on a bpffs"), "{refused:?}");
     Ok(())
 }
 
@@ -109,6 +136,39 @@ fn an_agent_that_cannot_start_disturbs_no_other() -> Result<()> {
     Ok(())
 }
 
+/// It knows nothing of the first, and would detach its programs, or remove its destinations.
+#[test]
+fn an_agent_whose_pins_another_one_uses_is_refused() -> Result<()> {
+    let bed = TestBed::builder("strangers").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let elsewhere = bed.cgroup().child("elsewhere")?;
+    let first = start(&bed, &["--host", HOST])?;
+    let apart = bed.dir().join("apart");
+    let options = AgentOptions::new(bed.dir().join("config")).args(&["--host", OTHER]).state_dir(&apart);
+    let options = options.admin_port(9902).cgroup(elsewhere.path());
+    let check_refused = || -> Result<()> {
+        let mut second = Agent::spawn(&bed, &options)?;
+        ensure!(second.wait()?.code() == Some(1), "{}", second.log_text());
+        let text = second.log_text();
+        for word in ["uses the pins in /sys/fs/bpf/egress", "--pin-dir", "--state-dir", "--admin"] {
+            ensure!(text.contains(word), "{word}: {text}");
+        }
+        ensure!(statuses(&bed, URL)? == [200, 200]);
+        Ok(())
+    };
+    check_refused()?;
+    // Nor while one that has followed the first runs.
+    let config = bed.config_dir()?;
+    let third = Agent::take_over(&bed, &AgentOptions::new(config.path()).args(&["--host", HOST]))?;
+    ensure!(first.terminate()?.code() == Some(0));
+    check_refused()?;
+
+    third.kill();
+    let _second = Agent::start(&bed, &options)?;
+    ensure!(bed.cgroup().programs()? == 0 && elsewhere.programs()? == PROGRAMS);
+    Ok(())
+}
+
 #[test]
 fn an_agent_that_was_replaced_does_not_take_its_successors_place_down() -> Result<()> {
     let bed = TestBed::new("replaced")?;
@@ -117,6 +177,7 @@ fn an_agent_that_was_replaced_does_not_take_its_successors_place_down() -> Resul
     let apart = bed.dir().join("apart");
     let options =
         AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST]).admin_port(9902).state_dir(&apart);
+    run_detach(&bed, &["--force"])?.success()?;
     let second = Agent::start(&bed, &options)?;
     ensure!(statuses(&bed, URL)? == [200, 200]);
     first.terminate()?;
@@ -254,8 +315,11 @@ fn origin(bed: &TestBed) -> Result<Origin> {
         .start()
 }
 
+fn run_detach(bed: &TestBed, arguments: &[&str]) -> Result<Output> {
+    bed.node_command(binary()?)?.arg("detach").args(arguments).run()
+}
+
 fn start<'bed>(bed: &'bed TestBed, arguments: &[&str]) -> Result<Agent<'bed>> {
-    let config = bed.dir().join("config");
-    fs::create_dir_all(&config)?;
-    Agent::start(bed, &AgentOptions::new(config).args(arguments))
+    let config = bed.config_dir()?;
+    Agent::start(bed, &AgentOptions::new(config.path()).args(arguments))
 }

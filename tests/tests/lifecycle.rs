@@ -248,6 +248,13 @@ fn a_start_that_cannot_be_says_why() -> Result<()> {
         ensure!(text.contains(reason) && text.contains(&*path.to_string_lossy()), "{text}");
     }
 
+    // On a machine without any. Otherwise nothing is run: the agent would serve all processes.
+    let script =
+        "umount -a -l -t cgroup2 && ! grep -q cgroup2 /proc/self/mounts && exec \"$0\" run --host edition.cnn.com";
+    let script = ["--mount", "sh", "-c", script, &binary()?.to_string_lossy()].map(ToOwned::to_owned);
+    let output = bed.node_command("unshare")?.args(script).run()?;
+    ensure!(output.stderr.starts_with("egress: no cgroup2 file system is mounted") && output.code() == 1, "{output:?}");
+
     let _taken = bed.node().run(|| Ok(std::net::TcpListener::bind("127.0.0.1:9901")?))?;
     let mut agent = Agent::spawn(&bed, &options)?;
     ensure!(agent.wait()?.code() == Some(1), "{}", agent.log_text());

@@ -104,6 +104,31 @@ fn a_bad_change_is_reported_and_the_last_good_policy_stays() -> Result<()> {
     check_way(&bed, HOST, "in clear")
 }
 
+/// As when a volume is not mounted: that is no wish to have no rules.
+#[test]
+fn a_directory_that_loses_all_of_its_files_changes_nothing() -> Result<()> {
+    const REASON: &str = "has no file whose name ends in .yaml, .yml or .json";
+    let bed = TestBed::builder("emptied").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let path = bed.dir().join("map");
+    let mut map = ConfigMap::create(&path, &[("rules.yaml", RULES)])?;
+    let mut agent = Agent::start(&bed, &AgentOptions::new(&path))?;
+    let mark = agent.process().stderr_mark();
+    map.replace(&[])?;
+    agent.process().wait_for_line_after(mark, "the refusal", |line| line.contains(REASON))?;
+    agent.process().wait_for_line_after(mark, "the consequence", |line| line.contains("the last good one stays"))?;
+    check_way(&bed, HOST, "over TLS")?;
+    // An agent cannot start like this either.
+    let mut other = Agent::spawn(&bed, &AgentOptions::new(&path))?;
+    ensure!(other.wait()?.code() == Some(64) && other.log_text().contains(REASON), "{}", other.log_text());
+
+    // A file without rules is a wish, and worth a warning.
+    let mark = agent.process().stderr_mark();
+    ensure!(agent.apply(|| map.replace(&[("rules.yaml", "# None.\n")]))? == 0);
+    agent.process().wait_for_line_after(mark, "the warning", |line| line.contains("nothing is intercepted"))?;
+    check_way(&bed, HOST, "in clear")
+}
+
 #[test]
 fn a_config_map_is_exchanged_whole() -> Result<()> {
     for (name, as_file) in [("map", false), ("map-file", true)] {

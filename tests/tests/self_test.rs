@@ -5,9 +5,10 @@ use std::{
     io::Write,
     net::{Ipv4Addr, TcpListener},
     thread,
+    time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, binary},
@@ -65,6 +66,17 @@ fn programs_on_a_cgroup_that_was_removed_are_noticed() -> Result<()> {
     check(&start(&bed, &scope)?, [1.0, 0.0])
 }
 
+/// Nobody asks for a test here. What is detached leaves in clear until somebody notices.
+#[test]
+fn programs_that_were_detached_are_noticed_without_being_asked() -> Result<()> {
+    const WITHIN: Duration = Duration::from_secs(80);
+    let bed = TestBed::new("unasked")?;
+    let agent = start(&bed, bed.cgroup())?;
+    bed.node_command(binary()?)?.args(["detach", "--force"]).run()?.success()?;
+    let unready = || agent.admin("/readyz").is_ok_and(|(status, reason)| status == 503 && reason.starts_with(FAILED));
+    wait_until("the agent to notice", WITHIN, unready).with_context(|| agent.log_text())
+}
+
 #[test]
 fn an_answer_by_somebody_else_does_not_pass() -> Result<()> {
     let bed = TestBed::new("impostor")?;
@@ -79,7 +91,7 @@ fn an_answer_by_somebody_else_does_not_pass() -> Result<()> {
     check(&agent, [1.0, 0.0])?;
     ensure!(!answering.is_finished(), "the connect of the agent that intercepts came out");
 
-    bed.node_command(binary()?)?.arg("detach").run()?.success()?;
+    bed.node_command(binary()?)?.args(["detach", "--force"]).run()?.success()?;
     test_again(&mut agent)?;
     check(&agent, [1.0, 1.0])?;
     let (status, reason) = agent.admin("/readyz")?;
@@ -93,9 +105,8 @@ fn an_answer_by_somebody_else_does_not_pass() -> Result<()> {
 }
 
 fn start<'bed>(bed: &'bed TestBed, scope: &Cgroup) -> Result<Agent<'bed>> {
-    let config = bed.dir().join("config");
-    fs::create_dir_all(&config)?;
-    Agent::start(bed, &AgentOptions::new(config).cgroup(scope.path()).args(&["--host", HOST]))
+    let config = bed.config_dir()?;
+    Agent::start(bed, &AgentOptions::new(config.path()).cgroup(scope.path()).args(&["--host", HOST]))
 }
 
 fn test_again(agent: &mut Agent<'_>) -> Result<()> {

@@ -14,9 +14,10 @@ use crate::{
     existing::Listing,
     handover::{START_LIMIT, Successor},
     memory,
+    self_test::Finding,
 };
 
-/// How often namespaces, left-over flows and the resolver's files are looked through.
+/// How often namespaces, left-over flows and the resolver's files are looked through, and whether a self-test is due.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// How often what was learned is looked through.
 const FORGETTING: Duration = Duration::from_secs(60);
@@ -45,8 +46,8 @@ enum Event {
     Population,
     /// Older connections have been listed.
     Existing(Vec<Listing>),
-    /// The self-test has passed, or not.
-    SelfTest(bool),
+    /// A self-test has ended.
+    SelfTest(Finding),
     /// It is time to look at namespaces, flows and files.
     Housekeeping,
     /// It is time to look at what was learned.
@@ -77,7 +78,7 @@ impl Agent {
                 seen = self.thread_events.next() => Event::Threads(seen),
                 () = self.namespaces.changed() => Event::Population,
                 listings = self.existing.listed() => Event::Existing(listings),
-                passed = self.self_test.finished() => Event::SelfTest(passed),
+                found = self.self_test.finished() => Event::SelfTest(found),
                 _ = housekeeping.tick() => Event::Housekeeping,
                 _ = forgetting.tick() => Event::Forgetting,
             };
@@ -120,10 +121,10 @@ impl Agent {
                 self.existing.report(&listings, &self.destinations, &self.metrics);
                 self.catch_up();
             }
-            Event::SelfTest(passed) => {
-                self.metrics.self_test(passed);
+            Event::SelfTest(found) => {
+                self.metrics.self_test(found != Finding::NotIntercepted);
                 self.catch_up();
-                if passed {
+                if found == Finding::Intercepted {
                     // With this a start is over. One that fails is repeated for as long as it does.
                     memory::release();
                 }
@@ -135,7 +136,7 @@ impl Agent {
 
     fn keep_house(&mut self) {
         self.reconcile();
-        if self.self_test.has_failed() {
+        if self.self_test.is_due() {
             self.test_self();
         }
         self.names.refresh();

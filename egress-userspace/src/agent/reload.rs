@@ -131,6 +131,9 @@ impl Agent {
         self.metrics.policy_applied.inc();
         self.metrics.rules.set(rules as i64);
         tracing::info!(rules, "policy applied");
+        if rules == 0 {
+            tracing::warn!("the configuration has no host with TLS origination: nothing is intercepted");
+        }
         let upstreams =
             self.policy.rules().flat_map(|rule| rule.upstreams.iter().map(move |upstream| (rule, upstream)));
         for (index, (rule, upstream)) in upstreams.enumerate() {

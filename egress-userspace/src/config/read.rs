@@ -118,22 +118,31 @@ impl Texts {
 
     fn read_path(&mut self, path: &Path) {
         let files = if path.is_dir() { list(path) } else { Ok(vec![path.to_owned()]) };
-        let files = files.unwrap_or_else(|error| {
-            let message = format!("cannot list the directory: {error}");
-            self.errors.push(Location::whole(path), "", Code::Unreadable.because(message));
-            Vec::new()
-        });
-        for file in files {
-            match fs::read_to_string(&file) {
-                Ok(text) => self.items.push(Item::File(Location::whole(file), text)),
-                Err(error) => {
-                    let message = format!("cannot read the file: {error}");
-                    self.errors.push(Location::whole(file), "", Code::Unreadable.because(message));
+        match files {
+            // A volume that is not mounted looks like this, and that nobody wants any rule is not to be guessed.
+            Ok(files) if files.is_empty() => self.unreadable(path, NO_FILES.to_owned()),
+            Ok(files) => {
+                for file in files {
+                    match fs::read_to_string(&file) {
+                        Ok(text) => self.items.push(Item::File(Location::whole(file), text)),
+                        Err(error) => self.unreadable(&file, format!("cannot read the file: {error}")),
+                    }
                 }
             }
+            Err(error) => self.unreadable(path, format!("cannot list the directory: {error}")),
         }
     }
+
+    fn unreadable(&mut self, path: &Path, why: String) {
+        self.errors.push(Location::whole(path), "", Code::Unreadable.because(why));
+    }
 }
+
+/// What ends the names of configuration files.
+const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
+
+const NO_FILES: &str = "the directory has no file whose name ends in .yaml, .yml or .json, and those below it are not looked \
+    into; if there are to be no rules, put a file there that has only a comment";
 
 /// The configuration files of a directory in the order of their names.
 ///
@@ -144,8 +153,7 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        let is_config =
-            path.extension().is_some_and(|ending| ["yaml", "yml", "json"].iter().any(|known| ending == *known));
+        let is_config = path.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known));
         // A link that leads nowhere stays in the list, so that reading it fails by name.
         if is_config && !is_hidden && !path.is_dir() {
             files.push(path);

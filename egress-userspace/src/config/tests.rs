@@ -129,7 +129,11 @@ fn directories() {
     let directory = std::env::temp_dir().join(format!("egress-config-{}", process::id()));
     let data = directory.join("..data");
     fs::create_dir_all(&data).expect("a directory");
+    let refused = load(&directory);
+    assert!(refused.contains("has no file whose name ends in .yaml, .yml or .json"), "{refused}");
+    fs::write(directory.join("none.yaml"), "# There are to be none.\n").expect("a file");
     assert_eq!(load(&directory), "0 documents");
+    fs::remove_file(directory.join("none.yaml")).expect("the file");
 
     // As the kubelet mounts a ConfigMap.
     fs::write(data.join("seed.yaml"), SEED_ORIGINATION).expect("a file");

@@ -21,8 +21,19 @@ use tokio::{
     process::{Child, Command},
 };
 
-/// Starts `command` in `cgroup` with these signals blocked.
-pub(super) fn spawn(command: &[OsString], cgroup: &Path, blocked: SigSet) -> io::Result<Child> {
+use crate::descriptors::Descriptors;
+
+/// What was so before we changed it for ourselves, and is to be so for the command.
+#[derive(Clone, Copy)]
+pub(super) struct Before {
+    /// The signals that were blocked.
+    pub(super) blocked: SigSet,
+    /// With their limit.
+    pub(super) descriptors: Descriptors,
+}
+
+/// Starts `command` in `cgroup`.
+pub(super) fn spawn(command: &[OsString], cgroup: &Path, before: Before) -> io::Result<Child> {
     let mut procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs"))?;
     let invoker = Invoker::of_sudo()?;
     let mut child = Command::new(&command[0]);
@@ -35,7 +46,8 @@ pub(super) fn spawn(command: &[OsString], cgroup: &Path, blocked: SigSet) -> io:
         child.pre_exec(move || {
             // 0 stands for the writing process.
             procs.write_all(b"0")?;
-            blocked.thread_set_mask()?;
+            before.blocked.thread_set_mask()?;
+            before.descriptors.restore_limit()?;
             match &invoker {
                 Some(invoker) => Ok(invoker.become_it()?),
                 None => Ok(()),

@@ -102,6 +102,16 @@ impl StateDir {
         }
     }
 
+    /// Tells it from all other directories of the machine, by whatever path and from whatever container it is seen.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub fn id(&self) -> Result<String, StateError> {
+        let metadata = self.directory.metadata();
+        let metadata = metadata.map_err(|source| StateError::Io { path: self.path.clone(), source })?;
+        Ok(format!("{:x}-{:x}", metadata.dev(), metadata.ino()))
+    }
+
     /// The agent that runs, if there is one. A socket that nobody listens at any more was left by one that has ended.
     pub fn predecessor(&self) -> Option<Predecessor> {
         let connect = || {

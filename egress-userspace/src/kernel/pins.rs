@@ -6,6 +6,8 @@
 //! `PIN_DIR/layout-N/maps/MAP` and `PIN_DIR/layout-N/links/CGROUP/PROGRAM`, where N is the version of the maps' layout and
 //! CGROUP the id of the cgroup.
 
+mod users;
+
 use std::{
     fs, io,
     os::{
@@ -26,6 +28,15 @@ pub const DEFAULT_DIR: &str = "/sys/fs/bpf/egress";
 
 const LAYOUT_PREFIX: &str = "layout-";
 
+/// Where to pin, and for whom.
+#[derive(Debug)]
+pub struct PinPlace {
+    /// The directory, on a bpffs.
+    pub directory: PathBuf,
+    /// The same for agents that follow one another, and for no others: the name of a directory, without dots.
+    pub lineage: String,
+}
+
 /// What stands against pinning.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
@@ -35,6 +46,21 @@ pub enum PinError {
          (mount -t bpf bpf /sys/fs/bpf), name one with --pin-dir, or accept clear text then with --fail-open"
     )]
     NotBpffs(PathBuf),
+    /// Another agent, which knows nothing of this one, would lose its programs.
+    #[error(
+        "another egress, with another state directory, uses the pins in {0}; agents that run side by side need a --pin-dir, a \
+         --state-dir and an --admin address each, and one that is to take the other's place needs its --state-dir"
+    )]
+    Others(PathBuf),
+    /// What an agent serves would go on in clear.
+    #[error("an egress that runs uses the pins in {0}; end it first, or say --force, and all goes on in clear")]
+    Running(PathBuf),
+    /// What an agent has left would go on to refuse connects, and be in the way of one that pins nothing.
+    #[error(
+        "programs of an egress that has ended are pinned in {0}, and refuse connects; with --fail-open they are not taken over: \
+         remove them first, by `egress detach`"
+    )]
+    Abandoned(PathBuf),
     /// A file or directory could not be made, read or removed.
     #[error("{path}: {source}")]
     Io {
@@ -62,25 +88,27 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PinError {
 pub struct Pins {
     root: PathBuf,
     layout: PathBuf,
+    _used: users::Lock,
 }
 
 impl Pins {
-    /// Opens or makes the directory.
+    /// Opens or makes the directory. Until this value is dropped no agent of another lineage can.
     ///
     /// # Errors
-    /// It is not on a bpffs, or cannot be made.
-    pub fn open(root: &Path) -> Result<Self, PinError> {
+    /// It is not on a bpffs, cannot be made, or is used by an agent of another lineage.
+    pub fn open(place: &PinPlace) -> Result<Self, PinError> {
+        let root = place.directory.as_path();
         let layout = root.join(format!("{LAYOUT_PREFIX}{LAYOUT_VERSION}"));
         // Looked at before anything is made, so that nothing is left on another file system.
-        let existing = root.ancestors().find(|path| path.exists()).unwrap_or(root);
-        let kind = statfs(existing).map_err(|errno| PinError::Io { path: existing.into(), source: errno.into() })?;
-        if kind.filesystem_type() != BPF_FS_MAGIC {
-            return Err(PinError::NotBpffs(root.into()));
-        }
+        check_bpffs(root)?;
+        fs::create_dir_all(root).map_err(io_error(root))?;
+        let locked = users::lock(root)?;
+        let used = users::join(root, &layout, &place.lineage)?;
         for directory in ["maps", "links"].map(|name| layout.join(name)) {
             fs::create_dir_all(&directory).map_err(io_error(&directory))?;
         }
-        Ok(Self { root: root.into(), layout })
+        drop(locked);
+        Ok(Self { root: root.into(), layout, _used: used })
     }
 
     /// Where a map is pinned.
@@ -150,7 +178,7 @@ impl Pins {
     }
 
     fn other_layouts(&self) -> Result<Vec<PathBuf>, PinError> {
-        Ok(entries(&self.root)?.into_iter().filter(|path| *path != self.layout).collect())
+        Ok(layouts(&self.root)?.into_iter().filter(|path| *path != self.layout).collect())
     }
 
     /// Detaches and removes what is pinned for our layout, if it is ours: if `map`, of this id, is what is pinned there.
@@ -170,21 +198,64 @@ impl Pins {
     }
 }
 
-/// Detaches all programs and removes all pins under `root`. Gives what was removed.
+/// Makes sure that nothing is pinned under `root` whose agents have ended.
 ///
 /// # Errors
-/// Something cannot be removed; the rest has been.
-pub fn detach(root: &Path) -> Result<Vec<PathBuf>, PinError> {
+/// Something is; or that cannot be seen.
+pub fn check_abandoned(root: &Path) -> Result<(), PinError> {
+    if !root.exists() {
+        return Ok(());
+    }
+    let _locked = users::lock(root)?;
+    for layout in layouts(root)? {
+        if !entries(&layout.join("links"))?.is_empty() && !users::are_there(root)? {
+            return Err(PinError::Abandoned(root.into()));
+        }
+    }
+    Ok(())
+}
+
+/// Detaches all programs and removes all pins under `root`; those that an agent uses only if `forced`. Gives what was removed.
+///
+/// # Errors
+/// Something cannot be removed; what came before it has been. Or an agent uses it.
+pub fn detach(root: &Path, forced: bool) -> Result<Vec<PathBuf>, PinError> {
     let mut removed = Vec::new();
-    if root.exists() {
-        remove(root, &mut removed)?;
+    if !root.exists() {
+        return Ok(removed);
+    }
+    check_bpffs(root)?;
+    let _locked = users::lock(root)?;
+    if !forced && users::are_there(root)? {
+        return Err(PinError::Running(root.into()));
+    }
+    for layout in layouts(root)? {
+        remove(&layout, &mut removed)?;
+    }
+    // What else is there is not ours to remove.
+    if entries(root)?.is_empty() {
+        fs::remove_dir(root).map_err(io_error(root))?;
     }
     Ok(removed)
+}
+
+fn check_bpffs(root: &Path) -> Result<(), PinError> {
+    let existing = root.ancestors().find(|path| path.exists()).unwrap_or(root);
+    let kind = statfs(existing).map_err(|errno| PinError::Io { path: existing.into(), source: errno.into() })?;
+    if kind.filesystem_type() == BPF_FS_MAGIC { Ok(()) } else { Err(PinError::NotBpffs(root.into())) }
 }
 
 /// The id by which the kernel knows a cgroup, which is its inode number. It is never used again.
 fn cgroup_id(cgroup: &Path) -> Result<String, PinError> {
     fs::metadata(cgroup).map(|metadata| metadata.ino().to_string()).map_err(io_error(cgroup))
+}
+
+/// What agents of any version have made under `root`.
+fn layouts(root: &Path) -> Result<Vec<PathBuf>, PinError> {
+    let is_layout = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(LAYOUT_PREFIX.as_bytes()))
+    };
+    Ok(entries(root)?.into_iter().filter(is_layout).collect())
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, PinError> {

@@ -50,10 +50,12 @@ impl ProxyError {
 
     /// The request cannot be read.
     pub fn malformed(fault: Fault) -> Self {
-        Self {
-            status: http1::server::status(fault),
-            ..Self::bad_request(&format!("the request is malformed: {fault}"))
-        }
+        let details = match fault {
+            Fault::HeadTooLong(_) => format!("{fault} (--max-head-bytes)"),
+            Fault::TooManyFields(_) => format!("{fault} (--max-head-fields)"),
+            _ => format!("the request is malformed: {fault}"),
+        };
+        Self { status: http1::server::status(fault), ..Self::bad_request(&details) }
     }
 
     /// The content of the request does not come to its end.
@@ -68,7 +70,7 @@ impl ProxyError {
     pub fn late() -> Self {
         Self {
             status: StatusCode::REQUEST_TIMEOUT,
-            ..Self::bad_request("the head of the request did not come to its end in time")
+            ..Self::bad_request("the head of the request did not come to its end in time (--head-timeout)")
         }
     }
 

@@ -14,11 +14,17 @@ pub struct ConfigDir {
     path: PathBuf,
 }
 
+/// What is in every directory, as one without files is refused.
+const NO_RULES: (&str, &str) = ("none.yaml", "# No rules.\n");
+
 impl ConfigDir {
-    /// Makes an empty one.
+    /// Makes one without rules, unless there is one.
     pub fn create(path: &Path) -> Result<Self> {
-        fs::create_dir(path).with_context(|| format!("creating {}", path.display()))?;
-        Ok(Self { path: path.to_owned() })
+        fs::create_dir_all(path).with_context(|| format!("creating {}", path.display()))?;
+        let directory = Self { path: path.to_owned() };
+        let (name, text) = NO_RULES;
+        directory.write(name, text)?;
+        Ok(directory)
     }
 
     /// The directory.

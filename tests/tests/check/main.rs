@@ -40,12 +40,17 @@ fn the_exit_code_says_whether_rules_can_be_used() -> Result<()> {
         (&warned, &["--strict"], 1, "1 rule, 0 errors, 1 warning"),
         (&broken, &[], 1, "did you mean SIMPLE?"),
         (&broken, &["--strict", "--output", "json"], 1, "\"EG0008\""),
-        ("", &[], 0, "0 rules, 0 errors, 0 warnings"),
+        ("", &[], 0, "nothing would be intercepted\n0 rules, 0 errors, 0 warnings"),
     ] {
         let output = check(&bed, text, arguments)?;
         ensure!(output.code() == code && output.text().contains(expected), "{arguments:?}: {output:?}");
         ensure!(output.stderr.is_empty(), "{output:?}");
     }
+    let empty = bed.dir().join("empty");
+    fs::create_dir(&empty)?;
+    fs::write(empty.join("rules.txt"), SEED)?;
+    let output = Command::new(binary()?).arg("check").arg(&empty).run()?;
+    ensure!(output.code() == 1 && output.text().contains("ends in .yaml, .yml or .json"), "{output:?}");
     let usage = Command::new(binary()?).arg("check").run()?;
     ensure!(usage.code() == 64 && usage.stderr.contains("<PATH>"), "{usage:?}");
     Ok(())

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use anyhow::{Result, ensure};
-use harness::{TestBed, tripwire::Tripwire, wait::PATIENCE};
+use harness::{TestBed, agent::binary, tripwire::Tripwire, wait::PATIENCE};
 
 use super::{HOST, URL, cgroups, exec, origin, processes_beside, shell};
 
@@ -111,6 +111,20 @@ fn the_command_starts_with_nothing_of_ours() -> Result<()> {
     let without = bed.client_command("sh")?.args(["-c", script]).run()?.success()?.text();
     let with = shell(&bed, script)?.run()?.success()?.text();
     ensure!(with == without, "with us: {with}\nwithout: {without}");
+    Ok(())
+}
+
+#[test]
+fn the_limit_of_descriptors_is_raised_for_us_and_not_for_the_command() -> Result<()> {
+    let bed = TestBed::new("exec-descriptors")?;
+    let egress = binary()?.display().to_string();
+    let script = "ulimit -Sn; ulimit -Hn; grep '^Max open files' /proc/$PPID/limits";
+    let before =
+        "ulimit -Sn 64; ulimit -Hn 4000; exec \"$0\" exec --log-level error --host edition.cnn.com -- sh -c \"$1\"";
+    let output = bed.client_command("sh")?.args(["-c", before, &egress, script]).run()?.success()?;
+    let text = output.text();
+    let words: Vec<_> = text.split_whitespace().collect();
+    ensure!(words == ["64", "4000", "Max", "open", "files", "4000", "4000", "files"], "{output:?}");
     Ok(())
 }
 

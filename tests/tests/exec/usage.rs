@@ -32,7 +32,7 @@ fn bad_usage_is_64_and_says_what_is_wrong() -> Result<()> {
         &bad,
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a}\nspec:\n  host: [a.example]\n",
     )?;
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 14] = [
         (&["exec", "--", "true"], "--host <HOST>"),
         (&["exec", "--host", HOST], "<COMMAND>"),
         (&["exec", "--host", HOST, "--"], "<COMMAND>"),
@@ -43,6 +43,10 @@ fn bad_usage_is_64_and_says_what_is_wrong() -> Result<()> {
         (&["exec", "--config", &missing, "--", "true"], &missing),
         (&["exec", "--config", &bad, "--", "true"], "bad.yaml:5: "),
         (&["exec", "--host", HOST, "--log-level", "egress=loud", "--", "true"], "--log-level egress=loud"),
+        (&["exec", "--host", HOST, "--max-head-fields", "65537", "--", "true"], "it must be at most 65536"),
+        // Where nothing is logged there is nothing to set.
+        (&["check", "--log-level", "info", &bad], "--log-level"),
+        (&["detach", "--log-ebpf"], "--log-ebpf"),
         (&[], "Usage: egress"),
     ];
     for (arguments, expected) in cases {
@@ -51,6 +55,23 @@ fn bad_usage_is_64_and_says_what_is_wrong() -> Result<()> {
         ensure!(output.stderr.contains(expected) && output.stdout.is_empty(), "{arguments:?}: {output:?}");
         ensure!(cgroups(&bed)?.is_empty());
     }
+    Ok(())
+}
+
+#[test]
+fn a_bad_configuration_is_64_for_those_who_may_not_run_it_too() -> Result<()> {
+    const NOBODY: u32 = 65534;
+    let bed = TestBed::new("exec-nobody")?;
+    let program = bed.dir().join("egress");
+    fs::copy(binary()?, &program)?;
+    let missing = bed.dir().join("missing.yaml").display().to_string();
+    let rest: [&[&str]; 2] = [&["exec", "--config", &missing, "--", "true"], &["run", "--config", &missing]];
+    for arguments in rest {
+        let output = bed.client_command(&program)?.args(arguments).uid(NOBODY).run()?;
+        ensure!(output.code() == 64 && output.stderr.contains(&missing), "{arguments:?}: {output:?}");
+    }
+    let output = bed.client_command(&program)?.args(["exec", "--host", HOST, "--", "true"]).uid(NOBODY).run()?;
+    ensure!(output.code() == 125, "{output:?}");
     Ok(())
 }
 
@@ -86,8 +107,11 @@ fn help_and_version_tell_what_there_is() -> Result<()> {
     let version = run(&["--version"])?.text();
     ensure!(version == format!("egress {}\n", env!("CARGO_PKG_VERSION")), "{version}");
     for (arguments, expected) in [
-        (vec!["--help"], vec!["run", "exec", "--log", "--log-level"]),
-        (vec!["run", "--help"], vec!["--config", "--host", "--cgroup", "--admin", "--drain-timeout", "--workers"]),
+        (vec!["--help"], vec!["run", "exec", "check", "detach"]),
+        (
+            vec!["run", "--help"],
+            vec!["--log", "--log-level", "--config", "--host", "--cgroup", "--admin", "--drain-timeout", "--workers"],
+        ),
         (vec!["exec", "--help"], vec!["--config", "--host", "COMMAND"]),
     ] {
         let output = run(&arguments)?;

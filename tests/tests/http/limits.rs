@@ -105,21 +105,21 @@ fn limits_of_heads_and_times_can_be_set() -> Result<()> {
     let _agent = Agent::start(&bed, &options)?;
     let head = |fields: &str| format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n");
     let cases = [
-        (head(""), "HTTP/1.1 200 "),
-        (head(&format!("X: {}\r\n", "x".repeat(900))), "HTTP/1.1 200 "),
-        (head(&format!("X: {}\r\n", "x".repeat(1000))), "HTTP/1.1 431 "),
-        (head(&"X: x\r\n".repeat(9)), "HTTP/1.1 200 "),
-        (head(&"X: x\r\n".repeat(10)), "HTTP/1.1 431 "),
-        (head("").replace("GET / ", "GET /long "), "HTTP/1.1 502 "),
+        (head(""), "HTTP/1.1 200 ", "fine"),
+        (head(&format!("X: {}\r\n", "x".repeat(900))), "HTTP/1.1 200 ", "fine"),
+        (head(&format!("X: {}\r\n", "x".repeat(1000))), "HTTP/1.1 431 ", "than 1000 bytes (--max-head-bytes)"),
+        (head(&"X: x\r\n".repeat(9)), "HTTP/1.1 200 ", "fine"),
+        (head(&"X: x\r\n".repeat(10)), "HTTP/1.1 431 ", "than 10 fields (--max-head-fields)"),
+        (head("").replace("GET / ", "GET /long "), "HTTP/1.1 502 ", ""),
         // What does not come to its end.
-        (format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n"), "HTTP/1.1 408 "),
+        (format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n"), "HTTP/1.1 408 ", "in time (--head-timeout)"),
         // Nor begins.
-        (String::new(), ""),
+        (String::new(), "", ""),
     ];
-    for (request, expected) in cases {
+    for (request, expected, says) in cases {
         // The connection is ended by the agent: after a response too, when it has been idle.
         let output = raw(&bed, request.as_str())?.success()?;
-        ensure!(output.text().starts_with(expected), "{request}: {output:?}");
+        ensure!(output.text().starts_with(expected) && output.text().contains(says), "{request}: {output:?}");
         ensure!(output.text().is_empty() == expected.is_empty(), "{request}: {output:?}");
     }
     ensure!(origin.take_requests().len() == 4);

@@ -58,7 +58,7 @@ fn what_a_successor_did_before_it_died_is_undone() -> Result<()> {
     let _origin = origin(&bed)?;
     let mut agent = Agent::start(&bed, &options(&bed)?)?;
     let successor = succeed(&bed, &agent, 2)?;
-    bed.node_command(binary()?)?.arg("detach").run()?.success()?;
+    bed.node_command(binary()?)?.args(["detach", "--force"]).run()?.success()?;
     ensure!(bed.cgroup().programs()? == 0);
     drop(successor);
     agent.process().wait_for_line("the end of the successor", |line| line.contains("undoing what it did"))?;

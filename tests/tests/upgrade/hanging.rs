@@ -34,7 +34,7 @@ fn a_successor_that_hangs_is_given_up_and_undone_when_it_ends() -> Result<()> {
         Curl::new(bed.pod_command(&pod, "curl")?.in_cgroup(bed.cgroup())?, URL).response()?.body == b"over TLS\n",
         "a new pod is not served"
     );
-    bed.node_command(binary()?)?.arg("detach").run()?.success()?;
+    bed.node_command(binary()?)?.args(["detach", "--force"]).run()?.success()?;
     ensure!(bed.cgroup().programs()? == 0);
     say(&successor, &json!("done"))?;
     ensure!(hear(&successor)? == Some(json!("late")), "it was not told");

@@ -189,7 +189,6 @@ fn origin_with(bed: &TestBed, page: impl Fn(&str) -> Reply + Send + Sync + 'stat
 }
 
 fn options(bed: &TestBed) -> Result<AgentOptions> {
-    let config = bed.dir().join("config");
-    fs::create_dir_all(&config)?;
-    Ok(AgentOptions::new(config).args(&["--host", HOST]))
+    let config = bed.config_dir()?;
+    Ok(AgentOptions::new(config.path()).args(&["--host", HOST]))
 }

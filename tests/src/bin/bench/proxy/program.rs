@@ -76,11 +76,11 @@ impl Program {
     fn start<'a>(self, grounds: &'a Grounds, workers: u16, cpus: CpuSet, more: &[&str]) -> Result<Server<'a>> {
         let dir = grounds.dir(&format!("{self:?}").to_lowercase())?;
         if self == Self::Egress {
-            let config = grounds.dir("config")?;
+            let config = grounds.bed.config_dir()?;
             let workers = workers.to_string();
             let hosts = ["--host", HTTP1, "--host", HTTP2, "--host", CLOSING, "--workers", workers.as_str()];
             let arguments = [&hosts, more].concat();
-            let options = AgentOptions::new(config).cpus(cpus).log_file(&dir.join("log")).args(&arguments);
+            let options = AgentOptions::new(config.path()).cpus(cpus).log_file(&dir.join("log")).args(&arguments);
             return Ok(Server::Agent(Agent::spawn(&grounds.bed, &options)?));
         }
         let [port, closing_port, plain_port] = self.ports().map(|port| port.to_string());
