@@ -65,7 +65,7 @@ struct Entry {
     addresses: Addresses,
     /// Of IPv4 and IPv6.
     families: [Family; 2],
-    /// When a look-up last gave each address, or would have if it had been answered.
+    /// Until when each address was good by the last answer that gave it, or would have been if a look-up had been answered.
     seen: HashMap<IpAddr, Instant>,
     /// What went wrong the last time; None before the first attempt.
     last: Option<Result<(), ResolveError>>,
@@ -247,9 +247,13 @@ impl Entry {
         }
 
         let before: HashSet<_> = self.seen.keys().copied().collect();
-        let known = self.families.iter().flat_map(|family| &family.addresses);
-        self.seen.extend(known.map(|&address| (address, now)));
-        self.seen.retain(|_, seen| now.duration_since(*seen) < LINGER);
+        // A name server may have given it to applications until the last moment.
+        let until = now.checked_add(valid_for).unwrap_or(now);
+        for &address in self.families.iter().flat_map(|family| &family.addresses) {
+            let seen = self.seen.entry(address).or_insert(until);
+            *seen = until.max(*seen);
+        }
+        self.seen.retain(|_, seen| now.saturating_duration_since(*seen) < LINGER);
 
         let usable = self.families.iter().filter(|family| family.usable_until.is_none_or(|until| now < until));
         let addresses: Vec<_> = usable.flat_map(|family| family.addresses.iter().copied()).collect();
@@ -345,5 +349,20 @@ mod tests {
         assert!(case.0.last.as_ref().is_some_and(|last| last.as_ref().is_err_and(|error| error.authoritative)));
         assert!(case.take_in(LINGER, Ok(Vec::new()), Ok(Vec::new())), "it has lingered");
         case.check(&[], &[]);
+    }
+
+    #[test]
+    fn what_was_good_for_long_lingers_after_that() {
+        let (mut entry, start) = (Entry::default(), Instant::now());
+        let mut take_in = |addresses, valid_for, at| {
+            let answer = Answer { v4: Ok(addresses), v6: Ok(Vec::new()), valid_for };
+            entry.take_in(&name(), answer, STALE, at);
+            entry.seen.contains_key(&V4)
+        };
+        assert!(take_in(vec![V4], LINGER, start));
+        let end = start + LINGER;
+        assert!(take_in(Vec::new(), TTL, end), "some have been given it a moment ago");
+        assert!(take_in(Vec::new(), TTL, end + LINGER - TTL));
+        assert!(!take_in(Vec::new(), TTL, end + LINGER));
     }
 }
