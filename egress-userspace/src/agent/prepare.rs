@@ -56,12 +56,17 @@ pub(super) fn prepare(sources: &[Source], known: Option<u64>, documents: &Docume
     let documents = texts.parse(&fingerprint, documents)?;
     let (policy, warnings) = Policy::compile(documents.iter())?;
     let (names, learned, watched) = thread::scope(|scope| {
-        let learned = scope.spawn(|| NameRules::of(policy.rules().map(|rule| (&rule.host, rule.port))));
+        let learned = scope.spawn(|| names_to_learn(&policy));
         let (names, watched) = (RouteTable::names(&policy), watched(sources, &policy));
         (names, learned.join().unwrap_or_else(|panic| panic::resume_unwind(panic)), watched)
     });
     let change = Change { documents, policy, warnings, names, learned, watched };
     Ok(Prepared { fingerprint: fingerprint.all, change: Some(change) })
+}
+
+/// The names whose addresses the kernel is to learn.
+pub(super) fn names_to_learn(policy: &Policy) -> NameRules {
+    NameRules::of(policy.rules().map(|rule| (&rule.host, rule.port)))
 }
 
 /// The sources, the files that the policy names, and where the machine's roots are if it trusts them.

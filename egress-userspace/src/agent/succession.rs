@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time;
 
-use super::{Agent, AgentError, io_error, namespaces::Why};
+use super::{Agent, AgentError, io_error, namespaces::Why, prepare::names_to_learn};
 use crate::{
     admin,
     drain::Drain,
@@ -217,8 +217,9 @@ impl Agent {
         if !self.pinned {
             return;
         }
-        // It may have left programs and maps of another layout.
+        // It may have left programs and maps of another layout, and other names in ours.
         self.redirector.unsettle();
+        self.to_learn = Some(names_to_learn(&self.policy));
         let announced = self.namespaces.announce().map_err(AgentError::from);
         if let Err(error) = announced.and_then(|()| self.attach()) {
             tracing::error!(%error, "not everything that is configured is intercepted");

@@ -3,8 +3,14 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map, MapData, MapInfo};
-use egress_common::{flow::Flow, listener::ListenerPorts, names::map, origin::Origin};
+use aya::maps::{HashMap, Map, MapData, MapInfo, lpm_trie::LpmTrie};
+use egress_common::{
+    flow::Flow,
+    learned::{NameRule, ReversedName},
+    listener::ListenerPorts,
+    names::map,
+    origin::Origin,
+};
 
 use super::Agent;
 
@@ -19,6 +25,24 @@ impl Agent<'_> {
     pub fn namespaces(&self) -> Result<usize> {
         let listeners = HashMap::<_, u64, ListenerPorts>::try_from(Map::HashMap(self.map(map::LISTENERS)?))?;
         Ok(listeners.keys().count())
+    }
+
+    /// How many names the kernel learns the addresses of: entries of the map `NAMES`.
+    pub fn names(&self) -> Result<usize> {
+        Ok(self.names_map()?.keys().count())
+    }
+
+    /// Removes them, as another agent could.
+    pub fn forget_names(&self) -> Result<()> {
+        let mut names = self.names_map()?;
+        for name in names.keys().collect::<Result<Vec<_>, _>>()? {
+            names.remove(&name)?;
+        }
+        Ok(())
+    }
+
+    fn names_map(&self) -> Result<LpmTrie<MapData, ReversedName, NameRule>> {
+        Ok(LpmTrie::try_from(Map::LpmTrie(self.map(map::NAMES)?))?)
     }
 
     /// The kernel's id of one of its maps.
