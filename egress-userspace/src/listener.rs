@@ -59,7 +59,7 @@ pub struct Handle {
 /// Listens on both loopback addresses of a network namespace, where another agent has not left a socket that does.
 ///
 /// # Errors
-/// Neither family can be listened on.
+/// Neither family is there, or one that is cannot be listened on.
 pub fn open(
     sockets: &SocketFactory,
     netns: &Netns,
@@ -76,11 +76,13 @@ pub fn open(
     for address in LOOPBACK {
         let socket = match inherited.remove(&address).map_or_else(|| sockets.listen(netns, address), Ok) {
             Ok(socket) => Arc::new(TcpListener::from_std(socket)),
-            Err(error) => {
+            // Only where there is no such family, who serves one serves all: what else is in the way may pass.
+            Err(error) if is_disabled(&error) => {
                 tracing::debug!(netns = ?netns.cookie(), %address, %error, "cannot listen");
                 failure = Some(error);
                 continue;
             }
+            Err(error) => return Err(error),
         };
         // Accepted sockets have it from the listener, which may be another agent's. This cannot fail on a socket.
         let _ = SockRef::from(&*socket).set_tcp_nodelay(true);
@@ -99,6 +101,11 @@ pub fn open(
         Some(error) if listeners.is_empty() => Err(error),
         _ => Ok((handle, listeners)),
     }
+}
+
+/// Whether an address cannot be listened on as its family is not there.
+fn is_disabled(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
 /// Accepts connections until the listener's handle is dropped.
