@@ -149,7 +149,7 @@ impl Agent {
     }
 
     async fn forget(&mut self) {
-        match self.learned.sweep(&self.namespaces.cookies()) {
+        match self.learned.sweep(&self.namespaces.known()) {
             Ok(left) => _ = self.metrics.learned.set(left as i64),
             Err(error) => tracing::warn!(%error, "cannot sweep learned addresses"),
         }

@@ -23,6 +23,8 @@ pub(super) struct Namespaces {
     sockets: SocketFactory,
     kernel: Listeners,
     served: HashMap<NetnsInode, Served>,
+    /// Those that could not be served: what they have learned is still true.
+    unserved: HashMap<NetnsInode, NetnsCookie>,
     population: Population,
     /// Listening sockets of the agent before us, in namespaces that are not served yet.
     inherited: HashMap<NetnsCookie, Vec<TcpListener>>,
@@ -38,8 +40,8 @@ struct Served {
 
 impl Namespaces {
     pub(super) fn new(cgroups: Vec<PathBuf>, sockets: SocketFactory, kernel: Listeners) -> io::Result<Self> {
-        let (served, inherited) = (HashMap::new(), HashMap::new());
-        Ok(Self { cgroups, sockets, kernel, served, population: Population::new()?, inherited, kept: None })
+        let (served, unserved, inherited) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Ok(Self { cgroups, sockets, kernel, served, unserved, population: Population::new()?, inherited, kept: None })
     }
 
     pub(super) fn cgroups(&self) -> &[PathBuf] {
@@ -54,9 +56,13 @@ impl Namespaces {
         self.served.len()
     }
 
-    /// The names of the namespaces in the kernel's maps.
-    pub(super) fn cookies(&self) -> HashSet<NetnsCookie> {
-        self.served.values().map(|served| served.handle.netns.cookie()).collect()
+    /// The names in the kernel's maps of the namespaces that are there, be it that they cannot be served.
+    pub(super) fn known(&self) -> HashSet<NetnsCookie> {
+        self.cookies().chain(self.unserved.values().copied()).collect()
+    }
+
+    fn cookies(&self) -> impl Iterator<Item = NetnsCookie> {
+        self.served.values().map(|served| served.handle.netns.cookie())
     }
 
     /// Serves a namespace for good.
@@ -96,7 +102,7 @@ impl Namespaces {
     /// Forgets what an earlier agent served. To be called when this one is sure to take over.
     pub(super) fn disown(&mut self) -> Result<(), KernelError> {
         self.inherited.clear();
-        self.kernel.retain(&self.cookies())
+        self.kernel.retain(&self.cookies().collect())
     }
 
     /// Takes in what the kernel reported.
@@ -143,6 +149,7 @@ impl Namespaces {
                 Ok(()) => {}
             }
         }
+        self.unserved.retain(|inode, _| found.contains_key(inode));
         let gone: Vec<_> = self
             .served
             .iter()
@@ -166,6 +173,15 @@ impl Namespaces {
         if self.served.contains_key(&netns.inode()) {
             return Ok(());
         }
+        let served = self.listen(netns, witness, workers);
+        match &served {
+            Ok(()) => self.unserved.remove(&netns.inode()),
+            Err(_) => self.unserved.insert(netns.inode(), netns.cookie()),
+        };
+        served
+    }
+
+    fn listen(&mut self, netns: &Netns, witness: ThreadSeen, workers: &mut Workers) -> io::Result<()> {
         let inherited = self.inherited.remove(&netns.cookie()).unwrap_or_default();
         let (handle, listeners) = listener::open(&self.sockets, netns, inherited)?;
         for listener in listeners {

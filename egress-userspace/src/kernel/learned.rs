@@ -21,7 +21,8 @@ use egress_common::{
 
 use super::{
     KernelError,
-    maps::{SharedMap, error, ignore_absent, since_boot},
+    maps::{BPF_NOEXIST, SharedMap, error, ignore_absent, since_boot},
+    syscall::take_element,
 };
 use crate::{
     netns::NetnsCookie,
@@ -33,11 +34,11 @@ use crate::{
 const MANY: u32 = LEARNED_PER_NETNS / 2;
 /// How long that is.
 const LONG: Duration = Duration::from_secs(24 * 3600);
-/// What namespaces have learned that are not served is forgotten sooner: most are gone. Some are not found yet.
-const LONG_UNSERVED: Duration = Duration::from_secs(60);
-
-/// An insertion that replaces nothing: BPF_NOEXIST of linux/bpf.h.
-const BPF_NOEXIST: u64 = 1;
+/// What namespaces have learned that are not there is forgotten sooner. Some are not found yet, or will be found again.
+const LONG_GONE: Duration = Duration::from_secs(3600);
+/// The same when there are more entries than this, which is half of what the map holds.
+const CROWDED: usize = 131_072;
+const LONG_GONE_CROWDED: Duration = Duration::from_secs(60);
 
 /// Hosts and ports that are intercepted.
 pub type Watched = BTreeSet<(HostPattern, u16)>;
@@ -113,7 +114,7 @@ impl LearnedNames {
         }
         // Which name an address was learned for is not known, nor whether others have it too. The Host decides anyway.
         let ports: HashSet<_> = self.present.values().flat_map(|rule| rule.ports).collect();
-        self.forget(|key, _, _| !ports.contains(&key.destination.port)).map(drop)
+        self.forget(|key, _, _, _| !ports.contains(&key.destination.port)).map(drop)
     }
 
     /// Takes in what another agent's map has: what applications were told stays true, whoever reads the answers now. One of
@@ -128,40 +129,40 @@ impl LearnedNames {
             return Ok(());
         };
         for (key, learned) in other.iter().filter_map(Result::ok) {
-            match self.learned.insert(key, learned, BPF_NOEXIST) {
-                Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
-                result => result.map_err(error(map::LEARNED))?,
-            }
+            self.keep(&key, learned)?;
         }
         // The counts are corrected by it.
-        self.forget(|_, _, _| false).map(drop)
+        self.forget(|_, _, _, _| false).map(drop)
     }
 
-    /// Forgets what is of no use any more. Says how much is left.
+    /// Forgets what is of no use any more, where these network namespaces are there. Says how much is left.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn sweep(&mut self, served: &std::collections::HashSet<NetnsCookie>) -> Result<usize, KernelError> {
+    pub fn sweep(&mut self, there: &std::collections::HashSet<NetnsCookie>) -> Result<usize, KernelError> {
         let now = since_boot();
-        self.forget(|key, learned, count| {
+        self.forget(|key, learned, count, all| {
             let age = now.saturating_sub(Duration::from_nanos(learned.seen_ns));
-            if served.contains(&NetnsCookie(key.netns)) { count > MANY && age > LONG } else { age > LONG_UNSERVED }
+            match there.contains(&NetnsCookie(key.netns)) {
+                true => count > MANY && age > LONG,
+                false => age > if all > CROWDED { LONG_GONE_CROWDED } else { LONG_GONE },
+            }
         })
     }
 
-    /// Forgets entries, and corrects the counts. An entry is judged by how many its namespace has, too.
-    fn forget(&mut self, obsolete: impl Fn(&LearnedKey, &Learned, u32) -> bool) -> Result<usize, KernelError> {
+    /// Forgets entries, and corrects the counts. An entry is judged by how many its namespace has, too, and how many there are.
+    fn forget(&mut self, obsolete: impl Fn(&LearnedKey, &Learned, u32, usize) -> bool) -> Result<usize, KernelError> {
         // One that vanishes meanwhile is none that we miss.
         let entries: Vec<_> = self.learned.iter().filter_map(Result::ok).collect();
         let mut counts: HashMap<u64, u32> = self.counts.keys().filter_map(Result::ok).map(|netns| (netns, 0)).collect();
         for (key, _) in &entries {
             *counts.entry(key.netns).or_default() += 1;
         }
-        let mut left = entries.len();
+        let all = entries.len();
+        let mut left = all;
         for (key, learned) in entries {
             let count = counts.entry(key.netns).or_default();
-            if obsolete(&key, &learned, *count) {
-                ignore_absent(self.learned.remove(&key)).map_err(error(map::LEARNED))?;
+            if obsolete(&key, &learned, *count, all) && self.remove(&key, learned)? {
                 *count -= 1;
                 left -= 1;
             }
@@ -174,6 +175,22 @@ impl LearnedNames {
             .map_err(error(map::LEARNED_COUNTS))?;
         }
         Ok(left)
+    }
+
+    /// Removes an entry, unless it has been seen since it was read.
+    fn remove(&mut self, key: &LearnedKey, read: Learned) -> Result<bool, KernelError> {
+        // SAFETY: the map is from such keys to such values, as it was opened.
+        let taken = unsafe { take_element::<_, Learned>(self.shared.as_fd(), key) };
+        let Some(newer) = taken.filter(|taken| taken.seen_ns != read.seen_ns) else { return Ok(true) };
+        self.keep(key, newer).map(|()| false)
+    }
+
+    /// Adds an entry, unless there is one.
+    fn keep(&mut self, key: &LearnedKey, learned: Learned) -> Result<(), KernelError> {
+        match self.learned.insert(key, learned, BPF_NOEXIST) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            result => result.map_err(error(map::LEARNED)),
+        }
     }
 }
 

@@ -23,6 +23,9 @@ use nix::{errno::Errno, time::ClockId};
 use super::{KernelError, syscall::take_element};
 use crate::netns::NetnsCookie;
 
+/// An insertion that replaces nothing: BPF_NOEXIST of linux/bpf.h.
+pub(super) const BPF_NOEXIST: u64 = 1;
+
 pub(super) fn error(name: &'static str) -> impl Fn(MapError) -> KernelError {
     move |source| KernelError::Map { name, source }
 }
@@ -182,10 +185,15 @@ impl Flows {
             .iter()
             .filter_map(Result::ok)
             .filter(|(_, origin)| now.saturating_sub(Duration::from_nanos(origin.recorded_ns)) > age)
-            .map(|(flow, _)| flow)
             .collect::<Vec<_>>();
-        for flow in &old {
-            ignore_absent(map.remove(flow)).map_err(error(map::FLOWS))?;
+        for (flow, read) in &old {
+            // SAFETY: as in `take`.
+            let taken = unsafe { take_element::<_, Origin>(self.shared.as_fd(), flow) };
+            // The same client's next connection may have come since.
+            if let Some(newer) = taken.filter(|taken| taken.recorded_ns != read.recorded_ns) {
+                // If there is one newer still, that is as good.
+                let _ = map.insert(flow, newer, BPF_NOEXIST);
+            }
         }
         Ok(old.len())
     }
