@@ -31,7 +31,9 @@ pub fn on_destination<F: Family>(ctx: &ConnectContext<'_, F>) -> Result<(), ()> 
     if !ctx.is_udp() || ctx.destination().port != PORT {
         return Ok(());
     }
-    maps::note_asker(Socket::of(ctx.raw()).ok_or(())?, ctx.netns())
+    let socket = Socket::of(ctx.raw()).ok_or(())?;
+    // What the agent asks for its own sake may be more than there is room for, and nobody connects by it.
+    if maps::is_own(socket) { Ok(()) } else { maps::note_asker(socket, ctx.netns()) }
 }
 
 /// Learns from a packet, if that is an answer about a configured name. Says whether there were addresses.

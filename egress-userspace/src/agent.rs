@@ -132,6 +132,7 @@ impl Agent {
         let metrics = Metrics::new(outcomes, learnings);
         let routes = Arc::new(ArcSwap::from_pointee(table));
         let workers = Workers::start(workers, limits, &routes, &metrics, &flows, &own_sockets)?;
+        names.mark_sockets(own_sockets.try_clone()?);
         let existing = Existing::new(reset_existing, own_sockets.marks());
         let mut agent = Self {
             sources,

@@ -1,5 +1,6 @@
 //! Names to addresses, as the node resolves them: the hosts file first, then the servers of resolv.conf.
 
+mod marked;
 mod names;
 
 use std::{
@@ -12,10 +13,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use hickory_resolver::{
-    Hosts, TokioResolver,
+    Hosts,
     config::{ResolveHosts, ResolverConfig},
     lookup::Lookup,
-    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    net::{DnsError, NetError},
     proto::{
         op::Query,
         rr::{Name, RecordType},
@@ -23,8 +24,11 @@ use hickory_resolver::{
 };
 use tokio::sync::watch;
 
+use self::marked::{MarkedProvider, Marker};
 pub use self::names::{Addresses, MAX_STALE, Names};
-use crate::policy::HostName;
+use crate::{kernel::OwnSockets, policy::HostName};
+
+type Asking = hickory_resolver::Resolver<MarkedProvider>;
 
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -77,10 +81,11 @@ struct Found {
 pub struct Resolver {
     current: ArcSwap<Loaded>,
     changed: watch::Sender<()>,
+    marker: Marker,
 }
 
 struct Loaded {
-    resolver: TokioResolver,
+    resolver: Asking,
     hosts: Hosts,
     stamp: Stamp,
 }
@@ -94,7 +99,14 @@ impl Resolver {
     /// # Errors
     /// A file cannot be read, or is malformed.
     pub fn from_system() -> Result<Self, NetError> {
-        Ok(Self { current: ArcSwap::from_pointee(load()?), changed: watch::Sender::new(()) })
+        let marker = Marker::default();
+        let current = ArcSwap::from_pointee(load(&marker)?);
+        Ok(Self { current, changed: watch::Sender::new(()), marker })
+    }
+
+    /// Has the sockets by which it asks marked as ours from now on.
+    pub fn mark_sockets(&self, own: OwnSockets) {
+        self.marker.mark_by(own);
     }
 
     /// Reads the files anew if they have changed.
@@ -102,7 +114,7 @@ impl Resolver {
         if stamp() == self.current.load().stamp {
             return;
         }
-        match load() {
+        match load(&self.marker) {
             Ok(loaded) => {
                 self.current.store(Arc::new(loaded));
                 self.changed.send_replace(());
@@ -160,7 +172,7 @@ impl Found {
 }
 
 /// The answer to one query; without addresses if the servers say that there is nothing.
-async fn ask(resolver: &TokioResolver, name: &Name, kind: RecordType) -> Result<Found, String> {
+async fn ask(resolver: &Asking, name: &Name, kind: RecordType) -> Result<Found, String> {
     match resolver.lookup(name.clone(), kind).await {
         Ok(answer) => Ok(Found {
             addresses: addresses(Some(&answer)),
@@ -185,14 +197,15 @@ fn addresses(answer: Option<&Lookup>) -> Vec<IpAddr> {
     addresses
 }
 
-fn load() -> Result<Loaded, NetError> {
+fn load(marker: &Marker) -> Result<Loaded, NetError> {
     // Taken first: a change in between is then seen the next time.
     let stamp = stamp();
-    let mut builder = match TokioResolver::builder_tokio() {
+    let provider = MarkedProvider::new(marker.clone());
+    let mut builder = match Asking::builder(provider.clone()) {
         Ok(builder) => builder,
         Err(error) => {
             tracing::warn!(%error, "{RESOLV_CONF} names no usable server; only {HOSTS} answers");
-            TokioResolver::builder_with_config(ResolverConfig::default(), TokioRuntimeProvider::default())
+            Asking::builder_with_config(ResolverConfig::default(), provider)
         }
     };
     builder.options_mut().use_hosts_file = ResolveHosts::Never;

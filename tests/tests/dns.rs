@@ -194,6 +194,30 @@ fn what_cannot_be_learned_is_not_answered() -> Result<()> {
     Ok(())
 }
 
+/// An agent in scope, as one is without kubepods or in a pod itself, asks for more names than there is room for.
+#[test]
+fn what_the_agent_asks_for_takes_no_room() -> Result<()> {
+    let bed = bed("own")?;
+    let place = bed.addresses(PLACE).v4.into();
+    let (asked, is_asked) = std::sync::mpsc::channel();
+    let _dns = DnsServer::start(bed.origin(), bed.addresses(SERVER).v4.into(), move |question| {
+        // The test may be over.
+        let _ = asked.send(question.client.ip());
+        Some(Answer::addresses([place]))
+    })?;
+    let config = ConfigDir::create(&bed.dir().join("empty"))?;
+    let options = AgentOptions::new(config.path()).args(&["--host", HOST]).inside_cgroup();
+    let agent = Agent::start(&bed, &options)?;
+    ensure!(is_asked.try_iter().count() > 0);
+    ensure!(agent.metrics()?.sum("egress_destinations", &[]) >= 1.0);
+    ensure!(agent.metrics()?.sum(ANSWERS, &[]) == 0.0);
+    // That of others does.
+    let command = bed.client_command(LOOKUP)?.args([&bed.addresses(SERVER).v4.to_string(), HOST]);
+    ensure!(command.run()?.success()?.text() == "1\n");
+    ensure!(agent.metrics()?.sum(ANSWERS, &[("result", "learned")]) == 1.0);
+    Ok(())
+}
+
 #[test]
 fn what_was_learned_lasts_as_long_as_its_rule() -> Result<()> {
     let bed = bed("rule")?;

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::time::{DelayQueue, delay_queue};
 
 use super::{Answer, ResolveError, Resolver};
-use crate::policy::HostName;
+use crate::{kernel::OwnSockets, policy::HostName};
 
 /// How long an address that a look-up no longer gives is still intercepted: applications hold answers longer than DNS
 /// allows, and such a connection must not leave in clear.
@@ -128,6 +128,11 @@ impl Names {
             }
             stays
         });
+    }
+
+    /// Has the sockets by which names are looked up marked as ours.
+    pub fn mark_sockets(&self, own: OwnSockets) {
+        self.resolver.mark_sockets(own);
     }
 
     /// Looks all names up again if the resolver's files have changed, whose answers come without a useful TTL.
