@@ -180,6 +180,15 @@ impl Policy {
         (Self::from_iter(rules), diagnostics)
     }
 
+    /// Whether whatever has a rule in `other` has one here, too.
+    pub fn covers(&self, other: &Self) -> bool {
+        let mut own = self.rules.iter();
+        other.rules.iter().all(|rule| {
+            let place = (&rule.host, rule.port);
+            own.find(|own| (&own.host, own.port) >= place).is_some_and(|own| (&own.host, own.port) == place)
+        })
+    }
+
     /// All rules in the order of host and port.
     pub fn rules(&self) -> impl ExactSizeIterator<Item = &Arc<Rule>> {
         self.rules.iter()

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Write,
     os::unix::fs::OpenOptionsExt as _,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -63,6 +64,32 @@ fn a_good_change_takes_effect_and_leaves_open_connections_alone() -> Result<()> 
     let metrics = agent.metrics()?;
     ensure!(metrics.sum("egress_connects_total", &[("outcome", "redirected")]) == 3.0, "{metrics:?}");
     ensure!(metrics.sum("egress_policy_applied_total", &[]) == 3.0, "{metrics:?}");
+    Ok(())
+}
+
+/// As when a directory is written anew, file by file.
+#[test]
+fn a_host_that_is_missing_for_a_moment_stays() -> Result<()> {
+    let bed = TestBed::builder("moment").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    config.write("other.yaml", &rules(OTHER))?;
+    let agent = bed.agent(&config)?;
+    for (host, file) in [(HOST, "edition.yaml"), (OTHER, "other.yaml")] {
+        let text = rules(host);
+        config.remove(file)?;
+        // Longer than it takes for a change to settle and be read.
+        thread::sleep(Duration::from_millis(200));
+        check_way(&bed, host, "over TLS")?;
+        config.write(file, &text)?;
+    }
+    // This is taken in after all of that.
+    config.write("third.yaml", &rules("third.example"))?;
+    wait_until("the third rule", PATIENCE, || {
+        agent.metrics().is_ok_and(|metrics| metrics.sum("egress_rules", &[]) == 3.0)
+    })?;
+    ensure!(agent.metrics()?.sum("egress_policy_applied_total", &[]) == 2.0, "{}", agent.log_text());
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The configuration changes.
 
-use std::{collections::BTreeSet, future, io, mem, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, future, io, mem, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use tokio::sync::oneshot;
 
@@ -12,6 +12,9 @@ use crate::{config::Diagnostic, memory, route::RouteTable, watch::Watcher};
 
 /// How many rules, and how many warnings, are in the log of every agent. A hundred thousand lines would be of no use, and take longer than the rules.
 const SHOWN: usize = 20;
+/// After how long a configuration that has lost a host is read again before it is believed: files that are being replaced one by one
+/// are not all there meanwhile, and requests for the host would go on in clear.
+const CONFIRM: Duration = Duration::from_secs(1);
 
 /// A change that is being read.
 #[derive(Default)]
@@ -19,6 +22,8 @@ pub(super) struct Reload {
     under_way: Option<oneshot::Receiver<Result<Prepared, ConfigError>>>,
     /// Whether something has changed since it was begun.
     outdated: bool,
+    /// What was read the last time, if that is to be read once more.
+    unconfirmed: Option<u64>,
 }
 
 impl Reload {
@@ -56,9 +61,17 @@ impl Agent {
             self.reload.outdated = true;
             return;
         }
+        self.read_after(Duration::ZERO);
+    }
+
+    fn read_after(&mut self, pause: Duration) {
         self.reload.outdated = false;
         let (sources, known, documents) = (self.sources.clone(), self.fingerprint, self.documents.clone());
-        match in_background(move || prepare(&sources, Some(known), &documents)) {
+        let read = move || {
+            thread::sleep(pause);
+            prepare(&sources, Some(known), &documents)
+        };
+        match in_background(read) {
             Ok(receiver) => self.reload.under_way = Some(receiver),
             Err(error) => self.refuse(&ConfigError::Unread(error)),
         }
@@ -84,6 +97,11 @@ impl Agent {
     }
 
     fn apply(&mut self, Prepared { fingerprint, change }: Prepared) -> Result<(), ConfigError> {
+        let loses = change.as_ref().is_some_and(|change| !change.policy.covers(&self.policy));
+        if self.reload.unconfirmed.replace(fingerprint) != Some(fingerprint) && loses {
+            self.read_after(CONFIRM);
+            return Ok(());
+        }
         let current = self.routes.load_full();
         let policy = change.as_ref().map_or(&self.policy, |change| &change.policy);
         // The names in force stay until the new policy is: they carry what is intercepted.
