@@ -11,13 +11,6 @@ pub struct Store {
     pub entries: BTreeMap<String, Arc<[u8]>>,
 }
 
-impl Store {
-    /// What is under the first of these keys that there is, and that key.
-    pub fn first<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, &Arc<[u8]>)> {
-        keys.iter().find_map(|key| Some((*key, self.entries.get(*key)?)))
-    }
-}
-
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.entries.keys()).finish()

@@ -1,6 +1,7 @@
 //! What several documents mean together: each port of each host against all that is said of it.
 
 mod check;
+mod credential;
 mod host_map;
 mod http;
 mod index;

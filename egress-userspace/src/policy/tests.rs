@@ -1,5 +1,6 @@
 //! What documents mean together.
 
+mod credentials;
 mod fields;
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
