@@ -246,6 +246,8 @@ shape! {
 pub struct Base64(pub Vec<u8>);
 
 impl Text for Base64 {
+    const IS_SECRET: bool = true;
+
     fn parse(text: &str) -> Result<Self, String> {
         use base64::{Engine as _, prelude::BASE64_STANDARD};
         // Kubernetes lets line breaks pass.

@@ -1,6 +1,7 @@
 //! One row per mistake: the document, and what the user is told.
 
 mod destination_rule;
+mod secret;
 
 use super::errors;
 
