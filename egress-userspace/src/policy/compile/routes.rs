@@ -117,7 +117,7 @@ impl<'d> Compiler<'_, 'd> {
                     self.reports.at(name, Code::UnknownSubset.because(text));
                     return None;
                 }
-                found
+                found.map(|(subset, _)| subset)
             }
         };
         let Some(asked) = self.asked(service, subset) else {

@@ -79,3 +79,25 @@ fn secrets_are_read_as_istio_reads_them() {
         assert_eq!(outcome_with(tls, secrets), expected, "{tls} {secrets:?}");
     }
 }
+
+/// Of several rules for a host, each can be in another namespace.
+#[test]
+fn a_subset_s_secret_is_in_the_namespace_of_its_rule() {
+    let within = |namespace: &str, text: String| {
+        text.replace("metadata: {name: ", &format!("metadata: {{namespace: {namespace}, name: "))
+    };
+    let endpoints = "ports: [{number: 80, name: http, protocol: HTTP, targetPort: 443}], resolution: STATIC, endpoints: [{address: \
+                     203.0.113.7, labels: {v: one}}]";
+    let subset = "kind: DestinationRule\napiVersion: networking.istio.io/v1\nmetadata: {name: y}\nspec: {host: a.com, subsets: \
+                  [{name: v1, labels: {v: one}, trafficPolicy: {tls: {mode: SIMPLE, credentialName: s}}}]}\n---\n";
+    let service = "kind: VirtualService\napiVersion: networking.istio.io/v1\nmetadata: {name: x}\nspec: {hosts: [a.com], http: \
+                   [{route: [{destination: {host: a.com, subset: v1}}]}]}\n---\n";
+    let text = entry("a.com", endpoints)
+        + &within("one", destination("a.com", SIMPLE))
+        + &within("two", subset.to_owned())
+        + service
+        + &within("two", secret("s", "ca.crt: a"));
+    let found = outcome(&text);
+    let rule = found.lines().next().unwrap_or_default();
+    assert_eq!(rule, "a.com:80 -> 203.0.113.7:443 verify=a.com roots=ca.crt of Secret s (@19)", "{found}");
+}
