@@ -145,7 +145,7 @@ pub struct OutlierDetection {
     pub interval: Duration,
     /// For how long, times the number of times that it has been left out.
     pub base_ejection_time: Duration,
-    /// How many addresses at most, in percent; one always may.
+    /// How many addresses at most, in percent: none, if one is more than that.
     pub max_ejection_percent: u8,
     /// If fewer addresses are well, in percent, none is left out.
     pub min_health_percent: u8,
