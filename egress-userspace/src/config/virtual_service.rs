@@ -63,7 +63,7 @@ shape! {
         /// For the whole exchange; 0 is none.
         "timeout" => timeout: Option<Duration>,
         /// When they are sent again.
-        "retries" => retries: Option<Retries>,
+        "retries" => retries: Option<Located<Retries>>,
         /// Failures made on purpose.
         "fault" => fault: Option<Fault>,
         /// Where a copy is sent.

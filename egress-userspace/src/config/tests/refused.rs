@@ -2,6 +2,7 @@
 
 mod destination_rule;
 mod secret;
+mod virtual_service;
 
 use super::errors;
 

@@ -1,6 +1,6 @@
 //! What the fields of a `VirtualService` say about each other.
 
-use super::{Headers, MESH, MeshService, Redirect, RequestMatch, Route, VirtualService};
+use super::{Headers, MESH, MeshService, Redirect, RequestMatch, Retries, Route, VirtualService};
 use crate::config::{
     Code, Errors, Located, TextMatch,
     decode::{Decode as _, Fields},
@@ -63,6 +63,9 @@ fn check_route(route: &Located<Route>, errors: &mut Errors) {
     if let Some(redirect) = &route.redirect {
         check_redirect(redirect, route, errors);
     }
+    if let Some(retries) = &route.retries {
+        check_retries(retries, errors);
+    }
     if let Some(rewrite) = &route.rewrite
         && rewrite.uri.is_some()
         && rewrite.uri_regex_rewrite.is_some()
@@ -85,6 +88,25 @@ fn check_route(route: &Located<Route>, errors: &mut Errors) {
     let weights = route.route.iter().map(|destination| destination.weight.as_ref().map_or(0, |weight| weight.value));
     if route.route.len() > 1 && weights.map(u64::from).sum::<u64>() == 0 {
         errors.at(route, "no destination has a weight, so none gets a request; give each its `weight`");
+    }
+}
+
+/// Istio refuses most of these too: who says when to try again wants that to happen.
+fn check_retries(retries: &Located<Retries>, errors: &mut Errors) {
+    if retries.attempts.is_some_and(|attempts| attempts > 0) {
+        return;
+    }
+    let settings = [
+        ("perTryTimeout", retries.per_try_timeout.is_some()),
+        ("retryOn", retries.retry_on.as_ref().is_some_and(|on| !on.0.is_empty())),
+        ("backoff", retries.backoff.is_some()),
+        ("retryIgnorePreviousHosts", retries.retry_ignore_previous_hosts == Some(true)),
+    ];
+    if let Some((setting, _)) = settings.into_iter().find(|(_, is_set)| *is_set) {
+        let text = format!(
+            "there is {setting}, but without attempts nothing is tried again; set attempts, or remove {setting}"
+        );
+        errors.at(retries, Code::Contradiction.because(text));
     }
 }
 

@@ -113,7 +113,9 @@ pub(super) fn retries(raw: &raw::Retries) -> Retries {
     let mut on = RetryOn::default();
     let default =
         [RetryReason::ConnectFailure, RetryReason::RefusedStream, RetryReason::Grpc(14), RetryReason::Grpc(1)];
-    let reasons = raw.retry_on.as_ref().map_or(default.as_slice(), |on| on.0.as_slice());
+    // An empty text says as much as none.
+    let given = raw.retry_on.as_ref().map(|on| on.0.as_slice()).filter(|reasons| !reasons.is_empty());
+    let reasons = given.unwrap_or(default.as_slice());
     for reason in reasons {
         match *reason {
             RetryReason::ServerError => on.server_error = true,

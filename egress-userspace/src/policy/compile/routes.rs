@@ -207,7 +207,7 @@ fn compile_route(applicable: &Applicable<'_>, led: Vec<Led<'_>>, upstreams: &mut
         rewrite: route.rewrite.as_ref().map_or_else(Rewrite::default, |rewrite| http::rewrite(rewrite)),
         headers: http::changes(route.headers.as_ref()),
         timeout: route.timeout.filter(|time| !time.is_zero()),
-        retries: route.retries.as_ref().map(http::retries),
+        retries: route.retries.as_ref().map(|retries| http::retries(retries)),
         fault: route.fault.as_ref().map_or_else(Fault::default, http::fault),
         mirrors,
         location: route.location.clone(),

@@ -1,0 +1,33 @@
+//! What a `VirtualService` cannot say.
+
+use super::check;
+
+/// Each route as the only one, after its destination; what is expected is about a field of it.
+fn check_routes(rows: &[(&str, &str)]) {
+    for (route, expected) in rows {
+        let spec = format!("hosts: [a.com]\nhttp:\n- {{route: [{{destination: {{host: a.com}}}}], {route}}}");
+        let expected = if expected.is_empty() { String::new() } else { format!("@7: spec.http[0].{expected}") };
+        check("VirtualService", &[(&spec, &expected)]);
+    }
+}
+
+#[test]
+fn retries() {
+    check_routes(&[
+        ("retries: {attempts: 0}", ""),
+        ("retries: {attempts: 0, retryOn: ''}", ""),
+        ("retries: {attempts: 1, retryOn: '', perTryTimeout: 1s}", ""),
+        (
+            "retries: {attempts: 0, perTryTimeout: 1s}",
+            "retries: there is perTryTimeout, but without attempts nothing is tried again; set attempts, or remove perTryTimeout",
+        ),
+        (
+            "retries: {retryOn: 5xx}",
+            "retries: there is retryOn, but without attempts nothing is tried again; set attempts, or remove retryOn",
+        ),
+        (
+            "retries: {attempts: 0, backoff: 1s}",
+            "retries: there is backoff, but without attempts nothing is tried again; set attempts, or remove backoff",
+        ),
+    ]);
+}
