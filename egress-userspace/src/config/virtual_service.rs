@@ -275,7 +275,7 @@ shape! {
         /// The expression.
         "match" => pattern: PartPattern,
         /// What its finds become; `\1` is its first group.
-        "rewrite" => rewrite: String,
+        "rewrite" => rewrite: Located<String>,
     }
     refused []
 }

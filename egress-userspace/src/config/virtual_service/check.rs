@@ -1,6 +1,8 @@
 //! What the fields of a `VirtualService` say about each other.
 
-use super::{Headers, MESH, MeshService, Redirect, RequestMatch, Retries, Route, VirtualService};
+use super::{
+    Headers, MESH, MeshService, Redirect, RegexRewrite, RequestMatch, Retries, Rewrite, Route, VirtualService,
+};
 use crate::config::{
     Code, Errors, Located, TextMatch,
     decode::{Decode as _, Fields},
@@ -66,11 +68,8 @@ fn check_route(route: &Located<Route>, errors: &mut Errors) {
     if let Some(retries) = &route.retries {
         check_retries(retries, errors);
     }
-    if let Some(rewrite) = &route.rewrite
-        && rewrite.uri.is_some()
-        && rewrite.uri_regex_rewrite.is_some()
-    {
-        errors.at(rewrite, Code::Contradiction.because("uri and uriRegexRewrite exclude each other; choose one"));
+    if let Some(rewrite) = &route.rewrite {
+        check_rewrite(rewrite, errors);
     }
     if let Some(body) = route.direct_response.as_ref().and_then(|response| response.body.as_ref())
         && body.string.is_some() == body.bytes.is_some()
@@ -126,6 +125,31 @@ fn check_redirect(redirect: &Located<Redirect>, route: &Route, errors: &mut Erro
     if route.matches.is_empty() || !route.matches.iter().all(has_prefix) {
         errors
             .at(prefix, Code::Contradiction.because("prefixRewrite needs matches by uri.prefix; add them, or use uri"));
+    }
+}
+
+fn check_rewrite(rewrite: &Located<Rewrite>, errors: &mut Errors) {
+    if rewrite.uri.is_some() && rewrite.uri_regex_rewrite.is_some() {
+        errors.at(rewrite, Code::Contradiction.because("uri and uriRegexRewrite exclude each other; choose one"));
+    }
+    let Some(RegexRewrite { pattern, rewrite }) = &rewrite.uri_regex_rewrite else { return };
+    let groups = pattern.0.regex().captures_len();
+    let mut chars = rewrite.chars();
+    while chars.by_ref().any(|c| c == '\\') {
+        let escaped = chars.next();
+        let group = escaped.and_then(|c| c.to_digit(10)).and_then(|digit| usize::try_from(digit).ok());
+        match (escaped, group) {
+            (_, Some(group)) if group < groups => {}
+            (_, Some(group)) => {
+                let text = format!("there is no group {group} in the expression; use \\0 to \\{}", groups.min(10) - 1);
+                errors.at(rewrite, text);
+            }
+            (Some('\\'), None) => {}
+            (_, None) => {
+                errors
+                    .at(rewrite, "a backslash stands before the number of a group; write two of them if one is meant");
+            }
+        }
     }
 }
 

@@ -75,7 +75,7 @@ pub(super) fn rewrite(raw: &raw::Rewrite) -> Rewrite {
     Rewrite { path: matched.or(regex), authority: raw.authority.clone() }
 }
 
-/// RE2's `\1` as the crate `regex` writes it, in which `$` is special.
+/// RE2's `\1` as the crate `regex` writes it, in which `$` is special. Other escapes than this one and `\\` have been refused.
 fn substitution(text: &str) -> String {
     let mut result = String::new();
     let mut chars = text.chars();

@@ -31,3 +31,19 @@ fn retries() {
         ),
     ]);
 }
+
+#[test]
+fn rewrites_by_an_expression() {
+    let backslash = "a backslash stands before the number of a group; write two of them if one is meant";
+    for (rewrite, expected) in [
+        (r"/\0/\2\\", ""),
+        (r"/\3", "there is no group 3 in the expression; use \\0 to \\2"),
+        (r"/\n", backslash),
+        (r"/\", backslash),
+        (r"/\\\", backslash),
+    ] {
+        let route = format!("rewrite: {{uriRegexRewrite: {{match: '/(a)/(b)', rewrite: '{rewrite}'}}}}");
+        let expected = if expected.is_empty() { "" } else { &format!("rewrite.uriRegexRewrite.rewrite: {expected}") };
+        check_routes(&[(&route, expected)]);
+    }
+}
