@@ -176,7 +176,7 @@ shape! {
     /// `redirect`.
     pub struct Redirect {
         /// The whole path.
-        "uri" => uri: Option<Located<String>>,
+        "uri" => uri: Filled,
         /// What the matched prefix becomes.
         "prefixRewrite" => prefix_rewrite: Option<Located<String>>,
         /// The host.
@@ -191,6 +191,21 @@ shape! {
         "redirectCode" => redirect_code: Option<Located<u32>>,
     }
     refused []
+}
+
+/// A text that is as good as absent if it is empty, as in Istio.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filled(pub Option<String>);
+
+impl Decode for Filled {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let text = String::decode(node, path, errors)?;
+        Some(Self(Some(text).filter(|text| !text.is_empty())))
+    }
+
+    fn absent() -> Option<Self> {
+        Some(Self(None))
+    }
 }
 
 /// `derivePort`.
@@ -260,7 +275,7 @@ shape! {
     /// `rewrite`.
     pub struct Rewrite {
         /// What the matched part of the path becomes.
-        "uri" => uri: Option<String>,
+        "uri" => uri: Filled,
         /// What the Host becomes.
         "authority" => authority: Option<Authority>,
         /// What an expression's finds become.

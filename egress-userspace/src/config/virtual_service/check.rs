@@ -117,8 +117,20 @@ fn check_redirect(redirect: &Located<Redirect>, route: &Route, errors: &mut Erro
     if redirect.port.is_some() && redirect.derive_port.is_some() {
         errors.at(redirect, Code::Contradiction.because("port and derivePort exclude each other; choose one"));
     }
+    let leads = [
+        redirect.uri.0.is_some(),
+        redirect.prefix_rewrite.is_some(),
+        redirect.authority.is_some(),
+        redirect.port.is_some(),
+        redirect.derive_port.is_some(),
+        redirect.scheme.is_some(),
+    ];
+    if !leads.contains(&true) {
+        let text = "the redirect leads to where the request came from; give uri, authority, scheme or port";
+        errors.at(redirect, Code::MissingField.because(text));
+    }
     let Some(prefix) = &redirect.prefix_rewrite else { return };
-    if redirect.uri.is_some() {
+    if redirect.uri.0.is_some() {
         errors.at(redirect, Code::Contradiction.because("uri and prefixRewrite exclude each other; choose one"));
     }
     let has_prefix = |matched: &Located<RequestMatch>| matches!(matched.uri, Some(TextMatch::Prefix(_)));
@@ -129,7 +141,10 @@ fn check_redirect(redirect: &Located<Redirect>, route: &Route, errors: &mut Erro
 }
 
 fn check_rewrite(rewrite: &Located<Rewrite>, errors: &mut Errors) {
-    if rewrite.uri.is_some() && rewrite.uri_regex_rewrite.is_some() {
+    if rewrite.uri.0.is_none() && rewrite.uri_regex_rewrite.is_none() && rewrite.authority.is_none() {
+        errors.at(rewrite, Code::MissingField.because("nothing is rewritten; give uri, uriRegexRewrite or authority"));
+    }
+    if rewrite.uri.0.is_some() && rewrite.uri_regex_rewrite.is_some() {
         errors.at(rewrite, Code::Contradiction.because("uri and uriRegexRewrite exclude each other; choose one"));
     }
     let Some(RegexRewrite { pattern, rewrite }) = &rewrite.uri_regex_rewrite else { return };

@@ -40,7 +40,7 @@ pub(super) fn request_match(raw: &raw::RequestMatch) -> Match {
 }
 
 pub(super) fn redirect(raw: &raw::Redirect) -> Redirect {
-    let whole = raw.uri.as_ref().map(|uri| RedirectPath::Whole(uri.value.as_str().into()));
+    let whole = raw.uri.0.as_ref().map(|uri| RedirectPath::Whole(uri.as_str().into()));
     let prefix = raw.prefix_rewrite.as_ref().map(|prefix| RedirectPath::Prefix(prefix.value.as_str().into()));
     let code = raw.redirect_code.as_ref().and_then(|code| u16::try_from(code.value).ok());
     Redirect {
@@ -67,7 +67,7 @@ pub(super) fn direct_response(raw: &raw::DirectResponse) -> DirectResponse {
 }
 
 pub(super) fn rewrite(raw: &raw::Rewrite) -> Rewrite {
-    let matched = raw.uri.as_ref().map(|uri| PathRewrite::Matched(uri.as_str().into()));
+    let matched = raw.uri.0.as_ref().map(|uri| PathRewrite::Matched(uri.as_str().into()));
     let regex = raw
         .uri_regex_rewrite
         .as_ref()

@@ -47,3 +47,26 @@ fn rewrites_by_an_expression() {
         check_routes(&[(&route, expected)]);
     }
 }
+
+#[test]
+fn rewrites_and_redirects_to_nothing() {
+    let nothing = "rewrite: nothing is rewritten; give uri, uriRegexRewrite or authority";
+    let regex = "uriRegexRewrite: {match: a, rewrite: b}";
+    check_routes(&[
+        ("rewrite: {}", nothing),
+        ("rewrite: {uri: ''}", nothing),
+        ("rewrite: {uri: '', authority: b.com}", ""),
+        (&format!("rewrite: {{uri: '', {regex}}}"), ""),
+        (&format!("rewrite: {{uri: /, {regex}}}"), "rewrite: uri and uriRegexRewrite exclude each other; choose one"),
+    ]);
+    let nothing = "@6: spec.http[0].redirect: the redirect leads to where the request came from; give uri, authority, scheme or port";
+    for (redirect, expected) in [
+        ("", nothing),
+        ("uri: ''", nothing),
+        ("redirectCode: 302", nothing),
+        ("scheme: https", ""),
+        ("uri: '', port: 81", ""),
+    ] {
+        check("VirtualService", &[(&format!("hosts: [a.com]\nhttp: [{{redirect: {{{redirect}}}}}]"), expected)]);
+    }
+}
