@@ -56,6 +56,8 @@ struct Compiler<'i, 'd> {
     led_to: HashSet<(&'d HostPattern, NonZeroU16)>,
     /// The annotations of an upstream.
     in_force: HashSet<*const Annotations>,
+    /// The routes and matches, one after the other, of which is known what no request gets to.
+    checked: HashSet<Vec<*const ()>>,
 }
 
 impl<'i, 'd> Compiler<'i, 'd> {
@@ -67,6 +69,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
             upstreams: HashMap::default(),
             led_to: HashSet::default(),
             in_force: HashSet::default(),
+            checked: HashSet::default(),
         }
     }
 

@@ -164,15 +164,20 @@ pub(super) fn covers(earlier: &Match, later: &Match) -> bool {
     if earlier == later {
         return true;
     }
-    let rest = Match { path: None, ignore_case: false, ..earlier.clone() };
-    if rest != Match::default() {
+    let Match { path, ignore_case, method, authority, headers, without_headers, query } = earlier;
+    let asks_for_more = method.is_some()
+        || authority.is_some()
+        || !headers.is_empty()
+        || !without_headers.is_empty()
+        || !query.is_empty();
+    if asks_for_more {
         return false;
     }
-    match (&earlier.path, &later.path) {
+    match (path, &later.path) {
         (None, _) => true,
         (Some(TextMatch::Prefix(prefix)), _) if &**prefix == "/" => true,
         (Some(prefix @ TextMatch::Prefix(_)), Some(TextMatch::Exact(text) | TextMatch::Prefix(text))) => {
-            (earlier.ignore_case || !later.ignore_case) && prefix.matches(text, earlier.ignore_case)
+            (*ignore_case || !later.ignore_case) && prefix.matches(text, *ignore_case)
         }
         _ => false,
     }

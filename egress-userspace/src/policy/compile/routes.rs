@@ -1,6 +1,6 @@
 //! A `VirtualService` against one port of a host that it is for.
 
-use std::{num::NonZeroU16, sync::Arc};
+use std::{iter, num::NonZeroU16, ptr, sync::Arc};
 
 use super::{
     Compiler, Outcome, http,
@@ -135,8 +135,16 @@ impl<'d> Compiler<'_, 'd> {
         Some(Led::Tls(self.upstream(service, subset, asked)))
     }
 
-    /// Says which routes and matches no request gets to.
+    /// Says which routes and matches no request gets to: once for all hosts and ports that have the same ones, since each is held
+    /// against all before it.
     fn check_reachable(&mut self, routes: &[Applicable<'d>]) {
+        let all = routes.iter().flat_map(|Applicable { route, matches }| {
+            let matches = matches.iter().map(|matched| ptr::from_ref(*matched).cast());
+            iter::once(ptr::from_ref(*route).cast()).chain(matches)
+        });
+        if !self.checked.insert(all.collect()) {
+            return;
+        }
         let mut earlier: Vec<(crate::policy::Match, &Located<RequestMatch>)> = Vec::new();
         let mut catch_all: Option<&Located<Route>> = None;
         for route in routes {
