@@ -150,6 +150,29 @@ impl TlsSettings {
         Self { requirements, ..self }
     }
 
+    /// Whether they are the same, be they written somewhere else.
+    fn is_like(&self, other: &Self) -> bool {
+        fn same(one: &Located<Pem>, other: &Located<Pem>) -> bool {
+            one.value == other.value
+        }
+        let Self { sni, verify, roots, crl, client, requirements } = self;
+        let same_roots = match (roots, &other.roots) {
+            (Roots::System, Roots::System) => true,
+            (Roots::File(one), Roots::File(other)) => same(one, other),
+            (Roots::System, Roots::File(_)) | (Roots::File(_), Roots::System) => false,
+        };
+        let same_crl = match (crl, &other.crl) {
+            (Some(one), Some(other)) => same(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        let same_client = match (client, &other.client) {
+            (Some(one), Some(other)) => same(&one.certificate, &other.certificate) && same(&one.key, &other.key),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        let same_rest = *sni == other.sni && *verify == other.verify && *requirements == other.requirements;
+        same_roots && same_crl && same_client && same_rest
+    }
+
     /// The files that it names.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let roots = match &self.roots {

@@ -136,8 +136,8 @@ impl RouteTable {
         names
     }
 
-    /// Builds the table for `policy`. Routes that are the same as in `previous`, files included, are kept with their
-    /// pooled connections and TLS sessions.
+    /// Builds the table for `policy`. Clusters that are the same as in `previous`, contents of files included, are kept with their
+    /// pooled connections, limits and TLS sessions, wherever they are written now.
     ///
     /// # Errors
     /// The TLS settings of a rule cannot be carried out. All such rules are listed.
@@ -171,8 +171,9 @@ impl RouteTable {
         names: &Names,
     ) -> Arc<Cluster> {
         let name = (upstream.host.clone(), upstream.port, upstream.subset.clone());
-        let like =
-            |cluster: &&Arc<Cluster>| cluster.originator.is_same_client(originator) && *cluster.upstream == **upstream;
+        let like = |cluster: &&Arc<Cluster>| {
+            cluster.originator.is_same_client(originator) && cluster.upstream.is_like(upstream)
+        };
         let of = |table: &Self| table.clusters.get(&name).into_iter().flatten().find(like).cloned();
         if let Some(present) = of(self) {
             return present;

@@ -94,6 +94,23 @@ fn a_host_that_is_missing_for_a_moment_stays() -> Result<()> {
 }
 
 #[test]
+fn a_comment_costs_no_connection() -> Result<()> {
+    let bed = TestBed::builder("comment").host(HOST).host(OTHER).build()?;
+    let origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    // Of files, too, the place is known at which they are named.
+    let authorities = format!("mode: SIMPLE\n          caCertificates: {}", bed.pki().ca_file().display());
+    let rules = RULES.replace("mode: SIMPLE", &authorities);
+    config.write("edition.yaml", &rules)?;
+    let mut agent = Agent::start(&bed, &AgentOptions::new(config.path()).args(&["--workers", "1"]))?;
+    check_way(&bed, HOST, "over TLS")?;
+    ensure!(agent.apply(|| config.write("edition.yaml", &format!("# Why.\n{rules}")))? == 1);
+    check_way(&bed, HOST, "over TLS")?;
+    ensure!(origin.connections() == 1, "{:?}", origin.requests());
+    Ok(())
+}
+
+#[test]
 fn a_bad_change_is_reported_and_the_last_good_policy_stays() -> Result<()> {
     let bed = TestBed::builder("bad").host(HOST).host(OTHER).build()?;
     let _origin = origin(&bed)?;

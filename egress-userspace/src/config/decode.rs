@@ -214,6 +214,9 @@ impl<T: Decode> Decode for BTreeMap<String, T> {
 
 /// What is written as a single text.
 pub(super) trait Text: Sized {
+    /// Whether it can be what nobody else must know, so that messages say nothing of it.
+    const IS_SECRET: bool = false;
+
     /// The value, or what is wrong with the text.
     fn parse(text: &str) -> Result<Self, String>;
 }
@@ -226,10 +229,12 @@ impl<T: Text> Decode for T {
                 Err(message) if message.contains("does not implement") => Code::Unsupported.because(message),
                 Err(message) => message.into(),
             },
-            scalar @ (Value::Bool(_) | Value::Integer(_) | Value::Float(_)) => {
-                Code::WrongType.because(format!("expected text, found {scalar}; put it in quotes if it is meant"))
+            other => {
+                let found = if T::IS_SECRET { other.kind() } else { other.to_string().into() };
+                let is_scalar = matches!(other, Value::Bool(_) | Value::Integer(_) | Value::Float(_));
+                let remedy = if is_scalar { "; put it in quotes if it is meant" } else { "" };
+                Code::WrongType.because(format!("expected text, found {found}{remedy}"))
             }
-            other => Code::WrongType.because(format!("expected text, found {other}")),
         };
         errors.push(node.location.clone(), path, message);
         None

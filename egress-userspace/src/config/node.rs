@@ -11,6 +11,9 @@ use std::{borrow::Cow, fmt};
 
 use super::{Code, Errors, Location};
 
+/// Texts of more bytes are not quoted: a key in a file that is taken for a configuration has no business in logs.
+const QUOTED: usize = 64;
+
 /// A value and the line it is on.
 #[derive(Clone, Debug)]
 pub(super) struct Node<'t> {
@@ -45,9 +48,22 @@ impl fmt::Display for Value<'_> {
             Self::Bool(value) => write!(f, "the boolean {value}"),
             Self::Integer(value) => write!(f, "the number {value}"),
             Self::Float(value) => write!(f, "the number {value}"),
-            Self::String(value) => write!(f, "the text {value:?}"),
-            Self::List(_) => f.write_str("a list"),
-            Self::Map(_) => f.write_str("a map"),
+            Self::String(value) if value.len() <= QUOTED => write!(f, "the text {value:?}"),
+            _ => f.write_str(&self.kind()),
+        }
+    }
+}
+
+impl Value<'_> {
+    /// What kind of value it is, with nothing of what it says.
+    pub(super) fn kind(&self) -> Cow<'static, str> {
+        match self {
+            Self::Null => "nothing".into(),
+            Self::Bool(_) => "a boolean".into(),
+            Self::Integer(_) | Self::Float(_) => "a number".into(),
+            Self::String(text) => format!("a text of {} characters", text.chars().count()).into(),
+            Self::List(_) => "a list".into(),
+            Self::Map(_) => "a map".into(),
         }
     }
 }

@@ -2,20 +2,18 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use super::{Errors, decode::Fields, virtual_service::Base64};
+use super::{
+    Code, Errors,
+    decode::{Decode, Fields, Text},
+    node::{Node, Value},
+    virtual_service::Base64,
+};
 
 /// What a `Secret` or a `ConfigMap` holds. Contents are not shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Store {
     /// By key.
     pub entries: BTreeMap<String, Arc<[u8]>>,
-}
-
-impl Store {
-    /// What is under the first of these keys that there is, and that key.
-    pub fn first<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, &Arc<[u8]>)> {
-        keys.iter().find_map(|key| Some((*key, self.entries.get(*key)?)))
-    }
 }
 
 impl fmt::Debug for Store {
@@ -40,8 +38,37 @@ pub(super) fn config_map(fields: &mut Fields<'_>, errors: &mut Errors) -> Option
     Some(merge(data?, text?))
 }
 
-fn merge(data: BTreeMap<String, Base64>, text: BTreeMap<String, String>) -> Store {
+fn merge(Entries(data): Entries<Base64>, Entries(text): Entries<Plain>) -> Store {
     let data = data.into_iter().map(|(key, Base64(bytes))| (key, Arc::from(bytes)));
-    let text = text.into_iter().map(|(key, text)| (key, Arc::from(text.into_bytes())));
+    let text = text.into_iter().map(|(key, Plain(text))| (key, Arc::from(text.into_bytes())));
     Store { entries: data.chain(text).collect() }
+}
+
+/// A map of what nobody else must know, be it that it turns out to be no map.
+struct Entries<T>(BTreeMap<String, T>);
+
+impl<T: Decode> Decode for Entries<T> {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        if !matches!(node.value, Value::Map(_)) {
+            let message = format!("expected a map, found {}", node.value.kind());
+            errors.push(node.location.clone(), path, Code::WrongType.because(message));
+            return None;
+        }
+        BTreeMap::decode(node, path, errors).map(Self)
+    }
+
+    fn absent() -> Option<Self> {
+        BTreeMap::absent().map(Self)
+    }
+}
+
+/// Text as it is.
+struct Plain(String);
+
+impl Text for Plain {
+    const IS_SECRET: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(Self(text.to_owned()))
+    }
 }

@@ -78,11 +78,11 @@ shape! {
     /// `connectionPool.tcp.tcpKeepalive`.
     pub struct Keepalive {
         /// Until the connection is dead.
-        "probes" => probes: Option<Positive>,
+        "probes" => probes: Option<Probes>,
         /// Before the first probe.
-        "time" => time: Option<AtLeastOneSecond>,
+        "time" => time: Option<KeepaliveTime>,
         /// Between probes.
-        "interval" => interval: Option<AtLeastOneSecond>,
+        "interval" => interval: Option<KeepaliveTime>,
     }
     refused []
 }
@@ -137,15 +137,33 @@ impl Text for AtLeastOneMilli {
     }
 }
 
-/// A time that is not shorter, as the kernel counts seconds.
+/// A number of probes that the kernel takes (MAX_TCP_KEEPCNT): with more, connections would go without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AtLeastOneSecond(pub Duration);
+pub struct Probes(pub std::num::NonZeroU32);
 
-impl Text for AtLeastOneSecond {
+impl Decode for Probes {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let number = u32::decode(node, path, errors)?;
+        let probes = std::num::NonZeroU32::new(number).filter(|number| number.get() <= 127).map(Self);
+        if probes.is_none() {
+            errors.push(node.location.clone(), path, format!("{number} is not what the kernel takes; use 1 to 127"));
+        }
+        probes
+    }
+}
+
+/// A time that the kernel takes, which counts seconds (MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepaliveTime(pub Duration);
+
+impl Text for KeepaliveTime {
     fn parse(text: &str) -> Result<Self, String> {
         let time = Duration::parse(text)?;
         if time < Duration::from_secs(1) {
             return Err(format!("{text} is too short for the kernel, which counts in seconds; use 1s or more"));
+        }
+        if time.as_secs() > 32_767 {
+            return Err(format!("{text} is too long for the kernel; use 32767s or less"));
         }
         Ok(Self(time))
     }

@@ -153,15 +153,22 @@ impl Text for HeaderName {
 
 /// A value to set, without the variables that Envoy would put in.
 impl Text for HeaderValue {
+    const IS_SECRET: bool = true;
+
     fn parse(text: &str) -> Result<Self, String> {
-        let plain = text.replace("%%", "");
-        if let Some(variable) = plain.split('%').nth(1) {
-            return Err(format!(
-                "Envoy has variables such as %{variable}%, egress does not implement them; write a plain value, and %% for a \
-                 percent sign"
-            ));
+        if text.replace("%%", "").contains('%') {
+            return Err("Envoy takes what is between two % for a variable, egress does not implement them; write a plain value, \
+                        and %% for a percent sign"
+                .to_owned());
         }
-        Self::from_str(&text.replace("%%", "%")).map_err(|_| format!("{text:?} is not the value of a header field"))
+        Self::from_str(&text.replace("%%", "%")).map_err(|_| {
+            let (length, is_field) = (text.chars().count(), "is not the value of a header field");
+            if text.ends_with(['\n', '\r']) {
+                format!("this text of {length} characters {is_field}, as it ends in a line break; write `|-` in place of `|`")
+            } else {
+                format!("this text of {length} characters {is_field}; use printable characters of ASCII, on one line")
+            }
+        })
     }
 }
 

@@ -63,7 +63,7 @@ shape! {
         /// For the whole exchange; 0 is none.
         "timeout" => timeout: Option<Duration>,
         /// When they are sent again.
-        "retries" => retries: Option<Retries>,
+        "retries" => retries: Option<Located<Retries>>,
         /// Failures made on purpose.
         "fault" => fault: Option<Fault>,
         /// Where a copy is sent.
@@ -176,7 +176,7 @@ shape! {
     /// `redirect`.
     pub struct Redirect {
         /// The whole path.
-        "uri" => uri: Option<Located<String>>,
+        "uri" => uri: Filled,
         /// What the matched prefix becomes.
         "prefixRewrite" => prefix_rewrite: Option<Located<String>>,
         /// The host.
@@ -191,6 +191,21 @@ shape! {
         "redirectCode" => redirect_code: Option<Located<u32>>,
     }
     refused []
+}
+
+/// A text that is as good as absent if it is empty, as in Istio.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filled(pub Option<String>);
+
+impl Decode for Filled {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let text = String::decode(node, path, errors)?;
+        Some(Self(Some(text).filter(|text| !text.is_empty())))
+    }
+
+    fn absent() -> Option<Self> {
+        Some(Self(None))
+    }
 }
 
 /// `derivePort`.
@@ -246,6 +261,8 @@ shape! {
 pub struct Base64(pub Vec<u8>);
 
 impl Text for Base64 {
+    const IS_SECRET: bool = true;
+
     fn parse(text: &str) -> Result<Self, String> {
         use base64::{Engine as _, prelude::BASE64_STANDARD};
         // Kubernetes lets line breaks pass.
@@ -258,7 +275,7 @@ shape! {
     /// `rewrite`.
     pub struct Rewrite {
         /// What the matched part of the path becomes.
-        "uri" => uri: Option<String>,
+        "uri" => uri: Filled,
         /// What the Host becomes.
         "authority" => authority: Option<Authority>,
         /// What an expression's finds become.
@@ -273,7 +290,7 @@ shape! {
         /// The expression.
         "match" => pattern: PartPattern,
         /// What its finds become; `\1` is its first group.
-        "rewrite" => rewrite: String,
+        "rewrite" => rewrite: Located<String>,
     }
     refused []
 }

@@ -1,6 +1,7 @@
 //! What several documents mean together: each port of each host against all that is said of it.
 
 mod check;
+mod credential;
 mod host_map;
 mod http;
 mod index;
@@ -20,6 +21,7 @@ use self::{
 use super::{HttpRoute, Located, Rule, Targets};
 use crate::config::{
     Code, Diagnostic, Document, HostPattern, Location,
+    annotations::Annotations,
     destination_rule::{Subset, Tls},
     service_entry::{Protocol as Spoken, Resolution},
 };
@@ -33,9 +35,9 @@ pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Cl
     }
     let index = Index::of(documents, &mut reports);
     let mut compiler = Compiler::new(&index, reports);
-    compiler.check_destinations();
     compiler.compile();
     compiler.leave_tls_alone();
+    compiler.check_destinations();
     compiler.check_wildcards();
     compiler.check_number_of_ports();
     let Compiler { rules, reports: Reports { found: mut diagnostics, .. }, .. } = compiler;
@@ -52,11 +54,23 @@ struct Compiler<'i, 'd> {
     upstreams: HashMap<(&'d HostPattern, NonZeroU16, Option<&'d str>), Shared>,
     /// Where a `VirtualService` leads from another port.
     led_to: HashSet<(&'d HostPattern, NonZeroU16)>,
+    /// The annotations of an upstream.
+    in_force: HashSet<*const Annotations>,
+    /// The routes and matches, one after the other, of which is known what no request gets to.
+    checked: HashSet<Vec<*const ()>>,
 }
 
 impl<'i, 'd> Compiler<'i, 'd> {
     fn new(index: &'i Index<'d>, reports: Reports) -> Self {
-        Self { index, reports, rules: Vec::new(), upstreams: HashMap::default(), led_to: HashSet::default() }
+        Self {
+            index,
+            reports,
+            rules: Vec::new(),
+            upstreams: HashMap::default(),
+            led_to: HashSet::default(),
+            in_force: HashSet::default(),
+            checked: HashSet::default(),
+        }
     }
 
     /// First what `VirtualService`s say, as that decides on ports that they lead to; then the ports that are left.
@@ -222,6 +236,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
             return upstream.clone();
         }
         let settings = self.index.settings(service.host, number, subset);
+        self.in_force.extend(settings.annotations.map(std::ptr::from_ref));
         let upstream = Arc::new(upstream::build(service, subset, &settings, asked, self.index, &mut self.reports));
         self.upstreams.insert(key, upstream.clone());
         upstream

@@ -172,7 +172,8 @@ pub enum RedirectPath {
 /// The port that a redirect leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedirectPort {
-    /// None is written: that of the scheme. As in Envoy, the port of the request's own Host stays if scheme and host do.
+    /// As in Envoy, the port of the request's own Host stays if the host does, but for 80 where the scheme changes. Otherwise none
+    /// is written: that of the scheme.
     Default,
     /// The one that the request came to.
     Request,

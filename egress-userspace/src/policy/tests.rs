@@ -1,5 +1,6 @@
 //! What documents mean together.
 
+mod credentials;
 mod fields;
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
@@ -205,6 +206,46 @@ fn annotations_hold_for_every_port_of_the_rule() {
     let expected =
         format!("a.com:80 -> 443 verify=a.com {pins}\na.com:8080 -> 8443 verify=a.com crl=/etc/egress/crl.pem {pins}");
     assert_eq!(outcome(&text), expected);
+}
+
+#[test]
+fn annotations_are_not_lost() {
+    let with = |annotations: &str, rule: String| {
+        let metadata = format!("metadata: {{name: x, annotations: {{{annotations}}}}}");
+        rule.replace("metadata: {name: x}", &metadata)
+    };
+    const NEW: &str = "egress.dev/min-tls: '1.3'";
+    let bare = destination("a.com", "").replace(", trafficPolicy: {}", "");
+    let merged = "has a DestinationRule already, at @9: as in Istio, the subsets of both are in force, and the one trafficPolicy; \
+                  make one of the two";
+    let unused =
+        "nothing originates TLS for a.com by this rule, so its annotations do nothing; add `tls` to it, or remove them";
+    for (text, expected) in [
+        // Of two rules for a host.
+        (
+            entry("a.com", HTTP) + &destination("a.com", SIMPLE) + &with(NEW, bare.clone()),
+            format!(
+                "@14: spec.host: the annotations for a.com are those of its DestinationRule at @9, whose trafficPolicy counts, \
+                 and they are others; move these there"
+            ),
+        ),
+        (
+            entry("a.com", HTTP) + &with(NEW, destination("a.com", SIMPLE)) + &with(NEW, bare.clone()),
+            format!("a.com:80 -> 443 verify=a.com min=V13 (@9)\nwarning @14: spec.host: a.com {merged}"),
+        ),
+        // Of one that does nothing.
+        (
+            with(NEW, bare.clone()),
+            "warning @4: spec.host: no ServiceEntry has the host a.com, so this does nothing; add one".to_owned(),
+        ),
+        (
+            entry("a.com", "ports: [{number: 80, name: a, protocol: HTTP}], resolution: DNS")
+                + &with(NEW, bare.clone()),
+            format!("warning @9: spec.host: {unused}"),
+        ),
+    ] {
+        assert_eq!(outcome(&text), expected, "{text}");
+    }
 }
 
 #[test]

@@ -145,7 +145,7 @@ pub struct OutlierDetection {
     pub interval: Duration,
     /// For how long, times the number of times that it has been left out.
     pub base_ejection_time: Duration,
-    /// How many addresses at most, in percent; one always may.
+    /// How many addresses at most, in percent: none, if one is more than that.
     pub max_ejection_percent: u8,
     /// If fewer addresses are well, in percent, none is left out.
     pub min_health_percent: u8,
@@ -195,6 +195,40 @@ pub struct Adjustments {
 }
 
 impl Upstream {
+    /// Whether it is the same, be it written somewhere else: connections and what is known of addresses outlive a comment.
+    pub fn is_like(&self, other: &Self) -> bool {
+        // All fields by name, so that a new one is not forgotten.
+        let Self {
+            host,
+            port,
+            subset,
+            target_port,
+            targets,
+            protocol,
+            tls,
+            pool,
+            outlier_detection,
+            balancer,
+            tunnel,
+            adjustments,
+            preconnect,
+            location: _,
+        } = self;
+        *host == other.host
+            && *port == other.port
+            && *subset == other.subset
+            && *target_port == other.target_port
+            && *targets == other.targets
+            && *protocol == other.protocol
+            && tls.is_like(&other.tls)
+            && *pool == other.pool
+            && *outlier_detection == other.outlier_detection
+            && *balancer == other.balancer
+            && *tunnel == other.tunnel
+            && *adjustments == other.adjustments
+            && *preconnect == other.preconnect
+    }
+
     /// The files that it names.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.tls.files()

@@ -51,7 +51,10 @@ pub fn redirect(
     let scheme = redirect.scheme.as_deref().unwrap_or("http");
     let host = redirect.host.as_deref().unwrap_or(authority.host());
     let port = match redirect.port {
-        RedirectPort::Default if redirect.host.is_none() && redirect.scheme.is_none() => authority.port_u16(),
+        // The request is one of http: where the scheme changes, only the port that this implies goes with it.
+        RedirectPort::Default if redirect.host.is_none() => {
+            authority.port_u16().filter(|port| scheme == "http" || Some(*port) != default_port("http"))
+        }
         RedirectPort::Default => None,
         RedirectPort::Request => Some(port),
         RedirectPort::Number(port) => Some(port),
@@ -141,7 +144,10 @@ mod tests {
         check(asked, &Redirect { port: RedirectPort::Request, ..none.clone() }, None, "http://cnn.com/a/b?c=d");
         let odd = ("/", "cnn.com:81", 81);
         check(odd, &to(RedirectPath::Whole("/x".into())), None, "http://cnn.com:81/x");
-        check(odd, &Redirect { scheme: Some("https".into()), ..none.clone() }, None, "https://cnn.com/");
+        let https = Redirect { scheme: Some("https".into()), ..none.clone() };
+        check(odd, &https, None, "https://cnn.com:81/");
+        check(("/", "cnn.com:80", 80), &https, None, "https://cnn.com/");
+        check(odd, &Redirect { host: Some("b".into()), ..https }, None, "https://b/");
         check(odd, &Redirect { host: Some("b".into()), port: RedirectPort::Request, ..none }, None, "http://b:81/");
     }
 

@@ -46,12 +46,13 @@ impl Conversation {
                 let asks_to_switch = headers::asks_to_switch(&head.fields);
                 prepare(head, host);
                 let cluster = route.cluster(weighted.upstream);
-                let rewritten = rewritten(selected, matched, weighted, cluster, head)?;
+                let rewritten = rewritten(selected, matched, weighted, head)?;
                 let host = rewritten.as_ref().unwrap_or(host);
                 let mirrored = (!selected.mirrors.is_empty()).then(|| {
                     content.keep();
                     head.clone()
                 });
+                cleaned(cluster, head);
                 let (to, name) = named(cluster, host)?;
                 let sending = Sending {
                     routed: Routed::Originate(to, name),
@@ -106,8 +107,11 @@ impl Conversation {
                 break;
             };
             // It was answered: what is wrong with a copy is nobody's business.
-            let Ok(to) = named(route.cluster(mirror.upstream), host) else { continue };
-            mirror::send(&self.worker, &self.accepted, to, host.clone(), head.clone(), copy);
+            let cluster = route.cluster(mirror.upstream);
+            let Ok(to) = named(cluster, host) else { continue };
+            let mut head = head.clone();
+            cleaned(cluster, &mut head);
+            mirror::send(&self.worker, &self.accepted, to, host.clone(), head, copy);
         }
     }
 }
@@ -141,18 +145,21 @@ fn draw(destinations: &[Weighted]) -> &Weighted {
     destinations.iter().find(|destination| number < destination.up_to).unwrap_or(&destinations[0])
 }
 
+/// Makes the head what a cluster wants to see, whatever others do.
+fn cleaned(cluster: &Cluster, head: &mut RequestHead) {
+    if cluster.upstream.adjustments.strip_forwarded_headers {
+        rewrite::strip_forwarded(&mut head.fields);
+    }
+}
+
 /// Makes the head what the route wants the origin to see. Gives the host that the origin is asked for, if that is another.
 fn rewritten(
     selected: &HttpRoute,
     matched: Option<&Match>,
     weighted: &Weighted,
-    cluster: &Cluster,
     head: &mut RequestHead,
 ) -> Result<Option<RequestHost>, ProxyError> {
     change_both(&mut head.fields, &weighted.headers.request, &selected.headers.request);
-    if cluster.upstream.adjustments.strip_forwarded_headers {
-        rewrite::strip_forwarded(&mut head.fields);
-    }
     if let Some(path) = &selected.rewrite.path {
         let refused = || ProxyError::bad_request("the VirtualService rewrites this path to what is none");
         head.set_uri(rewrite::path(head.uri(), path, matched).ok_or_else(refused)?);

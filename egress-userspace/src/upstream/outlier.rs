@@ -76,9 +76,9 @@ impl Health {
         if is_out(found) || !found.is_outlier(&self.settings) {
             return false;
         }
-        // One always may be, as in Envoy.
+        // Of a few addresses that can be none, as in Envoy since 1.28: it has a setting for one at least, which Istio leaves off.
         let share = usize::from(self.settings.max_ejection_percent);
-        if out > 0 && (out + 1) * 100 > share * all {
+        if (out + 1) * 100 > share * all {
             return false;
         }
         found.leave_out(&self.settings, now);
@@ -218,9 +218,14 @@ mod tests {
             (0..2).for_each(|_| _ = health.record(POD, *address, status(502), 4, now));
         }
         assert_eq!(health.well(POD, all.clone(), now), all[2..], "half of them at most");
-        let one = Health::new(OutlierDetection { max_ejection_percent: 0, ..settings() });
-        (0..2).for_each(|_| _ = one.record(POD, all[0], status(502), 1, now));
-        assert_eq!(one.well(POD, all[..1].to_vec(), now), [], "one always may be");
+        let after = |percent: u8, all: &[SocketAddr]| {
+            let health = Health::new(OutlierDetection { max_ejection_percent: percent, ..settings() });
+            (0..2).for_each(|_| _ = health.record(POD, all[0], status(502), all.len(), now));
+            health.well(POD, all.to_vec(), now).len()
+        };
+        assert_eq!(after(10, &all[..1]), 1, "the only one");
+        assert_eq!((after(10, &addresses(9)), after(10, &addresses(10))), (9, 9));
+        assert_eq!(after(100, &all[..1]), 0, "as the user wants it");
         let needed = Health::new(OutlierDetection { min_health_percent: 60, ..settings() });
         for address in &all {
             (0..2).for_each(|_| _ = needed.record(POD, *address, status(502), 4, now));

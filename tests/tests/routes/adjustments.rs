@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use harness::origin::Reply;
 
-use super::{HOST, agent, bed, destination, entry, get, origin, origin_http1, service};
+use super::{HOST, SECOND, agent, bed, destination, echo, entry, get, origin, origin_http1, service};
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 
@@ -44,6 +44,30 @@ fn applications_of_http_are_spared_what_https_asks_of_them() -> Result<()> {
         }
         let (_, _, result) = get(&bed, "/elsewhere", &[])?;
         ensure!(result.responses[0].header("location") == Some("https://elsewhere.example/"), "{result:?}");
+    }
+    Ok(())
+}
+
+/// A copy is what its own destination wants to see.
+#[test]
+fn copies_are_adjusted_by_where_they_go() -> Result<()> {
+    const STRIP: &str = "egress.dev/strip-forwarded-headers: 'true'";
+    for (first, second) in [(STRIP, ""), ("", STRIP)] {
+        let bed = bed("adjust-copy")?;
+        let origin = origin(&bed, echo)?;
+        let rules = entry(HOST, "resolution: DNS")
+            + &destination(HOST, first, "", "")
+            + &entry(SECOND, "resolution: DNS")
+            + &destination(SECOND, second, "", "")
+            + &service(&format!("  - route: [{{destination: {{host: {HOST}}}}}]\n    mirror: {{host: {SECOND}}}\n"));
+        let (_agent, _config) = agent(&bed, &rules)?;
+        let (status, ..) = get(&bed, "/", &["-H", "X-Forwarded-Proto: http"])?;
+        ensure!(status == 200);
+        for request in origin.wait_for_requests(2)? {
+            let is_copy = bed.addresses(SECOND).both().contains(&request.server.ip());
+            let strips = if is_copy { second } else { first };
+            ensure!(request.header("x-forwarded-proto").is_some() == strips.is_empty(), "{strips:?}: {request:?}");
+        }
     }
     Ok(())
 }

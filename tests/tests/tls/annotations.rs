@@ -159,3 +159,31 @@ fn a_revocation_list_that_changes_counts_for_the_next_request() -> Result<()> {
     ensure!(ask()?.statuses() == [200]);
     origin.wait_for_requests(2).map(drop)
 }
+
+#[test]
+fn a_revocation_list_in_the_secret_of_a_credential_counts() -> Result<()> {
+    const HOST: &str = "edition.cnn.com";
+    const SERIAL: u64 = 77;
+    let bed = TestBed::new("tls-secret-crl")?;
+    let tls = ServerTls::new(bed.pki().numbered(&[HOST], SERIAL)?);
+    let origin = bed.embedded_origin().handler(|_| Reply::ok("fine")).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let authorities = fs::read_to_string(bed.pki().ca_file())?;
+    let rules = |authorities_key: &str, list_key: &str, revoked: &[u64]| -> Result<[String; 2]> {
+        let list = bed.pki().revocation_list(revoked, 2124)?;
+        let secret = format!(
+            "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: news}}\nstringData:\n  {authorities_key}: {authorities:?}\n  \
+             {list_key}: {list:?}\n"
+        );
+        Ok([rule(HOST, DNS, "{mode: SIMPLE, credentialName: news}"), secret])
+    };
+    let config = configure(&bed, &rules("ca.crt", "ca.crl", &[SERIAL])?)?;
+    let mut agent = bed.agent(&config)?;
+    let ask = || bed.curl("http://edition.cnn.com/")?.run();
+    check_failure(&ask()?, 502, "tls_certificate_error", "is revoked: ")?;
+    let mut apply = |rules: [String; 2]| agent.apply(|| config.write("rules.yaml", &rules.concat()));
+    apply(rules("ca.crt", "ca.crl", &[SERIAL + 1])?)?;
+    ensure!(ask()?.statuses() == [200]);
+    apply(rules("cacert", "crl", &[SERIAL])?)?;
+    check_failure(&ask()?, 502, "tls_certificate_error", "is revoked: ")?;
+    origin.wait_for_requests(1).map(drop)
+}

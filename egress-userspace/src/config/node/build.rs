@@ -371,7 +371,7 @@ mod tests {
             ("x: &x [a]\n*x : 1", "f:2: the key of a map is not a text"),
             ("a: !red 1", "f:1: the tag !red means nothing here; remove it"),
             ("a: !!binary aGk=", "f:1: the tag !!binary means nothing here; remove it"),
-            ("a: !!int x", "f:1: \"x\" is not what its tag !!int says; remove one of them"),
+            ("a: !!int x", "f:1: the value is not what its tag !!int says; remove one of them"),
             ("a: !!seq {}", "f:1: the tag !!seq means nothing here; remove it"),
             (&deep, "f:1: recursion limit exceeded"),
             (&format!("{many}k3: 2"), "f:65: duplicate mapping key `k3` is not allowed here"),

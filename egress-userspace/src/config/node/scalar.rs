@@ -21,7 +21,7 @@ pub(super) fn resolve<'t>(text: Cow<'t, str>, style: ScalarStyle, tag: Option<&T
         (Some("int"), value @ Value::Integer(_)) | (Some("float"), value @ Value::Float(_)) => value,
         (Some("float"), Value::Integer(number)) => Value::Float(number as f64),
         (Some(_), _) => {
-            return Err(format!("{text:?} is not what its tag {} says; remove one of them", tag.original()));
+            return Err(format!("the value is not what its tag {} says; remove one of them", tag.original()));
         }
         (None, _) => return Err(foreign(tag)),
     };

@@ -1,6 +1,8 @@
 //! One row per mistake: the document, and what the user is told.
 
 mod destination_rule;
+mod secret;
+mod virtual_service;
 
 use super::errors;
 

@@ -1,6 +1,8 @@
 //! What the fields of a `VirtualService` say about each other.
 
-use super::{Headers, MESH, MeshService, Redirect, RequestMatch, Route, VirtualService};
+use super::{
+    Headers, MESH, MeshService, Redirect, RegexRewrite, RequestMatch, Retries, Rewrite, Route, VirtualService,
+};
 use crate::config::{
     Code, Errors, Located, TextMatch,
     decode::{Decode as _, Fields},
@@ -63,11 +65,11 @@ fn check_route(route: &Located<Route>, errors: &mut Errors) {
     if let Some(redirect) = &route.redirect {
         check_redirect(redirect, route, errors);
     }
-    if let Some(rewrite) = &route.rewrite
-        && rewrite.uri.is_some()
-        && rewrite.uri_regex_rewrite.is_some()
-    {
-        errors.at(rewrite, Code::Contradiction.because("uri and uriRegexRewrite exclude each other; choose one"));
+    if let Some(retries) = &route.retries {
+        check_retries(retries, errors);
+    }
+    if let Some(rewrite) = &route.rewrite {
+        check_rewrite(rewrite, errors);
     }
     if let Some(body) = route.direct_response.as_ref().and_then(|response| response.body.as_ref())
         && body.string.is_some() == body.bytes.is_some()
@@ -88,6 +90,25 @@ fn check_route(route: &Located<Route>, errors: &mut Errors) {
     }
 }
 
+/// Istio refuses most of these too: who says when to try again wants that to happen.
+fn check_retries(retries: &Located<Retries>, errors: &mut Errors) {
+    if retries.attempts.is_some_and(|attempts| attempts > 0) {
+        return;
+    }
+    let settings = [
+        ("perTryTimeout", retries.per_try_timeout.is_some()),
+        ("retryOn", retries.retry_on.as_ref().is_some_and(|on| !on.0.is_empty())),
+        ("backoff", retries.backoff.is_some()),
+        ("retryIgnorePreviousHosts", retries.retry_ignore_previous_hosts == Some(true)),
+    ];
+    if let Some((setting, _)) = settings.into_iter().find(|(_, is_set)| *is_set) {
+        let text = format!(
+            "there is {setting}, but without attempts nothing is tried again; set attempts, or remove {setting}"
+        );
+        errors.at(retries, Code::Contradiction.because(text));
+    }
+}
+
 fn check_redirect(redirect: &Located<Redirect>, route: &Route, errors: &mut Errors) {
     if let Some(code) = redirect.redirect_code.as_ref().filter(|code| ![301, 302, 303, 307, 308].contains(&code.value))
     {
@@ -96,14 +117,54 @@ fn check_redirect(redirect: &Located<Redirect>, route: &Route, errors: &mut Erro
     if redirect.port.is_some() && redirect.derive_port.is_some() {
         errors.at(redirect, Code::Contradiction.because("port and derivePort exclude each other; choose one"));
     }
+    let leads = [
+        redirect.uri.0.is_some(),
+        redirect.prefix_rewrite.is_some(),
+        redirect.authority.is_some(),
+        redirect.port.is_some(),
+        redirect.derive_port.is_some(),
+        redirect.scheme.is_some(),
+    ];
+    if !leads.contains(&true) {
+        let text = "the redirect leads to where the request came from; give uri, authority, scheme or port";
+        errors.at(redirect, Code::MissingField.because(text));
+    }
     let Some(prefix) = &redirect.prefix_rewrite else { return };
-    if redirect.uri.is_some() {
+    if redirect.uri.0.is_some() {
         errors.at(redirect, Code::Contradiction.because("uri and prefixRewrite exclude each other; choose one"));
     }
     let has_prefix = |matched: &Located<RequestMatch>| matches!(matched.uri, Some(TextMatch::Prefix(_)));
     if route.matches.is_empty() || !route.matches.iter().all(has_prefix) {
         errors
             .at(prefix, Code::Contradiction.because("prefixRewrite needs matches by uri.prefix; add them, or use uri"));
+    }
+}
+
+fn check_rewrite(rewrite: &Located<Rewrite>, errors: &mut Errors) {
+    if rewrite.uri.0.is_none() && rewrite.uri_regex_rewrite.is_none() && rewrite.authority.is_none() {
+        errors.at(rewrite, Code::MissingField.because("nothing is rewritten; give uri, uriRegexRewrite or authority"));
+    }
+    if rewrite.uri.0.is_some() && rewrite.uri_regex_rewrite.is_some() {
+        errors.at(rewrite, Code::Contradiction.because("uri and uriRegexRewrite exclude each other; choose one"));
+    }
+    let Some(RegexRewrite { pattern, rewrite }) = &rewrite.uri_regex_rewrite else { return };
+    let groups = pattern.0.regex().captures_len();
+    let mut chars = rewrite.chars();
+    while chars.by_ref().any(|c| c == '\\') {
+        let escaped = chars.next();
+        let group = escaped.and_then(|c| c.to_digit(10)).and_then(|digit| usize::try_from(digit).ok());
+        match (escaped, group) {
+            (_, Some(group)) if group < groups => {}
+            (_, Some(group)) => {
+                let text = format!("there is no group {group} in the expression; use \\0 to \\{}", groups.min(10) - 1);
+                errors.at(rewrite, text);
+            }
+            (Some('\\'), None) => {}
+            (_, None) => {
+                errors
+                    .at(rewrite, "a backslash stands before the number of a group; write two of them if one is meant");
+            }
+        }
     }
 }
 

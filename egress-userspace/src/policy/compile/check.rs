@@ -6,10 +6,11 @@ use foldhash::HashMap;
 
 use egress_common::learned::NAME_PORTS;
 
-use super::{Compiler, host_map::HostMap};
+use super::{Compiler, host_map::HostMap, index::Destinations};
 use crate::{
     config::{
         Code, HostPattern, Located,
+        annotations::Annotations,
         destination_rule::{DestinationRule, Tls},
         traffic_policy::TrafficPolicy,
     },
@@ -33,13 +34,15 @@ impl Compiler<'_, '_> {
                 let known = ports.get(&(&raw const **rule));
                 self.check_destination(host, rule, known);
             }
+            let is_known = destinations.rules.iter().any(|(rule, _)| ports.contains_key(&(&raw const **rule)));
+            self.check_annotations(host, destinations, is_known);
         }
     }
 
     fn check_destination(&mut self, host: &HostPattern, rule: &DestinationRule, known: Option<&BTreeSet<NonZeroU16>>) {
         let of_subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
         let policies: Vec<_> = rule.traffic_policy.iter().chain(of_subsets).collect();
-        if !policies.iter().any(|policy| originates(policy)) {
+        if !policies.iter().any(|policy| originates(policy)) && !is_annotated(rule) {
             return;
         }
         let Some(known) = known else {
@@ -51,6 +54,28 @@ impl Compiler<'_, '_> {
         for number in settings.map(|settings| &settings.port.number).filter(|number| !known.contains(&number.value)) {
             let text = format!("no ServiceEntry has port {} of {host}, so this does nothing", number.value);
             self.reports.at(number, Code::UnusedDestinationRule.because(text));
+        }
+    }
+
+    /// Of several rules for a host it is one whose annotations count. What others ask for must not be lost without a word.
+    fn check_annotations(&mut self, host: &HostPattern, destinations: &Destinations<'_>, is_known: bool) {
+        let Some((main, _)) = destinations.main() else { return };
+        let others = destinations.rules.iter().map(|(rule, _)| rule).filter(|rule| is_annotated(rule));
+        for rule in others.filter(|rule| rule.annotations != main.annotations) {
+            let text = format!(
+                "the annotations for {host} are those of its DestinationRule at {}, whose trafficPolicy counts, and they are \
+                 others; move these there",
+                main.host.location,
+            );
+            self.reports.at(&rule.host, Code::Conflict.because(text));
+        }
+        // What is wrong elsewhere can be why.
+        let is_in_force = self.in_force.contains(&(&raw const main.annotations));
+        if is_annotated(main) && is_known && !is_in_force && self.reports.errors == 0 {
+            let text = format!(
+                "nothing originates TLS for {host} by this rule, so its annotations do nothing; add `tls` to it, or remove them"
+            );
+            self.reports.at(&main.host, Code::UnusedDestinationRule.because(text));
         }
     }
 
@@ -98,6 +123,10 @@ impl Compiler<'_, '_> {
             }
         }
     }
+}
+
+fn is_annotated(rule: &DestinationRule) -> bool {
+    rule.annotations != Annotations::default()
 }
 
 fn originates(policy: &TrafficPolicy) -> bool {

@@ -40,7 +40,7 @@ pub(super) fn request_match(raw: &raw::RequestMatch) -> Match {
 }
 
 pub(super) fn redirect(raw: &raw::Redirect) -> Redirect {
-    let whole = raw.uri.as_ref().map(|uri| RedirectPath::Whole(uri.value.as_str().into()));
+    let whole = raw.uri.0.as_ref().map(|uri| RedirectPath::Whole(uri.as_str().into()));
     let prefix = raw.prefix_rewrite.as_ref().map(|prefix| RedirectPath::Prefix(prefix.value.as_str().into()));
     let code = raw.redirect_code.as_ref().and_then(|code| u16::try_from(code.value).ok());
     Redirect {
@@ -67,7 +67,7 @@ pub(super) fn direct_response(raw: &raw::DirectResponse) -> DirectResponse {
 }
 
 pub(super) fn rewrite(raw: &raw::Rewrite) -> Rewrite {
-    let matched = raw.uri.as_ref().map(|uri| PathRewrite::Matched(uri.as_str().into()));
+    let matched = raw.uri.0.as_ref().map(|uri| PathRewrite::Matched(uri.as_str().into()));
     let regex = raw
         .uri_regex_rewrite
         .as_ref()
@@ -75,7 +75,7 @@ pub(super) fn rewrite(raw: &raw::Rewrite) -> Rewrite {
     Rewrite { path: matched.or(regex), authority: raw.authority.clone() }
 }
 
-/// RE2's `\1` as the crate `regex` writes it, in which `$` is special.
+/// RE2's `\1` as the crate `regex` writes it, in which `$` is special. Other escapes than this one and `\\` have been refused.
 fn substitution(text: &str) -> String {
     let mut result = String::new();
     let mut chars = text.chars();
@@ -113,7 +113,9 @@ pub(super) fn retries(raw: &raw::Retries) -> Retries {
     let mut on = RetryOn::default();
     let default =
         [RetryReason::ConnectFailure, RetryReason::RefusedStream, RetryReason::Grpc(14), RetryReason::Grpc(1)];
-    let reasons = raw.retry_on.as_ref().map_or(default.as_slice(), |on| on.0.as_slice());
+    // An empty text says as much as none.
+    let given = raw.retry_on.as_ref().map(|on| on.0.as_slice()).filter(|reasons| !reasons.is_empty());
+    let reasons = given.unwrap_or(default.as_slice());
     for reason in reasons {
         match *reason {
             RetryReason::ServerError => on.server_error = true,
@@ -162,15 +164,20 @@ pub(super) fn covers(earlier: &Match, later: &Match) -> bool {
     if earlier == later {
         return true;
     }
-    let rest = Match { path: None, ignore_case: false, ..earlier.clone() };
-    if rest != Match::default() {
+    let Match { path, ignore_case, method, authority, headers, without_headers, query } = earlier;
+    let asks_for_more = method.is_some()
+        || authority.is_some()
+        || !headers.is_empty()
+        || !without_headers.is_empty()
+        || !query.is_empty();
+    if asks_for_more {
         return false;
     }
-    match (&earlier.path, &later.path) {
+    match (path, &later.path) {
         (None, _) => true,
         (Some(TextMatch::Prefix(prefix)), _) if &**prefix == "/" => true,
         (Some(prefix @ TextMatch::Prefix(_)), Some(TextMatch::Exact(text) | TextMatch::Prefix(text))) => {
-            (earlier.ignore_case || !later.ignore_case) && prefix.matches(text, earlier.ignore_case)
+            (*ignore_case || !later.ignore_case) && prefix.matches(text, *ignore_case)
         }
         _ => false,
     }

@@ -165,7 +165,7 @@ impl<'d> Index<'d> {
                     ))
                 },
             );
-            let known: Vec<_> = destinations.subsets().collect();
+            let known: Vec<_> = destinations.subsets().map(|(subset, _)| subset).collect();
             for subset in &rule.subsets {
                 if let Some(first) = known.iter().find(|first| first.name.value == subset.name.value) {
                     let text = format!(
@@ -292,8 +292,10 @@ impl<'d> Index<'d> {
         {
             settings.annotations = Some(&rule.annotations);
             settings.apply(rule.traffic_policy.as_ref(), port, namespace);
-            let subset = subset.and_then(|subset| destinations.subset(&subset.name.value));
-            settings.apply(subset.and_then(|subset| subset.traffic_policy.as_ref()), port, namespace);
+            // It can be another rule's, which can be in another namespace.
+            if let Some((subset, namespace)) = subset.and_then(|subset| destinations.subset(&subset.name.value)) {
+                settings.apply(subset.traffic_policy.as_ref(), port, namespace);
+            }
         }
         settings
     }
@@ -310,13 +312,13 @@ impl<'d> Destinations<'d> {
         self.rules.iter().find(|(rule, _)| rule.traffic_policy.is_some()).or(self.rules.first()).copied()
     }
 
-    fn subsets(&self) -> impl Iterator<Item = &'d Subset> {
-        self.rules.iter().flat_map(|(rule, _)| &rule.subsets)
+    fn subsets(&self) -> impl Iterator<Item = (&'d Subset, Namespace<'d>)> {
+        self.rules.iter().flat_map(|(rule, namespace)| rule.subsets.iter().map(|subset| (subset, *namespace)))
     }
 
-    /// The subset of a name.
-    pub(super) fn subset(&self, name: &str) -> Option<&'d Subset> {
-        self.subsets().find(|subset| subset.name.value == name)
+    /// The subset of a name, and the namespace of its rule.
+    pub(super) fn subset(&self, name: &str) -> Option<(&'d Subset, Namespace<'d>)> {
+        self.subsets().find(|(subset, _)| subset.name.value == name)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A `VirtualService` against one port of a host that it is for.
 
-use std::{num::NonZeroU16, sync::Arc};
+use std::{iter, num::NonZeroU16, ptr, sync::Arc};
 
 use super::{
     Compiler, Outcome, http,
@@ -117,7 +117,7 @@ impl<'d> Compiler<'_, 'd> {
                     self.reports.at(name, Code::UnknownSubset.because(text));
                     return None;
                 }
-                found
+                found.map(|(subset, _)| subset)
             }
         };
         let Some(asked) = self.asked(service, subset) else {
@@ -135,8 +135,16 @@ impl<'d> Compiler<'_, 'd> {
         Some(Led::Tls(self.upstream(service, subset, asked)))
     }
 
-    /// Says which routes and matches no request gets to.
+    /// Says which routes and matches no request gets to: once for all hosts and ports that have the same ones, since each is held
+    /// against all before it.
     fn check_reachable(&mut self, routes: &[Applicable<'d>]) {
+        let all = routes.iter().flat_map(|Applicable { route, matches }| {
+            let matches = matches.iter().map(|matched| ptr::from_ref(*matched).cast());
+            iter::once(ptr::from_ref(*route).cast()).chain(matches)
+        });
+        if !self.checked.insert(all.collect()) {
+            return;
+        }
         let mut earlier: Vec<(crate::policy::Match, &Located<RequestMatch>)> = Vec::new();
         let mut catch_all: Option<&Located<Route>> = None;
         for route in routes {
@@ -207,7 +215,7 @@ fn compile_route(applicable: &Applicable<'_>, led: Vec<Led<'_>>, upstreams: &mut
         rewrite: route.rewrite.as_ref().map_or_else(Rewrite::default, |rewrite| http::rewrite(rewrite)),
         headers: http::changes(route.headers.as_ref()),
         timeout: route.timeout.filter(|time| !time.is_zero()),
-        retries: route.retries.as_ref().map(http::retries),
+        retries: route.retries.as_ref().map(|retries| http::retries(retries)),
         fault: route.fault.as_ref().map_or_else(Fault::default, http::fault),
         mirrors,
         location: route.location.clone(),

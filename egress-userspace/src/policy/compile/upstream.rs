@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Reports,
+    Reports, credential,
     index::{Asked, AskedBy, Index, Namespace, Service, Settings, StoreKind},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         Code, HostPattern, Located,
         annotations::Annotations,
         backend_tls_policy::{BackendTlsPolicy, CaKind},
-        destination_rule::{Credential, Origination, Subset},
+        destination_rule::{Origination, Subset},
         service_entry::{Protocol as Spoken, Resolution, ServiceEntry},
         traffic_policy::{self as raw, H2UpgradePolicy, Simple, TunnelProtocol},
     },
@@ -165,10 +165,19 @@ fn tls_settings<'d>(
             HostPattern::Wildcard(_) => Verify::Host,
         },
     };
-    let (roots, client) = match &asked.credential {
-        Some(credential) => of_credential(credential, namespace, index, reports),
+    let crl = asked.ca_crl.as_ref().map(resolve);
+    let (roots, crl, client) = match &asked.credential {
+        Some(credential) => {
+            let found = credential::look_up(credential, namespace, index, reports);
+            if let (Some(file), Some(_)) = (&asked.ca_crl, &found.crl) {
+                let text = "the Secret of credentialName says what is revoked, too; remove one of them";
+                reports.at(file, Code::Conflict.because(text));
+            }
+            (found.roots, crl.or(found.crl), found.client)
+        }
         None => (
             asked.ca_certificates.as_ref().map_or(Roots::System, |file| Roots::File(resolve(file))),
+            crl,
             asked
                 .client
                 .as_ref()
@@ -179,7 +188,7 @@ fn tls_settings<'d>(
         sni: asked.sni.as_ref().map(|sni| sni.value.clone()),
         verify: if asked.insecure_skip_verify.is_some() { Verify::Skip } else { names },
         roots,
-        crl: asked.ca_crl.as_ref().map(resolve),
+        crl,
         client,
         requirements: Requirements::default(),
     }
@@ -187,46 +196,6 @@ fn tls_settings<'d>(
 
 fn resolve(file: &Located<PathBuf>) -> Located<Pem> {
     file.with(Pem::File(file.location.resolve(&file.value)))
-}
-
-/// Certificates as Istio looks for them: the authorities in the `Secret` itself, or in one of its name and `-cacert`.
-fn of_credential<'d>(
-    credential: &'d Credential,
-    namespace: Namespace<'d>,
-    index: &Index<'d>,
-    reports: &mut Reports,
-) -> (Roots, Option<ClientIdentity>) {
-    let name = credential.name.value.as_str();
-    let found = |name: &str, keys: &[&str]| {
-        let (key, content) = index.store(StoreKind::Secret, namespace, name)?.first(keys)?;
-        let called = format!("{key} of Secret {name}").into();
-        Some(credential.name.with(Pem::Inline { name: called, content: content.clone() }))
-    };
-    let authorities = format!("{name}-cacert");
-    const AUTHORITIES: [&str; 2] = ["ca.crt", "cacert"];
-    let roots = found(name, &AUTHORITIES).or_else(|| found(&authorities, &AUTHORITIES));
-    let is_there = [name, &authorities].iter().any(|name| index.store(StoreKind::Secret, namespace, name).is_some());
-    if !is_there {
-        let namespace = namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
-        let text = format!("there is no Secret {name}{namespace} in these files; add it");
-        reports.at(&credential.name, Code::UnknownCredential.because(text));
-    } else if roots.is_none() {
-        let text = format!(
-            "neither Secret {name} nor {authorities} has ca.crt, which Istio needs: the system's roots are trusted in its stead; \
-             add it"
-        );
-        reports.at(&credential.name, Code::Credential.because(text));
-    }
-    let mut client = None;
-    if credential.is_mutual && is_there {
-        let (certificate, key) = (found(name, &["tls.crt", "cert"]), found(name, &["tls.key", "key"]));
-        for (what, _) in [("tls.crt", certificate.is_none()), ("tls.key", key.is_none())].iter().filter(|(_, is)| *is) {
-            let text = format!("Secret {name} has no {what}, as MUTUAL needs; add it");
-            reports.at(&credential.name, Code::UnknownCredential.because(text));
-        }
-        client = certificate.zip(key).map(|(certificate, key)| ClientIdentity { certificate, key });
-    }
-    (roots.map_or(Roots::System, Roots::File), client)
 }
 
 /// The TLS of a `BackendTLSPolicy`.
@@ -244,8 +213,8 @@ fn validation<'d>(
             CaKind::ConfigMap => (StoreKind::ConfigMap, reference.name.as_str()),
             CaKind::Secret => (StoreKind::Secret, reference.name.as_str()),
         };
-        match index.store(kind, namespace, name).and_then(|store| store.first(&["ca.crt"])) {
-            Some((_, content)) => {
+        match index.store(kind, namespace, name).and_then(|store| store.entries.get("ca.crt")) {
+            Some(content) => {
                 bundle.extend_from_slice(content);
                 bundle.push(b'\n');
                 names.push(format!("ca.crt of {kind:?} {name}"));

@@ -65,6 +65,22 @@ fn routes_are_compiled() {
     assert_eq!(route.mirrors, [Mirror { upstream: UpstreamIndex(1), share: Share(1_000) }]);
 }
 
+#[test]
+fn an_empty_retry_on_is_none() {
+    let on = |retry_on: &str| {
+        let text = format!(
+            "kind: VirtualService\napiVersion: networking.istio.io/v1\nmetadata: {{name: x}}\nspec: {{hosts: [a.com], http: [{{route: \
+             [{{destination: {{host: a.com}}}}], retries: {{attempts: 2{retry_on}}}}}]}}\n"
+        );
+        let text = entry("a.com", HTTP) + &destination("a.com", SIMPLE) + &text;
+        let documents = config::parse(&text, Path::new("rules.yaml")).expect("valid documents");
+        let (policy, _) = Policy::compile(&documents).expect("valid rules");
+        policy.rules().next().expect("a rule").routes[0].retries.clone().expect("retries").on
+    };
+    assert_eq!(on(", retryOn: ''"), on(""));
+    assert!(on("").connect_failure && !on(", retryOn: 5xx").connect_failure);
+}
+
 /// What a `DestinationRule` says of connections, and what is the default for what it does not say.
 #[test]
 fn traffic_policies_are_compiled() {

@@ -218,16 +218,33 @@ fn address(line: &mut Vec<u8>, address: SocketAddr) {
     line.extend_from_slice(Buffer::new().format(v4.port()).as_bytes());
 }
 
-/// A string of JSON, which also keeps a text on its line.
+/// A string of JSON, which also keeps a text on its line, and terminals and viewers from doing what it says.
 fn quoted(line: &mut Vec<u8>, text: &str) {
-    let is_special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\' || byte == 0x7f;
+    // 0xc2 and 0xe2 begin those beyond ASCII, among others.
+    let is_suspect = |byte: u8| byte < b' ' || matches!(byte, b'"' | b'\\' | 0x7f | 0xc2 | 0xe2);
     // Looked through to its end, many bytes at a time: as a rule there is none.
-    if text.bytes().fold(false, |found, byte| found | is_special(byte)) {
-        // To a vector nothing fails, and strings can be serialized.
-        let _ = serde_json::to_writer(line, text);
-    } else {
+    if !text.bytes().fold(false, |found, byte| found | is_suspect(byte)) {
         in_quotes(line, text);
+        return;
     }
+    line.push(b'"');
+    for c in text.chars() {
+        // To a vector nothing fails.
+        let _ = match c {
+            '"' | '\\' => write!(line, "\\{c}"),
+            '\n' => line.write_all(b"\\n"),
+            '\r' => line.write_all(b"\\r"),
+            '\t' => line.write_all(b"\\t"),
+            _ if is_control(c) => write!(line, "\\u{:04x}", u32::from(c)),
+            _ => write!(line, "{c}"),
+        };
+    }
+    line.push(b'"');
+}
+
+/// Controls, line separators, and what turns the direction of text (UAX #9 section 2).
+fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn in_quotes(line: &mut Vec<u8>, text: &str) {
@@ -297,6 +314,24 @@ mod tests {
         );
         assert_eq!(object["timestamp"].as_str().map(str::len), Some("2026-01-01T00:00:00.000000Z".len()));
         assert!(object.get("error").is_none());
+    }
+
+    #[test]
+    fn what_terminals_would_act_on_is_escaped() {
+        for (text, expected) in [
+            ("/\u{7f}\u{1b}[2J\0", r"/\u007f\u001b[2J\u0000"),
+            ("/\u{9b}2J\u{85}", r"/\u009b2J\u0085"),
+            ("/a\u{2028}b\u{202e}c\u{2066}", r"/a\u2028b\u202ec\u2066"),
+            ("/\"\\\t\r\n", r#"/\"\\\t\r\n"#),
+            // Their neighbours are letters and signs.
+            ("/é\u{a0}â\u{2027}\u{206a}", "/é\u{a0}â\u{2027}\u{206a}"),
+        ] {
+            let mut line = Vec::new();
+            quoted(&mut line, text);
+            let line = String::from_utf8(line).expect("UTF-8");
+            assert_eq!(line, format!("\"{expected}\""));
+            assert_eq!(serde_json::from_str::<String>(&line).ok().as_deref(), Some(text));
+        }
     }
 
     #[test]

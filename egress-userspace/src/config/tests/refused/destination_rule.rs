@@ -35,6 +35,17 @@ fn destination_rule() {
                  the field",
             ),
             (
+                "host: a.com\ntrafficPolicy: {connectionPool: {tcp: {tcpKeepalive: {probes: 128, time: 32768s, interval: 500ms}}}}",
+                "@6: spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.interval: 500ms is too short for the kernel, which counts in \
+                 seconds; use 1s or more\n\
+                 @6: spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.probes: 128 is not what the kernel takes; use 1 to 127\n\
+                 @6: spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.time: 32768s is too long for the kernel; use 32767s or less",
+            ),
+            (
+                "host: a.com\ntrafficPolicy: {connectionPool: {tcp: {tcpKeepalive: {probes: 127, time: 32767s, interval: 32767s}}}}",
+                "",
+            ),
+            (
                 "host: a.com\ntrafficPolicy: {outlierDetection: {maxEjectionPercent: 101, consecutiveErrors: 3}}",
                 "@6: spec.trafficPolicy.outlierDetection.consecutiveErrors: Istio has this field, egress does not implement it; \
                  remove it\n\

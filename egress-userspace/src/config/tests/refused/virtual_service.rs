@@ -1,0 +1,72 @@
+//! What a `VirtualService` cannot say.
+
+use super::check;
+
+/// Each route as the only one, after its destination; what is expected is about a field of it.
+fn check_routes(rows: &[(&str, &str)]) {
+    for (route, expected) in rows {
+        let spec = format!("hosts: [a.com]\nhttp:\n- {{route: [{{destination: {{host: a.com}}}}], {route}}}");
+        let expected = if expected.is_empty() { String::new() } else { format!("@7: spec.http[0].{expected}") };
+        check("VirtualService", &[(&spec, &expected)]);
+    }
+}
+
+#[test]
+fn retries() {
+    check_routes(&[
+        ("retries: {attempts: 0}", ""),
+        ("retries: {attempts: 0, retryOn: ''}", ""),
+        ("retries: {attempts: 1, retryOn: '', perTryTimeout: 1s}", ""),
+        (
+            "retries: {attempts: 0, perTryTimeout: 1s}",
+            "retries: there is perTryTimeout, but without attempts nothing is tried again; set attempts, or remove perTryTimeout",
+        ),
+        (
+            "retries: {retryOn: 5xx}",
+            "retries: there is retryOn, but without attempts nothing is tried again; set attempts, or remove retryOn",
+        ),
+        (
+            "retries: {attempts: 0, backoff: 1s}",
+            "retries: there is backoff, but without attempts nothing is tried again; set attempts, or remove backoff",
+        ),
+    ]);
+}
+
+#[test]
+fn rewrites_by_an_expression() {
+    let backslash = "a backslash stands before the number of a group; write two of them if one is meant";
+    for (rewrite, expected) in [
+        (r"/\0/\2\\", ""),
+        (r"/\3", "there is no group 3 in the expression; use \\0 to \\2"),
+        (r"/\n", backslash),
+        (r"/\", backslash),
+        (r"/\\\", backslash),
+    ] {
+        let route = format!("rewrite: {{uriRegexRewrite: {{match: '/(a)/(b)', rewrite: '{rewrite}'}}}}");
+        let expected = if expected.is_empty() { "" } else { &format!("rewrite.uriRegexRewrite.rewrite: {expected}") };
+        check_routes(&[(&route, expected)]);
+    }
+}
+
+#[test]
+fn rewrites_and_redirects_to_nothing() {
+    let nothing = "rewrite: nothing is rewritten; give uri, uriRegexRewrite or authority";
+    let regex = "uriRegexRewrite: {match: a, rewrite: b}";
+    check_routes(&[
+        ("rewrite: {}", nothing),
+        ("rewrite: {uri: ''}", nothing),
+        ("rewrite: {uri: '', authority: b.com}", ""),
+        (&format!("rewrite: {{uri: '', {regex}}}"), ""),
+        (&format!("rewrite: {{uri: /, {regex}}}"), "rewrite: uri and uriRegexRewrite exclude each other; choose one"),
+    ]);
+    let nothing = "@6: spec.http[0].redirect: the redirect leads to where the request came from; give uri, authority, scheme or port";
+    for (redirect, expected) in [
+        ("", nothing),
+        ("uri: ''", nothing),
+        ("redirectCode: 302", nothing),
+        ("scheme: https", ""),
+        ("uri: '', port: 81", ""),
+    ] {
+        check("VirtualService", &[(&format!("hosts: [a.com]\nhttp: [{{redirect: {{{redirect}}}}}]"), expected)]);
+    }
+}
