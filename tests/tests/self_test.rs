@@ -66,10 +66,28 @@ fn programs_on_a_cgroup_that_was_removed_are_noticed() -> Result<()> {
     check(&start(&bed, &scope)?, [1.0, 0.0])
 }
 
+/// As by `docker pause` of the one above. A process would not even begin there, and who starts it waits for that.
+#[test]
+fn a_scope_that_stands_still_holds_nobody_up() -> Result<()> {
+    let bed = TestBed::new("frozen")?;
+    let scope = bed.cgroup().child("scope")?;
+    let mut agent = start(&bed, &scope)?;
+    fs::write(scope.path().join("cgroup.freeze"), "1")?;
+    let events = || fs::read_to_string(scope.path().join("cgroup.events")).unwrap_or_default();
+    wait_until("the cgroup to be frozen", PATIENCE, || events().contains("frozen 1"))?;
+    test_again(&mut agent)?;
+    check(&agent, [2.0, 0.0])?;
+    fs::write(scope.path().join("cgroup.freeze"), "0")?;
+    test_again(&mut agent)?;
+    check(&agent, [3.0, 0.0])?;
+    ensure!(agent.terminate()?.code() == Some(0));
+    Ok(())
+}
+
 /// Nobody asks for a test here. What is detached leaves in clear until somebody notices.
 #[test]
 fn programs_that_were_detached_are_noticed_without_being_asked() -> Result<()> {
-    const WITHIN: Duration = Duration::from_secs(80);
+    const WITHIN: Duration = Duration::from_secs(150);
     let bed = TestBed::new("unasked")?;
     let agent = start(&bed, bed.cgroup())?;
     bed.node_command(binary()?)?.args(["detach", "--force"]).run()?.success()?;

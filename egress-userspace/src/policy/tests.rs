@@ -215,6 +215,9 @@ fn annotations_are_not_lost() {
         rule.replace("metadata: {name: x}", &metadata)
     };
     const NEW: &str = "egress.dev/min-tls: '1.3'";
+    const POLICY: &str = "kind: BackendTLSPolicy\napiVersion: gateway.networking.k8s.io/v1\nmetadata: {name: x}\nspec: \
+                          {targetRefs: [{group: networking.istio.io, kind: ServiceEntry, name: x}], validation: {hostname: a.com, \
+                          wellKnownCACertificates: System}}\n---\n";
     let bare = destination("a.com", "").replace(", trafficPolicy: {}", "");
     let merged = "has a DestinationRule already, at @9: as in Istio, the subsets of both are in force, and the one trafficPolicy; \
                   make one of the two";
@@ -224,10 +227,9 @@ fn annotations_are_not_lost() {
         // Of two rules for a host.
         (
             entry("a.com", HTTP) + &destination("a.com", SIMPLE) + &with(NEW, bare.clone()),
-            format!(
-                "@14: spec.host: the annotations for a.com are those of its DestinationRule at @9, whose trafficPolicy counts, \
-                 and they are others; move these there"
-            ),
+            "@14: spec.host: the annotations for a.com are those of its DestinationRule at @9, whose trafficPolicy counts, and \
+             they are others; move these there"
+                .to_owned(),
         ),
         (
             entry("a.com", HTTP) + &with(NEW, destination("a.com", SIMPLE)) + &with(NEW, bare.clone()),
@@ -243,6 +245,7 @@ fn annotations_are_not_lost() {
                 + &with(NEW, bare.clone()),
             format!("warning @9: spec.host: {unused}"),
         ),
+        (entry("a.com", HTTP) + &with(NEW, bare) + POLICY, "a.com:80 -> 443 sni=a.com verify=a.com min=V13 (@14)".to_owned()),
     ] {
         assert_eq!(outcome(&text), expected, "{text}");
     }
