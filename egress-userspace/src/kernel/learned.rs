@@ -36,8 +36,9 @@ const MANY: u32 = LEARNED_PER_NETNS / 2;
 const LONG: Duration = Duration::from_secs(24 * 3600);
 /// What namespaces have learned that are not there is forgotten sooner. Some are not found yet, or will be found again.
 const LONG_GONE: Duration = Duration::from_secs(3600);
-/// The same when there are more entries than this, which is half of what the map holds.
+/// The same when there are more entries, or namespaces that have some, than half of what there is room for.
 const CROWDED: usize = 131_072;
+const CROWDED_NAMESPACES: usize = 8192;
 const LONG_GONE_CROWDED: Duration = Duration::from_secs(60);
 
 /// Hosts and ports that are intercepted.
@@ -63,6 +64,15 @@ impl NameKey {
         name.0[..self.0.len()].copy_from_slice(&self.0);
         Key::new(8 * self.0.len() as u32, name)
     }
+}
+
+/// What becomes of an entry that is used while it is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Used {
+    /// It is not too old after all.
+    Kept,
+    /// It is of no use whatever its age.
+    Forgotten,
 }
 
 /// The names, and what was learned of them.
@@ -114,7 +124,7 @@ impl LearnedNames {
         }
         // Which name an address was learned for is not known, nor whether others have it too. The Host decides anyway.
         let ports: HashSet<_> = self.present.values().flat_map(|rule| rule.ports).collect();
-        self.forget(|key, _, _, _| !ports.contains(&key.destination.port)).map(drop)
+        self.forget(Used::Forgotten, |key, _, _, _| !ports.contains(&key.destination.port)).map(drop)
     }
 
     /// Takes in what another agent's map has: what applications were told stays true, whoever reads the answers now. One of
@@ -132,7 +142,7 @@ impl LearnedNames {
             self.keep(&key, learned)?;
         }
         // The counts are corrected by it.
-        self.forget(|_, _, _, _| false).map(drop)
+        self.forget(Used::Kept, |_, _, _, _| false).map(drop)
     }
 
     /// Forgets what is of no use any more, where these network namespaces are there. Says how much is left.
@@ -141,28 +151,32 @@ impl LearnedNames {
     /// The kernel refuses.
     pub fn sweep(&mut self, there: &std::collections::HashSet<NetnsCookie>) -> Result<usize, KernelError> {
         let now = since_boot();
-        self.forget(|key, learned, count, all| {
+        self.forget(Used::Kept, |key, learned, count, is_crowded| {
             let age = now.saturating_sub(Duration::from_nanos(learned.seen_ns));
             match there.contains(&NetnsCookie(key.netns)) {
                 true => count > MANY && age > LONG,
-                false => age > if all > CROWDED { LONG_GONE_CROWDED } else { LONG_GONE },
+                false => age > if is_crowded { LONG_GONE_CROWDED } else { LONG_GONE },
             }
         })
     }
 
-    /// Forgets entries, and corrects the counts. An entry is judged by how many its namespace has, too, and how many there are.
-    fn forget(&mut self, obsolete: impl Fn(&LearnedKey, &Learned, u32, usize) -> bool) -> Result<usize, KernelError> {
+    /// Forgets entries, and corrects the counts. An entry is judged by how many its namespace has, too, and whether there are many.
+    fn forget(
+        &mut self,
+        used: Used,
+        obsolete: impl Fn(&LearnedKey, &Learned, u32, bool) -> bool,
+    ) -> Result<usize, KernelError> {
         // One that vanishes meanwhile is none that we miss.
         let entries: Vec<_> = self.learned.iter().filter_map(Result::ok).collect();
         let mut counts: HashMap<u64, u32> = self.counts.keys().filter_map(Result::ok).map(|netns| (netns, 0)).collect();
         for (key, _) in &entries {
             *counts.entry(key.netns).or_default() += 1;
         }
-        let all = entries.len();
-        let mut left = all;
+        let is_crowded = entries.len() > CROWDED || counts.len() > CROWDED_NAMESPACES;
+        let mut left = entries.len();
         for (key, learned) in entries {
             let count = counts.entry(key.netns).or_default();
-            if obsolete(&key, &learned, *count, all) && self.remove(&key, learned)? {
+            if obsolete(&key, &learned, *count, is_crowded) && self.remove(&key, learned, used)? {
                 *count -= 1;
                 left -= 1;
             }
@@ -177,8 +191,11 @@ impl LearnedNames {
         Ok(left)
     }
 
-    /// Removes an entry, unless it has been seen since it was read.
-    fn remove(&mut self, key: &LearnedKey, read: Learned) -> Result<bool, KernelError> {
+    /// Removes an entry, unless one that was used or told since it was read is to be kept.
+    fn remove(&mut self, key: &LearnedKey, read: Learned, used: Used) -> Result<bool, KernelError> {
+        if used == Used::Forgotten {
+            return ignore_absent(self.learned.remove(key)).map_err(error(map::LEARNED)).map(|()| true);
+        }
         // SAFETY: the map is from such keys to such values, as it was opened.
         let taken = unsafe { take_element::<_, Learned>(self.shared.as_fd(), key) };
         let Some(newer) = taken.filter(|taken| taken.seen_ns != read.seen_ns) else { return Ok(true) };
