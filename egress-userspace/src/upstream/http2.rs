@@ -45,6 +45,8 @@ pub const SILENCE: Duration = Duration::from_secs(5);
 /// takes it for an error.
 const GIVEN_UP: usize = 1024;
 const GIVEN_UP_FOR: Duration = Duration::from_secs(10);
+/// How many such errors end the connection, on which others are.
+const MISTAKEN: usize = 100_000;
 /// Streams that are begun before the origin has said how many it takes (SETTINGS_MAX_CONCURRENT_STREAMS). If it takes fewer than
 /// were begun, h2 keeps the others back until some have ended, and nobody else can have them.
 const UNTOLD: usize = 1;
@@ -110,8 +112,7 @@ impl Shared {
             .initial_max_send_streams(UNTOLD)
             .max_concurrent_reset_streams(GIVEN_UP)
             .reset_stream_duration(GIVEN_UP_FOR)
-            // However much that is in the end: others are using the connection.
-            .max_local_error_reset_streams(None)
+            .max_local_error_reset_streams(Some(MISTAKEN))
             .handshake::<_, Bytes>(io)
             .await
             .map_err(|source| match noted.tls_failure.take() {
@@ -158,6 +159,11 @@ impl Shared {
     /// Whether the connection has ended, or takes no more requests.
     pub fn is_closed(&self) -> bool {
         self.load.closed.get()
+    }
+
+    /// Whether it is of no use to anybody: it has ended, or it is silent and no request is left that waits for it.
+    pub fn is_dead(&self) -> bool {
+        self.is_closed() || self.is_silent() && self.streams() == 0
     }
 
     /// Why TLS has ended, if it has failed.

@@ -133,7 +133,8 @@ impl Origin {
     /// Lets those go that take no more requests; they end with those that they have.
     fn retire(&mut self) {
         let usage = &self.usage;
-        self.shared.retain(|shared| !shared.is_closed() && !usage.is_spent(shared.made(), shared.begun()));
+        let is_of_use = |shared: &http2::Shared| !shared.is_dead() && !usage.is_spent(shared.made(), shared.begun());
+        self.shared.retain(is_of_use);
     }
 
     /// Makes room for a connection that is to be made because those that there are have been idle for too long.
