@@ -4,7 +4,6 @@ use std::{
     fs,
     io::Write,
     os::unix::fs::OpenOptionsExt as _,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -75,14 +74,13 @@ fn a_host_that_is_missing_for_a_moment_stays() -> Result<()> {
     let config = bed.config_dir()?;
     config.write("edition.yaml", RULES)?;
     config.write("other.yaml", &rules(OTHER))?;
-    let agent = bed.agent(&config)?;
+    let mut agent = bed.agent(&config)?;
     for (host, file) in [(HOST, "edition.yaml"), (OTHER, "other.yaml")] {
-        let text = rules(host);
+        let mark = agent.process().stderr_mark();
         config.remove(file)?;
-        // Longer than it takes for a change to settle and be read.
-        thread::sleep(Duration::from_millis(200));
+        agent.process().wait_for_line_after(mark, "the second reading", |line| line.contains("it is read again"))?;
+        config.write(file, &rules(host))?;
         check_way(&bed, host, "over TLS")?;
-        config.write(file, &text)?;
     }
     // This is taken in after all of that.
     config.write("third.yaml", &rules("third.example"))?;

@@ -79,9 +79,10 @@ impl Agent {
 
     /// Takes a change of the configuration in that has been read, or says why not.
     pub(super) fn end_reload(&mut self, prepared: Result<Prepared, ConfigError>) {
-        match prepared.and_then(|prepared| self.apply(prepared)) {
-            Ok(()) => {}
-            Err(error) => self.refuse(&error),
+        if let Err(error) = prepared.and_then(|prepared| self.apply(prepared)) {
+            // Whatever was read before is no confirmation of what comes next.
+            self.reload.unconfirmed = None;
+            self.refuse(&error);
         }
         if self.reload.outdated {
             self.begin_reload();
@@ -99,6 +100,7 @@ impl Agent {
     fn apply(&mut self, Prepared { fingerprint, change }: Prepared) -> Result<(), ConfigError> {
         let loses = change.as_ref().is_some_and(|change| !change.policy.covers(&self.policy));
         if self.reload.unconfirmed.replace(fingerprint) != Some(fingerprint) && loses {
+            tracing::info!("the configuration has lost a host; it is read again before that is believed");
             self.read_after(CONFIRM);
             return Ok(());
         }
