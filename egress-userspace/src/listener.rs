@@ -69,6 +69,7 @@ pub fn open(
     let connections = Arc::<AtomicUsize>::default();
     let mut inherited: HashMap<IpAddr, net::TcpListener> =
         inherited.into_iter().map(|socket| Ok((socket.local_addr()?.ip(), socket))).collect::<io::Result<_>>()?;
+    let follows = !inherited.is_empty();
     let mut handle =
         Handle { netns: netns.clone(), gone: gone.clone(), v4: 0, v6: 0, sockets: Vec::new(), _open: Vec::new() };
     let mut listeners = Vec::new();
@@ -76,8 +77,8 @@ pub fn open(
     for address in LOOPBACK {
         let socket = match inherited.remove(&address).map_or_else(|| sockets.listen(netns, address), Ok) {
             Ok(socket) => Arc::new(TcpListener::from_std(socket)),
-            // Only where there is no such family, who serves one serves all: what else is in the way may pass.
-            Err(error) if is_disabled(&error) => {
+            // What is in the way may pass, unless there is no such family. But what another agent has left is not thrown away for it.
+            Err(error) if is_disabled(&error) || follows => {
                 tracing::debug!(netns = ?netns.cookie(), %address, %error, "cannot listen");
                 failure = Some(error);
                 continue;

@@ -9,10 +9,11 @@
 mod users;
 
 use std::{
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
     os::{
         fd::{BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt as _,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -27,6 +28,8 @@ use super::syscall::{detach_link, open_pin, pin, update_link};
 pub const DEFAULT_DIR: &str = "/sys/fs/bpf/egress";
 
 const LAYOUT_PREFIX: &str = "layout-";
+/// For its owner alone: whoever can open the directory can hold its lock for ever.
+const PRIVATE: u32 = 0o700;
 
 /// Where to pin, and for whom.
 #[derive(Debug)]
@@ -101,7 +104,7 @@ impl Pins {
         let layout = root.join(format!("{LAYOUT_PREFIX}{LAYOUT_VERSION}"));
         // Looked at before anything is made, so that nothing is left on another file system.
         check_bpffs(root)?;
-        fs::create_dir_all(root).map_err(io_error(root))?;
+        DirBuilder::new().recursive(true).mode(PRIVATE).create(root).map_err(io_error(root))?;
         let locked = users::lock(root)?;
         let used = users::join(root, &layout, &place.lineage)?;
         for directory in ["maps", "links"].map(|name| layout.join(name)) {
