@@ -205,12 +205,25 @@ pub(super) fn parse_crls(file: &Located<Pem>, pem: &[u8]) -> Result<Vec<CertRevo
 
 /// A private key.
 pub(super) fn parse_key(file: &Located<Pem>, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|error| content(file, format!("not a private key in PEM: {error}")))
+    PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|error| content(file, format!("not a private key in PEM: {}", reason(&error))))
+}
+
+/// What is wrong, without what is there: it may be a key.
+fn reason(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => {
+            "a section has no line that ends it; in YAML such a text is written with `|`, which keeps its lines"
+                .to_owned()
+        }
+        pem::Error::IllegalSectionStart { .. } => "the line that begins a section is malformed".to_owned(),
+        error => error.to_string(),
+    }
 }
 
 fn parse<T: PemObject>(file: &Located<Pem>, pem: &[u8], what: &str) -> Result<Vec<T>, TlsError> {
     let found = T::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, pem::Error>>()
-        .map_err(|error| content(file, format!("not {what}s in PEM: {error}")))?;
+        .map_err(|error| content(file, format!("not {what}s in PEM: {}", reason(&error))))?;
     if found.is_empty() { Err(content(file, format!("no {what} in PEM in it"))) } else { Ok(found) }
 }
