@@ -111,6 +111,9 @@ fn files_that_cannot_be_used_are_refused_at_start_with_file_and_line() -> Result
     let empty = bed.dir().join("empty.pem");
     fs::write(&empty, "nothing\n")?;
     let missing = bed.dir().join("missing.pem");
+    // What YAML's `>` makes of a key, of which nothing may be told.
+    let folded = bed.dir().join("folded.pem");
+    fs::write(&folded, fs::read_to_string(&one.key_file)?.replace('\n', " "))?;
     let trusting = |file: &Path| format!("{{mode: SIMPLE, caCertificates: {}}}", file.display());
     let cases = [
         (mutual(&one.certificate_file, &other.key_file), format!("{}: does not go with", other.key_file.display())),
@@ -118,6 +121,10 @@ fn files_that_cannot_be_used_are_refused_at_start_with_file_and_line() -> Result
         (mutual(&one.certificate_file, &missing), format!("cannot read {}: No such file", missing.display())),
         (mutual(&empty, &one.key_file), format!("{}: no certificate in PEM", empty.display())),
         (mutual(&one.certificate_file, &empty), format!("{}: not a private key in PEM", empty.display())),
+        (
+            mutual(&one.certificate_file, &folded),
+            "not a private key in PEM: a section has no line that ends it".to_owned(),
+        ),
         (trusting(&missing), format!("cannot read {}: No such file", missing.display())),
         (trusting(&empty), format!("{}: no certificate in PEM", empty.display())),
         (trusting(bed.dir()), format!("cannot read {}: Is a directory", bed.dir().display())),
@@ -131,6 +138,7 @@ fn files_that_cannot_be_used_are_refused_at_start_with_file_and_line() -> Result
         ensure!(status.code() == Some(64), "{tls}: {status}: {}", agent.log_text());
         let said = wait_until("the agent's last words", PATIENCE, || agent.log_text().contains(&expected));
         said.with_context(|| format!("{expected:?} was expected: {}", agent.log_text()))?;
+        ensure!(!agent.log_text().contains(", 45, 45"), "what is in the file is told: {}", agent.log_text());
         let line = agent.log_text().lines().find(|line| line.contains(&expected)).map(ToOwned::to_owned);
         ensure!(line.as_ref().is_some_and(|line| line.starts_with(&place)), "{place} was expected: {line:?}");
     }
