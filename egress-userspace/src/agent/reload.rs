@@ -22,7 +22,7 @@ pub(super) struct Reload {
     under_way: Option<oneshot::Receiver<Result<Prepared, ConfigError>>>,
     /// Whether something has changed since it was begun.
     outdated: bool,
-    /// What was read the last time, if that is to be read once more.
+    /// What was read the last time: what has lost a host is believed if it is the same again.
     unconfirmed: Option<u64>,
 }
 
