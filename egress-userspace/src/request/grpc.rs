@@ -9,21 +9,27 @@ use crate::head::{RequestHead, Response};
 /// What `grpc-message` encodes (gRPC over HTTP/2, Responses).
 const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
 /// Whether a request is a call of gRPC.
 pub(super) fn asks(request: &RequestHead) -> bool {
     request.version == Version::HTTP_2
         && request.fields.get(&header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with(b"application/grpc"))
 }
 
-/// Says to a client of gRPC what a response says: in fields alone ("Trailers-Only"). Redirects mean nothing to it either.
+/// Says to a client of gRPC what a response says, unless that has a status of gRPC already: in fields alone ("Trailers-Only").
+/// Redirects mean nothing to it either.
 pub(super) fn told(response: Response<Bytes>) -> Response<Bytes> {
+    if response.head.fields.contains(&STATUS) {
+        return response;
+    }
     let Response { mut head, body } = response;
     let text = String::from_utf8_lossy(&body);
     let message = utf8_percent_encode(text.trim_end(), ENCODED).to_string();
     let fields = &mut head.fields;
     fields.remove(&header::CONTENT_LENGTH);
     fields.set(&header::CONTENT_TYPE, &HeaderValue::from_static("application/grpc"));
-    fields.set(&HeaderName::from_static("grpc-status"), &code(head.status).into());
+    fields.set(&STATUS, &code(head.status).into());
     if let Ok(message) = HeaderValue::try_from(message) {
         fields.set(&HeaderName::from_static("grpc-message"), &message);
     }

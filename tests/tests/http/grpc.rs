@@ -109,6 +109,24 @@ fn a_failure_of_ours_has_a_status_and_says_why() -> Result<()> {
     tripwire.assert_silent()
 }
 
+#[test]
+fn a_failure_made_on_purpose_has_the_status_of_its_route() -> Result<()> {
+    let bed = TestBed::new("grpc-abort")?;
+    let config = configure(&bed)?;
+    let route = format!("route: [{{destination: {{host: {HOST}}}}}]");
+    config.write(
+        "abort.yaml",
+        &format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: abort}}\nspec:\n  hosts: [{HOST}]\n  http:\n  - \
+             fault: {{abort: {{grpcStatus: RESOURCE_EXHAUSTED, percentage: {{value: 100}}}}}}\n    {route}\n"
+        ),
+    )?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let output = client(&bed, bed.sockets(HOST, 80)[0], HOST, "repeat")?.stdin("\n").run()?.success()?;
+    ensure!(output.text().starts_with("RESOURCE_EXHAUSTED fault filter abort"), "{output:?}");
+    Ok(())
+}
+
 /// At an address that is intercepted, and at one that is only looked at for its port.
 #[test]
 fn calls_to_hosts_without_a_rule_go_on_in_clear() -> Result<()> {
