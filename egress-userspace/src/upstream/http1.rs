@@ -161,6 +161,13 @@ fn framing(head: &RequestHead, body: &RequestBody) -> (Framing, &'static [(&'sta
     match http1::announced(&head.fields) {
         _ if head.fields.contains(&header::TRANSFER_ENCODING) => (Framing::Chunked, &[]),
         Some(length) => (Framing::Length(length), &[]),
+        // HTTP/2 has another way to say that there is none (RFC 9110 section 8.6).
+        None if body.is_end_stream()
+            && head.version == Version::HTTP_2
+            && matches!(head.method, Method::POST | Method::PUT | Method::PATCH) =>
+        {
+            (Framing::Length(0), &[("content-length", "0")])
+        }
         None if body.is_end_stream() => (Framing::Length(0), &[]),
         None => (Framing::Chunked, &[("transfer-encoding", "chunked")]),
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, thread, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     origin::{Reply, script},
@@ -11,7 +11,9 @@ use harness::{
 };
 use tokio::{sync::watch, time::sleep};
 
-use super::{CLIENT, HOST, HTTP2_BEGINS, URL, agent_with_one_worker, configure, curl, frame, origin, origin_http2};
+use super::{
+    CLIENT, EMPTY, HOST, HTTP2_BEGINS, URL, agent_with_one_worker, configure, curl, frame, origin, origin_http2,
+};
 
 fn curl2(bed: &TestBed, arguments: &[&str]) -> Result<Output> {
     curl(bed, &[&["--http2-prior-knowledge", "-i"], arguments].concat())
@@ -36,6 +38,20 @@ fn an_origin_of_http1_gets_a_request_of_http1() -> Result<()> {
     let record = &agent.wait_for_records(1)?[0];
     ensure!(record.text("outcome") == "upgraded" && record.text("protocol") == "HTTP/1.1", "{record:?}");
     tripwire.assert_silent()
+}
+
+#[test]
+fn that_there_is_no_content_is_said_as_http1_says_it() -> Result<()> {
+    let bed = TestBed::new("prior-empty")?;
+    let origin = origin(&bed)?.handler(|_| Reply::Raw(EMPTY.into())).start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    for (method, expected) in [("POST", Some("0")), ("PUT", Some("0")), ("GET", None), ("DELETE", None)] {
+        curl2(&bed, &["-X", method])?.success()?;
+        let request = origin.take_requests().pop().context("no request")?;
+        ensure!(request.method == method && request.header("content-length") == expected, "{request:?}");
+    }
+    Ok(())
 }
 
 #[test]
