@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{BodyError, Content, Incoming};
 use crate::{
     http2::Received,
+    memory::boxed,
     route::Active,
     telemetry::access_log::Record,
     upstream::{
@@ -26,8 +27,10 @@ use crate::{
     },
 };
 
-/// How long an HTTP/2 stream may take to end after its last content.
+/// How long the end of a response may take to come that nobody waits for.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much of it is read, if it has content, so that its connection serves others: more than that costs more than another one.
+const SHORT: u64 = 64 * 1024;
 
 /// The body of a response on its way to the client. Dropping it ends the exchange: the record is written, and the
 /// upstream connection goes back to the pool if the exchange is complete.
@@ -43,6 +46,8 @@ enum Source {
     Upstream {
         incoming: Incoming,
         http2: bool,
+        /// Whether the origin is waited for, rather than the client.
+        awaited: bool,
         lease: Lease,
         timer: Option<Pin<Box<Sleep>>>,
         /// What sends the rest of the request, if that is not who takes the response.
@@ -93,6 +98,26 @@ impl Lease {
             self.pool.put(&self.key, connection);
         }
     }
+
+    /// Ends an exchange whose response nobody gets. Others have its connection if the rest is short.
+    pub fn release(self, mut incoming: Incoming) {
+        let Self { connection, http2, pool, key, content, .. } = self;
+        let is_short = incoming.left().is_none_or(|left| left <= SHORT);
+        let Some(connection) = connection.filter(|_| content.is_complete() && is_short) else { return };
+        // The client can be gone before that.
+        drop(content);
+        let mut reading = boxed(|| async move {
+            let is_read = read_to_end(&mut incoming, SHORT).await;
+            drop(incoming);
+            if is_read && !http2 {
+                pool.put(&key, connection);
+            }
+        });
+        // Mostly all has come.
+        if reading.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            tokio::task::spawn_local(reading);
+        }
+    }
 }
 
 impl ResponseBody {
@@ -103,7 +128,8 @@ impl ResponseBody {
             lease.give_back(&mut incoming);
         }
         let (http2, timer) = (lease.http2, lease.deadline.map(|deadline| Box::pin(sleep_until(deadline))));
-        Self { source: Source::Upstream { incoming, http2, lease, timer, upload: None }, record: Some(record) }
+        let source = Source::Upstream { incoming, http2, awaited: true, lease, timer, upload: None };
+        Self { source, record: Some(record) }
     }
 
     /// No content, of a response that switches protocols: the request's record goes with the tunnel.
@@ -119,7 +145,10 @@ impl ResponseBody {
     /// Goes on while nobody takes the response: sends the rest of the request, and looks whether the time of the exchange is over.
     /// Tells why there will be no more of the response.
     pub fn poll_untaken(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
-        let Source::Upstream { incoming, timer, .. } = &mut self.source else { return Poll::Pending };
+        let Source::Upstream { incoming, awaited, lease, timer, .. } = &mut self.source else { return Poll::Pending };
+        if let (false, Some(Connection::Http2(stream))) = (*awaited, &mut lease.connection) {
+            stream.note_unread(true);
+        }
         if let Incoming::Http1(wire) = incoming {
             let along = wire.borrow_mut().poll_along(cx);
             if let Err(error) = along.map_err(BodyError::from) {
@@ -170,7 +199,7 @@ impl ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        let Source::Upstream { incoming, http2, mut lease, .. } =
+        let Source::Upstream { mut incoming, http2, mut lease, .. } =
             std::mem::replace(&mut self.source, Source::Message(None))
         else {
             return;
@@ -180,17 +209,29 @@ impl Drop for ResponseBody {
             // What the client has not sent of the request goes to nobody any more.
             let is_sent = lease.content.is_complete();
             if http2 && is_sent && record.is_complete() && !incoming.is_end_stream() {
-                tokio::task::spawn_local(read_to_end(incoming, lease.connection.take()));
+                let connection = lease.connection.take();
+                tokio::task::spawn_local(async move {
+                    // One that does not end, or has content after all, is reset.
+                    read_to_end(&mut incoming, 0).await;
+                    drop(connection);
+                });
             }
         }
     }
 }
 
-/// Reads the end of a stream of which all content has come. Dropped before, it would be reset, and origins count resets
-/// as an attack (CVE-2023-44487).
-async fn read_to_end(mut incoming: Incoming, _connection: Option<Connection>) {
-    // One that does not end, or has content after all, is reset.
-    let _ = timeout(END_TIMEOUT, poll_fn(|cx| incoming.poll_frame(cx))).await;
+/// Reads what is left of a response that nobody waits for, which is `most` bytes at most; says whether it has come to its end.
+/// A stream that is dropped before its end is reset, and origins count resets as an attack (CVE-2023-44487).
+async fn read_to_end(incoming: &mut Incoming, most: u64) -> bool {
+    let reading = async {
+        let mut left = most;
+        while let Some(frame) = poll_fn(|cx| incoming.poll_frame(cx)).await {
+            let length = frame.ok()?.data_ref().map_or(0, |data| data.len() as u64);
+            left = left.checked_sub(length)?;
+        }
+        Some(())
+    };
+    matches!(timeout(END_TIMEOUT, reading).await, Ok(Some(())))
 }
 
 impl Body for ResponseBody {
@@ -210,8 +251,12 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(text.map(|text| Ok(Frame::data(text))))
             }
-            Source::Upstream { incoming, http2, lease, timer, .. } => {
+            Source::Upstream { incoming, http2, awaited, lease, timer, .. } => {
                 let polled = incoming.poll_frame(cx);
+                *awaited = polled.is_pending();
+                if let Some(Connection::Http2(stream)) = &mut lease.connection {
+                    stream.note_unread(false);
+                }
                 let timed_out =
                     polled.is_pending() && timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
                 let mut frame = if timed_out { Some(Err(BodyError::TimedOut)) } else { ready!(polled) };

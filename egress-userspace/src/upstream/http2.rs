@@ -2,6 +2,7 @@
 
 mod noting;
 mod stream;
+mod unread;
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -19,10 +20,15 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
     task,
+    time::sleep,
 };
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use self::noting::{Noted, Noting};
 pub use self::stream::Stream;
+use self::{
+    noting::{Noted, Noting},
+    unread::Crowd,
+};
 use super::{
     ConnectionInfo, UpstreamError,
     limits::{GivenUp, Place},
@@ -32,10 +38,15 @@ use crate::http1::Limits;
 /// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
 /// keep, and what one response can have under way: 2 MiB for each round trip.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+/// The same while many of the connection's readers stand still: what they make us keep is bounded, too.
+const CROWDED_WINDOW: u32 = 64 * 1024;
 /// Requests at the same time on one connection, however many the origin takes.
 const STREAMS: u32 = 128;
 /// What it may send of all responses of a connection: so much that readers who stand still hold up nobody else.
 const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+/// What frames of less than 256 bytes may fall short of that, together, until they are read: h2 ends a connection beyond. A few
+/// readers of messages of ten bytes that stand still may be that far behind, and all others by `CROWDED_WINDOW`.
+const SMALL_FRAMES: usize = 256 * 1024 * 1024;
 /// What is kept of one request's body until the origin takes it, in bytes.
 const SEND_BUFFER: usize = 256 * 1024;
 /// A connection on which nothing has come for so long since it was made, or since a request was sent, takes no others: it may be dead.
@@ -47,6 +58,8 @@ const GIVEN_UP: usize = 1024;
 const GIVEN_UP_FOR: Duration = Duration::from_secs(10);
 /// How many such errors end the connection, on which others are.
 const MISTAKEN: usize = 100_000;
+/// How long a connection that nobody holds any more may take to end. It says so to the origin, which may not read.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams that are begun before the origin has said how many it takes (SETTINGS_MAX_CONCURRENT_STREAMS). If it takes fewer than
 /// were begun, h2 keeps the others back until some have ended, and nobody else can have them.
 const UNTOLD: usize = 1;
@@ -54,10 +67,17 @@ const UNTOLD: usize = 1;
 /// A connection that many requests use at the same time. It closes when the last of these handles is dropped.
 #[derive(Clone)]
 pub struct Shared {
-    sender: Rc<RefCell<SendRequest<Bytes>>>,
+    sender: Rc<Sender>,
     /// Facts for the log.
     pub info: Rc<ConnectionInfo>,
     load: Rc<Load>,
+}
+
+/// What begins requests on a connection.
+struct Sender {
+    requests: RefCell<SendRequest<Bytes>>,
+    /// Tells that this is dropped.
+    _gone: DropGuard,
 }
 
 /// What a connection is busy with.
@@ -74,6 +94,8 @@ struct Load {
     own_limit: Cell<usize>,
     /// What is seen of it.
     noted: Rc<Noted>,
+    /// Those whose responses nobody reads.
+    crowd: Crowd,
     /// Whether it takes no more requests, or has ended.
     closed: Cell<bool>,
     /// Told when there may be room for one more, and when there will be none.
@@ -113,20 +135,28 @@ impl Shared {
             .max_concurrent_reset_streams(GIVEN_UP)
             .reset_stream_duration(GIVEN_UP_FOR)
             .max_local_error_reset_streams(Some(MISTAKEN))
+            .data_frame_budget(SMALL_FRAMES)
             .handshake::<_, Bytes>(io)
             .await
             .map_err(|source| match noted.tls_failure.take() {
                 Some(error) => UpstreamError::of_ended(&info, &error),
                 None => UpstreamError::of_exchange(&info, source.into()),
             })?;
-        let sender = Rc::new(RefCell::new(sender));
+        let gone = CancellationToken::new();
+        let sender = Rc::new(Sender { requests: RefCell::new(sender), _gone: gone.clone().drop_guard() });
         let load = Rc::new(Load::new(noted));
         let (kept, weak) = (load.clone(), Rc::downgrade(&sender));
         task::spawn_local(async move {
             let mut told = UNTOLD;
+            let mut window = STREAM_WINDOW;
             let ended = poll_fn(|cx| {
                 let before = kept.room();
                 kept.noted.turn();
+                let wanted = if kept.crowd.is_large() { CROWDED_WINDOW } else { STREAM_WINDOW };
+                // The origin may not have acknowledged the last one yet; then another turn will do.
+                if wanted != window && connection.set_initial_window_size(wanted).is_ok() {
+                    window = wanted;
+                }
                 let polled = Pin::new(&mut connection).poll(cx);
                 let said = connection.max_concurrent_send_streams();
                 if mem::replace(&mut told, said) != said {
@@ -135,13 +165,21 @@ impl Shared {
                     kept.said.set(said.max(1));
                 }
                 // A connection that nobody holds any more ends by that.
-                kept.closed.set(weak.upgrade().is_none_or(|sender| is_closed(&sender)));
+                kept.closed.set(weak.upgrade().is_none_or(|sender| is_closed(&sender.requests)));
                 if before != kept.room() {
                     kept.changed();
                 }
                 polled
             });
-            let ended = ended.await;
+            let late = async {
+                gone.cancelled().await;
+                sleep(END_TIMEOUT).await;
+            };
+            let ended = tokio::select! {
+                biased;
+                ended = ended => ended,
+                () = late => Ok(()),
+            };
             // Only now it counts as closed.
             drop(connection);
             kept.closed.set(true);
@@ -219,7 +257,7 @@ impl Shared {
 
     /// Whether a request on it can become a WebSocket.
     pub fn takes_web_sockets(&self) -> bool {
-        self.sender.borrow().is_extended_connect_protocol_enabled()
+        self.sender.requests.borrow().is_extended_connect_protocol_enabled()
     }
 
     fn is_silent(&self) -> bool {
@@ -251,6 +289,7 @@ impl Load {
             said: Cell::new(UNTOLD),
             own_limit: Cell::new(STREAMS as usize),
             noted,
+            crowd: Crowd::default(),
             closed: Cell::new(false),
             room: OnceCell::new(),
             idle_since: Cell::new(now),

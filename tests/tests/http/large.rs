@@ -24,10 +24,19 @@ const SIZE: u64 = 64 * MIB;
 /// How much larger the agent may become at most: four connections' buffers and room for the allocator's whims.
 const GROWTH: u64 = 16 * MIB;
 
-/// The most memory that the agent ever had.
+/// The most memory that the agent ever had, in bytes.
 pub(crate) fn peak_memory(agent: &mut Agent<'_>) -> Result<u64> {
+    of_status(agent, "VmHWM:")
+}
+
+/// The memory that the agent has, in bytes.
+pub(crate) fn memory(agent: &mut Agent<'_>) -> Result<u64> {
+    of_status(agent, "VmRSS:")
+}
+
+fn of_status(agent: &mut Agent<'_>, name: &'static str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.process().pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context(name)?;
     Ok(1024 * line.trim().trim_end_matches(" kB").parse::<u64>()?)
 }
 

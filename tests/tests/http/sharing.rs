@@ -1,33 +1,32 @@
 //! HTTP/2 connections that requests share: how many there are, and what becomes of requests when one ends.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use harness::{
     TestBed,
-    origin::{Frames, Origin, Reply, code},
-    process::Output,
-    wait::PATIENCE,
+    origin::{Frames, Origin, Reply, Request, code},
+    process::Command,
+    wait::{PATIENCE, wait_until},
 };
+use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
-use super::{CLIENT, EMPTY, HOST, agent_with_one_worker, configure, curl, origin, origin_http2};
+use super::{CLIENT, EMPTY, HOST, agent_with_one_worker, configure, curl, large::memory, origin, origin_http2};
 
-/// Requests of curls at the same time, each with a client connection of its own.
-fn at_once(bed: &TestBed, count: usize, arguments: &[&str]) -> Result<Output> {
+/// Requests of one curl at the same time, each with a client connection of its own.
+fn at_once(bed: &TestBed, count: usize, arguments: &[&str]) -> Result<Command> {
     let url = format!("http://{HOST}/[1-{count}]");
     let parallel = ["-q", "-sS", "--max-time", "15", "--parallel", "--parallel-immediate", "--parallel-max"];
     let statuses = ["-o", "/dev/null", "-w", "%{http_code}\n"];
-    bed.client_command("curl")?
-        .args(parallel)
-        .args([count.to_string()])
-        .args(statuses)
-        .args(arguments)
-        .args([url])
-        .run()
+    let command = bed.client_command("curl")?.args(parallel).args([count.to_string()]);
+    Ok(command.args(statuses).args(arguments).args([url]))
 }
 
 /// An origin that answers when the test says so.
@@ -46,7 +45,7 @@ fn requests_at_the_same_time_share_one_connection_from_the_first_on() -> Result<
     let config = configure(&bed)?;
     let agent = agent_with_one_worker(&bed, &config)?;
     let output = std::thread::scope(|scope| {
-        let client = scope.spawn(|| at_once(&bed, COUNT, &[]));
+        let client = scope.spawn(|| at_once(&bed, COUNT, &[])?.run());
         // All of them are under way before the first is answered.
         origin.wait_for_requests(COUNT)?;
         release.send_replace(true);
@@ -57,6 +56,50 @@ fn requests_at_the_same_time_share_one_connection_from_the_first_on() -> Result<
     let records = agent.wait_for_records(COUNT)?;
     ensure!(records.iter().filter(|record| record.text("reused") == "false").count() == 1);
     ensure!(agent.metrics()?.sum("egress_upstream_handshakes_total", &[]) == 1.0);
+    Ok(())
+}
+
+#[test]
+fn once_some_readers_stand_still_little_is_kept_for_others_who_do_and_all_get_everything() -> Result<()> {
+    // The first ones have their windows before anybody can know that they will not read.
+    const COUNTS: [usize; 2] = [8, 24];
+    // Of which the kernel keeps half.
+    const SIZE: usize = 8 << 20;
+    let bed = TestBed::new("http2-standstill")?;
+    let (release, released) = watch::channel(false);
+    let body = vec![b'x'; SIZE];
+    let reply = move |_: &Request| Reply::Later(released.clone(), Box::new(Reply::ok(body.clone())));
+    let origin = origin_http2(&bed)?.handler(reply).start()?;
+    let config = configure(&bed)?;
+    let mut agent = agent_with_one_worker(&bed, &config)?;
+    let mut readers = Vec::new();
+    for (before, count) in [(0, COUNTS[0]), (COUNTS[0], COUNTS[1])] {
+        let memory_before = memory(&mut agent)?;
+        // The last -w is the one that counts.
+        let reader = at_once(&bed, count, &["-w", "%{http_code} %{size_download}\n"])?.spawn()?;
+        origin.wait_for_requests(before + count)?;
+        reader.signal(Signal::SIGSTOP)?;
+        release.send_replace(true);
+        let mut last = (memory_before, Instant::now());
+        wait_until("the origin to be held up", PATIENCE, || {
+            let now = memory(&mut agent).unwrap_or_default();
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            now > memory_before + (1 << 20) && last.1.elapsed() > Duration::from_secs(1)
+        })?;
+        release.send_replace(false);
+        let growth = last.0 - memory_before;
+        // With the window that one has alone it would be 48 MiB at least.
+        ensure!(before == 0 || growth < 16 << 20, "the agent grew by {} KiB", growth >> 10);
+        readers.push((reader, count));
+    }
+    for (mut reader, count) in readers {
+        reader.signal(Signal::SIGCONT)?;
+        reader.wait(PATIENCE)?;
+        ensure!(reader.stdout() == format!("200 {SIZE}\n").repeat(count), "{}", reader.stdout());
+    }
+    ensure!(origin.connections() == 1, "{} connections", origin.connections());
     Ok(())
 }
 
@@ -73,7 +116,7 @@ fn an_origin_of_http1_is_asked_once_and_then_known() -> Result<()> {
     for round in 1..=2 {
         release.send_replace(false);
         std::thread::scope(|scope| {
-            let client = scope.spawn(|| at_once(&bed, COUNT, &[]));
+            let client = scope.spawn(|| at_once(&bed, COUNT, &[])?.run());
             origin.wait_for_requests(COUNT * round)?;
             release.send_replace(true);
             let output = client.join().expect("curl's thread does not panic")?;
@@ -123,7 +166,7 @@ fn more_requests_than_an_origin_takes_at_once_get_another_connection() -> Result
         .start()?;
     let config = configure(&bed)?;
     let _agent = agent_with_one_worker(&bed, &config)?;
-    let output = at_once(&bed, COUNT, &["-d", "amount=100"])?;
+    let output = at_once(&bed, COUNT, &["-d", "amount=100"])?.run()?;
     ensure!(output.text() == "200\n".repeat(COUNT), "{output:?}");
     ensure!(origin.connections() == COUNT / LIMIT as usize, "{} connections", origin.connections());
     Ok(())
@@ -230,7 +273,7 @@ fn what_a_goodbye_leaves_out_is_sent_again_and_the_rest_goes_on() -> Result<()> 
     })?;
     let config = configure(&bed)?;
     let agent = agent_with_one_worker(&bed, &config)?;
-    let output = at_once(&bed, 3, &["-d", "amount=100"])?;
+    let output = at_once(&bed, 3, &["-d", "amount=100"])?.run()?;
     ensure!(output.text() == "200\n".repeat(3), "{output:?}");
     ensure!(answered.load(Ordering::Relaxed) == 3, "{} were answered", answered.load(Ordering::Relaxed));
     ensure!(origin.connections() == 2, "{} connections", origin.connections());
@@ -302,7 +345,7 @@ fn a_failure_to_connect_is_everybodys_who_waited() -> Result<()> {
     let bed = TestBed::new("http2-nobody")?;
     let config = configure(&bed)?;
     let agent = agent_with_one_worker(&bed, &config)?;
-    let output = at_once(&bed, 20, &[])?;
+    let output = at_once(&bed, 20, &[])?.run()?;
     ensure!(output.text() == "502\n".repeat(20), "{output:?}");
     let records = agent.wait_for_records(20)?;
     ensure!(records.iter().all(|record| record.text("error").contains("Connection refused")), "{records:?}");
@@ -320,7 +363,7 @@ fn a_drain_does_not_wait_for_connections_that_are_idle() -> Result<()> {
     let address = bed.sockets(HOST, 80)[0].to_string();
     let mut client = bed.client_command(CLIENT)?.args(["http", &address]).spawn()?;
     origin.wait_for_requests(1)?;
-    agent.process().signal(nix::sys::signal::Signal::SIGTERM)?;
+    agent.process().signal(Signal::SIGTERM)?;
     agent.process().wait_for_line("the drain", |line| line.contains("draining"))?;
     ensure!(client.is_running());
     release.send_replace(true);

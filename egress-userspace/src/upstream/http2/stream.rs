@@ -14,7 +14,7 @@ use http_body::Body as _;
 use tokio::task;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Shared, User};
+use super::{Shared, User, unread::Unread};
 use crate::{
     body::{Content, Incoming, RequestBody},
     head::{Fields, Response, ResponseHead},
@@ -32,13 +32,15 @@ pub struct Stream {
     switched: Option<(SendStream<Bytes>, RecvStream)>,
     /// What sends the rest of the request while the response comes. It ends with the exchange, and the origin hears of that.
     upload: Option<AbortOnDropHandle<()>>,
+    /// While nobody reads the response.
+    unread: Option<Unread>,
     _user: User,
 }
 
 impl Stream {
     /// A place on a connection, which may be `reused`.
     pub(super) fn new(shared: Shared, user: User, reused: bool) -> Self {
-        Self { shared, reused, switched: None, upload: None, _user: user }
+        Self { shared, reused, switched: None, upload: None, unread: None, _user: user }
     }
 
     /// The connection.
@@ -73,7 +75,7 @@ impl Stream {
     async fn exchange(&mut self, head: request::Parts, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
         let failed = |error| NotAnswered { unsent: false, error };
         // Of its own: it knows whether this request waits for others to end.
-        let mut sender = self.shared.sender.borrow().clone();
+        let mut sender = self.shared.sender.requests.borrow().clone();
         let ready = poll_fn(|cx| sender.poll_ready(cx)).await;
         ready.map_err(|error| NotAnswered { unsent: true, error: error.into() })?;
         let is_connect = head.method == Method::CONNECT;
@@ -115,6 +117,13 @@ impl Stream {
             }
         };
         Ok(Response { head, body: Incoming::Http2(content) })
+    }
+
+    /// Notes whether the client stands still, so that nobody reads the response.
+    pub fn note_unread(&mut self, is_unread: bool) {
+        if is_unread != self.unread.is_some() {
+            self.unread = is_unread.then(|| Unread::new(self.shared.load.clone()));
+        }
     }
 
     /// Whether it carries another protocol from now on.
