@@ -200,6 +200,8 @@ pub struct Retries {
     pub per_try_timeout: Option<Duration>,
     /// What asks for a retry.
     pub on: RetryOn,
+    /// Whether another address is asked than before, where there is one.
+    pub elsewhere: bool,
     /// The least time between two tries; it grows exponentially.
     pub backoff: Duration,
 }

@@ -64,7 +64,7 @@ impl<'a> Attempt<'a> {
         // Who says that the origin waits for longer takes the risk.
         let max_idle = idle_timeout.map_or(usual, |limit| if self.repeatable { limit } else { limit.min(usual) });
         let web_socket = self.web_socket().is_some();
-        Wanted { max_idle, http2: self.http2, web_socket, newer_than: self.newer_than }
+        Wanted { max_idle, http2: self.http2 && !self.needs_http1, web_socket, newer_than: self.newer_than }
     }
 
     /// The key, if it asks for a WebSocket alone, which HTTP/2 can say as well.
@@ -102,7 +102,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Makes it ready to be sent again.
+    /// Makes it ready to be sent again, over HTTP/1.1 too if it `may_be_http1`.
     ///
     /// # Errors
     /// That is not safe.
@@ -110,11 +110,13 @@ impl<'a> Attempt<'a> {
         &mut self,
         NotAnswered { unsent, error }: NotAnswered,
         connection: &Connection,
+        may_be_http1: bool,
     ) -> Result<(), NotAnswered> {
         let fate = if unsent { Fate::Unprocessed { gone: true } } else { Fate::of(&error) };
         // One that was fresh and takes nothing is no better the next time.
         let hopeless = unsent && !connection.is_reused();
         let may = match fate {
+            Fate::NeedsHttp1 if !may_be_http1 => false,
             Fate::Unprocessed { .. } | Fate::NeedsHttp1 => {
                 !hopeless && self.repeats < REPEATS && self.content.is_repeatable()
             }
@@ -129,7 +131,7 @@ impl<'a> Attempt<'a> {
             stream.refused();
         }
         self.repeats += 1;
-        self.needs_http1 = fate == Fate::NeedsHttp1;
+        self.needs_http1 |= fate == Fate::NeedsHttp1;
         if matches!(fate, Fate::Unprocessed { gone: true } | Fate::Lost) {
             self.newer_than = Some(connection.made());
         }

@@ -1,6 +1,6 @@
 //! The exchange with an origin: tries, and what they come to.
 
-use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -16,6 +16,7 @@ use crate::{
     body::{Content, Held, Lease},
     head::RequestHead,
     http1,
+    policy::UpstreamProtocol,
     route::{Chosen, Cluster},
     socket::Place,
     telemetry::access_log::{Outcome, Record},
@@ -69,11 +70,13 @@ impl Exchange<'_> {
         let mut attempt = Attempt::new(head, self.host, self.content, http2, self.sending.trailers);
         let mut tries = 0;
         let mut retrying = None;
+        let mut tried = Vec::new();
         loop {
-            let chosen = cluster.map(|cluster| cluster.choose(netns, self.accepted.origin.socket_addr().ip()));
-            let tried = self.limited(&mut attempt, chosen.as_ref(), is_head, deadline, record).await;
+            let (origin, failing) = (self.accepted.origin.socket_addr().ip(), &self.worker.connector.health);
+            let chosen = cluster.map(|cluster| cluster.choose(netns, origin, failing, &tried));
+            let result = self.limited(&mut attempt, chosen.as_ref(), is_head, deadline, record).await;
             drop(retrying.take());
-            let again = match &tried {
+            let again = match &result {
                 Ok(answer) => {
                     let (status, fields) = (answer.response.head.status, &answer.response.head.fields);
                     self.seen(chosen.as_ref(), Some(answer.address), Seen::Status(status));
@@ -86,8 +89,12 @@ impl Exchange<'_> {
             };
             let in_time = deadline.is_none_or(|deadline| Instant::now() < deadline);
             let slot = if again && in_time { self.retry_slot() } else { None };
-            match (tried, slot) {
-                (_, Some(slot)) => retrying = Some(slot),
+            match (result, slot) {
+                (Ok(answer), Some(slot)) => {
+                    answer.lease.release(answer.response.body);
+                    retrying = Some(slot);
+                }
+                (Err(_), Some(slot)) => retrying = Some(slot),
                 (Ok(mut answer), None) => {
                     held.active = answer.lease.held.active.take();
                     answer.lease.held = held;
@@ -98,6 +105,9 @@ impl Exchange<'_> {
             }
             tries += 1;
             record.retried();
+            if self.sending.retries.is_none_or(|retries| retries.elsewhere) {
+                tried.extend(chosen.and_then(|chosen| chosen.address));
+            }
             if let Some(retries) = self.sending.retries {
                 let until = Instant::now() + retry::pause(retries.backoff, tries, fastrand::f64());
                 sleep_until(deadline.map_or(until, |deadline| until.min(deadline))).await;
@@ -114,16 +124,19 @@ impl Exchange<'_> {
 
     fn seen(&self, chosen: Option<&Chosen>, address: Option<SocketAddr>, seen: Seen) {
         if let (Some(cluster), Some(chosen), Some(address)) = (self.cluster(), chosen, address) {
-            cluster.seen(self.accepted.from.netns.cookie(), address, seen, chosen.balanced.unwrap_or(1));
+            cluster.seen(self.accepted.from.netns.cookie(), address, seen, chosen.among.unwrap_or(1));
         }
     }
 
     /// Whether the route wants another try, and the request allows it.
     fn wants_again(&self, attempt: &Attempt<'_>, ended: Ended<'_>, tries: u32, chosen: Option<&Chosen>) -> bool {
         let Some(retries) = self.sending.retries else {
-            // The balancer has chosen an address where nobody is; there may be better ones.
-            let others = chosen.and_then(|chosen| chosen.balanced).is_some_and(|all| all > 1);
-            return others && tries < ELSEWHERE && matches!(ended, Ended::NotConnected) && attempt.may_go_again(false);
+            // There is nobody at the address that was chosen; there may be better ones.
+            let has_others = chosen.is_some_and(Chosen::has_others);
+            return has_others
+                && tries < ELSEWHERE
+                && matches!(ended, Ended::NotConnected)
+                && attempt.may_go_again(false);
         };
         let processed = matches!(ended, Ended::Response(..) | Ended::NoResponse);
         tries < retries.attempts && retry::is_wanted(&retries.on, ended) && attempt.may_go_again(processed)
@@ -144,25 +157,28 @@ impl Exchange<'_> {
     ) -> Result<Box<Answer>, Failure> {
         let per_try = self.sending.retries.and_then(|retries| retries.per_try_timeout);
         let end = deadline.into_iter().chain(per_try.map(|limit| Instant::now() + limit)).min();
+        let asked = Cell::new(None);
         // Of which there is one, with limit or without.
-        let trying = pin!(self.once(attempt, chosen, is_head, record));
+        let trying = pin!(self.once(attempt, chosen, is_head, &asked, record));
         let Some(end) = end else { return trying.await };
         timeout_at(end, trying).await.unwrap_or_else(|_| {
             let limit = if Some(end) == deadline { self.sending.timeout } else { per_try };
             Err(Failure {
                 error: ProxyError::timeout(limit.unwrap_or_default()),
-                ended: Ended::NoResponse,
-                address: chosen.and_then(|chosen| chosen.address),
+                ended: if asked.get().is_some() { Ended::NoResponse } else { Ended::NotSent },
+                // It can be the client that is slow.
+                address: asked.get().filter(|_| self.content.is_complete()),
             })
         })
     }
 
-    /// One try, and those that are as good as the same one: on a younger connection, or by HTTP/1.1.
+    /// One try, and those that are as good as the same one: on a younger connection, or by HTTP/1.1. Notes which address is `asked`.
     async fn once(
         &self,
         attempt: &mut Attempt<'_>,
         chosen: Option<&Chosen>,
         is_head: bool,
+        asked: &Cell<Option<SocketAddr>>,
         record: &mut Record,
     ) -> Result<Box<Answer>, Failure> {
         let Place { netns, device } = &self.accepted.from;
@@ -180,6 +196,7 @@ impl Exchange<'_> {
         let failed =
             |error: &UpstreamError, ended| Failure { error: error.into(), ended, address: error.address().or(first) };
         loop {
+            asked.set(None);
             let wanted = attempt.wanted(self.idle());
             let mut connection = match self.worker.pool.ready(&key, wanted) {
                 Some(connection) => connection,
@@ -199,6 +216,7 @@ impl Exchange<'_> {
             };
             record.upstream(connection.info(), connection.is_reused());
             let address = connection.info().address;
+            asked.set(Some(address));
             let refused = |error| Failure { error, ended: Ended::NoResponse, address: None };
             let failure = match attempt.send(&mut connection).await.map_err(refused)? {
                 Ok(response) => {
@@ -227,7 +245,7 @@ impl Exchange<'_> {
                 }
                 Err(failure) => failure,
             };
-            if let Err(NotAnswered { unsent, error }) = attempt.again(failure, &connection) {
+            if let Err(NotAnswered { unsent, error }) = attempt.again(failure, &connection, self.may_be_http1()) {
                 // It says nothing of the origin.
                 if let ExchangeError::Content(error) = &error {
                     return Err(refused(ProxyError::broken_content(error)));
@@ -240,10 +258,16 @@ impl Exchange<'_> {
                 };
                 return Err(failed(&connection.failure(error), ended));
             }
-            if attempt.needs_http1() {
+            // One that has served others may want it for some requests only.
+            if attempt.needs_http1() && !connection.is_reused() {
                 self.worker.pool.require_http1(&key);
             }
         }
+    }
+
+    /// Whether HTTP/1.1 will do where HTTP/2 is refused.
+    fn may_be_http1(&self) -> bool {
+        self.cluster().is_some_and(|cluster| cluster.upstream.protocol != UpstreamProtocol::Http2)
     }
 
     /// How long the upstream's connections may have been idle, if the user says so.
@@ -262,11 +286,11 @@ impl Exchange<'_> {
         let (from, origin, routed) = (from.clone(), origin.socket_addr(), self.sending.routed.clone());
         let candidates = self.cluster().zip(chosen).map(|(cluster, chosen)| cluster.candidates(origin.ip(), chosen));
         let candidates = candidates.unwrap_or_default();
-        let is_balanced = chosen.is_some_and(|chosen| chosen.balanced.is_some());
+        let has_others = chosen.is_some_and(Chosen::has_others);
         async move {
             match routed {
                 Routed::Originate(cluster, name) => {
-                    connector.tls(&from, &cluster, &name, candidates, is_balanced, offer).await
+                    connector.tls(&from, &cluster, &name, candidates, has_others, offer).await
                 }
                 Routed::PassThrough { http2 } => connector.plain(&from, origin, http2).await,
             }

@@ -23,9 +23,6 @@ use crate::{
 /// For the whole of it: nobody waits for it, and it must not pile up.
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// Copies under way to one upstream at most, if its settings have no lower limit.
-const AT_ONCE: u32 = 1000;
-
 /// A request to be sent once more, to somebody else.
 struct Copy {
     pool: Rc<Pool>,
@@ -36,7 +33,7 @@ struct Copy {
     origin: std::net::IpAddr,
     host: RequestHost,
     content: Rc<Content>,
-    _under_way: Slot,
+    _under_way: [Slot; 2],
 }
 
 /// Sends a copy of a request that was read to its end.
@@ -48,10 +45,14 @@ pub(super) fn send(
     head: RequestHead,
     content: Rc<Content>,
 ) {
-    let limit = cluster.upstream.pool.max_requests.min(AT_ONCE);
-    let Some(under_way) = cluster.usage.take_within(Kind::Requests, limit) else {
-        tracing::debug!(host = host.as_str(), limit, "too many requests are being mirrored");
-        return;
+    let taken =
+        cluster.usage.take(Kind::Mirrors).and_then(|mirrored| Ok([mirrored, cluster.usage.take(Kind::Requests)?]));
+    let under_way = match taken {
+        Ok(under_way) => under_way,
+        Err(error) => {
+            tracing::debug!(host = host.as_str(), %error, "a request is not mirrored");
+            return;
+        }
     };
     let copy = Copy {
         pool: worker.pool.clone(),
@@ -79,7 +80,7 @@ pub(super) fn send(
 
 impl Copy {
     async fn send(self, head: RequestHead) -> Option<()> {
-        let chosen = self.cluster.choose(self.from.netns.cookie(), self.origin);
+        let chosen = self.cluster.choose(self.from.netns.cookie(), self.origin, &self.connector.health, &[]);
         let key = Key {
             netns: self.from.netns.cookie(),
             device: self.from.device,
@@ -90,8 +91,8 @@ impl Copy {
         let connecting = self.pool.get(&key, wanted, Some(&self.cluster.usage), |offer| {
             let (connector, from, cluster) = (self.connector.clone(), self.from.clone(), self.cluster.clone());
             let (name, candidates) = (self.name.clone(), cluster.candidates(self.origin, &chosen));
-            let is_balanced = chosen.balanced.is_some();
-            async move { connector.tls(&from, &cluster, &name, candidates, is_balanced, offer).await }
+            let has_others = chosen.has_others();
+            async move { connector.tls(&from, &cluster, &name, candidates, has_others, offer).await }
         });
         let mut connection = connecting.await.ok()?;
         let mut body = attempt.send(&mut connection).await.ok()?.ok()?.body;

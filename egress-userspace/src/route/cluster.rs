@@ -15,6 +15,7 @@ use crate::{
     policy::{EndpointAddress, LoadBalancer, Targets, Upstream},
     resolve::{Addresses, Names},
     upstream::{
+        health::Health as Failing,
         limits::Usage,
         outlier::{Health, Seen},
         pool::To,
@@ -73,8 +74,15 @@ enum Place {
 pub struct Chosen {
     /// The address, where no other will do: none then, if none is known or all are left out.
     pub address: Option<SocketAddr>,
-    /// Whether a balancer has chosen it, among so many.
-    pub balanced: Option<usize>,
+    /// How many there are, if it was chosen among all of them.
+    pub among: Option<usize>,
+}
+
+impl Chosen {
+    /// Whether there are others.
+    pub fn has_others(&self) -> bool {
+        self.among.is_some_and(|all| all > 1)
+    }
 }
 
 /// A request under way to an address, for as long as this lives.
@@ -96,13 +104,14 @@ impl Cluster {
         }
     }
 
-    /// Chooses where a request goes whose application, in `netns`, was going to `origin`.
-    pub fn choose(&self, netns: NetnsCookie, origin: IpAddr) -> Chosen {
+    /// Chooses where a request goes whose application, in `netns`, was going to `origin`: rather not where it was `tried` already,
+    /// nor, if no balancer is to choose, where connections are `failing`.
+    pub fn choose(&self, netns: NetnsCookie, origin: IpAddr, failing: &Failing, tried: &[SocketAddr]) -> Chosen {
         let is_balanced = self.upstream.balancer.is_some() || self.has_weights();
         if !is_balanced && self.health.is_none() {
             let is_original = matches!(self.upstream.targets, Targets::Original);
             let address = is_original.then(|| SocketAddr::new(origin, self.upstream.target_port));
-            return Chosen { address, balanced: None };
+            return Chosen { address, among: None };
         }
         let found = self.addresses(origin);
         let all = found.len();
@@ -112,12 +121,16 @@ impl Cluster {
         if let Some(health) = &self.health {
             candidates = health.well(netns, candidates, Instant::now());
         }
-        Chosen { address: candidates.first().copied(), balanced: Some(all) }
+        if !is_balanced {
+            failing.order(netns, &mut candidates);
+        }
+        candidates.sort_by_key(|address| tried.contains(address));
+        Chosen { address: candidates.first().copied(), among: Some(all) }
     }
 
     /// The addresses to try for what was `chosen`, best first.
     pub fn candidates(&self, origin: IpAddr, chosen: &Chosen) -> Vec<SocketAddr> {
-        match chosen.balanced {
+        match chosen.among {
             Some(_) => chosen.address.into_iter().collect(),
             None => preferred(self.addresses(origin), origin),
         }

@@ -60,7 +60,8 @@ impl Connector {
         Ok(Made::Http1(Exclusive::new(http1::Stream::Left(stream), self.heads, info("HTTP/1.1"))))
     }
 
-    /// Connects to a configured host, originates TLS and verifies the peer.
+    /// Connects to a configured host, originates TLS and verifies the peer. `has_others` says that it has addresses beside the
+    /// candidates.
     ///
     /// An address whose connection breaks during the handshake is passed over like one that refuses; whatever else is wrong
     /// with TLS there is the host's answer.
@@ -73,13 +74,11 @@ impl Connector {
         cluster: &Cluster,
         server_name: &ServerName<'static>,
         mut candidates: Vec<SocketAddr>,
-        is_balanced: bool,
+        has_others: bool,
         offer: Offer,
     ) -> Result<Made, UpstreamError> {
         let netns = from.netns.cookie();
-        if !is_balanced {
-            self.health.order(netns, &mut candidates);
-        }
+        self.health.order(netns, &mut candidates);
         let limit = cluster.upstream.pool.connect_timeout;
         let deadline = Instant::now() + limit;
         let offer = match cluster.upstream.protocol {
@@ -91,7 +90,7 @@ impl Connector {
         };
         let mut broken = None;
         loop {
-            let (stream, address) = match self.first_of(from, &candidates, limit, deadline).await {
+            let (stream, address) = match self.first_of(from, &candidates, has_others, limit, deadline).await {
                 Ok(connected) => connected,
                 // What has got furthest says most.
                 Err(error) => return Err(broken.unwrap_or(error)),
@@ -175,7 +174,7 @@ impl Connector {
     /// It refuses, is unreachable, or does not answer.
     pub async fn tcp(&self, from: &Place, address: SocketAddr) -> Result<TcpStream, UpstreamError> {
         let deadline = Instant::now() + CONNECT_TIMEOUT;
-        self.first_of(from, &[address], CONNECT_TIMEOUT, deadline).await.map(|(stream, _)| stream)
+        self.first_of(from, &[address], false, CONNECT_TIMEOUT, deadline).await.map(|(stream, _)| stream)
     }
 
     /// Tries the addresses in order, each a moment after the one before or as soon as that fails; the first connection wins
@@ -184,13 +183,14 @@ impl Connector {
         &self,
         from: &Place,
         candidates: &[SocketAddr],
+        has_others: bool,
         limit: Duration,
         deadline: Instant,
     ) -> Result<(TcpStream, SocketAddr), UpstreamError> {
         let Some(&first) = candidates.first() else { return Err(UpstreamError::NoAddress) };
         let failed = |address| {
             // The only address of a host cannot be put behind others.
-            if candidates.len() > 1 {
+            if candidates.len() > 1 || has_others {
                 self.health.failed(from.netns.cookie(), address);
             }
         };

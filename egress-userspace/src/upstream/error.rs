@@ -56,7 +56,7 @@ impl ExchangeError {
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// There is as much under way as the settings allow.
-    #[error("the limit of the DestinationRule is reached: connectionPool.{} is {limit}", .kind.setting())]
+    #[error("the limit of {} {limit}", .kind.limited())]
     Overflow {
         /// Of what.
         kind: Kind,

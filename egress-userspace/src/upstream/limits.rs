@@ -23,15 +23,21 @@ pub enum Kind {
     Requests,
     /// Those of them that are sent again.
     Retries,
+    /// Those of them that are copies.
+    Mirrors,
 }
 
+/// Copies of requests under way at most. Nobody waits for them, so nothing else would keep them from piling up.
+const MIRRORS: u32 = 1000;
+
 impl Kind {
-    /// What the limit is called in a `DestinationRule`.
-    pub fn setting(self) -> &'static str {
+    /// Whose limit it is, and what it is called there.
+    pub fn limited(self) -> &'static str {
         match self {
-            Self::Pending => "http.http1MaxPendingRequests",
-            Self::Requests => "http.http2MaxRequests",
-            Self::Retries => "http.maxRetries",
+            Self::Pending => "the DestinationRule is reached: connectionPool.http.http1MaxPendingRequests is",
+            Self::Requests => "the DestinationRule is reached: connectionPool.http.http2MaxRequests is",
+            Self::Retries => "the DestinationRule is reached: connectionPool.http.maxRetries is",
+            Self::Mirrors => "mirrored requests is reached: they are",
         }
     }
 }
@@ -40,7 +46,7 @@ impl Kind {
 #[derive(Debug)]
 pub struct Usage {
     settings: ConnectionPool,
-    counts: [AtomicU32; 3],
+    counts: [AtomicU32; 4],
     /// Places for connections, for which requests wait in their order; none if there may be any number.
     places: Option<Arc<Semaphore>>,
     /// What somebody needs who waits for a place; 0 if nobody does.
@@ -115,19 +121,16 @@ impl Usage {
             Kind::Pending => self.settings.max_pending_requests,
             Kind::Requests => self.settings.max_requests,
             Kind::Retries => self.settings.max_retries,
+            Kind::Mirrors => MIRRORS,
         };
-        self.take_within(kind, limit).ok_or(UpstreamError::Overflow { kind, limit })
-    }
-
-    /// One more, unless there are `limit` of them; without a limit nothing is counted, so that workers which share nothing else
-    /// do not share this either.
-    pub fn take_within(self: &Arc<Self>, kind: Kind, limit: u32) -> Option<Slot> {
+        // Without a limit nothing is counted, so that workers which share nothing else do not share this either.
         if limit == u32::MAX {
-            return Some(Slot(None));
+            return Ok(Slot(None));
         }
         let more = |count: u32| (count < limit).then_some(count + 1);
-        self.count(kind).fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(Slot(Some((self.clone(), kind))))
+        let counted = self.count(kind).fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        counted.map_err(|_| UpstreamError::Overflow { kind, limit })?;
+        Ok(Slot(Some((self.clone(), kind))))
     }
 
     /// Places for connections, if there is a limit.
@@ -187,7 +190,7 @@ mod tests {
         let _second = usage.take(Kind::Requests).expect("the second");
         let error = usage.take(Kind::Requests).expect_err("a third").to_string();
         assert!(error.ends_with("connectionPool.http.http2MaxRequests is 2"), "{error}");
-        assert!(usage.take_within(Kind::Pending, 1).is_some(), "others are counted apart");
+        assert!(usage.take(Kind::Pending).is_ok(), "others are counted apart");
         drop(first);
         assert!(usage.take(Kind::Requests).is_ok());
     }

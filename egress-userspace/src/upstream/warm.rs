@@ -114,11 +114,11 @@ impl Warm {
         let (connector, cluster) = (self.connector.clone(), cluster.clone());
         let (name, from, gone, origin) = (used.name.clone(), used.from.clone(), used.gone.clone(), used.origin);
         task::spawn_local(async move {
-            let (candidates, is_balanced) = match &key.to {
+            let (candidates, has_others) = match &key.to {
                 To::Cluster { address: Some(address), .. } => (vec![*address], true),
-                _ => (cluster.candidates(origin, &cluster.choose(key.netns, origin)), false),
+                _ => (cluster.candidates(origin, &cluster.choose(key.netns, origin, &connector.health, &[])), false),
             };
-            let made = connector.tls(&from, &cluster, &name, candidates, is_balanced, offer).await;
+            let made = connector.tls(&from, &cluster, &name, candidates, has_others, offer).await;
             drop(making);
             let Some(this) = Weak::upgrade(&this).filter(|_| !gone.is_cancelled()) else { return };
             let mut all = this.used.borrow_mut();

@@ -2,6 +2,7 @@
 
 mod adjustments;
 mod choices;
+mod failover;
 mod limits;
 mod matching;
 mod pools;

@@ -134,6 +134,7 @@ pub(super) fn retries(raw: &raw::Retries) -> Retries {
         attempts: raw.attempts.unwrap_or(0),
         per_try_timeout: raw.per_try_timeout.filter(|time| !time.is_zero()),
         on,
+        elsewhere: raw.retry_ignore_previous_hosts.unwrap_or(true),
         backoff: raw.backoff.map_or(BACKOFF, |time| time.0),
     }
 }

@@ -59,6 +59,7 @@ fn routes_are_compiled() {
             grpc_statuses: vec![14],
             ..RetryOn::default()
         },
+        elsewhere: true,
         backoff: Duration::from_millis(25),
     };
     assert_eq!(route.retries, Some(retries));

@@ -46,8 +46,8 @@ struct Idle {
 enum Protocol {
     Http1,
     Http2,
-    /// HTTP/2, but over that it has asked for HTTP/1.1 (HTTP_1_1_REQUIRED, RFC 9113 section 7).
-    Http1Required,
+    /// HTTP/2, but over that it has asked for HTTP/1.1 (HTTP_1_1_REQUIRED, RFC 9113 section 7). It is asked again some time after.
+    Http1Required(Instant),
 }
 
 /// What there is for a request.
@@ -149,9 +149,9 @@ impl Origin {
     pub(super) fn alone(&self, wanted: Wanted) -> Option<Offer> {
         match self.protocol {
             _ if !wanted.http2 => Some(Offer::Http1),
-            Some(Protocol::Http1Required) => Some(Offer::Http1),
+            Some(Protocol::Http1Required(since)) if since.elapsed() < REMEMBERED => Some(Offer::Http1),
             Some(Protocol::Http1) => Some(Offer::Both),
-            Some(Protocol::Http2) | None => None,
+            Some(Protocol::Http2 | Protocol::Http1Required(_)) | None => None,
         }
     }
 
@@ -192,7 +192,7 @@ impl Origin {
 
     /// Remembers that the origin wants HTTP/1.1, whatever it picks.
     pub(super) fn require_http1(&mut self) {
-        self.protocol = Some(Protocol::Http1Required);
+        self.protocol = Some(Protocol::Http1Required(Instant::now()));
         self.shared.clear();
     }
 

@@ -51,6 +51,33 @@ fn an_origin_that_asks_for_http1_gets_it_from_then_on() -> Result<()> {
 }
 
 #[test]
+fn a_request_that_http2_is_refused_takes_http2_from_nobody_else() -> Result<()> {
+    let bed = TestBed::new("http2-required-once")?;
+    let origin = origin_http2(&bed)?
+        .handler(|_| Reply::Raw(EMPTY.into()))
+        .frames(|mut frames| async move {
+            frames.greet(100).await?;
+            let first = frames.request().await?;
+            frames.answer(first, b"fine").await?;
+            let second = frames.request().await?;
+            frames.reset(second, code::HTTP_1_1_REQUIRED).await?;
+            let third = frames.request().await?;
+            frames.answer(third, b"fine").await?;
+            frames.closed().await
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    for _ in 0..3 {
+        curl(&bed, &[])?.success()?;
+    }
+    ensure!(origin.connections() == 2, "{} connections", origin.connections());
+    let protocols: Vec<_> = agent.wait_for_records(3)?.iter().map(|record| record.text("protocol")).collect();
+    ensure!(protocols == ["HTTP/2", "HTTP/1.1", "HTTP/2"], "{protocols:?}");
+    Ok(())
+}
+
+#[test]
 fn an_origin_that_speaks_http2_alone_is_served_too() -> Result<()> {
     let bed = TestBed::new("http2-only")?;
     let tls = ServerTls::new(bed.pki().server(&[HOST])?).alpn(&["h2"]);

@@ -1,0 +1,148 @@
+//! What becomes of a request where one of several places fails.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use harness::{
+    TestBed,
+    origin::{Reply, ServerTls},
+    wait::{PATIENCE, wait_until},
+};
+
+use super::{
+    HOST, agent, agent_with_one_worker, bed, both, destination, echo, entry, get, origin, origin_http1, pooled,
+    service, shares,
+};
+
+/// In the namespace of origins nobody has this address, nor says anything about it.
+const SILENT: &str = "198.51.100.250";
+
+/// The host at a place where connections come to nothing, and at one that serves it.
+fn at(bed: &TestBed, first: &str) -> String {
+    let second = bed.addresses(super::SECOND).v4;
+    entry(HOST, &format!("resolution: STATIC\n  endpoints: [{first}, {{address: {second}}}]"))
+}
+
+/// A place that refuses connections.
+fn refusing(bed: &TestBed) -> String {
+    format!("{{address: {}, ports: {{http: 444}}}}", bed.addresses(HOST).v4)
+}
+
+fn retries(settings: &str) -> String {
+    service(&format!("  - retries: {{{settings}}}\n    route: [{{destination: {{host: {HOST}}}}}]\n"))
+}
+
+#[test]
+fn addresses_that_may_be_left_out_are_tried_in_turn_all_the_same() -> Result<()> {
+    let bed = bed("failover-outlier")?;
+    let origin = origin(&bed, echo)?;
+    let policy = "outlierDetection: {consecutive5xxErrors: 5}";
+    let (_agent, _config) = agent(&bed, &(at(&bed, &refusing(&bed)) + &destination(HOST, "", policy, "")))?;
+    for _ in 0..3 {
+        let (status, _, result) = get(&bed, "/", &[])?;
+        ensure!(status == 200, "{result:?}");
+    }
+    ensure!(shares(&bed, &origin)? == (0, 3));
+    Ok(())
+}
+
+#[test]
+fn a_retry_goes_to_another_address() -> Result<()> {
+    const COUNT: usize = 20;
+    let bed = bed("failover-retries")?;
+    let origin = origin(&bed, echo)?;
+    // By chance alone all would go well once in 300 runs.
+    let rules = at(&bed, &refusing(&bed))
+        + &destination(HOST, "", "loadBalancer: {simple: RANDOM}", "")
+        + &retries("attempts: 1, retryOn: connect-failure, backoff: 1ms");
+    let (agent, _config) = agent(&bed, &rules)?;
+    for _ in 0..COUNT {
+        let (status, _, result) = get(&bed, "/", &[])?;
+        ensure!(status == 200, "{result:?}");
+    }
+    ensure!(shares(&bed, &origin)? == (0, COUNT));
+    ensure!(agent.records().iter().any(|record| record.text("retries") == "1"));
+    Ok(())
+}
+
+#[test]
+fn what_was_not_sent_in_time_is_sent_elsewhere_whatever_it_is() -> Result<()> {
+    let bed = bed("failover-unsent")?;
+    let origin = origin(&bed, echo)?;
+    let rules = at(&bed, &format!("{{address: {SILENT}}}"))
+        + &destination(HOST, "", "outlierDetection: {consecutive5xxErrors: 5}", "")
+        + &retries("attempts: 1, perTryTimeout: 500ms, retryOn: \"5xx\", backoff: 1ms");
+    let (_agent, _config) = agent(&bed, &rules)?;
+    let (status, _, result) = get(&bed, "/", &["-d", "pay"])?;
+    ensure!(status == 200 && shares(&bed, &origin)? == (0, 1), "{result:?}");
+    Ok(())
+}
+
+#[test]
+fn that_a_client_is_slow_is_not_the_address_s_failure() -> Result<()> {
+    let bed = bed("failover-slow")?;
+    let _origin = origin(&bed, echo)?;
+    let policy = "outlierDetection: {consecutiveGatewayErrors: 2, consecutive5xxErrors: 2, maxEjectionPercent: 100}";
+    let routes = format!("  - timeout: 300ms\n    route: [{{destination: {{host: {HOST}}}}}]\n");
+    let rules = entry(HOST, "resolution: DNS") + &destination(HOST, "", policy, "") + &service(&routes);
+    let (agent, _config) = agent(&bed, &rules)?;
+    for _ in 0..4 {
+        let url = format!("http://{HOST}/");
+        // Its standard input is open, and nothing comes of it.
+        let arguments = ["-q", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Expect:", "-T", ".", &url];
+        bed.client_command("curl")?.args(arguments).spawn()?.wait_for_output("504")?;
+    }
+    ensure!(get(&bed, "/", &[])?.0 == 200);
+    ensure!(!agent.log_text().contains("is left out"), "{}", agent.log_text());
+    Ok(())
+}
+
+#[test]
+fn a_response_that_is_not_taken_costs_no_connection() -> Result<()> {
+    let bed = bed("failover-reuse")?;
+    let origin = origin_http1(&bed, |request| match request.target.as_str() {
+        "/never" => Reply::status(503, &[], "never\n"),
+        _ => echo(request),
+    })?;
+    let rules = both() + &retries("attempts: 4, retryOn: \"5xx\", backoff: 1ms");
+    let (_agent, _config) = agent_with_one_worker(&bed, &rules)?;
+    ensure!(get(&bed, "/never", &[])?.0 == 503);
+    ensure!(get(&bed, "/", &[])?.0 == 200);
+    ensure!(origin.requests().len() == 6 && origin.connections() == 1, "{} connections", origin.connections());
+    Ok(())
+}
+
+/// Its end cannot be told to an origin that does not read.
+#[test]
+fn the_place_of_a_connection_that_is_stuck_goes_to_others() -> Result<()> {
+    const WINDOW: u32 = 1 << 30;
+    let bed = bed("failover-stuck")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.frames(|mut frames| async move {
+        if frames.connection > 0 {
+            frames.greet(100).await?;
+            let stream = frames.request().await?;
+            frames.answer(stream, b"fine").await?;
+            return frames.closed().await;
+        }
+        frames.greet_with_window(WINDOW).await?;
+        frames.widen(0, WINDOW).await?;
+        frames.request().await?;
+        std::future::pending().await
+    });
+    let origin = origin.start()?;
+    let routes = format!("  - timeout: 4s\n    route: [{{destination: {{host: {HOST}}}}}]\n");
+    let rules = pooled("tcp: {maxConnections: 1}") + &service(&routes);
+    let (_agent, _config) = agent_with_one_worker(&bed, &rules)?;
+    // More than all buffers on the way take.
+    let file = bed.dir().join("body");
+    fs::write(&file, vec![b'x'; 64 << 20])?;
+    let (url, file) = (format!("http://{HOST}/"), file.display().to_string());
+    // One of HTTP/1 that leaves is not seen to do so while nothing more is taken of what it sends.
+    let arguments = ["-q", "-sS", "--http2-prior-knowledge", "--max-time", "2", "-T", &file, &url];
+    ensure!(bed.client_command("curl")?.args(arguments).run()?.code() == 28);
+    let served = || get(&bed, "/", &[]).is_ok_and(|(status, ..)| status == 200);
+    wait_until("another connection", 2 * PATIENCE, served)?;
+    ensure!(origin.connections() == 2, "{}", origin.connections());
+    Ok(())
+}
