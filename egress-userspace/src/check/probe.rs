@@ -41,7 +41,7 @@ pub(super) async fn probe(policy: &Policy, names: &[HostName]) -> (Vec<ProbeRepo
     let Plan { probes, mut problems } = plan(policy, names);
     let resolver = match Resolver::from_system() {
         Ok(resolver) => resolver,
-        Err(error) => return (Vec::new(), vec![no_resolver(&error.to_string())]),
+        Err(error) => return (Vec::new(), vec![no_resolver(&error)]),
     };
     let running = stream::iter(&probes).map(|probe| run(probe, &resolver)).buffered(UPSTREAMS_AT_ONCE);
     let reports: Vec<_> = running.collect().await;

@@ -6,6 +6,7 @@ use super::{AddressReport, ClientCertificate, Outcome, ProbeReport};
 use crate::{
     config::{Code, Diagnostic, Location},
     policy::Upstream,
+    resolve::ResolverError,
     upstream::Cause,
 };
 
@@ -13,10 +14,9 @@ use crate::{
 const EXPIRES_SOON: i64 = 30;
 
 /// Without the resolver's files nothing can be probed.
-pub(super) fn no_resolver(problem: &str) -> Diagnostic {
+pub(super) fn no_resolver(error: &ResolverError) -> Diagnostic {
     let nowhere = Location::whole(Path::new("this machine"));
-    let text = format!("cannot read /etc/resolv.conf or /etc/hosts: {problem}");
-    finding(nowhere, Code::Unresolved, text, "mend the file; nothing was probed")
+    finding(nowhere, Code::Unresolved, error.to_string(), "mend the file; nothing was probed")
 }
 
 /// Errors and warnings about one upstream.
