@@ -3,6 +3,7 @@
 mod files;
 mod marked;
 mod names;
+mod servers;
 
 use std::{
     net::IpAddr,
@@ -13,7 +14,6 @@ use std::{
 use arc_swap::ArcSwap;
 use hickory_resolver::{
     Hosts,
-    config::ResolveHosts,
     lookup::Lookup,
     net::{DnsError, NetError},
     proto::{
@@ -30,10 +30,9 @@ pub use self::{
 use self::{
     files::{Stamp, hosts, settings, stamp},
     marked::{MarkedProvider, Marker},
+    servers::Servers,
 };
 use crate::{kernel::OwnSockets, policy::HostName};
-
-type Asking = hickory_resolver::Resolver<MarkedProvider>;
 
 /// Time between two look-ups of a name that the hosts file lists. A change of the file is noticed anyway.
 const HOSTS_TTL: Duration = Duration::from_secs(60);
@@ -90,7 +89,7 @@ pub struct Resolver {
 }
 
 struct Loaded {
-    resolver: Asking,
+    servers: Servers,
     hosts: Hosts,
 }
 
@@ -151,8 +150,8 @@ impl Resolver {
         let listed = |kind| current.hosts.lookup_static_host(&Query::query(query.clone(), kind));
         let (v4, v6) = match (listed(RecordType::A), listed(RecordType::AAAA)) {
             (None, None) => tokio::join!(
-                ask(&current.resolver, &query, RecordType::A),
-                ask(&current.resolver, &query, RecordType::AAAA)
+                ask(&current.servers, &query, RecordType::A),
+                ask(&current.servers, &query, RecordType::AAAA)
             ),
             (v4, v6) => (Ok(Found::listed(v4.as_ref())), Ok(Found::listed(v6.as_ref()))),
         };
@@ -180,8 +179,8 @@ impl Found {
 }
 
 /// The answer to one query; without addresses if the servers say that there is nothing.
-async fn ask(resolver: &Asking, name: &Name, kind: RecordType) -> Result<Found, String> {
-    match resolver.lookup(name.clone(), kind).await {
+async fn ask(servers: &Servers, name: &Name, kind: RecordType) -> Result<Found, String> {
+    match servers.ask(name, kind).await {
         Ok(answer) => Ok(Found {
             addresses: addresses(Some(&answer)),
             valid_for: answer.valid_until().saturating_duration_since(Instant::now()),
@@ -206,8 +205,6 @@ fn addresses(answer: Option<&Lookup>) -> Vec<IpAddr> {
 }
 
 fn load(marker: &Marker) -> Result<Loaded, ResolverError> {
-    let (config, mut options) = settings();
-    options.use_hosts_file = ResolveHosts::Never;
-    let builder = Asking::builder_with_config(config, MarkedProvider::new(marker.clone())).with_options(options);
-    Ok(Loaded { resolver: builder.build()?, hosts: hosts()? })
+    let servers = Servers::new(settings(), &MarkedProvider::new(marker.clone()))?;
+    Ok(Loaded { servers, hosts: hosts()? })
 }

@@ -55,19 +55,34 @@ fn parse_hosts(text: &[u8]) -> io::Result<Hosts> {
     Ok(hosts)
 }
 
-/// What resolv.conf says; without servers if it names none, and then only the hosts file answers.
-pub(super) fn settings() -> (ResolverConfig, ResolverOpts) {
-    match read_settings() {
-        Ok(settings) => settings,
-        Err(error) => {
-            tracing::warn!(%error, "{RESOLV_CONF} names no usable server; only {HOSTS} answers");
-            (ResolverConfig::default(), ResolverOpts::default())
-        }
-    }
+/// What resolv.conf says.
+#[derive(Default)]
+pub(super) struct Settings {
+    pub(super) config: ResolverConfig,
+    pub(super) options: ResolverOpts,
+    /// Whether the servers are asked first in turn.
+    pub(super) rotate: bool,
 }
 
-fn read_settings() -> Result<(ResolverConfig, ResolverOpts), NetError> {
-    parse_resolv_conf(fs::read(RESOLV_CONF)?)
+/// Without servers if it names none, and then only the hosts file answers.
+pub(super) fn settings() -> Settings {
+    let settings = fs::read(RESOLV_CONF).map_err(NetError::from).and_then(|text| Settings::parse(&text));
+    settings.unwrap_or_else(|error| {
+        tracing::warn!(%error, "{RESOLV_CONF} names no usable server; only {HOSTS} answers");
+        Settings::default()
+    })
+}
+
+impl Settings {
+    fn parse(text: &[u8]) -> Result<Self, NetError> {
+        let (config, options) = parse_resolv_conf(text)?;
+        // This option is not among those that it gives.
+        let rotate = String::from_utf8_lossy(text).lines().any(|line| {
+            let mut words = line.split_whitespace();
+            words.next() == Some("options") && words.any(|word| word == "rotate")
+        });
+        Ok(Self { config, options, rotate })
+    }
 }
 
 #[cfg(test)]
@@ -86,6 +101,20 @@ mod tests {
         for (name, is_listed) in [("a.example.", true), ("c.example.", true), ("d.example.", false)] {
             let query = Query::query(Name::from_ascii(name).expect("a name"), RecordType::A);
             assert_eq!(hosts.lookup_static_host(&query).is_some(), is_listed, "{name}");
+        }
+    }
+
+    #[test]
+    fn servers_are_asked_in_turn_if_the_options_say_so() {
+        for (options, rotate) in [
+            ("", false),
+            ("options timeout:1 rotate\n", true),
+            ("options rotate\noptions edns0\n", true),
+            ("# options rotate\nsearch rotate\n", false),
+        ] {
+            let text = format!("nameserver 192.0.2.1\nnameserver 192.0.2.2\n{options}");
+            let settings = Settings::parse(text.as_bytes()).expect("settings");
+            assert_eq!((settings.rotate, settings.config.name_servers().len()), (rotate, 2), "{options}");
         }
     }
 }
