@@ -5,8 +5,10 @@ use std::{
     ffi::{CString, OsString},
     fs::OpenOptions,
     io::{self, Write as _},
+    mem::MaybeUninit,
     path::Path,
     process::Stdio,
+    ptr,
 };
 
 use nix::{
@@ -129,6 +131,29 @@ impl Signals {
             })
             .await
     }
+
+    /// Waits for the next one that would have ended us if we had not taken it over.
+    pub(super) async fn next_deadly(&mut self) -> io::Result<Signal> {
+        loop {
+            if let Ok(signal) = Signal::try_from(self.next().await?.ssi_signo.cast_signed())
+                && is_deadly(signal)
+            {
+                return Ok(signal);
+            }
+        }
+    }
+}
+
+/// Whether a signal ends a process that does nothing about it. Those that whoever started us has ignored do not, as nohup(1)
+/// does: blocked, they arrive all the same.
+fn is_deadly(signal: Signal) -> bool {
+    let mut inherited = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: nothing is changed, and what is written to has the size of what is written.
+    let ignored = unsafe {
+        libc::sigaction(signal as i32, ptr::null(), inherited.as_mut_ptr()) == 0
+            && inherited.assume_init().sa_sigaction == libc::SIG_IGN
+    };
+    signal != Signal::SIGWINCH && !ignored
 }
 
 /// Passes a signal on to the command.
