@@ -121,8 +121,7 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, 
         signal = signals.next_deadly() => return Err(ExecError::Ended(signal.map_err(io_error("cannot read signals"))?)),
     }
     let guardian = Guardian::start(cgroup.path()).map_err(io_error("cannot start the guardian"))?;
-    let mut child = child::spawn(&options.command, cgroup.path(), before)
-        .map_err(|source| ExecError::Spawn { command: options.command[0].display().to_string(), source })?;
+    let mut child = child::spawn(&options.command, cgroup.path(), before)?;
     // What nobody tells it.
     let (end, test) = (CancellationToken::new(), Notify::new());
     let status = loop {
