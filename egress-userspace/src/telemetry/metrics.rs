@@ -14,7 +14,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::access_log::Outcome;
+use super::access_log::{self, Outcome};
 use crate::{
     kernel::{Learnings, Outcomes},
     limits::Beyond,
@@ -87,6 +87,11 @@ impl Metrics {
         registry.register_collector(Box::new(KernelCollector { outcomes, learnings }));
         let requests = Family::<OutcomeLabel, Counter>::default();
         registry.register("requests", "Requests by what became of them", requests.clone());
+        registry.register(
+            "access_log_lines_lost",
+            "Lines of the access log that were dropped, as nobody took them in time",
+            access_log::LOST.clone(),
+        );
         let handshakes = Family::<ResultLabel, Counter>::default();
         registry.register("upstream_handshakes", "TLS handshakes with origins", handshakes.clone());
         let handshake = |result| handshakes.get_or_create(&ResultLabel { result }).clone();
