@@ -38,6 +38,8 @@ pub struct Metrics {
     pub unknown_origin: Counter,
     /// Connections whose first bytes were not HTTP.
     pub not_http: Counter,
+    /// Connections on which a head did not come to its end in time.
+    pub late: Counter,
     too_many: [Counter; 2],
     passed_on: [Counter; 2],
     /// Rules in force.
@@ -118,6 +120,12 @@ impl Metrics {
             "Connections that were refused because what came was not a request",
             not_http.clone(),
         );
+        let late = Counter::default();
+        registry.register(
+            "connections_late",
+            "Connections that ended because a request's head did not come to its end in time",
+            late.clone(),
+        );
         let too_many = Family::<LimitLabel, Counter>::default();
         registry.register("connections_turned_away", "Connections of applications beyond a limit", too_many.clone());
         let too_many = ["all", "pod"].map(|limit| too_many.get_or_create(&LimitLabel { limit }).clone());
@@ -173,6 +181,7 @@ impl Metrics {
             self_tests_failed: self_test("failed"),
             unknown_origin,
             not_http,
+            late,
             too_many,
             passed_on,
             rules,
