@@ -168,7 +168,11 @@ fn report(
             (true, None) => ClientCertificate::Missing,
         }),
         unenforced_pins: seen.unenforced_pins.map(|mismatch| mismatch.to_string()),
-        certificates: seen.certificates.into_iter().map(|facts| CertificateReport::new(facts, now)).collect(),
+        certificates: seen
+            .certificates
+            .into_iter()
+            .map(|(facts, verified)| CertificateReport::new(facts, verified, now))
+            .collect(),
     }
 }
 
