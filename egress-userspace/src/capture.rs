@@ -21,10 +21,9 @@ use crate::{kernel::Intercepted, policy::Cidr, resolve::Names, route::RouteTable
 const SHORTEST: (u8, u8) = (8, 16);
 
 /// The link-local networks (RFC 3927, RFC 4291 section 2.5.6). Metadata services are there.
-const LINK_LOCAL: [Cidr; 2] = [
-    Cidr { address: IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), prefix_len: 16 },
-    Cidr { address: IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), prefix_len: 10 },
-];
+const LINK_LOCAL_V4: Cidr = Cidr { address: IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), prefix_len: 16 };
+/// In this one an address means nothing without its link, which an origin does not have: nothing can be passed on there.
+const LINK_LOCAL_V6: Cidr = Cidr { address: IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), prefix_len: 10 };
 
 /// What the user wants to be redirected.
 #[derive(Clone, Debug)]
@@ -32,7 +31,8 @@ pub enum CaptureMode {
     /// Connections to addresses of configured hosts.
     Hosts,
     /// All connections to configured ports, but for those to these networks; without any, to networks that the node has
-    /// routes to other than the default route. An address of a configured host is redirected even there.
+    /// routes to other than the default route. An address of a configured host is redirected even there. IPv6's link-local
+    /// addresses are left alone in either case.
     Ports(Vec<Cidr>),
 }
 
@@ -78,8 +78,8 @@ impl Captured {
     pub async fn refresh(&mut self) -> Result<bool, CaptureError> {
         let excluded = match &self.mode {
             CaptureMode::Hosts => BTreeSet::new(),
-            CaptureMode::Ports(given) if !given.is_empty() => given.iter().copied().collect(),
-            CaptureMode::Ports(_) => LINK_LOCAL.into_iter().chain(routes().await?).collect(),
+            CaptureMode::Ports(given) if !given.is_empty() => given.iter().copied().chain([LINK_LOCAL_V6]).collect(),
+            CaptureMode::Ports(_) => [LINK_LOCAL_V4, LINK_LOCAL_V6].into_iter().chain(routes().await?).collect(),
         };
         if excluded == self.excluded {
             return Ok(false);
@@ -150,4 +150,18 @@ fn network(route: &RouteMessage) -> Option<Cidr> {
     })?;
     let shortest = if address.is_ipv4() { SHORTEST.0 } else { SHORTEST.1 };
     (prefix_len >= shortest).then_some(Cidr { address, prefix_len })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn link_local_addresses_of_ipv6_are_left_alone_whatever_else_is() {
+        let cidr = |text: &str| text.parse::<Cidr>().expect("a network");
+        let captured = Captured::new(CaptureMode::Ports(vec![cidr("10.0.0.0/8")])).await.expect("nothing to read");
+        assert_eq!(captured.excluded, BTreeSet::from([cidr("10.0.0.0/8"), cidr("fe80::/10")]));
+        let captured = Captured::new(CaptureMode::Hosts).await.expect("nothing to read");
+        assert!(captured.excluded.is_empty());
+    }
 }

@@ -88,26 +88,29 @@ pub struct Finding {
 /// Checks all sources together.
 pub fn check(sources: &[Source]) -> Report {
     let (policy, diagnostics) = analyze(sources);
-    Report::new(&policy, diagnostics, None)
+    Report::new(&policy.unwrap_or_default(), diagnostics, None)
 }
 
 /// Checks all sources together, and shakes hands with each origin that they lead to, from the caller's network namespace.
 /// `names` are hosts to take for wildcards, and to resolve for `resolution: NONE`.
 pub async fn check_and_probe(sources: &[Source], names: &[HostName]) -> Report {
     let (policy, mut diagnostics) = analyze(sources);
+    // What cannot be read may be what the names are for.
+    let Some(policy) = policy else { return Report::new(&Policy::default(), diagnostics, Some(Vec::new())) };
     let (probes, found) = probe::probe(&policy, names).await;
     diagnostics.extend(found);
     Report::new(&policy, diagnostics, Some(probes))
 }
 
-fn analyze(sources: &[Source]) -> (Policy, Vec<Diagnostic>) {
+/// No policy where a document cannot be read.
+fn analyze(sources: &[Source]) -> (Option<Policy>, Vec<Diagnostic>) {
     match config::load(sources) {
         // What the other documents mean without the broken ones is anyone's guess.
-        Err(errors) => (Policy::default(), errors.into_iter().collect()),
+        Err(errors) => (None, errors.into_iter().collect()),
         Ok(documents) => {
             let (policy, mut diagnostics) = Policy::analyze(&documents);
             diagnostics.extend(check_files(&policy));
-            (policy, diagnostics)
+            (Some(policy), diagnostics)
         }
     }
 }

@@ -93,7 +93,7 @@ pub(crate) struct CaptureOptions {
     #[arg(long, value_enum, default_value_t = CaptureBy::Hosts)]
     capture: CaptureBy,
     /// With `--capture ports`: connections to this network are left alone. Can be repeated. Without it: link-local networks,
-    /// and those that the node has a route to other than its default route: the cluster's. Loopback always is.
+    /// and those that the node has a route to other than its default route: the cluster's. Loopback and fe80::/10 always are.
     #[arg(long, value_name = "CIDR")]
     exclude_cidr: Vec<Cidr>,
 }

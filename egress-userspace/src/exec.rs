@@ -55,8 +55,15 @@ enum ExecError {
     Unresolved(#[from] egress::resolve::ResolveError),
     #[error("{command}: {source}")]
     Spawn { command: String, source: std::io::Error },
+    #[error("{0} came before the command was started")]
+    Ended(Signal),
     #[error("{what}: {source}")]
     Io { what: &'static str, source: std::io::Error },
+}
+
+/// Says what was tried.
+fn io_error(what: &'static str) -> impl FnOnce(std::io::Error) -> ExecError {
+    move |source| ExecError::Io { what, source }
 }
 
 pub(crate) fn exec(options: ExecOptions) -> ExitCode {
@@ -66,14 +73,10 @@ pub(crate) fn exec(options: ExecOptions) -> ExitCode {
         Ok(guard) => guard,
         Err(code) => return code,
     };
-    let result =
-        signals.map_err(|source| ExecError::Io { what: "cannot take over signals", source }).and_then(|signals| {
-            let runtime = runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|source| ExecError::Io { what: "cannot start", source })?;
-            runtime.block_on(supervise(options, signals))
-        });
+    let result = signals.map_err(io_error("cannot take over signals")).and_then(|signals| {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(io_error("cannot start"))?;
+        runtime.block_on(supervise(options, signals))
+    });
     match result {
         Ok(code) => ExitCode::from(code),
         Err(ExecError::Agent(error)) => report(&error, FAILURE),
@@ -82,6 +85,7 @@ pub(crate) fn exec(options: ExecOptions) -> ExitCode {
             ExitCode::from(match &error {
                 ExecError::Spawn { source, .. } if source.kind() == std::io::ErrorKind::NotFound => NOT_FOUND,
                 ExecError::Spawn { .. } => CANNOT_EXECUTE,
+                ExecError::Ended(signal) => exit_code(SIGNALLED + *signal as i32),
                 _ => FAILURE,
             })
         }
@@ -89,7 +93,6 @@ pub(crate) fn exec(options: ExecOptions) -> ExitCode {
 }
 
 async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, ExecError> {
-    let io_error = |what| move |source| ExecError::Io { what, source };
     let before = Before { blocked: signals.before(), descriptors: Descriptors::raise_limit() };
     let mut signals = signals.watch().map_err(io_error("cannot take over signals"))?;
     let configuration = Configuration::read(options.rules.sources(), MAX_STALE)?;
@@ -115,14 +118,10 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, 
                 return Err(unresolved.into());
             }
         }
-        signal = signals.next() => {
-            let signal = signal.map_err(io_error("cannot read signals"))?;
-            return Ok(exit_code(SIGNALLED + signal.ssi_signo.cast_signed()));
-        }
+        signal = signals.next_deadly() => return Err(ExecError::Ended(signal.map_err(io_error("cannot read signals"))?)),
     }
     let guardian = Guardian::start(cgroup.path()).map_err(io_error("cannot start the guardian"))?;
-    let mut child = child::spawn(&options.command, cgroup.path(), before)
-        .map_err(|source| ExecError::Spawn { command: options.command[0].display().to_string(), source })?;
+    let mut child = child::spawn(&options.command, cgroup.path(), before)?;
     // What nobody tells it.
     let (end, test) = (CancellationToken::new(), Notify::new());
     let status = loop {

@@ -15,7 +15,7 @@ use socket2::SockRef;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::{oneshot, watch},
-    time,
+    task, time,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,8 @@ use crate::{
 
 /// Pause after accept fails for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// Connections that are accepted before others whom the worker serves have their turn.
+const ACCEPT_AT_ONCE: usize = 64;
 
 /// A listening socket in a network namespace, for a worker.
 pub struct Listener {
@@ -128,7 +130,7 @@ pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Rec
             _ = &mut closed => None,
         };
         open = ready.is_some();
-        match accept_all(&worker, &here, socket.get_ref(), &draining) {
+        match accept_all(&worker, &here, socket.get_ref(), &draining).await {
             Ok(()) => {
                 if let Some(Ok(mut guard)) = ready {
                     guard.clear_ready();
@@ -150,21 +152,25 @@ struct Namespace {
     connections: Arc<AtomicUsize>,
 }
 
-/// Accepts what is in the queue.
-fn accept_all(
+/// Accepts what is in the queue, be it that it fills as fast.
+async fn accept_all(
     worker: &Rc<Worker>,
     here: &Namespace,
     socket: &TcpListener,
     draining: &watch::Receiver<Drain>,
 ) -> io::Result<()> {
     loop {
-        match socket.accept() {
-            Ok((stream, client)) => admit(worker, here, stream.into(), client, draining),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            // The client has gone already, or a signal came.
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
-            Err(error) => return Err(error),
+        for _ in 0..ACCEPT_AT_ONCE {
+            match socket.accept() {
+                Ok((stream, client)) => admit(worker, here, stream.into(), client, draining),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // The client has gone already, or a signal came.
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
+                }
+                Err(error) => return Err(error),
+            }
         }
+        task::yield_now().await;
     }
 }
 

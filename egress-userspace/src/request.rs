@@ -169,9 +169,17 @@ impl Conversation {
         ProxyError::malformed(fault).unrecorded()
     }
 
-    /// Answers a client that takes too long for a request.
+    /// Answers a client that takes too long for a request's head.
     pub fn late(&self) -> Response<ResponseBody> {
+        self.note_late();
         ProxyError::late().unrecorded()
+    }
+
+    /// Notes that the connection ends as a head does not come to its end.
+    pub fn note_late(&self) {
+        let (origin, pid, process) = (self.client.origin.socket_addr(), self.client.origin.pid, &self.client.process);
+        self.worker.metrics.late.inc();
+        tracing::warn!(%origin, pid, process, "a request's head did not come to its end in time (--head-timeout)");
     }
 
     /// Notes why the connection has ended, if not in order.

@@ -1,20 +1,19 @@
 //! Names to addresses, as the node resolves them: the hosts file first, then the servers of resolv.conf.
 
+mod files;
 mod marked;
 mod names;
+mod servers;
 
 use std::{
-    fs,
-    io::{self, BufReader},
     net::IpAddr,
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use hickory_resolver::{
     Hosts,
-    config::{ResolveHosts, ResolverConfig},
     lookup::Lookup,
     net::{DnsError, NetError},
     proto::{
@@ -24,14 +23,17 @@ use hickory_resolver::{
 };
 use tokio::sync::watch;
 
-use self::marked::{MarkedProvider, Marker};
-pub use self::names::{Addresses, MAX_STALE, Names};
+pub use self::{
+    files::ResolverError,
+    names::{Addresses, MAX_STALE, Names},
+};
+use self::{
+    files::{Stamp, hosts, settings, stamp},
+    marked::{MarkedProvider, Marker},
+    servers::Servers,
+};
 use crate::{kernel::OwnSockets, policy::HostName};
 
-type Asking = hickory_resolver::Resolver<MarkedProvider>;
-
-const HOSTS: &str = "/etc/hosts";
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Time between two look-ups of a name that the hosts file lists. A change of the file is noticed anyway.
 const HOSTS_TTL: Duration = Duration::from_secs(60);
 /// Longest time between two look-ups of a name, whatever its TTL.
@@ -80,28 +82,28 @@ struct Found {
 /// The node's resolver. It reads its files anew when they change.
 pub struct Resolver {
     current: ArcSwap<Loaded>,
+    /// The files' when they were last read, be it in vain.
+    read: Mutex<Stamp>,
     changed: watch::Sender<()>,
     marker: Marker,
 }
 
 struct Loaded {
-    resolver: Asking,
+    servers: Servers,
     hosts: Hosts,
-    stamp: Stamp,
 }
-
-/// Tells whether the resolver's files have changed.
-type Stamp = [Option<SystemTime>; 2];
 
 impl Resolver {
     /// A resolver by the system's files. Where resolv.conf names no server, only the hosts file answers.
     ///
     /// # Errors
     /// A file cannot be read, or is malformed.
-    pub fn from_system() -> Result<Self, NetError> {
+    pub fn from_system() -> Result<Self, ResolverError> {
         let marker = Marker::default();
+        // Taken first: a change in between is then seen the next time.
+        let read = Mutex::new(stamp());
         let current = ArcSwap::from_pointee(load(&marker)?);
-        Ok(Self { current, changed: watch::Sender::new(()), marker })
+        Ok(Self { current, read, changed: watch::Sender::new(()), marker })
     }
 
     /// Has the sockets by which it asks marked as ours from now on.
@@ -111,15 +113,20 @@ impl Resolver {
 
     /// Reads the files anew if they have changed.
     pub fn refresh(&self) {
-        if stamp() == self.current.load().stamp {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = stamp();
+        if *read == now {
             return;
         }
+        *read = now;
         match load(&self.marker) {
             Ok(loaded) => {
                 self.current.store(Arc::new(loaded));
                 self.changed.send_replace(());
             }
-            Err(error) => tracing::warn!(%error, "cannot read {HOSTS} or {RESOLV_CONF}; the last good ones stay"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot use the resolver's files as they are now; what they said stays");
+            }
         }
     }
 
@@ -143,8 +150,8 @@ impl Resolver {
         let listed = |kind| current.hosts.lookup_static_host(&Query::query(query.clone(), kind));
         let (v4, v6) = match (listed(RecordType::A), listed(RecordType::AAAA)) {
             (None, None) => tokio::join!(
-                ask(&current.resolver, &query, RecordType::A),
-                ask(&current.resolver, &query, RecordType::AAAA)
+                ask(&current.servers, &query, RecordType::A),
+                ask(&current.servers, &query, RecordType::AAAA)
             ),
             (v4, v6) => (Ok(Found::listed(v4.as_ref())), Ok(Found::listed(v6.as_ref()))),
         };
@@ -172,8 +179,8 @@ impl Found {
 }
 
 /// The answer to one query; without addresses if the servers say that there is nothing.
-async fn ask(resolver: &Asking, name: &Name, kind: RecordType) -> Result<Found, String> {
-    match resolver.lookup(name.clone(), kind).await {
+async fn ask(servers: &Servers, name: &Name, kind: RecordType) -> Result<Found, String> {
+    match servers.ask(name, kind).await {
         Ok(answer) => Ok(Found {
             addresses: addresses(Some(&answer)),
             valid_for: answer.valid_until().saturating_duration_since(Instant::now()),
@@ -197,28 +204,7 @@ fn addresses(answer: Option<&Lookup>) -> Vec<IpAddr> {
     addresses
 }
 
-fn load(marker: &Marker) -> Result<Loaded, NetError> {
-    // Taken first: a change in between is then seen the next time.
-    let stamp = stamp();
-    let provider = MarkedProvider::new(marker.clone());
-    let mut builder = match Asking::builder(provider.clone()) {
-        Ok(builder) => builder,
-        Err(error) => {
-            tracing::warn!(%error, "{RESOLV_CONF} names no usable server; only {HOSTS} answers");
-            Asking::builder_with_config(ResolverConfig::default(), provider)
-        }
-    };
-    builder.options_mut().use_hosts_file = ResolveHosts::Never;
-    let resolver = builder.build()?;
-    let mut hosts = Hosts::default();
-    match fs::File::open(HOSTS) {
-        Ok(file) => hosts.read_hosts_conf(BufReader::new(file))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(Loaded { resolver, hosts, stamp })
-}
-
-fn stamp() -> Stamp {
-    [HOSTS, RESOLV_CONF].map(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok())
+fn load(marker: &Marker) -> Result<Loaded, ResolverError> {
+    let servers = Servers::new(settings(), &MarkedProvider::new(marker.clone()))?;
+    Ok(Loaded { servers, hosts: hosts()? })
 }

@@ -103,7 +103,8 @@ impl Question {
 pub struct Answer {
     addresses: Vec<IpAddr>,
     aliases: Vec<String>,
-    nonexistent: bool,
+    /// The response code (RFC 1035 section 4.1.1).
+    code: u8,
     uncompressed: bool,
     edns: bool,
     ttl: Option<u32>,
@@ -117,7 +118,12 @@ impl Answer {
 
     /// That there is no such name.
     pub fn nonexistent() -> Self {
-        Self { nonexistent: true, ..Self::default() }
+        Self { code: 3, ..Self::default() }
+    }
+
+    /// That it cannot say (SERVFAIL).
+    pub fn failure() -> Self {
+        Self { code: 2, ..Self::default() }
     }
 
     /// That the name is an alias of this one, which is what has the addresses; or is an alias itself, of the next.
@@ -181,9 +187,8 @@ impl Answer {
             message.push(0);
             message.extend([TYPE_OPT, 4096, 0, 0, 0].into_iter().flat_map(u16::to_be_bytes));
         }
-        // A response to a recursive query; the code 3 says that there is no such name.
-        let code = if self.nonexistent { 3 } else { 0 };
-        message[2..4].copy_from_slice(&[0x81, 0x80 | code]);
+        // A response to a recursive query.
+        message[2..4].copy_from_slice(&[0x81, 0x80 | self.code]);
         let counts = [1, count, 0, u16::from(self.edns)];
         message[4..HEADER].copy_from_slice(&counts.map(u16::to_be_bytes).concat());
         message

@@ -138,6 +138,14 @@ impl Pki {
         self.write(&key, &certificate, "")
     }
 
+    /// Such a certificate, with one in between that has nothing to do with it, and expired long ago.
+    pub fn beside_expired(&self, names: &[&str]) -> Result<Identity> {
+        let stray = fs::read_to_string(self.expired(&["stray.example"])?.certificate_file)?;
+        let key = KeyPair::generate()?;
+        let certificate = server_params(names)?.signed_by(&key, &self.intermediate.issuer)?;
+        self.write(&key, &certificate, &(stray + &fs::read_to_string(&self.intermediate.pem)?))
+    }
+
     /// A server's certificate from an authority that may vouch for permitted.example alone.
     pub fn by_constrained(&self, names: &[&str]) -> Result<Identity> {
         self.issue(&self.constrained, &server_params(names)?)

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU8, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use harness::{
     TestBed,
     agent::{Agent, AgentOptions},
     clients::Curl,
-    dns::{Answer, DnsServer},
+    dns::{Answer, DnsServer, Question},
     origin::{Origin, Reply, ServerTls},
     wait::{PATIENCE, wait_until},
 };
@@ -152,6 +153,37 @@ fn a_name_that_is_denied_is_dropped_at_once_and_intercepted_on() -> Result<()> {
     site.check_interception()?;
     ensure!(agent.metrics()?.sum("egress_destinations", &[]) == destinations);
     tripwire.assert_silent()
+}
+
+/// Two name servers, by which the agent is to find the name's address, whoever has it.
+fn check_order(name: &str, first: impl Fn(&Question) -> Option<Answer> + Send + 'static, second: Answer) -> Result<()> {
+    let bed = TestBed::builder(name).host(SERVER).host("dns2.example").unlisted_host(OTHER);
+    let bed =
+        bed.resolv_conf("nameserver 198.51.100.1\nnameserver 198.51.100.2\noptions timeout:1 attempts:1\n").build()?;
+    let [one, two] = [SERVER, "dns2.example"].map(|server| bed.addresses(server).v4.into());
+    let _first = DnsServer::start(bed.origin(), one, first)?;
+    let _second = DnsServer::start(bed.origin(), two, move |_| Some(second.clone()))?;
+    let config = bed.config_dir()?;
+    config.write("other.yaml", &rules(OTHER, "  resolution: DNS\n"))?;
+    let agent = bed.agent(&config)?;
+    wait_until("the name to be known", PATIENCE, || {
+        agent.metrics().is_ok_and(|metrics| metrics.sum("egress_destinations", &[]) == 1.0)
+    })
+}
+
+#[test]
+fn what_the_first_name_server_says_counts() -> Result<()> {
+    let place = || Answer::addresses([[192, 0, 2, 1].into()]);
+    check_order(
+        "names-first",
+        move |_| {
+            thread::sleep(Duration::from_millis(100));
+            Some(place())
+        },
+        Answer::nonexistent(),
+    )?;
+    check_order("names-silent-first", |_| None, place())?;
+    check_order("names-failing-first", |_| Some(Answer::failure()), place())
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub(super) async fn probe(policy: &Policy, names: &[HostName]) -> (Vec<ProbeRepo
     let Plan { probes, mut problems } = plan(policy, names);
     let resolver = match Resolver::from_system() {
         Ok(resolver) => resolver,
-        Err(error) => return (Vec::new(), vec![no_resolver(&error.to_string())]),
+        Err(error) => return (Vec::new(), vec![no_resolver(&error)]),
     };
     let running = stream::iter(&probes).map(|probe| run(probe, &resolver)).buffered(UPSTREAMS_AT_ONCE);
     let reports: Vec<_> = running.collect().await;
@@ -168,7 +168,11 @@ fn report(
             (true, None) => ClientCertificate::Missing,
         }),
         unenforced_pins: seen.unenforced_pins.map(|mismatch| mismatch.to_string()),
-        certificates: seen.certificates.into_iter().map(|facts| CertificateReport::new(facts, now)).collect(),
+        certificates: seen
+            .certificates
+            .into_iter()
+            .map(|(facts, verified)| CertificateReport::new(facts, verified, now))
+            .collect(),
     }
 }
 

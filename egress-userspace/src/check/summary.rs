@@ -3,10 +3,13 @@
 use std::fmt::Write as _;
 
 use super::{Place, RouteReport, RuleReport};
-use crate::policy::{
-    Abort, Action, EndpointAddress, Fault, HeaderMatch, HostPattern, HttpRoute, Match, PinsMode, Redirect,
-    RedirectPath, RedirectPort, Requirements, Roots, Rule, Share, Targets, TextMatch, TlsSettings, TlsVersion,
-    Upstream, Verify,
+use crate::{
+    policy::{
+        Abort, Action, EndpointAddress, Fault, HeaderChanges, HeaderMatch, HeaderOperations, HostPattern, HttpRoute,
+        Match, PathRewrite, PinsMode, Redirect, RedirectPath, RedirectPort, Requirements, Rewrite, Roots, Rule, Share,
+        Targets, TextMatch, TlsSettings, TlsVersion, Upstream, Verify,
+    },
+    upstream::tunnel,
 };
 
 /// What becomes of requests for a rule's host and port.
@@ -35,7 +38,11 @@ fn describe_match(matched: &Match) -> String {
         |what: &str, text: &Option<TextMatch>| parts.extend(text.as_ref().map(|text| describe_text(what, text)));
     add("method", &matched.method);
     add("authority", &matched.authority);
-    add("uri", &matched.path);
+    parts.extend(matched.path.as_ref().map(|path| {
+        // Expressions are not concerned.
+        let ignores_case = matched.ignore_case && !matches!(path, TextMatch::Regex(_));
+        describe_text("uri", path) + if ignores_case { " in upper or lower case" } else { "" }
+    }));
     parts.extend(matched.headers.iter().map(|header| describe_header("header", header)));
     parts.extend(matched.without_headers.iter().map(|header| describe_header("without header", header)));
     parts.extend(matched.query.iter().map(|query| match &query.value {
@@ -68,14 +75,17 @@ fn describe_action(rule: &Rule, route: &HttpRoute) -> String {
             let total = destinations.last().map_or(0, |last| last.up_to);
             let mut below = 0;
             let shares = destinations.iter().map(|destination| {
-                let share = (destination.up_to - below) as f64 * 100.0 / total as f64;
+                let weight = destination.up_to - below;
                 below = destination.up_to;
-                let upstream = describe_upstream(rule.upstream(destination.upstream));
-                if destinations.len() == 1 { upstream } else { format!("{share:.0}% {upstream}") }
+                let mut upstream = describe_upstream(rule.upstream(destination.upstream));
+                describe_changes(&destination.headers, &mut upstream);
+                if destinations.len() == 1 { upstream } else { format!("{} {upstream}", part(weight, total)) }
             });
             shares.collect::<Vec<_>>().join(" and ")
         }
     };
+    describe_rewrite(&route.rewrite, &mut text);
+    describe_changes(&route.headers, &mut text);
     // What goes wrong here shows in the text alone: writing to a String does not fail.
     if let Some(timeout) = route.timeout {
         let _ = write!(text, ", timeout {timeout:?}");
@@ -89,6 +99,40 @@ fn describe_action(rule: &Rule, route: &HttpRoute) -> String {
         let _ = write!(text, ", {} mirrored to {}:{}", percent(mirror.share), upstream.host, upstream.target_port);
     }
     text
+}
+
+/// In percent, unless that would have to be rounded: 1 of 300 is neither nothing nor 1%.
+fn part(weight: u64, total: u64) -> String {
+    let hundredfold = u128::from(weight) * 100;
+    match hundredfold % u128::from(total) {
+        0 => format!("{}%", hundredfold / u128::from(total)),
+        _ => format!("{weight} of {total}"),
+    }
+}
+
+fn describe_rewrite(rewrite: &Rewrite, text: &mut String) {
+    let _ = match &rewrite.path {
+        None => Ok(()),
+        Some(PathRewrite::Matched(new)) => write!(text, ", what has matched of the path replaced by {new}"),
+        Some(PathRewrite::Regex(pattern, new)) => write!(text, ", ~{} in the path replaced by {new}", pattern.source()),
+    };
+    if let Some(authority) = &rewrite.authority {
+        let _ = write!(text, ", Host replaced by {authority}");
+    }
+}
+
+/// Names alone: values can be keys.
+fn describe_changes(changes: &HeaderChanges, text: &mut String) {
+    for (what, HeaderOperations { set, add, remove }) in
+        [("request", &changes.request), ("response", &changes.response)]
+    {
+        let set = set.iter().map(|(name, _)| format!("{name} set"));
+        let add = add.iter().map(|(name, _)| format!("{name} added"));
+        let remove = remove.iter().map(|name| format!("{name} removed"));
+        for change in remove.chain(set).chain(add) {
+            let _ = write!(text, ", {what} field {change}");
+        }
+    }
 }
 
 fn describe_fault(fault: &Fault, text: &mut String) {
@@ -140,13 +184,7 @@ fn describe_upstream(upstream: &Upstream) -> String {
         }
     };
     let subset = upstream.subset.as_ref().map(|subset| format!(" (subset {subset})")).unwrap_or_default();
-    let tunnel = upstream.tunnel.as_ref().map(|tunnel| {
-        let host = match &tunnel.host {
-            EndpointAddress::Ip(ip) => ip.to_string(),
-            EndpointAddress::Name(name) => name.to_string(),
-        };
-        format!(", through it to {host}:{}", tunnel.port)
-    });
+    let tunnel = upstream.tunnel.as_ref().map(|tunnel| format!(", through it to {}", tunnel::authority(tunnel)));
     let version = match &upstream.tls.requirements {
         Requirements { post_quantum: false, min_version: TlsVersion::V12, .. } => "TLS 1.2+",
         // There is no post-quantum key exchange in TLS 1.2.

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, fs};
 
-use super::{Finding, check};
+use super::{Finding, check, check_and_probe};
 use crate::config::{Code, Source};
 
 /// Documents, each followed by what is said of them. `UPDATE_EXPECT=1 cargo test check::` writes what is said now.
@@ -82,6 +82,14 @@ fn the_seed_is_explained() {
         "http://edition.cnn.com:80 -> TLS 1.2+ edition.cnn.com:443, OS roots, SNI edition.cnn.com\n\
          1 rule, 0 errors, 0 warnings"
     );
+}
+
+#[tokio::test]
+async fn names_to_probe_are_not_judged_by_what_cannot_be_read() {
+    let sources = [Source::Path("src/check/tests/nowhere.yaml".into())];
+    let report = check_and_probe(&sources, &["www.a.com".parse().expect("a host name")]).await;
+    let codes: Vec<_> = report.diagnostics.iter().map(|finding| finding.code).collect();
+    assert_eq!((codes.as_slice(), report.errors), (["EG0001"].as_slice(), 1));
 }
 
 #[test]

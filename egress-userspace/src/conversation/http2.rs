@@ -140,7 +140,7 @@ async fn outstayed(
 ) {
     tokio::select! {
         () = idle(conversation, connection, last) => {}
-        () = late(begun, conversation.worker.limits.head_time) => {}
+        () = late(begun, conversation.worker.limits.head_time) => conversation.note_late(),
     }
 }
 

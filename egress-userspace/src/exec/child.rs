@@ -4,9 +4,11 @@ use std::{
     env,
     ffi::{CString, OsString},
     fs::OpenOptions,
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
+    mem::MaybeUninit,
     path::Path,
     process::Stdio,
+    ptr,
 };
 
 use nix::{
@@ -21,6 +23,7 @@ use tokio::{
     process::{Child, Command},
 };
 
+use super::{ExecError, io_error};
 use crate::descriptors::Descriptors;
 
 /// What was so before we changed it for ourselves, and is to be so for the command.
@@ -32,10 +35,21 @@ pub(super) struct Before {
     pub(super) descriptors: Descriptors,
 }
 
+/// What the new process does before it becomes the command, in this order.
+const STEPS: [&str; 4] = [
+    "cannot put the command into its cgroup",
+    "cannot give the command its signals back",
+    "cannot give the command its limit of descriptors back",
+    "cannot run the command as the user who called sudo",
+];
+
 /// Starts `command` in `cgroup`.
-pub(super) fn spawn(command: &[OsString], cgroup: &Path, before: Before) -> io::Result<Child> {
-    let mut procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs"))?;
-    let invoker = Invoker::of_sudo()?;
+pub(super) fn spawn(command: &[OsString], cgroup: &Path, before: Before) -> Result<Child, ExecError> {
+    let procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs"));
+    let mut procs = procs.map_err(io_error("cannot open the command's cgroup"))?;
+    let invoker = Invoker::of_sudo().map_err(io_error("cannot look up the user who called sudo"))?;
+    // Says how far the new process has come: the error alone could be the command's.
+    let (mut told, mut tell) = io::pipe().map_err(io_error("cannot make a pipe"))?;
     let mut child = Command::new(&command[0]);
     child.args(&command[1..]).stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
     if let Some(user) = invoker.as_ref().and_then(|invoker| invoker.user.as_ref()) {
@@ -44,17 +58,32 @@ pub(super) fn spawn(command: &[OsString], cgroup: &Path, before: Before) -> io::
     // SAFETY: between fork and exec only system calls are made; all memory was allocated before.
     unsafe {
         child.pre_exec(move || {
+            let mut step = || tell.write_all(b".");
+            step()?;
             // 0 stands for the writing process.
             procs.write_all(b"0")?;
+            step()?;
             before.blocked.thread_set_mask()?;
+            step()?;
             before.descriptors.restore_limit()?;
-            match &invoker {
-                Some(invoker) => Ok(invoker.become_it()?),
-                None => Ok(()),
+            step()?;
+            if let Some(invoker) = &invoker {
+                invoker.become_it()?;
             }
+            step()
         });
     }
-    child.spawn()
+    let spawned = child.spawn();
+    // With it goes our end of the pipe.
+    drop(child);
+    spawned.map_err(|source| {
+        let mut steps = Vec::new();
+        match told.read_to_end(&mut steps) {
+            Ok(count) if count > STEPS.len() => ExecError::Spawn { command: command[0].display().to_string(), source },
+            Ok(1..) => ExecError::Io { what: STEPS[steps.len() - 1], source },
+            _ => ExecError::Io { what: "cannot start a process", source },
+        }
+    })
 }
 
 /// The user who called sudo.
@@ -129,6 +158,29 @@ impl Signals {
             })
             .await
     }
+
+    /// Waits for the next one that would have ended us if we had not taken it over.
+    pub(super) async fn next_deadly(&mut self) -> io::Result<Signal> {
+        loop {
+            if let Ok(signal) = Signal::try_from(self.next().await?.ssi_signo.cast_signed())
+                && is_deadly(signal)
+            {
+                return Ok(signal);
+            }
+        }
+    }
+}
+
+/// Whether a signal ends a process that does nothing about it. Those that whoever started us has ignored do not, as nohup(1)
+/// does: blocked, they arrive all the same.
+fn is_deadly(signal: Signal) -> bool {
+    let mut inherited = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: nothing is changed, and what is written to has the size of what is written.
+    let ignored = unsafe {
+        libc::sigaction(signal as i32, ptr::null(), inherited.as_mut_ptr()) == 0
+            && inherited.assume_init().sa_sigaction == libc::SIG_IGN
+    };
+    signal != Signal::SIGWINCH && !ignored
 }
 
 /// Passes a signal on to the command.

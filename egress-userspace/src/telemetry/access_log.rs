@@ -2,14 +2,18 @@
 //! that no way out of the exchange forgets it.
 
 mod lines;
+mod output;
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
 use egress_common::origin::Origin;
 use http::{Method, StatusCode};
 
-pub use self::lines::{Format, Rendered, flush, keep_flushing, write_to_standard_error};
 use self::lines::{Value, field};
+pub use self::{
+    lines::{Format, Rendered, flush, keep_flushing, write_to_standard_error},
+    output::LOST,
+};
 use super::metrics::Metrics;
 use crate::{
     body::BodyError,

@@ -14,7 +14,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::access_log::Outcome;
+use super::access_log::{self, Outcome};
 use crate::{
     kernel::{Learnings, Outcomes},
     limits::Beyond,
@@ -38,6 +38,8 @@ pub struct Metrics {
     pub unknown_origin: Counter,
     /// Connections whose first bytes were not HTTP.
     pub not_http: Counter,
+    /// Connections on which a head did not come to its end in time.
+    pub late: Counter,
     too_many: [Counter; 2],
     passed_on: [Counter; 2],
     /// Rules in force.
@@ -87,6 +89,11 @@ impl Metrics {
         registry.register_collector(Box::new(KernelCollector { outcomes, learnings }));
         let requests = Family::<OutcomeLabel, Counter>::default();
         registry.register("requests", "Requests by what became of them", requests.clone());
+        registry.register(
+            "access_log_lines_lost",
+            "Lines of the access log that were dropped, as nobody took them in time",
+            access_log::LOST.clone(),
+        );
         let handshakes = Family::<ResultLabel, Counter>::default();
         registry.register("upstream_handshakes", "TLS handshakes with origins", handshakes.clone());
         let handshake = |result| handshakes.get_or_create(&ResultLabel { result }).clone();
@@ -112,6 +119,12 @@ impl Metrics {
             "connections_not_http",
             "Connections that were refused because what came was not a request",
             not_http.clone(),
+        );
+        let late = Counter::default();
+        registry.register(
+            "connections_late",
+            "Connections that ended because a request's head did not come to its end in time",
+            late.clone(),
         );
         let too_many = Family::<LimitLabel, Counter>::default();
         registry.register("connections_turned_away", "Connections of applications beyond a limit", too_many.clone());
@@ -168,6 +181,7 @@ impl Metrics {
             self_tests_failed: self_test("failed"),
             unknown_origin,
             not_http,
+            late,
             too_many,
             passed_on,
             rules,

@@ -152,6 +152,23 @@ fn who_called_sudo_is_who_the_command_runs_as() -> Result<()> {
 }
 
 #[test]
+fn what_fails_before_the_command_begins_is_our_failure() -> Result<()> {
+    let bed = TestBed::new("exec-ours")?;
+    let egress = binary()?.display().to_string();
+    // Whoever may not change groups cannot become somebody else.
+    let output = bed
+        .client_command("setpriv")?
+        .args(["--bounding-set", "-setgid", &egress, "exec", "--log-level", "error", "--host", HOST, "--", "true"])
+        .env("SUDO_UID", "65534")
+        .env("SUDO_GID", "65534")
+        .run()?;
+    ensure!(output.code() == 125, "{output:?}");
+    let expected = "egress: cannot run the command as the user who called sudo: Operation not permitted (os error 1)\n";
+    ensure!(output.stderr == expected && cgroups(&bed)?.is_empty(), "{output:?}");
+    Ok(())
+}
+
+#[test]
 fn two_at_the_same_time_do_not_meet() -> Result<()> {
     let bed = TestBed::builder("exec-two").host(HOST).host("other.example").build()?;
     let tls = harness::origin::ServerTls::new(bed.pki().server(&[HOST, "other.example"])?);

@@ -1,10 +1,18 @@
 //! How it ends: by signals, by the command's own end, and by ours.
 
-use std::fs;
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
+    agent::binary,
+    dns::{Answer, DnsServer},
     process::Running,
     wait::{PATIENCE, wait_for, wait_until},
 };
@@ -65,6 +73,36 @@ fn a_signal_that_the_command_does_not_handle_ends_it() -> Result<()> {
         nothing_is_left(&bed)?;
     }
     Ok(())
+}
+
+#[test]
+fn a_signal_while_names_are_looked_up_ends_it_unless_it_is_ignored() -> Result<()> {
+    let bed = TestBed::builder("exec-early").host("dns.example").unlisted_host(HOST);
+    let bed = bed.resolv_conf("nameserver 198.51.100.1\noptions timeout:1 attempts:20\n").build()?;
+    let (asked, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (told, may) = (Arc::clone(&asked), Arc::clone(&answers));
+    let _dns = DnsServer::start(bed.origin(), bed.addresses("dns.example").v4.into(), move |_| {
+        told.store(true, Ordering::Relaxed);
+        may.load(Ordering::Relaxed).then(|| Answer::addresses([[192, 0, 2, 1].into()]))
+    })?;
+    let egress = binary()?.display().to_string();
+    let start = || -> Result<Running> {
+        asked.store(false, Ordering::Relaxed);
+        let script = "trap '' HUP; exec \"$0\" exec --log-level error --host edition.cnn.com -- echo ran";
+        let running = bed.client_command("sh")?.args(["-c", script, &egress]).spawn()?;
+        wait_until("the name to be asked for", PATIENCE, || asked.load(Ordering::Relaxed))?;
+        Ok(running)
+    };
+    let mut running = start()?;
+    running.signal(Signal::SIGTERM)?;
+    ensure!(running.wait(PATIENCE)?.code() == Some(143), "{:?}", running.stderr());
+    ensure!(running.stderr() == ["egress: SIGTERM came before the command was started"], "{:?}", running.stderr());
+    let mut running = start()?;
+    running.signal(Signal::SIGWINCH)?;
+    running.signal(Signal::SIGHUP)?;
+    answers.store(true, Ordering::Relaxed);
+    ensure!(running.wait(PATIENCE)?.success(), "{:?}", running.stderr());
+    nothing_is_left(&bed)
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn limits_of_heads_and_times_can_be_set() -> Result<()> {
     let config = configure(&bed)?;
     let limits = ["--max-head-bytes", "1000", "--max-head-fields", "10", "--head-timeout", "500ms"];
     let options = AgentOptions::new(config.path()).args(&limits).args(&["--idle-timeout", "500ms"]);
-    let _agent = Agent::start(&bed, &options)?;
+    let agent = Agent::start(&bed, &options)?;
     let head = |fields: &str| format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n");
     let cases = [
         (head(""), "HTTP/1.1 200 ", "fine"),
@@ -123,6 +123,20 @@ fn limits_of_heads_and_times_can_be_set() -> Result<()> {
         ensure!(output.text().is_empty() == expected.is_empty(), "{request}: {output:?}");
     }
     ensure!(origin.take_requests().len() == 4);
+    ensure!(agent.metrics()?.sum("egress_connections_late_total", &[]) == 1.0);
+    ensure!(agent.metrics()?.sum("egress_connections_not_http_total", &[]) == 2.0);
+    ensure!(agent.log().iter().filter(|line| line.message().ends_with("(--head-timeout)")).count() == 1);
+
+    // Over HTTP/2 it is a request like any other that is refused.
+    let fields: Vec<_> = (0..12).flat_map(|number| ["-H".to_owned(), format!("X-{number}: x")]).collect();
+    let refused = || agent.metrics().map(|metrics| metrics.sum("egress_requests_total", &[("outcome", "refused")]));
+    let before = refused()?;
+    let url = format!("http://{HOST}/");
+    let command = bed.client_command("curl")?.args(["-q", "-sSi", "--http2-prior-knowledge", &url]).args(&fields);
+    let output = command.run()?.success()?;
+    ensure!(output.text().starts_with("HTTP/2 431 ") && output.text().contains("(--max-head-fields)"), "{output:?}");
+    ensure!(refused()? == before + 1.0);
+    ensure!(agent.metrics()?.sum("egress_connections_not_http_total", &[]) == 2.0);
     Ok(())
 }
 
@@ -133,7 +147,7 @@ fn limits_of_times_are_those_of_http2_as_well() -> Result<()> {
     let origin = origin(&bed)?.handler(|_| Reply::ok("fine")).start()?;
     let config = configure(&bed)?;
     let options = AgentOptions::new(config.path()).args(&["--head-timeout", "500ms"]);
-    let _agent = Agent::start(&bed, &options)?;
+    let agent = Agent::start(&bed, &options)?;
     let block = head();
     let settings = frame(4, 0, &[]);
     let (whole, begun) = (frame(1, 5, &block), frame(1, 1, &block[..3]));
@@ -153,6 +167,7 @@ fn limits_of_times_are_those_of_http2_as_well() -> Result<()> {
         ensure!(!output.text().contains("fine"), "{case}: {output:?}");
     }
     ensure!(origin.take_requests().is_empty());
+    ensure!(agent.metrics()?.sum("egress_connections_late_total", &[]) == 5.0);
     client.write_stdin(&whole)?;
     client.wait_for_output("fine")
 }

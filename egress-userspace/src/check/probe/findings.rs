@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use super::{AddressReport, ClientCertificate, Outcome, ProbeReport};
+use super::{AddressReport, CertificateReport, ClientCertificate, Outcome, ProbeReport};
 use crate::{
     config::{Code, Diagnostic, Location},
     policy::Upstream,
+    resolve::ResolverError,
     upstream::Cause,
 };
 
@@ -13,10 +14,9 @@ use crate::{
 const EXPIRES_SOON: i64 = 30;
 
 /// Without the resolver's files nothing can be probed.
-pub(super) fn no_resolver(problem: &str) -> Diagnostic {
+pub(super) fn no_resolver(error: &ResolverError) -> Diagnostic {
     let nowhere = Location::whole(Path::new("this machine"));
-    let text = format!("cannot read /etc/resolv.conf or /etc/hosts: {problem}");
-    finding(nowhere, Code::Unresolved, text, "mend the file; nothing was probed")
+    finding(nowhere, Code::Unresolved, error.to_string(), "mend the file; nothing was probed")
 }
 
 /// Errors and warnings about one upstream.
@@ -51,11 +51,16 @@ pub(super) fn findings(upstream: &Upstream, report: &ProbeReport) -> Vec<Diagnos
 /// What is to be warned of at an address that requests would be sent to. Alike at all addresses it is said once.
 fn reservations(address: &AddressReport) -> Vec<(Code, String, &'static str)> {
     let mut found = Vec::new();
-    for certificate in address.certificates.iter().filter(|certificate| certificate.days_left < EXPIRES_SOON) {
-        let reason = format!(
-            "the certificate {}, issued by {}, is valid until {}: {} more days",
-            certificate.subject, certificate.issuer, certificate.until, certificate.days_left,
-        );
+    // Of the others that were sent along nobody takes notice.
+    let own = address.certificates.first().filter(|own| !own.verified);
+    let counting = own.into_iter().chain(address.certificates.iter().filter(|certificate| certificate.verified));
+    for certificate in counting.filter(|certificate| certificate.days_left < EXPIRES_SOON) {
+        let CertificateReport { subject, issuer, until, days_left, .. } = certificate;
+        let when = match days_left {
+            0.. => format!("is valid until {until}: {days_left} more days"),
+            _ => format!("expired on {until}, {} days ago", days_left.unsigned_abs()),
+        };
+        let reason = format!("the certificate {subject}, issued by {issuer}, {when}");
         found.push((Code::ExpiresSoon, reason, "have the origin's operator renew it in time"));
     }
     if address.client_certificate == Some(ClientCertificate::Missing) {
@@ -140,4 +145,51 @@ fn remedy(cause: Cause) -> &'static str {
 
 fn finding(location: Location, code: Code, reason: String, remedy: &str) -> Diagnostic {
     Diagnostic { location, path: None, code, reason, remedy: Some(remedy.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Certificates, by whether the origin is verified by them and how many days they have left, and what is said of them.
+    fn check(certificates: &[(bool, i64)], expected: &[&str]) {
+        let certificate = |(number, &(verified, days_left)): (usize, &(bool, i64))| CertificateReport {
+            subject: format!("CN={number}"),
+            issuer: "CN=authority".to_owned(),
+            serial: String::new(),
+            names: Vec::new(),
+            signature: String::new(),
+            not_before: String::new(),
+            not_after: String::new(),
+            days_left,
+            pin: String::new(),
+            verified,
+            until: "then".to_owned(),
+        };
+        let address = AddressReport {
+            address: ([192, 0, 2, 1], 443).into(),
+            outcome: Outcome::Verified,
+            failure: None,
+            tls: None,
+            client_certificate: None,
+            unenforced_pins: None,
+            certificates: certificates.iter().enumerate().map(certificate).collect(),
+        };
+        let reasons: Vec<_> = reservations(&address).into_iter().map(|(_, reason, _)| reason).collect();
+        let expected: Vec<_> =
+            expected.iter().map(|text| text.replacen(' ', ", issued by CN=authority, ", 1)).collect();
+        let expected: Vec<_> = expected.iter().map(|text| format!("the certificate {text}")).collect();
+        assert_eq!(reasons, expected, "{certificates:?}");
+    }
+
+    #[test]
+    fn certificates_that_count_are_judged_by_their_time() {
+        check(&[(true, 60), (true, 60)], &[]);
+        check(&[(true, 9), (true, 60)], &["CN=0 is valid until then: 9 more days"]);
+        check(&[(true, 60), (true, 9)], &["CN=1 is valid until then: 9 more days"]);
+        // Sent along beside the chain.
+        check(&[(true, 60), (false, -1500), (true, 60)], &[]);
+        // Nothing is verified.
+        check(&[(false, -3), (false, -1500)], &["CN=0 expired on then, 3 days ago"]);
+    }
 }

@@ -125,6 +125,8 @@ pub struct CertificateReport {
     pub days_left: i64,
     /// Its key as `egress.dev/pins` has it.
     pub pin: String,
+    /// Whether it is on the chain by which the origin is verified. Others may have been sent along.
+    pub verified: bool,
     /// `not_after` for people.
     #[serde(skip)]
     pub until: String,
@@ -161,7 +163,7 @@ impl TlsReport {
 
 impl CertificateReport {
     /// `now` in seconds since 1970.
-    pub(super) fn new(facts: Facts, now: i64) -> Self {
+    pub(super) fn new(facts: Facts, verified: bool, now: i64) -> Self {
         Self {
             subject: facts.subject,
             issuer: facts.issuer,
@@ -172,6 +174,7 @@ impl CertificateReport {
             not_after: rfc3339(facts.not_after),
             days_left: facts.not_after.saturating_sub(now).div_euclid(SECONDS_OF_A_DAY),
             pin: facts.pin.to_string(),
+            verified,
             until: date(facts.not_after),
         }
     }

@@ -36,19 +36,19 @@ pub(super) async fn answer(
     let (head, stream) = request.into_parts();
     let responder = Rc::new(RefCell::new(respond));
     let is_head = head.method == Method::HEAD;
-    let most = conversation.worker.limits.head.fields;
-    if head.headers.len() > most {
-        let response = conversation.refuse(Fault::TooManyFields(most));
-        return send(&responder, response, is_head).await;
-    }
+    let (fields, most) = (head.headers.len(), conversation.worker.limits.head.fields);
     let asks_for_web_socket = web_socket::is_asked(&head);
     let mut head = translate(head);
+    if fields > most {
+        let error = ProxyError::malformed(Fault::TooManyFields(most));
+        return send(&responder, conversation.turn_away(&head, error), is_head).await;
+    }
     let _load = match load {
         Ok(load) => load,
         Err(why) => return send(&responder, conversation.turn_away(&head, ProxyError::too_many(why)), is_head).await,
     };
     if let Err(fault) = http1::length(&mut head.fields) {
-        return send(&responder, conversation.refuse(fault), is_head).await;
+        return send(&responder, conversation.turn_away(&head, ProxyError::malformed(fault)), is_head).await;
     }
     match asks_for_web_socket {
         None => {

@@ -6,23 +6,21 @@ use std::{
     io::Write,
     net::SocketAddr,
     rc::Rc,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use itoa::Buffer;
 use tokio::{sync::Notify, time::sleep};
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::WorkerGuard;
 
-use super::target;
+use super::{output::Output, target};
 use crate::upstream::tls;
 
 /// How long a line waits for others.
 const DELAY: Duration = Duration::from_millis(50);
 /// Lines are given to the writer once they are so many bytes together.
 const BATCH: usize = 32 * 1024;
-/// Batches that wait for a reader who is slow; what is beyond them is dropped.
-const WAITING: usize = 256;
 
 /// How lines are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,7 +73,7 @@ pub struct Rendered(OnceCell<Box<[u8]>>);
 
 /// Where lines go.
 struct Sink {
-    writer: NonBlocking,
+    output: Mutex<Output>,
     format: Format,
 }
 
@@ -89,9 +87,8 @@ thread_local! {
 
 /// Has lines written to standard error by a thread of its own, until the guard is dropped. Only the first call counts.
 pub fn write_to_standard_error(format: Format) -> WorkerGuard {
-    let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(WAITING).thread_name("access-log").finish(std::io::stderr());
-    let _ = SINK.set(Sink { writer, format });
+    let (output, guard) = Output::new(std::io::stderr());
+    let _ = SINK.set(Sink { output: Mutex::new(output), format });
     guard
 }
 
@@ -114,8 +111,7 @@ fn give(lines: &mut Vec<u8>) {
     if let Some(sink) = SINK.get()
         && !lines.is_empty()
     {
-        // It never fails, but drops what is too much.
-        let _ = sink.writer.clone().write_all(lines);
+        sink.output.lock().unwrap_or_else(PoisonError::into_inner).give(lines);
     }
     lines.clear();
 }

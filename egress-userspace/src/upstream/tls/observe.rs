@@ -40,8 +40,9 @@ pub struct Observation {
     pub agreed: Option<TlsInfo>,
     /// The application protocol that the origin has picked (ALPN).
     pub protocol: Option<String>,
-    /// The origin's certificate and those that it has sent along, as far as they can be read.
-    pub certificates: Vec<Facts>,
+    /// The origin's certificate and those that it has sent along, as far as they can be read; with whether it is verified by
+    /// them.
+    pub certificates: Vec<(Facts, bool)>,
     /// Whether it has asked for a client certificate.
     pub asks_for_certificate: bool,
     /// What is wrong with its keys, where pins are only to be reported.
@@ -120,7 +121,9 @@ impl Observer {
             }
             Err(reason) => refusal = Some(reason),
         }
-        let certificates = self.shown().iter().filter_map(Facts::read).collect();
+        let shown = self.shown();
+        let path = if refusal.is_none() { self.verifier.path(&shown, UnixTime::now()) } else { Vec::new() };
+        let certificates = shown.iter().filter_map(|der| Some((Facts::read(der)?, path.contains(der)))).collect();
         Observation { agreed, protocol, certificates, asks_for_certificate, unenforced_pins: None, refusal }
     }
 }

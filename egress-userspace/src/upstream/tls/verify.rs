@@ -135,6 +135,26 @@ impl ServerCertVerifier for PeerVerifier {
 }
 
 impl PeerVerifier {
+    /// Of the certificates that an origin has shown those by which it is verified, from its own on; none if it is not.
+    pub(super) fn path(&self, presented: &[CertificateDer<'_>], now: UnixTime) -> Vec<CertificateDer<'static>> {
+        let (Some(expected), Some((end_entity, intermediates))) = (&self.expected, presented.split_first()) else {
+            return Vec::new();
+        };
+        let Ok(certificate) = EndEntityCert::try_from(end_entity) else { return Vec::new() };
+        let (found, seen) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
+        let check = |path: &VerifiedPath<'_>| {
+            if expected.enforces_pins {
+                expected.check_pins(path, &seen)?;
+            }
+            let authorities = path.intermediate_certificates().map(webpki::Cert::der);
+            *found.borrow_mut() =
+                std::iter::once(end_entity.clone()).chain(authorities).map(CertificateDer::into_owned).collect();
+            Ok(())
+        };
+        let verified = expected.verify_chain(&self.algorithms, &certificate, intermediates, now, &check);
+        verified.map(|()| found.take()).unwrap_or_default()
+    }
+
     /// What to report of an origin that was verified: that it has none of the pinned keys, though they are not enforced.
     pub(super) fn unenforced_pins(&self, presented: &[CertificateDer<'_>], now: UnixTime) -> Option<PinMismatch> {
         let expected =

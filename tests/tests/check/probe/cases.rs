@@ -46,7 +46,7 @@ fn own(pki: &Pki, host: &str) -> Result<Identity> {
     pki.server(&[host])
 }
 
-const CASES: [Case; 14] = [
+const CASES: [Case; 15] = [
     refused(
         "expired.example",
         Origin::Nginx(|pki, host| pki.expired(&[host]), ""),
@@ -118,6 +118,12 @@ const CASES: [Case; 14] = [
         Origin::Nginx(|pki, host| pki.expiring(&[host], 10), ""),
         "EG0251",
         &["(9 days left)", "warning [EG0251 expires-soon]", ": 9 more days"],
+    ),
+    accepted(
+        "stray.example",
+        Origin::Nginx(|pki, host| pki.beside_expired(&[host]), ""),
+        "",
+        &["CN=stray.example, issued by CN=egress test authority: trusted", "1 rule, 0 errors, 0 warnings"],
     ),
     // nginx goes on without it, and answers by an error.
     accepted(
