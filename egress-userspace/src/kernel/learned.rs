@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    fmt,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -21,7 +21,7 @@ use egress_common::{
 
 use super::{
     KernelError,
-    maps::{BPF_NOEXIST, SharedMap, error, ignore_absent, since_boot},
+    maps::{SharedMap, error, ignore_absent, insert_new, since_boot},
     syscall::take_element,
 };
 use crate::{
@@ -198,16 +198,14 @@ impl LearnedNames {
         }
         // SAFETY: the map is from such keys to such values, as it was opened.
         let taken = unsafe { take_element::<_, Learned>(self.shared.as_fd(), key) };
+        let taken = taken.map_err(MapError::IoError).map_err(error(map::LEARNED))?;
         let Some(newer) = taken.filter(|taken| taken.seen_ns != read.seen_ns) else { return Ok(true) };
         self.keep(key, newer).map(|()| false)
     }
 
     /// Adds an entry, unless there is one.
     fn keep(&mut self, key: &LearnedKey, learned: Learned) -> Result<(), KernelError> {
-        match self.learned.insert(key, learned, BPF_NOEXIST) {
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            result => result.map_err(error(map::LEARNED)),
-        }
+        insert_new(&mut self.learned, key, learned).map_err(error(map::LEARNED))
     }
 }
 
