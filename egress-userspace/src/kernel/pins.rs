@@ -90,8 +90,10 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PinError {
 /// The directory of pins.
 pub struct Pins {
     root: PathBuf,
+    lineage: String,
     layout: PathBuf,
-    _used: users::Lock,
+    /// Keeps others out for as long as we live.
+    used: users::Lock,
 }
 
 impl Pins {
@@ -100,18 +102,21 @@ impl Pins {
     /// # Errors
     /// It is not on a bpffs, cannot be made, or is used by an agent of another lineage.
     pub fn open(place: &PinPlace) -> Result<Self, PinError> {
-        let root = place.directory.as_path();
+        let (root, lineage) = (place.directory.clone(), place.lineage.clone());
         let layout = root.join(format!("{LAYOUT_PREFIX}{LAYOUT_VERSION}"));
         // Looked at before anything is made, so that nothing is left on another file system.
-        check_bpffs(root)?;
-        DirBuilder::new().recursive(true).mode(PRIVATE).create(root).map_err(io_error(root))?;
-        let locked = users::lock(root)?;
-        let used = users::join(root, &layout, &place.lineage)?;
-        for directory in ["maps", "links"].map(|name| layout.join(name)) {
-            fs::create_dir_all(&directory).map_err(io_error(&directory))?;
-        }
-        drop(locked);
-        Ok(Self { root: root.into(), layout, _used: used })
+        check_bpffs(&root)?;
+        let used = join(&root, &layout, &lineage)?;
+        Ok(Self { root, lineage, layout, used })
+    }
+
+    /// Opens or makes the directory once more: `egress detach --force` can have removed it, and with it what keeps others out.
+    ///
+    /// # Errors
+    /// It cannot be made, or is used by an agent of another lineage by now.
+    pub fn reopen(&mut self) -> Result<(), PinError> {
+        self.used = join(&self.root, &self.layout, &self.lineage)?;
+        Ok(())
     }
 
     /// Where a map is pinned.
@@ -201,15 +206,28 @@ impl Pins {
     }
 }
 
+/// Makes the directories of `layout`, unless they are there, and uses them from now on.
+fn join(root: &Path, layout: &Path, lineage: &str) -> Result<users::Lock, PinError> {
+    let _locked = loop {
+        DirBuilder::new().recursive(true).mode(PRIVATE).create(root).map_err(io_error(root))?;
+        // It is not there if others have removed it since.
+        if let Some(locked) = users::lock(root)? {
+            break locked;
+        }
+    };
+    let used = users::join(root, layout, lineage)?;
+    for directory in ["maps", "links"].map(|name| layout.join(name)) {
+        fs::create_dir_all(&directory).map_err(io_error(&directory))?;
+    }
+    Ok(used)
+}
+
 /// Makes sure that nothing is pinned under `root` whose agents have ended.
 ///
 /// # Errors
 /// Something is; or that cannot be seen.
 pub fn check_abandoned(root: &Path) -> Result<(), PinError> {
-    if !root.exists() {
-        return Ok(());
-    }
-    let _locked = users::lock(root)?;
+    let Some(_locked) = users::lock(root)? else { return Ok(()) };
     for layout in layouts(root)? {
         if !entries(&layout.join("links"))?.is_empty() && !users::are_there(root)? {
             return Err(PinError::Abandoned(root.into()));
@@ -224,11 +242,8 @@ pub fn check_abandoned(root: &Path) -> Result<(), PinError> {
 /// Something cannot be removed; what came before it has been. Or an agent uses it.
 pub fn detach(root: &Path, forced: bool) -> Result<Vec<PathBuf>, PinError> {
     let mut removed = Vec::new();
-    if !root.exists() {
-        return Ok(removed);
-    }
+    let Some(_locked) = users::lock(root)? else { return Ok(removed) };
     check_bpffs(root)?;
-    let _locked = users::lock(root)?;
     if !forced && users::are_there(root)? {
         return Err(PinError::Running(root.into()));
     }
