@@ -105,6 +105,8 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, 
         pins: None,
         captured: Captured::new(options.capture.mode()).await.map_err(AgentError::from)?,
         limits: options.limits.limits(before.descriptors.limit),
+        // What nobody tells it.
+        self_test_interval: Duration::MAX,
     };
     let mut agent = Agent::start(configuration, wanted)?;
     agent.serve_own_namespace()?;

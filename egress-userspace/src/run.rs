@@ -130,6 +130,7 @@ async fn start(options: RunOptions, descriptors: Descriptors) -> Result<Agent, A
         pins,
         captured: Captured::new(options.capture.mode()).await?,
         limits: options.limits.limits(descriptors.limit),
+        self_test_interval: options.self_test_interval,
     };
     let mut agent = Agent::start(configuration, wanted)?;
     agent.succeed(&state, options.admin).await?;
