@@ -92,7 +92,7 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, 
     let io_error = |what| move |source| ExecError::Io { what, source };
     let before = Before { blocked: signals.before(), descriptors: Descriptors::raise_limit() };
     let mut signals = signals.watch().map_err(io_error("cannot take over signals"))?;
-    let configuration = Configuration::read(options.rules.sources(), MAX_STALE)?;
+    let configuration = Configuration::read(options.rules.sources(), MAX_STALE, None).await?;
     // Dropped last, when the guardian has emptied it.
     let cgroup = ChildCgroup::create(&format!("egress-exec-{}", std::process::id()))?;
     let wanted = Options {

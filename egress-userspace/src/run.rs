@@ -112,7 +112,9 @@ async fn serve(options: RunOptions, descriptors: Descriptors) -> Result<(), Agen
 }
 
 async fn start(options: RunOptions, descriptors: Descriptors) -> Result<Agent, AgentError> {
-    let configuration = Configuration::read(options.rules.sources(), options.dns_max_stale)?;
+    // With --fail-open there must be none.
+    let pins = (!options.fail_open).then_some(options.pin_dir.as_path());
+    let configuration = Configuration::read(options.rules.sources(), options.dns_max_stale, pins).await?;
     let cgroups = scope(&options.cgroup)?;
     let state = StateDir::lock(&options.state_dir).await?;
     let pins = if options.fail_open {

@@ -103,7 +103,7 @@ impl Pins {
     /// It is not on a bpffs, cannot be made, or is used by an agent of another lineage.
     pub fn open(place: &PinPlace) -> Result<Self, PinError> {
         let (root, lineage) = (place.directory.clone(), place.lineage.clone());
-        let layout = root.join(format!("{LAYOUT_PREFIX}{LAYOUT_VERSION}"));
+        let layout = our_layout(&root);
         // Looked at before anything is made, so that nothing is left on another file system.
         check_bpffs(&root)?;
         let used = join(&root, &layout, &lineage)?;
@@ -121,7 +121,7 @@ impl Pins {
 
     /// Where a map is pinned.
     pub fn map(&self, name: &str) -> PathBuf {
-        self.layout.join("maps").join(name)
+        map_path(&self.layout, name)
     }
 
     /// Makes the link that is pinned for `cgroup` run `program` from now on. Says whether there is one.
@@ -180,7 +180,7 @@ impl Pins {
     /// # Errors
     /// One cannot be opened.
     pub fn maps_of_other_layouts(&self, name: &str) -> Result<Vec<OwnedFd>, PinError> {
-        let paths = self.other_layouts()?.into_iter().map(|layout| layout.join("maps").join(name));
+        let paths = self.other_layouts()?.into_iter().map(|layout| map_path(&layout, name));
         let opened = paths.map(|path| open_pin(&path).map_err(io_error(&path)));
         opened.filter_map(Result::transpose).collect()
     }
@@ -220,6 +220,20 @@ fn join(root: &Path, layout: &Path, lineage: &str) -> Result<users::Lock, PinErr
         fs::create_dir_all(&directory).map_err(io_error(&directory))?;
     }
     Ok(used)
+}
+
+/// The map of this name that an agent with our layout has pinned under `root`; None if there is none.
+pub(super) fn open_map(root: &Path, name: &str) -> Result<Option<OwnedFd>, PinError> {
+    let path = map_path(&our_layout(root), name);
+    open_pin(&path).map_err(io_error(&path))
+}
+
+fn our_layout(root: &Path) -> PathBuf {
+    root.join(format!("{LAYOUT_PREFIX}{LAYOUT_VERSION}"))
+}
+
+fn map_path(layout: &Path, name: &str) -> PathBuf {
+    layout.join("maps").join(name)
 }
 
 /// Makes sure that nothing is pinned under `root` whose agents have ended.
