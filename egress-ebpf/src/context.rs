@@ -17,6 +17,7 @@ const IPPROTO_MPTCP: u32 = 262;
 
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
+const SO_BINDTOIFINDEX: i32 = 62;
 
 /// Where in the context a family keeps its address.
 pub trait Family {
@@ -126,6 +127,16 @@ impl<'a, F: Family> ConnectContext<'a, F> {
                 u32::from(u16::from_ne_bytes(destination.port)),
             );
         }
+    }
+
+    /// Does what SO_BINDTODEVICE does, by the device's index.
+    #[inline(always)]
+    pub fn bind_device(&self, mut index: u32) -> Result<(), ()> {
+        let size = size_of::<u32>() as i32;
+        // SAFETY: the context is the hook's own, and the length is that of the value.
+        let status =
+            unsafe { bpf_setsockopt(self.ctx.as_ptr(), SOL_SOCKET, SO_BINDTOIFINDEX, (&raw mut index).cast(), size) };
+        if status == 0 { Ok(()) } else { Err(()) }
     }
 
     /// Undoes SO_BINDTODEVICE.

@@ -69,6 +69,8 @@ pub struct Options {
     pub captured: Captured,
     /// What is taken of applications.
     pub limits: Limits,
+    /// How often the agent tests itself, once it was told to.
+    pub self_test_interval: Duration,
 }
 
 /// The running agent. Dropping it detaches the programs, unless they are pinned.
@@ -122,7 +124,8 @@ impl Agent {
         let started = Instant::now();
         let Configuration { sources, watcher, fingerprint, change, names, table } = configuration;
         let Change { documents, policy, learned: to_learn, .. } = change;
-        let Options { cgroups, workers, log_ebpf, reset_existing, pins, captured, limits } = options;
+        let Options { cgroups, workers, log_ebpf, reset_existing, pins, captured, limits, self_test_interval } =
+            options;
 
         let pinned = pins.is_some();
         let pins = pins.as_ref().map(Pins::open).transpose().map_err(KernelError::Pins)?;
@@ -159,7 +162,7 @@ impl Agent {
             attached: false,
             existing,
             unintercepted: Unintercepted::default(),
-            self_test: SelfTest::default(),
+            self_test: SelfTest::new(self_test_interval),
             pinned,
             started,
             admin: None,

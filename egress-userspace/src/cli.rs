@@ -15,7 +15,10 @@ use egress::{
     policy::{Cidr, HostName, HostPattern},
 };
 
-use self::{limits::LimitOptions, log::LogOptions};
+use self::{
+    limits::{LimitOptions, parse_limit},
+    log::LogOptions,
+};
 
 /// Sends plain HTTP to configured hosts on as verified TLS, without touching the application.
 #[derive(Debug, Parser)]
@@ -46,7 +49,7 @@ impl Cli {
 pub(crate) enum Command {
     /// Serve all processes under one or more cgroups until SIGTERM or SIGINT, or until another `run` takes over.
     ///
-    /// At start, every minute, and on SIGUSR2, it connects from each of these cgroups itself, and is ready only if that is
+    /// At start, every minute (`--self-test-interval`), and on SIGUSR2, it connects from each of these cgroups itself, and is ready only if that is
     /// intercepted.
     Run(RunOptions),
     /// Run one command under interception, and leave nothing behind.
@@ -145,6 +148,9 @@ pub(crate) struct RunOptions {
     /// all other users. Agents that are to run side by side need one each, and their own --pin-dir and --admin.
     #[arg(long, value_name = "DIR", default_value = handover::DEFAULT_DIR)]
     pub(crate) state_dir: PathBuf,
+    /// How often it is tested that connects are intercepted. What is detached by somebody else leaves in clear until then.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_limit)]
+    pub(crate) self_test_interval: Duration,
     /// Pin nothing: when the agent ends, or dies, traffic leaves in clear. What an earlier agent has pinned must have been
     /// removed by `egress detach`.
     #[arg(long, conflicts_with = "pin_dir")]

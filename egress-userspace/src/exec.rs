@@ -95,7 +95,7 @@ pub(crate) fn exec(options: ExecOptions) -> ExitCode {
 async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, ExecError> {
     let before = Before { blocked: signals.before(), descriptors: Descriptors::raise_limit() };
     let mut signals = signals.watch().map_err(io_error("cannot take over signals"))?;
-    let configuration = Configuration::read(options.rules.sources(), MAX_STALE)?;
+    let configuration = Configuration::read(options.rules.sources(), MAX_STALE, None).await?;
     // Dropped last, when the guardian has emptied it.
     let cgroup = ChildCgroup::create(&format!("egress-exec-{}", std::process::id()))?;
     let wanted = Options {
@@ -108,6 +108,8 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, 
         pins: None,
         captured: Captured::new(options.capture.mode()).await.map_err(AgentError::from)?,
         limits: options.limits.limits(before.descriptors.limit),
+        // What nobody tells it.
+        self_test_interval: Duration::MAX,
     };
     let mut agent = Agent::start(configuration, wanted)?;
     agent.serve_own_namespace()?;

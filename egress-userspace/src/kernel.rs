@@ -204,8 +204,11 @@ impl Redirector {
     /// whether one of the cgroups had none of ours before.
     ///
     /// # Errors
-    /// A directory is not a cgroup of version 2, or the kernel refuses.
+    /// A directory is not a cgroup of version 2, or the kernel refuses, or another agent has come to use the pins.
     pub fn attach(&mut self, cgroups: &[PathBuf]) -> Result<bool, KernelError> {
+        if let Some(pins) = &mut self.pins {
+            pins.reopen()?;
+        }
         self.scopes.set(cgroups)?;
         self.watch_exec();
         let mut is_new = false;

@@ -183,10 +183,18 @@ fn admit(
     client: SocketAddr,
     draining: &watch::Receiver<Drain>,
 ) {
-    let Some(origin) = worker.flows.take(here.netns.cookie(), client) else {
-        worker.metrics.unknown_origin.inc();
-        tracing::debug!(netns = ?here.netns, %client, "closed a connection without origin");
-        return;
+    let origin = match worker.flows.take(here.netns.cookie(), client) {
+        Ok(Some(origin)) => origin,
+        Ok(None) => {
+            worker.metrics.unknown_origin.inc();
+            tracing::debug!(netns = ?here.netns, %client, "closed a connection without origin");
+            return;
+        }
+        Err(error) => {
+            worker.metrics.unknown_origin.inc();
+            tracing::warn!(netns = ?here.netns, %client, %error, "closed a connection whose origin cannot be read");
+            return;
+        }
     };
     if Destination::new(origin.address, origin.port) == self_test::DESTINATION {
         // It fits into the socket's buffer. Without it the self-test says what is wrong.

@@ -31,14 +31,6 @@ pub(crate) fn run(options: RunOptions) -> ExitCode {
         Ok(guard) => guard,
         Err(code) => return code,
     };
-    let cgroups = match scope(&options.cgroup) {
-        Ok(cgroups) => cgroups,
-        Err(error) => {
-            eprintln!("egress: {error}");
-            // What was not named cannot be named wrongly.
-            return ExitCode::from(if options.cgroup.is_empty() { FAILURE } else { USAGE });
-        }
-    };
     let descriptors = Descriptors::raise_limit();
     // Huge pages under many small things make 50 MiB of 8.
     if let Err(error) = prctl::set_thp_disable(true) {
@@ -51,9 +43,11 @@ pub(crate) fn run(options: RunOptions) -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     };
-    match runtime.block_on(serve(options, descriptors, cgroups)) {
+    // What was not named cannot be named wrongly.
+    let bad_scope = if options.cgroup.is_empty() { FAILURE } else { USAGE };
+    match runtime.block_on(serve(options, descriptors)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report(&error, FAILURE),
+        Err(error) => report(&error, if matches!(error, AgentError::Scope(_)) { bad_scope } else { FAILURE }),
     }
 }
 
@@ -65,7 +59,7 @@ fn scope(named: &[PathBuf]) -> Result<Vec<PathBuf>, cgroup::CgroupError> {
     }
 }
 
-async fn serve(options: RunOptions, descriptors: Descriptors, cgroups: Vec<PathBuf>) -> Result<(), AgentError> {
+async fn serve(options: RunOptions, descriptors: Descriptors) -> Result<(), AgentError> {
     let io_error = |what| move |source| AgentError::Io { what, source };
     let mut signals = Signals {
         terminate: signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?,
@@ -74,7 +68,7 @@ async fn serve(options: RunOptions, descriptors: Descriptors, cgroups: Vec<PathB
     let mut usr2 = signal(SignalKind::user_defined2()).map_err(io_error("cannot handle SIGUSR2"))?;
     let timeout = options.drain_timeout;
     let mut agent = tokio::select! {
-        agent = start(options, descriptors, cgroups) => agent?,
+        agent = start(options, descriptors) => agent?,
         signal = signals.next() => {
             tracing::info!(signal, "ended before the start was complete");
             return Ok(());
@@ -117,8 +111,11 @@ async fn serve(options: RunOptions, descriptors: Descriptors, cgroups: Vec<PathB
     Ok(())
 }
 
-async fn start(options: RunOptions, descriptors: Descriptors, cgroups: Vec<PathBuf>) -> Result<Agent, AgentError> {
-    let configuration = Configuration::read(options.rules.sources(), options.dns_max_stale)?;
+async fn start(options: RunOptions, descriptors: Descriptors) -> Result<Agent, AgentError> {
+    // With --fail-open there must be none.
+    let pins = (!options.fail_open).then_some(options.pin_dir.as_path());
+    let configuration = Configuration::read(options.rules.sources(), options.dns_max_stale, pins).await?;
+    let cgroups = scope(&options.cgroup)?;
     let state = StateDir::lock(&options.state_dir).await?;
     let pins = if options.fail_open {
         pins::check_abandoned(&options.pin_dir).map_err(KernelError::Pins)?;
@@ -135,6 +132,7 @@ async fn start(options: RunOptions, descriptors: Descriptors, cgroups: Vec<PathB
         pins,
         captured: Captured::new(options.capture.mode()).await?,
         limits: options.limits.limits(descriptors.limit),
+        self_test_interval: options.self_test_interval,
     };
     let mut agent = Agent::start(configuration, wanted)?;
     agent.succeed(&state, options.admin).await?;

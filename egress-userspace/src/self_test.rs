@@ -7,12 +7,16 @@ use std::{
     net::{IpAddr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{self, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use egress_common::self_test::{ANSWER, DESTINATION};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{io::AsyncReadExt as _, process::Command, time};
+use tokio::{
+    io::AsyncReadExt as _,
+    process::Command,
+    time::{self, Instant},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::kernel::cgroup::{CgroupError, ChildCgroup};
@@ -24,8 +28,12 @@ pub const COMMAND: &str = "self-test";
 const STEP: Duration = Duration::from_secs(5);
 /// How long the process may take that connects.
 const LIMIT: Duration = Duration::from_secs(20);
-/// How long what a test has found is believed. What it would miss until then leaves in clear.
-const BELIEVED: Duration = Duration::from_secs(60);
+/// How long after a test that has failed there is another.
+const RETRY: Duration = Duration::from_secs(5);
+/// The same after a routine test that has failed, which is not believed before [`DOUBTED`] others have failed, too: a busy
+/// machine can be too slow for one.
+const SOON: Duration = Duration::from_secs(1);
+const DOUBTED: u32 = 2;
 
 /// Why a cgroup's connects are not known to be intercepted.
 #[derive(Debug, thiserror::Error)]
@@ -56,12 +64,19 @@ pub enum SelfTestError {
 }
 
 /// The agent's test of itself: one at a time.
-#[derive(Default)]
 pub struct SelfTest {
+    /// How long it is believed that all is well.
+    interval: Duration,
     running: Option<AbortOnDropHandle<Result<(), SelfTestError>>>,
     /// What to test once more when the one that is running has ended.
     again: Option<Vec<PathBuf>>,
+    /// Whether nobody has asked for the one that is running.
+    is_routine: bool,
     verdict: Verdict,
+    /// When there is to be another one.
+    due: Option<Instant>,
+    /// How many have failed that are not believed.
+    doubted: u32,
 }
 
 /// What a test has found.
@@ -71,7 +86,7 @@ pub enum Finding {
     Intercepted,
     /// All is as well as it was.
     StillIntercepted,
-    /// Not all is.
+    /// Not all is, or so it seems.
     NotIntercepted,
 }
 
@@ -83,11 +98,17 @@ enum Verdict {
     None,
     /// The first one is running.
     Pending,
-    Passed(Instant),
+    Passed,
     Failed(String),
 }
 
 impl SelfTest {
+    /// To be repeated when a test that has passed is older than `interval`. What it would miss until then leaves in clear.
+    pub fn new(interval: Duration) -> Self {
+        let (verdict, is_routine, doubted) = (Verdict::None, false, 0);
+        Self { interval, running: None, again: None, is_routine, verdict, due: None, doubted }
+    }
+
     /// Has nothing count as tested until the first test has ended.
     pub fn expect(&mut self) {
         if matches!(self.verdict, Verdict::None) {
@@ -102,54 +123,75 @@ impl SelfTest {
             return;
         }
         self.expect();
+        self.begin(cgroups, false);
+    }
+
+    /// Begins a test as a matter of routine, unless one is running.
+    pub fn repeat(&mut self, cgroups: &[PathBuf]) {
+        if self.running.is_none() {
+            self.begin(cgroups, true);
+        }
+    }
+
+    fn begin(&mut self, cgroups: &[PathBuf], is_routine: bool) {
+        self.is_routine = is_routine;
+        self.due = None;
         self.running = Some(AbortOnDropHandle::new(tokio::spawn(test(cgroups.to_owned()))));
     }
 
     /// Waits until a test has ended, and says what it found. Nothing is lost if the future is dropped.
     pub async fn finished(&mut self) -> Finding {
         let Some(running) = &mut self.running else { return future::pending().await };
-        // One that nobody waits for, and that finds what was found before, is no news.
-        let is_routine = matches!(self.verdict, Verdict::Passed(at) if at.elapsed() >= BELIEVED);
         // A task that panicked failed, too.
         let result = running.await.map_err(|error| error.to_string());
         self.running = None;
-        self.verdict = match result.and_then(|result| result.map_err(|error| error.to_string())) {
-            Ok(()) => {
-                const PASSED: &str = "the self-test passed: connects from the scope are intercepted";
-                if is_routine {
-                    tracing::debug!("{PASSED}");
-                } else {
-                    tracing::info!("{PASSED}");
-                }
-                Verdict::Passed(Instant::now())
-            }
+        let finding = match result.and_then(|result| result.map_err(|error| error.to_string())) {
+            Ok(()) => self.passed(),
             Err(error) => {
-                let reason = format!("self-test: {error}");
-                if self.objection() != Some(&reason) {
-                    tracing::error!("{reason}");
-                }
-                Verdict::Failed(reason)
+                self.failed(format!("self-test: {error}"));
+                Finding::NotIntercepted
             }
         };
         if let Some(cgroups) = self.again.take() {
             self.start(&cgroups);
         }
-        match self.verdict {
-            Verdict::Passed(_) if is_routine => Finding::StillIntercepted,
-            Verdict::Passed(_) => Finding::Intercepted,
-            _ => Finding::NotIntercepted,
-        }
+        finding
     }
 
-    /// Whether it is time for another test: the last one failed, so that it is to be seen whether that was for good, or is
-    /// too long ago.
-    pub fn is_due(&self) -> bool {
-        self.running.is_none()
-            && match self.verdict {
-                Verdict::None | Verdict::Pending => false,
-                Verdict::Passed(at) => at.elapsed() >= BELIEVED,
-                Verdict::Failed(_) => true,
-            }
+    fn passed(&mut self) -> Finding {
+        const PASSED: &str = "the self-test passed: connects from the scope are intercepted";
+        // What would be too far off never comes.
+        self.due = Instant::now().checked_add(self.interval);
+        self.doubted = 0;
+        // One that nobody waits for, and that finds what was found before, is no news.
+        if self.is_routine && matches!(self.verdict, Verdict::Passed) {
+            tracing::debug!("{PASSED}");
+            return Finding::StillIntercepted;
+        }
+        tracing::info!("{PASSED}");
+        self.verdict = Verdict::Passed;
+        Finding::Intercepted
+    }
+
+    fn failed(&mut self, reason: String) {
+        if self.is_routine && matches!(self.verdict, Verdict::Passed) && self.doubted < DOUBTED {
+            tracing::warn!("{reason}; it is repeated before that is believed");
+            self.due = Some(Instant::now() + SOON);
+            self.doubted += 1;
+            return;
+        }
+        if self.objection() != Some(&reason) {
+            tracing::error!("{reason}");
+        }
+        self.due = Some(Instant::now() + RETRY);
+        self.doubted = 0;
+        self.verdict = Verdict::Failed(reason);
+    }
+
+    /// When it is time for another test: the last one failed, so that it is to be seen whether that was for good, or will be too
+    /// long ago.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
     }
 
     /// Waits for the test that is running, if one is, so that it leaves nothing behind.
@@ -162,7 +204,7 @@ impl SelfTest {
     /// Why connects are not known to be intercepted; None if they are, or if nobody asked for a test.
     pub fn objection(&self) -> Option<&str> {
         match &self.verdict {
-            Verdict::None | Verdict::Passed(_) => None,
+            Verdict::None | Verdict::Passed => None,
             Verdict::Pending => Some("the self-test has not ended"),
             Verdict::Failed(reason) => Some(reason),
         }

@@ -42,6 +42,21 @@ fn the_first_connect_of_a_new_pod_is_upgraded_or_refused() -> Result<()> {
     tripwire.assert_silent()
 }
 
+/// The thread that a process began with can end before others: /proc has no namespaces of it then.
+#[test]
+fn a_process_whose_first_thread_has_ended_is_served() -> Result<()> {
+    let mut bed = TestBed::new("leaderless")?;
+    let pod = bed.add_pod("pod")?;
+    let _origin = origin(&bed)?;
+    let command = bed.pod_command(&pod, CLIENT)?.in_cgroup(bed.cgroup())?;
+    let target = bed.sockets(HOST, 443)[0].to_string();
+    let client = command.args(["--leaderless", "hold", &target]).spawn()?;
+    client.wait_for_output("connected\n")?;
+    let agent = agent(&bed)?;
+    ensure!(pod.listening()?.len() == 2, "{:?}\n{}", pod.listening()?, agent.log_text());
+    Ok(())
+}
+
 /// Without a name lookup or a library to load before it, the connect comes within a millisecond.
 #[test]
 fn pods_that_connect_at_once_are_never_in_clear() -> Result<()> {

@@ -5,7 +5,6 @@ use std::{
     io::Write,
     net::{Ipv4Addr, TcpListener},
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -87,12 +86,31 @@ fn a_scope_that_stands_still_holds_nobody_up() -> Result<()> {
 /// Nobody asks for a test here. What is detached leaves in clear until somebody notices.
 #[test]
 fn programs_that_were_detached_are_noticed_without_being_asked() -> Result<()> {
-    const WITHIN: Duration = Duration::from_secs(150);
     let bed = TestBed::new("unasked")?;
-    let agent = start(&bed, bed.cgroup())?;
+    let agent = start_testing(&bed, bed.cgroup(), "1s")?;
     bed.node_command(binary()?)?.args(["detach", "--force"]).run()?.success()?;
     let unready = || agent.admin("/readyz").is_ok_and(|(status, reason)| status == 503 && reason.starts_with(FAILED));
-    wait_until("the agent to notice", WITHIN, unready).with_context(|| agent.log_text())
+    wait_until("the agent to notice", PATIENCE, unready).with_context(|| agent.log_text())?;
+    let doubted = agent.log().iter().filter(|line| line.message().contains("it is repeated")).count();
+    ensure!(doubted == 2, "{}", agent.log_text());
+    Ok(())
+}
+
+/// Here there is for a moment no room for the cgroup that it connects from.
+#[test]
+fn one_failure_that_nobody_asked_for_is_not_believed() -> Result<()> {
+    let bed = TestBed::new("doubted")?;
+    let mut agent = start_testing(&bed, bed.cgroup(), "200ms")?;
+    let most = bed.cgroup().path().join("cgroup.max.descendants");
+    fs::write(&most, "0")?;
+    agent.process().wait_for_line("a failure", |line| line.contains("it is repeated"))?;
+    fs::write(&most, "max")?;
+    let count = |result| agent.metrics().map(|metrics| metrics.sum("egress_self_tests_total", &[("result", result)]));
+    let passed = count("passed")?;
+    wait_until("more tests", PATIENCE, || count("passed").is_ok_and(|count| count > passed + 1.0))?;
+    ensure!(count("failed")? >= 1.0 && agent.admin("/readyz")?.0 == 200, "{}", agent.log_text());
+    ensure!(!agent.log_text().contains("NotReady(\"self-test"), "{}", agent.log_text());
+    Ok(())
 }
 
 #[test]
@@ -122,9 +140,15 @@ fn an_answer_by_somebody_else_does_not_pass() -> Result<()> {
     check(&agent, [1.0, 2.0])
 }
 
+/// An agent that tests itself when it is told to.
 fn start<'bed>(bed: &'bed TestBed, scope: &Cgroup) -> Result<Agent<'bed>> {
+    start_testing(bed, scope, "60m")
+}
+
+fn start_testing<'bed>(bed: &'bed TestBed, scope: &Cgroup, interval: &str) -> Result<Agent<'bed>> {
     let config = bed.config_dir()?;
-    Agent::start(bed, &AgentOptions::new(config.path()).cgroup(scope.path()).args(&["--host", HOST]))
+    let options = AgentOptions::new(config.path()).cgroup(scope.path());
+    Agent::start(bed, &options.args(&["--host", HOST, "--self-test-interval", interval]))
 }
 
 fn test_again(agent: &mut Agent<'_>) -> Result<()> {

@@ -148,6 +148,25 @@ fn a_socket_bound_to_a_device_is_upgraded_by_that_device() -> Result<()> {
     tripwire.assert_silent()
 }
 
+/// It went by whatever device there was a route by.
+#[test]
+fn a_socket_that_was_redirected_and_left_is_bound_to_its_device_again() -> Result<()> {
+    let bed = TestBed::builder("device-left").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let _other = bed.embedded_origin().clear(&bed.sockets(OTHER, 80)).handler(|_| Reply::ok("other\n")).start()?;
+    let _agent = agent(&bed)?;
+    for (left, address) in bed.sockets(HOST, 80).into_iter().zip(bed.sockets(OTHER, 80)) {
+        let (left, again) = (left.to_string(), format!("device {DEVICE}\n"));
+        let client = |to| Ok::<_, anyhow::Error>(http(&bed, to)?.args(["--device", DEVICE, "--after-leaving", &left]));
+        let output = client(address)?.run()?.success()?;
+        ensure!(output.text().ends_with("other\n") && output.stderr.contains(&again), "{output:?}");
+        // To be released once more.
+        let output = client(left.parse()?)?.run()?.success()?;
+        ensure!(output.text().contains("over TLS") && output.stderr.contains("device \n"), "{output:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_request_whose_client_closes_at_once_still_arrives() -> Result<()> {
     let bed = TestBed::new("forget")?;

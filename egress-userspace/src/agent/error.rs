@@ -6,7 +6,7 @@ use crate::{
     capture::CaptureError,
     config,
     handover::{Late, StateError},
-    kernel::KernelError,
+    kernel::{KernelError, cgroup::CgroupError},
     upstream::tls::TlsError,
     worker::StartError,
 };
@@ -20,6 +20,9 @@ pub enum AgentError {
     /// The kernel refuses.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// What is to be served cannot be.
+    #[error(transparent)]
+    Scope(#[from] CgroupError),
     /// A worker cannot be started.
     #[error(transparent)]
     Worker(#[from] StartError),

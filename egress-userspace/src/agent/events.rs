@@ -17,7 +17,7 @@ use crate::{
     self_test::Finding,
 };
 
-/// How often namespaces, left-over flows and the resolver's files are looked through, and whether a self-test is due.
+/// How often namespaces, left-over flows and the resolver's files are looked through.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// How often what was learned is looked through.
 const FORGETTING: Duration = Duration::from_secs(60);
@@ -30,6 +30,8 @@ enum Event {
     End,
     /// It is told to test itself.
     Test,
+    /// It is time to do so.
+    TestDue,
     /// Files have changed; or the watch has failed.
     Configuration(io::Result<()>),
     /// A change has been read.
@@ -66,10 +68,12 @@ impl Agent {
         forgetting.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut patience = None;
         loop {
+            let test_due = self.self_test.due();
             let event = tokio::select! {
                 () = end.cancelled(), if patience.is_none() => Event::End,
                 () = time::sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => return false,
                 () = test.notified() => Event::Test,
+                () = time::sleep_until(test_due.unwrap_or_else(Instant::now)), if test_due.is_some() => Event::TestDue,
                 changed = self.watcher.changed() => Event::Configuration(changed),
                 prepared = self.reload.read() => Event::Prepared(Box::new(prepared)),
                 () = self.names.next() => Event::Names,
@@ -106,6 +110,7 @@ impl Agent {
             Event::End | Event::Successor(_) => {}
             Event::RejectedEnded => self.rejected_has_ended(),
             Event::Test => self.test_self(),
+            Event::TestDue => self.self_test.repeat(self.namespaces.cgroups()),
             Event::Configuration(changed) => {
                 if let Err(error) = changed {
                     tracing::warn!(%error, "cannot watch all of the configuration");
@@ -136,9 +141,6 @@ impl Agent {
 
     fn keep_house(&mut self) {
         self.reconcile();
-        if self.self_test.is_due() {
-            self.test_self();
-        }
         self.names.refresh();
         self.retry_admin();
         match self.flows.sweep(FLOW_AGE) {

@@ -14,7 +14,7 @@ use crate::{config::Diagnostic, memory, route::RouteTable, watch::Watcher};
 const SHOWN: usize = 20;
 /// After how long a configuration that has lost a host is read again before it is believed: files that are being replaced one by one
 /// are not all there meanwhile, and requests for the host would go on in clear.
-const CONFIRM: Duration = Duration::from_secs(1);
+pub(super) const CONFIRM: Duration = Duration::from_secs(1);
 
 /// A change that is being read.
 #[derive(Default)]

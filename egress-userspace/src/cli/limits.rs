@@ -73,7 +73,7 @@ fn parse_fields(text: &str) -> Result<usize, String> {
 }
 
 /// Parses a time in which something must be possible.
-fn parse_limit(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_limit(text: &str) -> Result<Duration, String> {
     let limit = parse_duration(text)?;
     if limit.is_zero() { Err("it must be longer than 0, as nothing could be done in it".to_owned()) } else { Ok(limit) }
 }

@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    fmt,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
     time::Duration,
 };
 
@@ -21,7 +22,8 @@ use egress_common::{
 
 use super::{
     KernelError,
-    maps::{BPF_NOEXIST, SharedMap, error, ignore_absent, since_boot},
+    maps::{SharedMap, error, ignore_absent, insert_new, since_boot},
+    pins,
     syscall::take_element,
 };
 use crate::{
@@ -40,6 +42,9 @@ const LONG_GONE: Duration = Duration::from_secs(3600);
 const CROWDED: usize = 131_072;
 const CROWDED_NAMESPACES: usize = 8192;
 const LONG_GONE_CROWDED: Duration = Duration::from_secs(60);
+
+/// In place of a port where a name has no more.
+const NO_PORT: [u8; 2] = [0; 2];
 
 /// Hosts and ports that are intercepted.
 pub type Watched = BTreeSet<(HostPattern, u16)>;
@@ -98,9 +103,7 @@ impl LearnedNames {
     /// # Errors
     /// The map cannot be read.
     pub fn inherit(&mut self) -> Result<(), KernelError> {
-        let name = |key: Key<ReversedName>| NameKey::new(key.prefix_len(), &key.data());
-        let present = self.names.iter().map(|entry| entry.map(|(key, rule)| (name(key), rule)));
-        self.present = present.collect::<Result<_, _>>().map_err(error(map::NAMES))?;
+        NameRules(self.present) = NameRules::read(&self.names)?;
         Ok(())
     }
 
@@ -198,16 +201,14 @@ impl LearnedNames {
         }
         // SAFETY: the map is from such keys to such values, as it was opened.
         let taken = unsafe { take_element::<_, Learned>(self.shared.as_fd(), key) };
+        let taken = taken.map_err(MapError::IoError).map_err(error(map::LEARNED))?;
         let Some(newer) = taken.filter(|taken| taken.seen_ns != read.seen_ns) else { return Ok(true) };
         self.keep(key, newer).map(|()| false)
     }
 
     /// Adds an entry, unless there is one.
     fn keep(&mut self, key: &LearnedKey, learned: Learned) -> Result<(), KernelError> {
-        match self.learned.insert(key, learned, BPF_NOEXIST) {
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            result => result.map_err(error(map::LEARNED)),
-        }
+        insert_new(&mut self.learned, key, learned).map_err(error(map::LEARNED))
     }
 }
 
@@ -219,6 +220,31 @@ impl AsFd for LearnedNames {
 }
 
 impl NameRules {
+    /// Those in the map that an agent has pinned under `root`, be it that it has ended; none if there is no such map, or it is
+    /// of another layout.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn pinned(root: &Path) -> Result<Self, KernelError> {
+        let Some(pinned) = pins::open_map(root, map::NAMES)? else { return Ok(Self::default()) };
+        let names = MapData::from_fd(pinned).and_then(|data| LpmTrie::try_from(Map::LpmTrie(data)));
+        Self::read(&names.map_err(error(map::NAMES))?)
+    }
+
+    fn read(names: &LpmTrie<MapData, ReversedName, NameRule>) -> Result<Self, KernelError> {
+        let name = |key: Key<ReversedName>| NameKey::new(key.prefix_len(), &key.data());
+        let rules = names.iter().map(|entry| entry.map(|(key, rule)| (name(key), rule)));
+        rules.collect::<Result<_, _>>().map(Self).map_err(error(map::NAMES))
+    }
+
+    /// Whether whatever has a rule in `other` has one here, too.
+    pub fn covers(&self, Self(other): &Self) -> bool {
+        let has = |own: &NameRule, port: &[u8; 2]| *port == NO_PORT || own.ports.contains(port);
+        other
+            .iter()
+            .all(|(name, rule)| self.0.get(name).is_some_and(|own| rule.ports.iter().all(|port| has(own, port))))
+    }
+
     /// Those for these hosts and ports. As a look-up gives the longest match alone, an entry has the ports of all that cover
     /// it.
     pub fn of<'h>(watched: impl IntoIterator<Item = (&'h HostPattern, u16)>) -> Self {
@@ -243,7 +269,7 @@ impl NameRules {
 }
 
 fn rule(ports: &BTreeSet<u16>) -> NameRule {
-    let mut slots = [[0; 2]; NAME_PORTS];
+    let mut slots = [NO_PORT; NAME_PORTS];
     // The policy has no more ports for a name than there is room for.
     for (slot, port) in slots.iter_mut().zip(ports) {
         *slot = port.to_be_bytes();
@@ -287,6 +313,18 @@ mod tests {
         let longest = matches.max_by_key(|(prefix, _)| prefix.0.len());
         let ports = longest.into_iter().flat_map(|(_, rule)| rule.ports).map(u16::from_be_bytes);
         ports.filter(|port| *port != 0).collect()
+    }
+
+    #[test]
+    fn rules_cover_what_they_have() {
+        let rules = |watched: &[(&str, u16)]| {
+            let watched: Watched = watched.iter().map(|(text, port)| (text.parse().expect(text), *port)).collect();
+            NameRules::of(watched.iter().map(|(host, port)| (host, *port)))
+        };
+        let all = rules(&[("*.example.com", 80), ("a.example.com", 81), ("other.example", 80)]);
+        assert!(all.covers(&all) && all.covers(&rules(&[("other.example", 80)])) && all.covers(&rules(&[])));
+        assert!(!rules(&[]).covers(&all) && !rules(&[("*.example.com", 80), ("a.example.com", 81)]).covers(&all));
+        assert!(!all.covers(&rules(&[("other.example", 81)])));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     collections::HashSet,
-    fmt, fs,
+    fmt, fs, io,
     net::SocketAddr,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
+};
 use egress_common::{
     address::IpBytes, flow::Flow, listener::ListenerPorts, names::map, origin::Origin, outcome::Outcome,
 };
@@ -24,7 +27,7 @@ use super::{KernelError, syscall::take_element};
 use crate::netns::NetnsCookie;
 
 /// An insertion that replaces nothing: BPF_NOEXIST of linux/bpf.h.
-pub(super) const BPF_NOEXIST: u64 = 1;
+const BPF_NOEXIST: u64 = 1;
 
 pub(super) fn error(name: &'static str) -> impl Fn(MapError) -> KernelError {
     move |source| KernelError::Map { name, source }
@@ -36,6 +39,14 @@ pub(super) fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
         Err(MapError::KeyNotFound) => Ok(()),
         other => other,
+    }
+}
+
+/// Inserts an entry, unless there is one.
+pub(super) fn insert_new<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K, value: V) -> Result<(), MapError> {
+    match map.insert(key, value, BPF_NOEXIST) {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
     }
 }
 
@@ -166,18 +177,26 @@ impl Flows {
         self.shared.0.info().map(|info| info.id()).map_err(error(map::FLOWS))
     }
 
-    /// Takes the origin of the connection that the client at `client` made in `netns`: looks it up and deletes it.
-    pub fn take(&self, netns: NetnsCookie, client: SocketAddr) -> Option<Origin> {
-        let flow = Flow::new(netns.0, IpBytes::from(client.ip().to_canonical()), client.port());
+    /// Takes the origin of the connection that the client at `client` made in `netns`: looks it up and deletes it. None if
+    /// there is none.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn take(&self, netns: NetnsCookie, client: SocketAddr) -> Result<Option<Origin>, KernelError> {
+        self.take_flow(&Flow::new(netns.0, IpBytes::from(client.ip().to_canonical()), client.port()))
+    }
+
+    fn take_flow(&self, flow: &Flow) -> Result<Option<Origin>, KernelError> {
         // SAFETY: the map is from flows to origins, as it was opened.
-        unsafe { take_element(self.shared.as_fd(), &flow) }
+        let taken = unsafe { take_element(self.shared.as_fd(), flow) };
+        taken.map_err(MapError::IoError).map_err(error(map::FLOWS))
     }
 
     /// Removes flows older than `age` that nobody accepted, and says how many: connections that the listener's queue
     /// dropped.
     ///
     /// # Errors
-    /// The map cannot be read.
+    /// The map cannot be read, or the kernel refuses to change it.
     pub fn sweep(&self, age: Duration) -> Result<usize, KernelError> {
         let now = since_boot();
         let mut map = self.map.borrow_mut();
@@ -186,16 +205,17 @@ impl Flows {
             .filter_map(Result::ok)
             .filter(|(_, origin)| now.saturating_sub(Duration::from_nanos(origin.recorded_ns)) > age)
             .collect::<Vec<_>>();
+        let mut removed = 0;
         for (flow, read) in &old {
-            // SAFETY: as in `take`.
-            let taken = unsafe { take_element::<_, Origin>(self.shared.as_fd(), flow) };
-            // The same client's next connection may have come since.
-            if let Some(newer) = taken.filter(|taken| taken.recorded_ns != read.recorded_ns) {
-                // If there is one newer still, that is as good.
-                let _ = map.insert(flow, newer, BPF_NOEXIST);
+            match self.take_flow(flow)? {
+                Some(taken) if taken.recorded_ns == read.recorded_ns => removed += 1,
+                // The same client's next connection has come since.
+                Some(newer) => insert_new(&mut map, flow, newer).map_err(error(map::FLOWS))?,
+                // It was accepted, or has failed.
+                None => {}
             }
         }
-        Ok(old.len())
+        Ok(removed)
     }
 
     /// How many flows are waiting.

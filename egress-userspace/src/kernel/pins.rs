@@ -90,8 +90,10 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PinError {
 /// The directory of pins.
 pub struct Pins {
     root: PathBuf,
+    lineage: String,
     layout: PathBuf,
-    _used: users::Lock,
+    /// Keeps others out for as long as we live.
+    used: users::Lock,
 }
 
 impl Pins {
@@ -100,23 +102,26 @@ impl Pins {
     /// # Errors
     /// It is not on a bpffs, cannot be made, or is used by an agent of another lineage.
     pub fn open(place: &PinPlace) -> Result<Self, PinError> {
-        let root = place.directory.as_path();
-        let layout = root.join(format!("{LAYOUT_PREFIX}{LAYOUT_VERSION}"));
+        let (root, lineage) = (place.directory.clone(), place.lineage.clone());
+        let layout = our_layout(&root);
         // Looked at before anything is made, so that nothing is left on another file system.
-        check_bpffs(root)?;
-        DirBuilder::new().recursive(true).mode(PRIVATE).create(root).map_err(io_error(root))?;
-        let locked = users::lock(root)?;
-        let used = users::join(root, &layout, &place.lineage)?;
-        for directory in ["maps", "links"].map(|name| layout.join(name)) {
-            fs::create_dir_all(&directory).map_err(io_error(&directory))?;
-        }
-        drop(locked);
-        Ok(Self { root: root.into(), layout, _used: used })
+        check_bpffs(&root)?;
+        let used = join(&root, &layout, &lineage)?;
+        Ok(Self { root, lineage, layout, used })
+    }
+
+    /// Opens or makes the directory once more: `egress detach --force` can have removed it, and with it what keeps others out.
+    ///
+    /// # Errors
+    /// It cannot be made, or is used by an agent of another lineage by now.
+    pub fn reopen(&mut self) -> Result<(), PinError> {
+        self.used = join(&self.root, &self.layout, &self.lineage)?;
+        Ok(())
     }
 
     /// Where a map is pinned.
     pub fn map(&self, name: &str) -> PathBuf {
-        self.layout.join("maps").join(name)
+        map_path(&self.layout, name)
     }
 
     /// Makes the link that is pinned for `cgroup` run `program` from now on. Says whether there is one.
@@ -175,7 +180,7 @@ impl Pins {
     /// # Errors
     /// One cannot be opened.
     pub fn maps_of_other_layouts(&self, name: &str) -> Result<Vec<OwnedFd>, PinError> {
-        let paths = self.other_layouts()?.into_iter().map(|layout| layout.join("maps").join(name));
+        let paths = self.other_layouts()?.into_iter().map(|layout| map_path(&layout, name));
         let opened = paths.map(|path| open_pin(&path).map_err(io_error(&path)));
         opened.filter_map(Result::transpose).collect()
     }
@@ -201,15 +206,42 @@ impl Pins {
     }
 }
 
+/// Makes the directories of `layout`, unless they are there, and uses them from now on.
+fn join(root: &Path, layout: &Path, lineage: &str) -> Result<users::Lock, PinError> {
+    let _locked = loop {
+        DirBuilder::new().recursive(true).mode(PRIVATE).create(root).map_err(io_error(root))?;
+        // It is not there if others have removed it since.
+        if let Some(locked) = users::lock(root)? {
+            break locked;
+        }
+    };
+    let used = users::join(root, layout, lineage)?;
+    for directory in ["maps", "links"].map(|name| layout.join(name)) {
+        fs::create_dir_all(&directory).map_err(io_error(&directory))?;
+    }
+    Ok(used)
+}
+
+/// The map of this name that an agent with our layout has pinned under `root`; None if there is none.
+pub(super) fn open_map(root: &Path, name: &str) -> Result<Option<OwnedFd>, PinError> {
+    let path = map_path(&our_layout(root), name);
+    open_pin(&path).map_err(io_error(&path))
+}
+
+fn our_layout(root: &Path) -> PathBuf {
+    root.join(format!("{LAYOUT_PREFIX}{LAYOUT_VERSION}"))
+}
+
+fn map_path(layout: &Path, name: &str) -> PathBuf {
+    layout.join("maps").join(name)
+}
+
 /// Makes sure that nothing is pinned under `root` whose agents have ended.
 ///
 /// # Errors
 /// Something is; or that cannot be seen.
 pub fn check_abandoned(root: &Path) -> Result<(), PinError> {
-    if !root.exists() {
-        return Ok(());
-    }
-    let _locked = users::lock(root)?;
+    let Some(_locked) = users::lock(root)? else { return Ok(()) };
     for layout in layouts(root)? {
         if !entries(&layout.join("links"))?.is_empty() && !users::are_there(root)? {
             return Err(PinError::Abandoned(root.into()));
@@ -224,11 +256,8 @@ pub fn check_abandoned(root: &Path) -> Result<(), PinError> {
 /// Something cannot be removed; what came before it has been. Or an agent uses it.
 pub fn detach(root: &Path, forced: bool) -> Result<Vec<PathBuf>, PinError> {
     let mut removed = Vec::new();
-    if !root.exists() {
-        return Ok(removed);
-    }
+    let Some(_locked) = users::lock(root)? else { return Ok(removed) };
     check_bpffs(root)?;
-    let _locked = users::lock(root)?;
     if !forced && users::are_there(root)? {
         return Err(PinError::Running(root.into()));
     }

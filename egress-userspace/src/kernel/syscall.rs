@@ -277,9 +277,12 @@ struct Element {
 
 /// Removes an element of a hash and gives it (Linux 5.14); None if there is none.
 ///
+/// # Errors
+/// The kernel refuses.
+///
 /// # Safety
 /// The map's keys and values are of these types, of which any bit pattern is a value.
-pub(super) unsafe fn take_element<K, V>(map: BorrowedFd<'_>, key: &K) -> Option<V> {
+pub(super) unsafe fn take_element<K, V>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = MaybeUninit::<V>::uninit();
     let attributes = Element {
         map: map.as_raw_fd().cast_unsigned(),
@@ -289,9 +292,12 @@ pub(super) unsafe fn take_element<K, V>(map: BorrowedFd<'_>, key: &K) -> Option<
         flags: 0,
     };
     // SAFETY: key and value live as long as the call, and have the sizes that the kernel reads and writes.
-    unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, attributes) }.ok()?;
-    // SAFETY: the kernel has written it.
-    Some(unsafe { value.assume_init() })
+    match unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, attributes) } {
+        // SAFETY: the kernel has written it.
+        Ok(_) => Ok(Some(unsafe { value.assume_init() })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// # Safety

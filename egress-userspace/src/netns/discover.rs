@@ -8,7 +8,7 @@ use std::{
 
 use super::{NetnsInode, inode_of_process, population::Population};
 
-/// Walks the cgroups and gives one process for each network namespace found. Cgroups and processes that vanish meanwhile
+/// Walks the cgroups and gives one thread for each network namespace found, by its id. Cgroups and processes that vanish meanwhile
 /// are passed over. From then on `population` tells when one of the cgroups loses its last process.
 ///
 /// # Errors
@@ -34,6 +34,14 @@ fn walk(cgroup: &Path, population: &mut Population, found: &mut HashMap<NetnsIno
     for pid in processes.lines().filter_map(|line| line.parse().ok()).filter(|&pid: &u32| pid != 0) {
         if let Some(inode) = unless_gone(inode_of_process(pid))? {
             found.entry(inode).or_insert(pid);
+            continue;
+        }
+        // The thread that a process began with can have ended before others. They are processes of their own to whoever asks
+        // /proc for their ids.
+        for tid in threads(pid)? {
+            if let Some(inode) = unless_gone(inode_of_process(tid))? {
+                found.entry(inode).or_insert(tid);
+            }
         }
     }
     let Some(children) = unless_gone(fs::read_dir(cgroup))? else { return Ok(()) };
@@ -43,6 +51,12 @@ fn walk(cgroup: &Path, population: &mut Population, found: &mut HashMap<NetnsIno
         }
     }
     Ok(())
+}
+
+/// The ids of a process's threads; none if it is gone.
+fn threads(pid: u32) -> io::Result<Vec<u32>> {
+    let Some(entries) = unless_gone(fs::read_dir(format!("/proc/{pid}/task")))? else { return Ok(Vec::new()) };
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
 fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {

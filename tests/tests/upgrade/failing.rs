@@ -69,6 +69,11 @@ fn what_a_successor_did_before_it_died_is_undone() -> Result<()> {
     })?;
     wait_until("the names to be learned", PATIENCE, || agent.names().is_ok_and(|count| count == 1))?;
     ensure!(bed.curl(URL)?.response()?.body == b"over TLS\n");
+    // Nor may one that knows nothing of it use what is pinned, now as before.
+    let stranger = options(&bed)?.state_dir(&bed.dir().join("apart")).admin_port(9902);
+    let mut stranger = Agent::spawn(&bed, &stranger)?;
+    let status = stranger.wait()?;
+    ensure!(status.code() == Some(1) && stranger.log_text().contains("uses the pins in"), "{}", stranger.log_text());
     agent.kill();
     ensure!(bed.curl(URL)?.run()?.exit_code == REFUSED, "nothing is pinned");
     Ok(())

@@ -16,6 +16,7 @@ use harness::{
     process::Running,
     wait::{PATIENCE, wait_until},
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const HOST: &str = "edition.cnn.com";
@@ -132,6 +133,39 @@ fn the_successor_takes_the_admin_address_or_one_of_its_own() -> Result<()> {
     ensure!(bed.curl(URL)?.response()?.head.status == 200);
     ensure!(!bed.node().listening()?.contains(&SocketAddr::from(([127, 0, 0, 1], 9901))), "the old address is served");
     third.wait_for_records(1).map(drop)
+}
+
+/// Files are replaced one by one, and a start can come between.
+#[test]
+fn a_configuration_that_lacks_a_host_of_the_predecessor_is_read_again() -> Result<()> {
+    const RULES: &str = include_str!("../../seed/tls-origination.yaml");
+    let bed = TestBed::builder("lacks").host(HOST).host("other.example").build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("rules.yaml", RULES)?;
+    let options = AgentOptions::new(config.path()).args(&["--host", "other.example"]);
+    let mut first = Agent::start(&bed, &options)?;
+    let applied = |agent: &mut Agent<'_>| {
+        let applied = |line: &str| line.contains("policy applied");
+        agent.process().wait_for_line("the first policy", applied)
+    };
+    for comes_back in [true, false] {
+        // The agent that runs learns of it later.
+        first.process().stop()?;
+        config.write("rules.yaml", "")?;
+        let mut second = Agent::spawn(&bed, &options)?;
+        second.process().wait_for_line("it to be read again", |line| line.contains("it is read again"))?;
+        if comes_back {
+            config.write("rules.yaml", RULES)?;
+        }
+        let line = applied(&mut second)?;
+        ensure!(line.contains(if comes_back { "\"rules\":2" } else { "\"rules\":1" }), "{line}");
+        first.process().signal(Signal::SIGCONT)?;
+        second.process().wait_for_line("the agent to take over", |line| line.contains("took over from the agent"))?;
+        ensure!(first.wait()?.code() == Some(0), "{}", first.log_text());
+        first = second;
+    }
+    Ok(())
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 use std::{
     fs::{self, File, TryLockError},
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -19,15 +20,20 @@ const AGENTS: &str = "agents";
 /// Held while pins are used, or are looked at by somebody who wants to.
 pub(super) struct Lock(#[expect(dead_code, reason = "it is unlocked when it is closed")] File);
 
-/// Keeps others from beginning to use the pins under `root`, and from removing them.
-pub(super) fn lock(root: &Path) -> Result<Lock, PinError> {
+/// Keeps others from beginning to use the pins under `root`, and from removing them. None if there is no such directory.
+pub(super) fn lock(root: &Path) -> Result<Option<Lock>, PinError> {
     loop {
-        let directory = File::open(root).map_err(io_error(root))?;
+        let directory = match File::open(root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(io_error(root))?,
+        };
         directory.lock().map_err(io_error(root))?;
         let locked = directory.metadata().map_err(io_error(root))?;
         // Whoever had it before can have removed it, and others can have made another one.
-        if fs::metadata(root).map_err(io_error(root))?.ino() == locked.ino() {
-            return Ok(Lock(directory));
+        match fs::metadata(root) {
+            Ok(current) if current.ino() == locked.ino() => return Ok(Some(Lock(directory))),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(root)(error)),
+            _ => {}
         }
     }
 }
@@ -71,5 +77,27 @@ fn is_locked(place: &Path) -> Result<bool, PinError> {
         Ok(()) => Ok(false),
         Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(error)) => Err(io_error(place)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_removed_meanwhile_is_not_there() {
+        let place = tempfile::tempdir().expect("a directory");
+        let root = place.path().join("pins");
+        assert!(lock(&root).is_ok_and(|locked| locked.is_none()));
+        fs::create_dir(&root).expect("an empty place");
+        let Ok(Some(removing)) = lock(&root) else { panic!("nobody else has it") };
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| lock(&root).map(|locked| locked.is_some()));
+            fs::remove_dir(&root).expect("it is empty");
+            drop(removing);
+            assert!(matches!(waiting.join(), Ok(Ok(false))));
+        });
     }
 }

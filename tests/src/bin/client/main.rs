@@ -10,7 +10,7 @@ mod repeat;
 mod request;
 mod target;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, process, thread, time::Duration};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Works on a second thread, and has the first one end before.
+    #[arg(long, global = true)]
+    leaderless: bool,
 }
 
 #[derive(Subcommand)]
@@ -136,7 +139,21 @@ enum Command {
 }
 
 fn main() -> Result<()> {
-    match Cli::parse().command {
+    let Cli { command, leaderless } = Cli::parse();
+    if !leaderless {
+        return run(command);
+    }
+    thread::spawn(move || {
+        let result = run(command).inspect_err(|error| eprintln!("{error:?}"));
+        process::exit(result.is_err().into());
+    });
+    // SAFETY: the system call, unlike the library's function, ends this thread alone, and gives nothing free that others use.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    unreachable!("this thread has ended")
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Http { target, request, count, other_host } => {
             let host = request.host.clone();
             exchange::http(&target, &request, count, &other_host.unwrap_or(host))

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::sched::{CloneFlags, setns};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::PATIENCE;
 
@@ -109,6 +109,10 @@ impl Target {
         let mut stream = TcpStream::from(socket);
         let (peer, own) = (stream.peer_addr()?, stream.local_addr()?);
         self.tell(&format!("peername {peer}\nsockname {own}\nprotocol {protocol}"));
+        if self.device.is_some() {
+            let device = SockRef::from(&stream).device()?.unwrap_or_default();
+            self.tell(&format!("device {}", String::from_utf8_lossy(&device)));
+        }
         stream.write_all(rest)?;
         Ok(stream)
     }
