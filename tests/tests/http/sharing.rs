@@ -1,27 +1,24 @@
 //! HTTP/2 connections that requests share: how many there are, and what becomes of requests when one ends.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use anyhow::{Result, ensure};
 use harness::{
     TestBed,
-    origin::{Frames, Origin, Reply, Request, code},
+    origin::{Frames, Origin, Reply, code},
     process::Command,
-    wait::{PATIENCE, wait_until},
+    wait::PATIENCE,
 };
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
-use super::{CLIENT, EMPTY, HOST, agent_with_one_worker, configure, curl, large::memory, origin, origin_http2};
+use super::{CLIENT, EMPTY, HOST, agent_with_one_worker, configure, curl, origin, origin_http2};
 
 /// Requests of one curl at the same time, each with a client connection of its own.
-fn at_once(bed: &TestBed, count: usize, arguments: &[&str]) -> Result<Command> {
+pub(crate) fn at_once(bed: &TestBed, count: usize, arguments: &[&str]) -> Result<Command> {
     let url = format!("http://{HOST}/[1-{count}]");
     let parallel = ["-q", "-sS", "--max-time", "15", "--parallel", "--parallel-immediate", "--parallel-max"];
     let statuses = ["-o", "/dev/null", "-w", "%{http_code}\n"];
@@ -56,50 +53,6 @@ fn requests_at_the_same_time_share_one_connection_from_the_first_on() -> Result<
     let records = agent.wait_for_records(COUNT)?;
     ensure!(records.iter().filter(|record| record.text("reused") == "false").count() == 1);
     ensure!(agent.metrics()?.sum("egress_upstream_handshakes_total", &[]) == 1.0);
-    Ok(())
-}
-
-#[test]
-fn once_some_readers_stand_still_little_is_kept_for_others_who_do_and_all_get_everything() -> Result<()> {
-    // The first ones have their windows before anybody can know that they will not read.
-    const COUNTS: [usize; 2] = [8, 24];
-    // Of which the kernel keeps half.
-    const SIZE: usize = 8 << 20;
-    let bed = TestBed::new("http2-standstill")?;
-    let (release, released) = watch::channel(false);
-    let body = vec![b'x'; SIZE];
-    let reply = move |_: &Request| Reply::Later(released.clone(), Box::new(Reply::ok(body.clone())));
-    let origin = origin_http2(&bed)?.handler(reply).start()?;
-    let config = configure(&bed)?;
-    let mut agent = agent_with_one_worker(&bed, &config)?;
-    let mut readers = Vec::new();
-    for (before, count) in [(0, COUNTS[0]), (COUNTS[0], COUNTS[1])] {
-        let memory_before = memory(&mut agent)?;
-        // The last -w is the one that counts.
-        let reader = at_once(&bed, count, &["-w", "%{http_code} %{size_download}\n"])?.spawn()?;
-        origin.wait_for_requests(before + count)?;
-        reader.signal(Signal::SIGSTOP)?;
-        release.send_replace(true);
-        let mut last = (memory_before, Instant::now());
-        wait_until("the origin to be held up", PATIENCE, || {
-            let now = memory(&mut agent).unwrap_or_default();
-            if now != last.0 {
-                last = (now, Instant::now());
-            }
-            now > memory_before + (1 << 20) && last.1.elapsed() > Duration::from_secs(1)
-        })?;
-        release.send_replace(false);
-        let growth = last.0 - memory_before;
-        // With the window that one has alone it would be 48 MiB at least.
-        ensure!(before == 0 || growth < 16 << 20, "the agent grew by {} KiB", growth >> 10);
-        readers.push((reader, count));
-    }
-    for (mut reader, count) in readers {
-        reader.signal(Signal::SIGCONT)?;
-        reader.wait(PATIENCE)?;
-        ensure!(reader.stdout() == format!("200 {SIZE}\n").repeat(count), "{}", reader.stdout());
-    }
-    ensure!(origin.connections() == 1, "{} connections", origin.connections());
     Ok(())
 }
 

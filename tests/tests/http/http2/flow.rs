@@ -1,6 +1,12 @@
 //! What goes on at the same time: both ways, and on other streams.
 
+use std::time::Instant;
+
+use harness::{origin::Request, wait::wait_until};
+use nix::sys::signal::Signal;
+
 use super::*;
+use crate::{large::memory, sharing::at_once};
 
 #[test]
 fn an_early_answer_arrives_while_the_body_is_still_being_sent() -> Result<()> {
@@ -237,5 +243,49 @@ fn readers_that_stand_still_hold_up_nobody_else_on_their_connection() -> Result<
     ensure!(origin.connections() == 1, "{} connections", origin.connections());
     ensure!(agent.wait_for_records(20)?.iter().all(|record| record.text("outcome") == "upgraded"));
     readers.iter_mut().for_each(harness::process::Running::kill);
+    Ok(())
+}
+
+#[test]
+fn once_some_readers_stand_still_little_is_kept_for_others_who_do_and_all_get_everything() -> Result<()> {
+    // The first ones have their windows before anybody can know that they will not read.
+    const COUNTS: [usize; 2] = [8, 24];
+    // Of which the kernel keeps half.
+    const SIZE: usize = 8 << 20;
+    let bed = TestBed::new("http2-standstill")?;
+    let (release, released) = watch::channel(false);
+    let body = vec![b'x'; SIZE];
+    let reply = move |_: &Request| Reply::Later(released.clone(), Box::new(Reply::ok(body.clone())));
+    let origin = origin_http2(&bed)?.handler(reply).start()?;
+    let config = configure(&bed)?;
+    let mut agent = agent_with_one_worker(&bed, &config)?;
+    let mut readers = Vec::new();
+    for (before, count) in [(0, COUNTS[0]), (COUNTS[0], COUNTS[1])] {
+        let memory_before = memory(&mut agent)?;
+        // The last -w is the one that counts.
+        let reader = at_once(&bed, count, &["-w", "%{http_code} %{size_download}\n"])?.spawn()?;
+        origin.wait_for_requests(before + count)?;
+        reader.signal(Signal::SIGSTOP)?;
+        release.send_replace(true);
+        let mut last = (memory_before, Instant::now());
+        wait_until("the origin to be held up", PATIENCE, || {
+            let now = memory(&mut agent).unwrap_or_default();
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            now > memory_before + (1 << 20) && last.1.elapsed() > Duration::from_secs(1)
+        })?;
+        release.send_replace(false);
+        let growth = last.0 - memory_before;
+        // With the window that one has alone it would be 48 MiB at least.
+        ensure!(before == 0 || growth < 16 << 20, "the agent grew by {} KiB", growth >> 10);
+        readers.push((reader, count));
+    }
+    for (mut reader, count) in readers {
+        reader.signal(Signal::SIGCONT)?;
+        reader.wait(PATIENCE)?;
+        ensure!(reader.stdout() == format!("200 {SIZE}\n").repeat(count), "{}", reader.stdout());
+    }
+    ensure!(origin.connections() == 1, "{} connections", origin.connections());
     Ok(())
 }
