@@ -21,6 +21,9 @@ const BACKLOG: i32 = 4096;
 /// Finds peers that vanished without a word.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// What is kept for an application that does not read on, in bytes. The kernel doubles it, for what a packet takes beside its content.
+const UNSENT: usize = 128 * 1024;
+
 /// Where an application connects from, and upstream sockets in its place.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -102,6 +105,13 @@ impl SocketFactory {
 pub fn close_in_order(socket: &impl AsFd) {
     // This cannot fail on a socket.
     let _ = SockRef::from(socket).set_linger(None);
+}
+
+/// Has the kernel keep little of what the application has not read yet: else it is up to 4 MiB (`net.ipv4.tcp_wmem`), which are in
+/// no cache any more when their turn comes. The way to the application is one within the machine, which needs no more.
+pub fn limit_unsent(socket: &impl AsFd) {
+    // This cannot fail on a socket.
+    let _ = SockRef::from(socket).set_send_buffer_size(UNSENT);
 }
 
 /// How many bytes of a TCP connection have come from the other end, and have been taken by it.

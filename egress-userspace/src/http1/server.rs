@@ -1,12 +1,13 @@
 //! The end towards an application.
 
+mod asked;
 mod switched;
 
 use std::{
     cell::RefCell,
     future::poll_fn,
     io,
-    mem::MaybeUninit,
+    mem::{self, MaybeUninit},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -18,10 +19,9 @@ use http_body::{Body as _, Frame};
 use socket2::SockRef;
 use tokio::{io::AsyncWrite, net::TcpStream};
 
-pub use self::switched::Switched;
+pub use self::{asked::Asked, switched::Switched};
 use super::{
-    Decoder, Encoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, announced, end_in_chunks, is_bare,
-    of_request, request, response_head,
+    Decoder, Encoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, of_request, request, response_head,
 };
 use crate::{
     body::{BodyError, ResponseBody},
@@ -55,6 +55,8 @@ struct Io {
     is_begun: bool,
     /// Whether the client sends no more.
     is_at_end: bool,
+    /// Whether the kernel keeps little of what it has not taken.
+    is_limited: bool,
 }
 
 /// Whether a client waits to be told to go on (RFC 9110 section 10.1.1).
@@ -65,22 +67,6 @@ enum Expects {
     Origin,
     /// To be told by us, once somebody wants the content.
     Us,
-}
-
-/// What a request says of its connection.
-#[derive(Clone, Copy, Debug)]
-pub struct Asked {
-    /// The client's.
-    pub version: Version,
-    /// Whether others may follow.
-    pub keep_alive: bool,
-    /// Whether the response has no content.
-    pub is_head: bool,
-}
-
-impl Asked {
-    /// What is assumed of a client whose request could not be read.
-    pub const UNKNOWN: Self = Self { version: Version::HTTP_11, keep_alive: false, is_head: false };
 }
 
 /// What comes of waiting for a request.
@@ -94,16 +80,34 @@ pub enum Waited {
     Closed,
 }
 
+impl Io {
+    /// Notes how far a write has come: for a client that does not take all of it at once the kernel is to keep little.
+    fn limited<T>(&mut self, written: Poll<T>) -> Poll<T> {
+        if written.is_pending() && !mem::replace(&mut self.is_limited, true) {
+            socket::limit_unsent(&self.stream);
+        }
+        written
+    }
+}
+
 impl Connection {
     /// A connection of which `read` has been read already.
     pub fn new(stream: TcpStream, read: BytesMut, limits: Limits) -> Self {
         let (input, output, head) = (Input::new(read), Output::default(), Head::default());
         let content = Decoder::new(Framing::Length(0));
-        let (expects, is_old, is_begun, is_at_end) = (Expects::Nothing, false, false, false);
-        Self {
-            io: RefCell::new(Io { stream, input, output, head, content, expects, is_old, is_begun, is_at_end }),
-            limits,
-        }
+        let io = Io {
+            stream,
+            input,
+            output,
+            head,
+            content,
+            expects: Expects::Nothing,
+            is_old: false,
+            is_begun: false,
+            is_at_end: false,
+            is_limited: false,
+        };
+        Self { io: RefCell::new(io), limits }
     }
 
     /// Waits for the head of the next request.
@@ -271,7 +275,7 @@ impl Connection {
         mut stalled: Pin<&'a mut S>,
     ) -> impl Future<Output = Result<bool, BodyError>> + use<'a, S> {
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
-        let framing = framing(&mut head, &body, asked);
+        let framing = asked.framing(&mut head, &body);
         let keep_alive = asked.keep_alive && !close && framing != Framing::Close;
         let more: &[_] = match (keep_alive, asked.version) {
             _ if switching => &[],
@@ -316,7 +320,8 @@ impl Connection {
                         None => break,
                     }
                 }
-                if io.output.poll_write(&mut io.stream, cx).map_err(Error::from)?.is_pending() {
+                let written = io.output.poll_write(&mut io.stream, cx);
+                if io.limited(written).map_err(Error::from)?.is_pending() {
                     break;
                 }
             }
@@ -362,32 +367,6 @@ impl Connection {
     pub fn close_in_order(&self) {
         socket::close_in_order(&self.io.borrow().stream);
     }
-}
-
-/// How the client can tell the end of a response. Makes the head say so.
-fn framing(head: &mut ResponseHead, body: &ResponseBody, asked: Asked) -> Framing {
-    if asked.is_head || is_bare(head.status) {
-        if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
-            // RFC 9112 section 6.1; some clients would wait for chunks.
-            head.fields.remove(&header::TRANSFER_ENCODING);
-        }
-        return Framing::Length(0);
-    }
-    if let Some(length) = announced(&head.fields) {
-        return Framing::Length(length);
-    }
-    if let Some(length) = body.size_hint().exact()
-        && !head.fields.contains(&header::TRANSFER_ENCODING)
-    {
-        head.fields.set(&header::CONTENT_LENGTH, &length.into());
-        return Framing::Length(length);
-    }
-    if asked.version == Version::HTTP_10 {
-        head.fields.remove(&header::TRANSFER_ENCODING);
-        return Framing::Close;
-    }
-    end_in_chunks(&mut head.fields);
-    Framing::Chunked
 }
 
 /// The status that says what is wrong with a request.

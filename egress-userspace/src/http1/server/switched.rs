@@ -30,7 +30,9 @@ impl AsyncRead for Switched {
 
 impl AsyncWrite for Switched {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.io.borrow_mut().stream).poll_write(cx, bytes)
+        let io = &mut *self.0.io.borrow_mut();
+        let written = Pin::new(&mut io.stream).poll_write(cx, bytes);
+        io.limited(written)
     }
 
     fn poll_write_vectored(
@@ -38,7 +40,9 @@ impl AsyncWrite for Switched {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.io.borrow_mut().stream).poll_write_vectored(cx, slices)
+        let io = &mut *self.0.io.borrow_mut();
+        let written = Pin::new(&mut io.stream).poll_write_vectored(cx, slices);
+        io.limited(written)
     }
 
     fn is_write_vectored(&self) -> bool {
