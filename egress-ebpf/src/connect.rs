@@ -26,11 +26,11 @@ pub fn connect<F: Family>(ctx: &ConnectContext<'_, F>) -> Outcome {
     };
     // A socket can connect again after a failure or an AF_UNSPEC connect, to somewhere else.
     if let Some(left) = maps::origin_of(socket) {
-        maps::forget_origin(socket);
         // By the device that it had been bound to before it was redirected, unless it is bound to one again.
         if left.device != 0 && socket.bound_device() == 0 && ctx.bind_device(left.device).is_err() {
             return Outcome::BoundToDevice;
         }
+        maps::forget_origin(socket);
     }
     let destination = ctx.destination();
     let netns = ctx.netns();

@@ -74,6 +74,11 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Runs in the child, where nothing may allocate: raw system calls only.
     pub(super) fn enter(&self) -> io::Result<()> {
+        // Tests that run in a shell's background have some of them ignored, which would be inherited.
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+            // SAFETY: no memory is involved, and there are no handlers.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
         // The namespace first: an agent serves those that processes of its cgroup are in, and must never see the machine's.
         if let Some(netns) = &self.netns {
             // SAFETY: the descriptor is open. /sys is not remounted, so that cgroup paths stay visible.
