@@ -27,8 +27,10 @@ use crate::{
     },
 };
 
-/// How long the end of a response may take to come that nobody waits for.
+/// How long an HTTP/2 stream may take to end after its last content.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the rest of a response may take to come that nobody gets: others may wait for its connection's place.
+const REST_TIMEOUT: Duration = Duration::from_millis(250);
 /// How much of it is read, if it has content, so that its connection serves others: more than that costs more than another one.
 const SHORT: u64 = 64 * 1024;
 
@@ -100,14 +102,14 @@ impl Lease {
     }
 
     /// Ends an exchange whose response nobody gets. Others have its connection if the rest is short.
-    pub fn release(self, mut incoming: Incoming) {
+    pub fn release(self, mut incoming: Incoming, is_bare: bool) {
         let Self { connection, http2, pool, key, content, .. } = self;
-        let is_short = incoming.left().is_none_or(|left| left <= SHORT);
+        let is_short = is_bare || incoming.left().is_none_or(|left| left <= SHORT);
         let Some(connection) = connection.filter(|_| content.is_complete() && is_short) else { return };
         // The client can be gone before that.
         drop(content);
         let mut reading = boxed(|| async move {
-            let is_read = read_to_end(&mut incoming, SHORT).await;
+            let is_read = read_to_end(&mut incoming, SHORT, REST_TIMEOUT).await;
             drop(incoming);
             if is_read && !http2 {
                 pool.put(&key, connection);
@@ -146,7 +148,8 @@ impl ResponseBody {
     /// Tells why there will be no more of the response.
     pub fn poll_untaken(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         let Source::Upstream { incoming, awaited, lease, timer, .. } = &mut self.source else { return Poll::Pending };
-        if let (false, Some(Connection::Http2(stream))) = (*awaited, &mut lease.connection) {
+        if let (false, Some(Connection::Http2(stream))) = (*awaited || incoming.is_end_stream(), &mut lease.connection)
+        {
             stream.note_unread(true);
         }
         if let Incoming::Http1(wire) = incoming {
@@ -212,7 +215,7 @@ impl Drop for ResponseBody {
                 let connection = lease.connection.take();
                 tokio::task::spawn_local(async move {
                     // One that does not end, or has content after all, is reset.
-                    read_to_end(&mut incoming, 0).await;
+                    read_to_end(&mut incoming, 0, END_TIMEOUT).await;
                     drop(connection);
                 });
             }
@@ -220,9 +223,10 @@ impl Drop for ResponseBody {
     }
 }
 
-/// Reads what is left of a response that nobody waits for, which is `most` bytes at most; says whether it has come to its end.
+/// Reads what is left of a response that nobody waits for, which is `most` bytes at most and has come within `limit`; says whether
+/// it has come to its end.
 /// A stream that is dropped before its end is reset, and origins count resets as an attack (CVE-2023-44487).
-async fn read_to_end(incoming: &mut Incoming, most: u64) -> bool {
+async fn read_to_end(incoming: &mut Incoming, most: u64, limit: Duration) -> bool {
     let reading = async {
         let mut left = most;
         while let Some(frame) = poll_fn(|cx| incoming.poll_frame(cx)).await {
@@ -231,7 +235,7 @@ async fn read_to_end(incoming: &mut Incoming, most: u64) -> bool {
         }
         Some(())
     };
-    matches!(timeout(END_TIMEOUT, reading).await, Ok(Some(())))
+    matches!(timeout(limit, reading).await, Ok(Some(())))
 }
 
 impl Body for ResponseBody {

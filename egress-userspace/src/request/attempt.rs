@@ -32,7 +32,7 @@ const DISCARD_LIMIT: usize = 1024 * 1024;
 /// A request on its way, and what is needed to send it a second time where that is safe: it was not sent at all or not
 /// processed, or it is idempotent (RFC 9110 section 9.2.2) and has no content.
 pub(super) struct Attempt<'a> {
-    /// As HTTP/1.1 has it.
+    /// As HTTP/1.1 has it, but for the version, which is the client's.
     head: &'a RequestHead,
     host: &'a RequestHost,
     content: &'a Rc<Content>,

@@ -49,6 +49,17 @@ struct Failure {
     address: Option<SocketAddr>,
 }
 
+/// How far a try has come.
+#[derive(Clone, Copy)]
+enum Stage {
+    /// It waits for a connection.
+    Waiting,
+    /// One is being made for it.
+    Connecting,
+    /// It is being sent to this address, or has been.
+    Asked(SocketAddr),
+}
+
 impl Exchange<'_> {
     /// Sends the request with this head, and again where the route wants that and where it is safe. The response has only
     /// begun when this ends.
@@ -91,7 +102,7 @@ impl Exchange<'_> {
             let slot = if again && in_time { self.retry_slot() } else { None };
             match (result, slot) {
                 (Ok(answer), Some(slot)) => {
-                    answer.lease.release(answer.response.body);
+                    answer.lease.release(answer.response.body, answer.is_bare);
                     retrying = Some(slot);
                 }
                 (Err(_), Some(slot)) => retrying = Some(slot),
@@ -132,7 +143,7 @@ impl Exchange<'_> {
     fn wants_again(&self, attempt: &Attempt<'_>, ended: Ended<'_>, tries: u32, chosen: Option<&Chosen>) -> bool {
         let Some(retries) = self.sending.retries else {
             // There is nobody at the address that was chosen; there may be better ones.
-            let has_others = chosen.is_some_and(Chosen::has_others);
+            let has_others = chosen.is_some_and(|chosen| chosen.has_others);
             return has_others
                 && tries < ELSEWHERE
                 && matches!(ended, Ended::NotConnected)
@@ -157,28 +168,35 @@ impl Exchange<'_> {
     ) -> Result<Box<Answer>, Failure> {
         let per_try = self.sending.retries.and_then(|retries| retries.per_try_timeout);
         let end = deadline.into_iter().chain(per_try.map(|limit| Instant::now() + limit)).min();
-        let asked = Cell::new(None);
+        let stage = Cell::new(Stage::Waiting);
         // Of which there is one, with limit or without.
-        let trying = pin!(self.once(attempt, chosen, is_head, &asked, record));
+        let trying = pin!(self.once(attempt, chosen, is_head, &stage, record));
         let Some(end) = end else { return trying.await };
         timeout_at(end, trying).await.unwrap_or_else(|_| {
             let limit = if Some(end) == deadline { self.sending.timeout } else { per_try };
-            Err(Failure {
-                error: ProxyError::timeout(limit.unwrap_or_default()),
-                ended: if asked.get().is_some() { Ended::NoResponse } else { Ended::NotSent },
+            let (ended, address) = match stage.get() {
+                Stage::Waiting => (Ended::NotSent, None),
+                Stage::Connecting => (Ended::NotSent, chosen.and_then(|chosen| chosen.address)),
                 // It can be the client that is slow.
-                address: asked.get().filter(|_| self.content.is_complete()),
-            })
+                Stage::Asked(address) => (Ended::NoResponse, self.content.is_complete().then_some(address)),
+            };
+            if let (Stage::Connecting, Some(address), Some(Chosen { has_others: true, .. })) =
+                (stage.get(), address, chosen)
+            {
+                self.worker.connector.health.failed(self.accepted.from.netns.cookie(), address);
+            }
+            Err(Failure { error: ProxyError::timeout(limit.unwrap_or_default()), ended, address })
         })
     }
 
-    /// One try, and those that are as good as the same one: on a younger connection, or by HTTP/1.1. Notes which address is `asked`.
+    /// One try, and those that are as good as the same one: on a younger connection, or by HTTP/1.1. Notes the `stage` that it
+    /// is at.
     async fn once(
         &self,
         attempt: &mut Attempt<'_>,
         chosen: Option<&Chosen>,
         is_head: bool,
-        asked: &Cell<Option<SocketAddr>>,
+        stage: &Cell<Stage>,
         record: &mut Record,
     ) -> Result<Box<Answer>, Failure> {
         let Place { netns, device } = &self.accepted.from;
@@ -196,13 +214,16 @@ impl Exchange<'_> {
         let failed =
             |error: &UpstreamError, ended| Failure { error: error.into(), ended, address: error.address().or(first) };
         loop {
-            asked.set(None);
+            stage.set(Stage::Waiting);
             let wanted = attempt.wanted(self.idle());
             let mut connection = match self.worker.pool.ready(&key, wanted) {
                 Some(connection) => connection,
                 None => {
                     let usage = self.cluster().map(|cluster| &cluster.usage);
-                    let connect = |offer| self.connect(chosen, offer);
+                    let connect = |offer| {
+                        stage.set(Stage::Connecting);
+                        self.connect(chosen, offer)
+                    };
                     // It takes room that most requests do without.
                     let connecting = Box::pin(self.worker.pool.get(&key, wanted, usage, connect));
                     connecting.await.map_err(|error| match &*error {
@@ -216,7 +237,7 @@ impl Exchange<'_> {
             };
             record.upstream(connection.info(), connection.is_reused());
             let address = connection.info().address;
-            asked.set(Some(address));
+            stage.set(Stage::Asked(address));
             let refused = |error| Failure { error, ended: Ended::NoResponse, address: None };
             let failure = match attempt.send(&mut connection).await.map_err(refused)? {
                 Ok(response) => {
@@ -286,7 +307,7 @@ impl Exchange<'_> {
         let (from, origin, routed) = (from.clone(), origin.socket_addr(), self.sending.routed.clone());
         let candidates = self.cluster().zip(chosen).map(|(cluster, chosen)| cluster.candidates(origin.ip(), chosen));
         let candidates = candidates.unwrap_or_default();
-        let has_others = chosen.is_some_and(Chosen::has_others);
+        let has_others = chosen.is_some_and(|chosen| chosen.has_others);
         async move {
             match routed {
                 Routed::Originate(cluster, name) => {

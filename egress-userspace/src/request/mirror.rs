@@ -91,7 +91,7 @@ impl Copy {
         let connecting = self.pool.get(&key, wanted, Some(&self.cluster.usage), |offer| {
             let (connector, from, cluster) = (self.connector.clone(), self.from.clone(), self.cluster.clone());
             let (name, candidates) = (self.name.clone(), cluster.candidates(self.origin, &chosen));
-            let has_others = chosen.has_others();
+            let has_others = chosen.has_others;
             async move { connector.tls(&from, &cluster, &name, candidates, has_others, offer).await }
         });
         let mut connection = connecting.await.ok()?;

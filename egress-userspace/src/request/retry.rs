@@ -19,7 +19,7 @@ pub enum Ended<'a> {
     NotConnected,
     /// It was not to be tried: there is as much under way as the upstream's settings allow.
     Overflow,
-    /// The connection was gone before anything was sent.
+    /// The connection was gone before anything was sent, or there was none in time.
     NotSent,
     /// The origin refused the stream, and has not looked at it (REFUSED_STREAM, RFC 9113 section 8.7).
     RefusedStream,

@@ -76,13 +76,8 @@ pub struct Chosen {
     pub address: Option<SocketAddr>,
     /// How many there are, if it was chosen among all of them.
     pub among: Option<usize>,
-}
-
-impl Chosen {
-    /// Whether there are others.
-    pub fn has_others(&self) -> bool {
-        self.among.is_some_and(|all| all > 1)
-    }
+    /// Whether another one could have been chosen.
+    pub has_others: bool,
 }
 
 /// A request under way to an address, for as long as this lives.
@@ -111,7 +106,7 @@ impl Cluster {
         if !is_balanced && self.health.is_none() {
             let is_original = matches!(self.upstream.targets, Targets::Original);
             let address = is_original.then(|| SocketAddr::new(origin, self.upstream.target_port));
-            return Chosen { address, among: None };
+            return Chosen { address, among: None, has_others: false };
         }
         let found = self.addresses(origin);
         let all = found.len();
@@ -122,10 +117,12 @@ impl Cluster {
             candidates = health.well(netns, candidates, Instant::now());
         }
         if !is_balanced {
+            // Each has a whole try to itself, and the application has one of its own family.
+            candidates.sort_by_key(|address| address.is_ipv4() != origin.is_ipv4());
             failing.order(netns, &mut candidates);
         }
         candidates.sort_by_key(|address| tried.contains(address));
-        Chosen { address: candidates.first().copied(), among: Some(all) }
+        Chosen { address: candidates.first().copied(), among: Some(all), has_others: candidates.len() > 1 }
     }
 
     /// The addresses to try for what was `chosen`, best first.

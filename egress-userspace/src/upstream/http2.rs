@@ -45,8 +45,8 @@ const STREAMS: u32 = 128;
 /// What it may send of all responses of a connection: so much that readers who stand still hold up nobody else.
 const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
 /// What frames of less than 256 bytes may fall short of that, together, until they are read: h2 ends a connection beyond. A few
-/// readers of messages of ten bytes that stand still may be that far behind, and all others by `CROWDED_WINDOW`.
-const SMALL_FRAMES: usize = 256 * 1024 * 1024;
+/// readers of messages of ten bytes that stand still may be `STREAM_WINDOW` behind, and all others `CROWDED_WINDOW`.
+const SMALL_FRAMES: usize = 448 * 1024 * 1024;
 /// What is kept of one request's body until the origin takes it, in bytes.
 const SEND_BUFFER: usize = 256 * 1024;
 /// A connection on which nothing has come for so long since it was made, or since a request was sent, takes no others: it may be dead.

@@ -115,7 +115,7 @@ impl Warm {
         let (name, from, gone, origin) = (used.name.clone(), used.from.clone(), used.gone.clone(), used.origin);
         task::spawn_local(async move {
             let (candidates, has_others) = match &key.to {
-                To::Cluster { address: Some(address), .. } => (vec![*address], true),
+                To::Cluster { address: Some(address), .. } => (vec![*address], false),
                 _ => (cluster.candidates(origin, &cluster.choose(key.netns, origin, &connector.health, &[])), false),
             };
             let made = connector.tls(&from, &cluster, &name, candidates, has_others, offer).await;

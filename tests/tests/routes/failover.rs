@@ -72,9 +72,14 @@ fn what_was_not_sent_in_time_is_sent_elsewhere_whatever_it_is() -> Result<()> {
     let rules = at(&bed, &format!("{{address: {SILENT}}}"))
         + &destination(HOST, "", "outlierDetection: {consecutive5xxErrors: 5}", "")
         + &retries("attempts: 1, perTryTimeout: 500ms, retryOn: \"5xx\", backoff: 1ms");
-    let (_agent, _config) = agent(&bed, &rules)?;
-    let (status, _, result) = get(&bed, "/", &["-d", "pay"])?;
-    ensure!(status == 200 && shares(&bed, &origin)? == (0, 1), "{result:?}");
+    let (agent, _config) = agent_with_one_worker(&bed, &rules)?;
+    for _ in 0..2 {
+        let (status, _, result) = get(&bed, "/", &["-d", "pay"])?;
+        ensure!(status == 200 && shares(&bed, &origin)? == (0, 1), "{result:?}");
+    }
+    // The second time it is known who does not answer.
+    let retries: Vec<_> = agent.wait_for_records(2)?.iter().map(|record| record.text("retries")).collect();
+    ensure!(retries == ["1", ""], "{retries:?}");
     Ok(())
 }
 
