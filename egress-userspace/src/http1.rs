@@ -14,7 +14,7 @@ use std::io;
 pub use self::{
     decode::{Decoder, Progress, chunk_size},
     encode::{Encoder, request_head, response_head},
-    framing::{Framing, announced, end_in_chunks, is_bare, is_coded, length, of_request, of_response},
+    framing::{Framing, announced, end_in_chunks, is_bare, is_coded, of_http2, of_request, of_response},
     head::{Head, Limits, request, response},
     input::Input,
     output::Output,

@@ -184,9 +184,10 @@ pub fn chunk_size(line: &[u8]) -> Result<u64, Fault> {
     u64::from_str_radix(digits, 16).map_err(|_| Fault::ChunkSize)
 }
 
-/// Whether a field may come after content. Who merges those into the head must not be misled (RFC 9110 section 6.5.1).
+/// Whether a field may come after content. Who merges those into the head must not be misled (RFC 9110 section 6.5.1). HTTP/2 may
+/// have others in its names than HTTP/1.1 has.
 pub(super) fn may_be_trailer(name: &HeaderName) -> bool {
-    ![header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST].contains(name)
+    ![header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST].contains(name) && !name.as_str().contains('"')
 }
 
 /// The trailers, once their end has come, which is not within what was `scanned`.

@@ -165,11 +165,22 @@ impl Codings {
     }
 }
 
+/// Looks whether HTTP/1.1 can say what fields of HTTP/2 do, and makes Content-Length say it once.
+///
+/// # Errors
+/// A name has a quote, which h2 takes and RFC 9110 section 5.6.2 does not; or Content-Length does not say one thing.
+pub fn of_http2(fields: &mut Fields) -> Result<(), Fault> {
+    if fields.iter().any(|(name, _)| name.contains(&b'"')) {
+        return Err(Fault::Field);
+    }
+    length(fields).map(drop)
+}
+
 /// What Content-Length says, which may say it more than once. Makes it say so once.
 ///
 /// # Errors
 /// It says more than one thing, or nothing that is a length.
-pub fn length(fields: &mut Fields) -> Result<Option<u64>, Fault> {
+fn length(fields: &mut Fields) -> Result<Option<u64>, Fault> {
     let (first, second) = {
         let mut values = fields.get_all(&header::CONTENT_LENGTH);
         (values.next(), values.next())

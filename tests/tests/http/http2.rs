@@ -177,6 +177,17 @@ fn lengths_that_differ_are_refused() -> Result<()> {
 }
 
 #[test]
+fn names_that_http1_does_not_have_are_refused() -> Result<()> {
+    let (text, outcome) = answer_of("http2-names", GET, |mut frames: Frames, stream| async move {
+        frames.head(stream, &[("a\"b", "1")]).await?;
+        frames.closed().await
+    })?;
+    ensure!(text.starts_with("HTTP/1.1 502 ") && text.contains("a header field is malformed"), "{text:?}");
+    ensure!(outcome == "failed", "{outcome}");
+    Ok(())
+}
+
+#[test]
 fn interim_responses_come_first() -> Result<()> {
     let hints = |mut frames: Frames, stream| async move {
         frames.interim(stream, "100", &[]).await?;

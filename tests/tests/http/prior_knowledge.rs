@@ -106,6 +106,22 @@ fn lengths_that_differ_are_refused() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn names_that_http1_does_not_have_are_refused() -> Result<()> {
+    let bed = TestBed::new("prior-names")?;
+    let origin = origin(&bed)?.handler(|_| Reply::ok("fine")).start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    // GET, http, /, the authority, and a field that is in no table, as RFC 7541 has them by its appendix A.
+    let authority = [&[0x01, HOST.len() as u8], HOST.as_bytes()].concat();
+    let block = [b"\x82\x86\x84", &authority[..], b"\x00\x03a\"b\x011"].concat();
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(&[HTTP2_BEGINS, &frame(1, 5, &block)[..]].concat())?;
+    client.wait_for_output("a header field is malformed")?;
+    ensure!(agent.wait_for_records(1)?[0].text("outcome") == "refused" && origin.take_requests().is_empty());
+    Ok(())
+}
+
 /// GET of a path, on a stream by its number, as RFC 7541 has the fields by its appendix A.
 fn get(stream: u8, path: &str) -> Vec<u8> {
     let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();

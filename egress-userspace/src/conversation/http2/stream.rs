@@ -47,7 +47,7 @@ pub(super) async fn answer(
         Ok(load) => load,
         Err(why) => return send(&responder, conversation.turn_away(&head, ProxyError::too_many(why)), is_head).await,
     };
-    if let Err(fault) = http1::length(&mut head.fields) {
+    if let Err(fault) = http1::of_http2(&mut head.fields) {
         return send(&responder, conversation.turn_away(&head, ProxyError::malformed(fault)), is_head).await;
     }
     match asks_for_web_socket {

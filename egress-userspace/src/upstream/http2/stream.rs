@@ -157,7 +157,7 @@ fn poll_answer(
         }
     }
     let (mut head, received) = head(ready!(Pin::new(answer).poll(cx))?);
-    http1::length(&mut head.fields).map_err(http1::Error::from)?;
+    http1::of_http2(&mut head.fields).map_err(http1::Error::from)?;
     Poll::Ready(Ok((head, received)))
 }
 
