@@ -149,10 +149,7 @@ impl Resolver {
         let current = self.current.load_full();
         let listed = |kind| current.hosts.lookup_static_host(&Query::query(query.clone(), kind));
         let (v4, v6) = match (listed(RecordType::A), listed(RecordType::AAAA)) {
-            (None, None) => tokio::join!(
-                ask(&current.servers, &query, RecordType::A),
-                ask(&current.servers, &query, RecordType::AAAA)
-            ),
+            (None, None) => current.servers.look_up(&query).await.map(Found::answered).into(),
             (v4, v6) => (Ok(Found::listed(v4.as_ref())), Ok(Found::listed(v6.as_ref()))),
         };
         let valid_for = valid_for([&v4, &v6].map(|found| found.as_ref().ok()));
@@ -176,20 +173,20 @@ impl Found {
     fn listed(lookup: Option<&Lookup>) -> Self {
         Self { addresses: addresses(lookup), valid_for: HOSTS_TTL }
     }
-}
 
-/// The answer to one query; without addresses if the servers say that there is nothing.
-async fn ask(servers: &Servers, name: &Name, kind: RecordType) -> Result<Found, String> {
-    match servers.ask(name, kind).await {
-        Ok(answer) => Ok(Found {
-            addresses: addresses(Some(&answer)),
-            valid_for: answer.valid_until().saturating_duration_since(Instant::now()),
-        }),
-        Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => Ok(Found {
-            addresses: Vec::new(),
-            valid_for: Duration::from_secs(nothing.negative_ttl.unwrap_or_default().into()),
-        }),
-        Err(error) => Err(error.to_string()),
+    /// Without addresses if the servers say that there is nothing.
+    fn answered(answer: Result<Lookup, NetError>) -> Result<Self, String> {
+        match answer {
+            Ok(answer) => Ok(Self {
+                addresses: addresses(Some(&answer)),
+                valid_for: answer.valid_until().saturating_duration_since(Instant::now()),
+            }),
+            Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => Ok(Self {
+                addresses: Vec::new(),
+                valid_for: Duration::from_secs(nothing.negative_ttl.unwrap_or_default().into()),
+            }),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use hickory_resolver::{
     net::{DnsError, NetError},
     proto::rr::{Name, RecordType},
 };
+use tokio::join;
 
 use super::{files::Settings, marked::MarkedProvider};
 
@@ -43,12 +44,17 @@ impl Servers {
         Ok(Self { each, attempts, rotate, turn: AtomicUsize::new(0) })
     }
 
-    /// Asks one after the other until one answers, and be it that there is nothing.
+    /// The IPv4 and the IPv6 addresses of `name`: each the answer of the first server that gives one, and be it that there is
+    /// nothing.
     ///
     /// # Errors
     /// It says that there is nothing; or none answers, and why the first one does not.
-    pub(super) async fn ask(&self, name: &Name, kind: RecordType) -> Result<Lookup, NetError> {
+    pub(super) async fn look_up(&self, name: &Name) -> [Result<Lookup, NetError>; 2] {
         let first = if self.rotate { self.turn.fetch_add(1, Ordering::Relaxed) % self.each.len().max(1) } else { 0 };
+        join!(self.ask(name, RecordType::A, first), self.ask(name, RecordType::AAAA, first)).into()
+    }
+
+    async fn ask(&self, name: &Name, kind: RecordType, first: usize) -> Result<Lookup, NetError> {
         let mut failure = None;
         for server in self.each.iter().cycle().skip(first).take(self.each.len() * self.attempts) {
             match server.lookup(name.clone(), kind).await {
@@ -59,5 +65,109 @@ impl Servers {
             }
         }
         Err(failure.unwrap_or(NetError::NoConnections))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeSet,
+        net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+        sync::{Arc, Mutex},
+        time::Duration,
+    };
+
+    use hickory_resolver::{
+        config::ConnectionConfig,
+        proto::{
+            op::{Message, MessageType, ResponseCode},
+            rr::{RData, Record},
+        },
+    };
+    use tokio::net::UdpSocket;
+
+    use super::{super::marked::Marker, *};
+
+    const ANYWHERE: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
+
+    /// A name server on loopback.
+    struct Stub {
+        at: SocketAddr,
+        /// The names that it was asked for.
+        asked: Arc<Mutex<BTreeSet<String>>>,
+    }
+
+    impl Stub {
+        /// Says of a name what `code` does, and that it has addresses if that is no error. Of others it says nothing.
+        async fn start(code: impl Fn(&str) -> Option<ResponseCode> + Send + 'static) -> Self {
+            let socket = UdpSocket::bind(ANYWHERE).await.expect("a socket");
+            let at = socket.local_addr().expect("its address");
+            let asked = Arc::new(Mutex::new(BTreeSet::new()));
+            let seen = Arc::clone(&asked);
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                while let Ok((count, client)) = socket.recv_from(&mut buffer).await {
+                    let query = Message::from_vec(&buffer[..count]).expect("a query");
+                    let name = query.queries[0].name().to_ascii();
+                    seen.lock().expect("nobody panics with it").insert(name.clone());
+                    if let Some(code) = code(&name) {
+                        socket.send_to(&reply(query, code), client).await.expect("an answer");
+                    }
+                }
+            });
+            Self { at, asked }
+        }
+
+        /// The names that it was asked for since the last time.
+        fn asked(&self) -> Vec<String> {
+            std::mem::take(&mut *self.asked.lock().expect("nobody panics with it")).into_iter().collect()
+        }
+    }
+
+    fn reply(mut query: Message, code: ResponseCode) -> Vec<u8> {
+        query.metadata.message_type = MessageType::Response;
+        query.metadata.response_code = code;
+        if code == ResponseCode::NoError {
+            let data = match query.queries[0].query_type() {
+                RecordType::A => RData::A(Ipv4Addr::LOCALHOST.into()),
+                _ => RData::AAAA(Ipv6Addr::LOCALHOST.into()),
+            };
+            let record = Record::from_rdata(query.queries[0].name().clone(), 60, data);
+            query.add_answer(record);
+        }
+        query.to_vec().expect("a message")
+    }
+
+    fn servers(addresses: &[SocketAddr], connection: fn() -> ConnectionConfig, adjust: fn(&mut Settings)) -> Servers {
+        let server = |at: &SocketAddr| {
+            let mut connection = connection();
+            connection.port = at.port();
+            NameServerConfig::new(at.ip(), true, vec![connection])
+        };
+        let config = ResolverConfig::from_parts(None, Vec::new(), addresses.iter().map(server).collect());
+        let mut settings = Settings { config, ..Settings::default() };
+        settings.options.timeout = Duration::from_millis(500);
+        settings.options.attempts = 1;
+        adjust(&mut settings);
+        Servers::new(settings, &MarkedProvider::new(Marker::default())).expect("resolvers")
+    }
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).expect("a name")
+    }
+
+    fn has_addresses(_: &str) -> Option<ResponseCode> {
+        Some(ResponseCode::NoError)
+    }
+
+    #[tokio::test]
+    async fn servers_in_turn_have_a_look_up_each() {
+        let [one, two] = [Stub::start(has_addresses).await, Stub::start(has_addresses).await];
+        let servers = servers(&[one.at, two.at], ConnectionConfig::udp, |settings| settings.rotate = true);
+        for text in ["a.example.", "b.example.", "c.example.", "d.example."] {
+            assert!(servers.look_up(&name(text)).await.iter().all(Result::is_ok), "{text}");
+        }
+        assert_eq!(one.asked(), ["a.example.", "c.example."]);
+        assert_eq!(two.asked(), ["b.example.", "d.example."]);
     }
 }
