@@ -12,7 +12,7 @@ use hickory_resolver::{
 };
 use tokio::join;
 
-use super::{files::Settings, marked::MarkedProvider};
+use super::{files::Settings, marked::MarkedProvider, names::AT_ONCE};
 
 /// The name servers of resolv.conf.
 pub(super) struct Servers {
@@ -35,6 +35,8 @@ impl Servers {
         options.use_hosts_file = ResolveHosts::Never;
         // How often it asks again.
         options.attempts = 0;
+        // On a connection there is room for all queries that are under way: one too many would be given up at once.
+        options.max_active_requests = 2 * AT_ONCE;
         let alone = |server: &NameServerConfig| {
             let (domain, search) = (config.domain().cloned(), config.search().to_vec());
             let config = ResolverConfig::from_parts(domain, search, vec![server.clone()]);
@@ -77,6 +79,7 @@ mod tests {
         time::Duration,
     };
 
+    use futures_util::future::join_all;
     use hickory_resolver::{
         config::ConnectionConfig,
         proto::{
@@ -84,7 +87,11 @@ mod tests {
             rr::{RData, Record},
         },
     };
-    use tokio::net::UdpSocket;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream, UdpSocket},
+        sync::{Barrier, mpsc},
+    };
 
     use super::{super::marked::Marker, *};
 
@@ -169,5 +176,48 @@ mod tests {
         }
         assert_eq!(one.asked(), ["a.example.", "c.example."]);
         assert_eq!(two.asked(), ["b.example.", "d.example."]);
+    }
+
+    /// Answers what comes over a connection, but nothing, except of `warm.example`, before `gathered` is complete.
+    async fn answer(connection: TcpStream, gathered: Arc<Barrier>) {
+        let (mut from, mut to) = connection.into_split();
+        let (replies, mut ready) = mpsc::unbounded_channel::<Vec<u8>>();
+        tokio::spawn(async move {
+            while let Some(reply) = ready.recv().await {
+                to.write_u16(reply.len() as u16).await.expect("a length");
+                to.write_all(&reply).await.expect("a reply");
+            }
+        });
+        while let Ok(length) = from.read_u16().await {
+            let mut query = vec![0; length.into()];
+            from.read_exact(&mut query).await.expect("a query");
+            let query = Message::from_vec(&query).expect("a query");
+            let (replies, gathered) = (replies.clone(), Arc::clone(&gathered));
+            tokio::spawn(async move {
+                if query.queries[0].name() != &name("warm.example.") {
+                    gathered.wait().await;
+                }
+                replies.send(reply(query, ResponseCode::NoError)).expect("a writer");
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_room_for_all_look_ups_that_are_under_way() {
+        let listener = TcpListener::bind(ANYWHERE).await.expect("a listener");
+        let at = listener.local_addr().expect("its address");
+        let gathered = Arc::new(Barrier::new(2 * AT_ONCE));
+        tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                tokio::spawn(answer(connection, Arc::clone(&gathered)));
+            }
+        });
+        let servers = servers(&[at], ConnectionConfig::tcp, |settings| settings.options.timeout *= 20);
+        // The others share the connection that this makes.
+        assert!(servers.look_up(&name("warm.example.")).await.iter().all(Result::is_ok));
+        let names: Vec<_> = (0..AT_ONCE).map(|number| name(&format!("host{number}.example."))).collect();
+        for answers in join_all(names.iter().map(|name| servers.look_up(name))).await {
+            assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+        }
     }
 }
