@@ -3,6 +3,7 @@
 mod files;
 mod marked;
 mod names;
+mod search;
 mod servers;
 
 use std::{

@@ -12,7 +12,7 @@ use hickory_resolver::{
 };
 use tokio::join;
 
-use super::{files::Settings, marked::MarkedProvider, names::AT_ONCE};
+use super::{files::Settings, marked::MarkedProvider, names::AT_ONCE, search::Search};
 
 /// The name servers of resolv.conf.
 pub(super) struct Servers {
@@ -24,7 +24,11 @@ pub(super) struct Servers {
     /// Whether they are asked first in turn.
     rotate: bool,
     turn: AtomicUsize,
+    search: Search,
 }
+
+/// Of IPv4 and IPv6.
+type Answers = [Result<Lookup, NetError>; 2];
 
 impl Servers {
     /// # Errors
@@ -38,36 +42,69 @@ impl Servers {
         // On a connection there is room for all queries that are under way: one too many would be given up at once.
         options.max_active_requests = 2 * AT_ONCE;
         let alone = |server: &NameServerConfig| {
-            let (domain, search) = (config.domain().cloned(), config.search().to_vec());
-            let config = ResolverConfig::from_parts(domain, search, vec![server.clone()]);
+            let config = ResolverConfig::from_parts(None, Vec::new(), vec![server.clone()]);
             Resolver::builder_with_config(config, provider.clone()).with_options(options.clone()).build()
         };
         let each = config.name_servers().iter().map(alone).collect::<Result<_, _>>()?;
-        Ok(Self { each, attempts, rotate, turn: AtomicUsize::new(0) })
+        let search = Search::new(&config, options.ndots);
+        Ok(Self { each, attempts, rotate, turn: AtomicUsize::new(0), search })
     }
 
-    /// The IPv4 and the IPv6 addresses of `name`: each the answer of the first server that gives one, and be it that there is
-    /// nothing.
+    /// The IPv4 and the IPv6 addresses of the first name that has any, of those that `name` may stand for.
     ///
     /// # Errors
-    /// It says that there is nothing; or none answers, and why the first one does not.
-    pub(super) async fn look_up(&self, name: &Name) -> [Result<Lookup, NetError>; 2] {
+    /// For a family by itself: the servers say that there is nothing; or none answers, and why. A name for which none answers may
+    /// be the one, whatever the servers say of those after it.
+    pub(super) async fn look_up(&self, name: &Name) -> Answers {
         let first = if self.rotate { self.turn.fetch_add(1, Ordering::Relaxed) % self.each.len().max(1) } else { 0 };
-        join!(self.ask(name, RecordType::A, first), self.ask(name, RecordType::AAAA, first)).into()
+        let mut failures = [None, None];
+        for name in self.search.candidates(name) {
+            let answers: Answers =
+                join!(self.ask(&name, RecordType::A, first), self.ask(&name, RecordType::AAAA, first)).into();
+            if answers.iter().any(Result::is_ok) {
+                return answers;
+            }
+            for (failure, error) in failures.iter_mut().zip(answers.into_iter().filter_map(Result::err)) {
+                if failure.as_ref().is_none_or(is_denial) {
+                    *failure = Some(error);
+                }
+            }
+            // Nobody will say more of another name.
+            if failures.iter().flatten().any(|failure| !is_said(failure)) {
+                break;
+            }
+        }
+        failures.map(|failure| Err(failure.unwrap_or(NetError::NoConnections)))
     }
 
+    /// Asks one after the other until one answers, and be it that there is nothing.
+    ///
+    /// # Errors
+    /// It says that there is nothing; or none answers, and what one says of that, if any says something.
     async fn ask(&self, name: &Name, kind: RecordType, first: usize) -> Result<Lookup, NetError> {
         let mut failure = None;
         for server in self.each.iter().cycle().skip(first).take(self.each.len() * self.attempts) {
             match server.lookup(name.clone(), kind).await {
-                Err(error) if !matches!(error, NetError::Dns(DnsError::NoRecordsFound(_))) => {
-                    failure.get_or_insert(error);
+                Err(error) if !is_denial(&error) => {
+                    if !failure.as_ref().is_some_and(is_said) {
+                        failure = Some(error);
+                    }
                 }
                 answer => return answer,
             }
         }
         Err(failure.unwrap_or(NetError::NoConnections))
     }
+}
+
+/// Whether a server says that there is nothing.
+fn is_denial(error: &NetError) -> bool {
+    matches!(error, NetError::Dns(DnsError::NoRecordsFound(_)))
+}
+
+/// Whether it is what a server says, be it that it cannot answer, rather than that none says anything.
+fn is_said(error: &NetError) -> bool {
+    matches!(error, NetError::Dns(_))
 }
 
 #[cfg(test)]
@@ -176,6 +213,27 @@ mod tests {
         }
         assert_eq!(one.asked(), ["a.example.", "c.example."]);
         assert_eq!(two.asked(), ["b.example.", "d.example."]);
+    }
+
+    #[tokio::test]
+    async fn a_name_for_which_no_server_answers_is_not_denied_by_what_the_next_one_is() {
+        let failing = |name: &str| {
+            Some(if name == "proxy.corp.example." { ResponseCode::ServFail } else { ResponseCode::NXDomain })
+        };
+        let knowing = |name: &str| {
+            Some(if name == "proxy.corp.example." { ResponseCode::NoError } else { ResponseCode::NXDomain })
+        };
+        let in_domain = |settings: &mut Settings| settings.config.add_search(name("corp.example"));
+        let one = Stub::start(failing).await;
+        let alone = servers(&[one.at], ConnectionConfig::udp, in_domain);
+        let answers = alone.look_up(&name("proxy")).await;
+        assert!(answers.iter().flat_map(|answer| answer.as_ref().err()).all(|error| !is_denial(error)), "{answers:?}");
+        assert_eq!(one.asked(), ["proxy.", "proxy.corp.example."]);
+
+        let two = Stub::start(knowing).await;
+        let both = servers(&[one.at, two.at], ConnectionConfig::udp, in_domain);
+        assert!(both.look_up(&name("proxy")).await.iter().all(Result::is_ok));
+        assert_eq!([one.asked(), two.asked()], [["proxy.corp.example."], ["proxy.corp.example."]]);
     }
 
     /// Answers what comes over a connection, but nothing, except of `warm.example`, before `gathered` is complete.
