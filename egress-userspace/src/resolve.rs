@@ -5,6 +5,7 @@ mod marked;
 mod names;
 mod search;
 mod servers;
+mod silence;
 
 use std::{
     net::IpAddr,

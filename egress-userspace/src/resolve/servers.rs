@@ -1,30 +1,41 @@
 //! The node's name servers, asked one after the other, as glibc asks them: what the first one says counts, and be it that there
 //! is nothing. Another one may know other names.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
 
 use hickory_resolver::{
     Resolver,
     config::{NameServerConfig, ResolveHosts, ResolverConfig},
     lookup::Lookup,
     net::{DnsError, NetError},
-    proto::rr::{Name, RecordType},
+    proto::{
+        op::ResponseCode,
+        rr::{Name, RecordType},
+    },
 };
 use tokio::join;
 
-use super::{files::Settings, marked::MarkedProvider, names::AT_ONCE, search::Search};
+use super::{files::Settings, marked::MarkedProvider, names::AT_ONCE, search::Search, silence::Silence};
 
 /// The name servers of resolv.conf.
 pub(super) struct Servers {
-    /// A resolver for each of them: one for all takes the first answer of those that it asks together, and where it asks one at
-    /// a time, gives up with the first that is silent.
-    each: Vec<Resolver<MarkedProvider>>,
+    each: Vec<Server>,
     /// How often each is asked at most.
     attempts: usize,
     /// Whether they are asked first in turn.
     rotate: bool,
     turn: AtomicUsize,
     search: Search,
+}
+
+struct Server {
+    /// For it alone: one for all takes the first answer of those that it asks together, and where it asks one at a time, gives up
+    /// with the first that is silent.
+    resolver: Resolver<MarkedProvider>,
+    silence: Silence,
 }
 
 /// Of IPv4 and IPv6.
@@ -37,13 +48,16 @@ impl Servers {
         let Settings { config, mut options, rotate } = settings;
         let attempts = options.attempts.max(1);
         options.use_hosts_file = ResolveHosts::Never;
+        // Names are looked up when their answers have run out, and what is remembered does not tell whether a server answers.
+        options.cache_size = 0;
         // How often it asks again.
         options.attempts = 0;
         // On a connection there is room for all queries that are under way: one too many would be given up at once.
         options.max_active_requests = 2 * AT_ONCE;
         let alone = |server: &NameServerConfig| {
             let config = ResolverConfig::from_parts(None, Vec::new(), vec![server.clone()]);
-            Resolver::builder_with_config(config, provider.clone()).with_options(options.clone()).build()
+            let builder = Resolver::builder_with_config(config, provider.clone()).with_options(options.clone());
+            Ok::<_, NetError>(Server { resolver: builder.build()?, silence: Silence::default() })
         };
         let each = config.name_servers().iter().map(alone).collect::<Result<_, _>>()?;
         let search = Search::new(&config, options.ndots);
@@ -82,19 +96,67 @@ impl Servers {
     /// # Errors
     /// It says that there is nothing; or none answers, and what one says of that, if any says something.
     async fn ask(&self, name: &Name, kind: RecordType, first: usize) -> Result<Lookup, NetError> {
+        let order = self.order(first);
         let mut failure = None;
-        for server in self.each.iter().cycle().skip(first).take(self.each.len() * self.attempts) {
-            match server.lookup(name.clone(), kind).await {
-                Err(error) if !is_denial(&error) => {
+        for asked in (0..order.len()).cycle().take(order.len() * self.attempts) {
+            let (rank, server) = order[asked];
+            match server.ask(name, kind).await {
+                Ok(answer) => return Ok(answer),
+                Err(denial) if is_denial(&denial) => {
+                    let passed_over = order[asked + 1..].iter().filter(|(other, _)| *other < rank);
+                    return confirm(denial, name, kind, passed_over.map(|(_, server)| *server)).await;
+                }
+                Err(error) => {
                     if !failure.as_ref().is_some_and(is_said) {
                         failure = Some(error);
                     }
                 }
-                answer => return answer,
             }
         }
         Err(failure.unwrap_or(NetError::NoConnections))
     }
+
+    /// All servers, each with its place, those last that are silent.
+    fn order(&self, first: usize) -> Vec<(usize, &Server)> {
+        let now = Instant::now();
+        let in_turn = self.each.iter().cycle().skip(first).take(self.each.len()).enumerate();
+        let (silent, others): (Vec<_>, Vec<_>) = in_turn.partition(|(_, server)| server.silence.puts_last(now));
+        [others, silent].concat()
+    }
+}
+
+impl Server {
+    async fn ask(&self, name: &Name, kind: RecordType) -> Result<Lookup, NetError> {
+        let sent = Instant::now();
+        let answer = self.resolver.lookup(name.clone(), kind).await;
+        match &answer {
+            Err(NetError::Timeout) => self.silence.unanswered(sent, Instant::now()),
+            Ok(_) | Err(NetError::Dns(_)) => self.silence.answered(Instant::now()),
+            // It says nothing, but that takes no time.
+            Err(_) => {}
+        }
+        answer
+    }
+}
+
+/// What servers that come first, but have been silent, say of a name that another one knows nothing of. That it does not exist
+/// must not be believed as long as one of them may know it.
+async fn confirm<'a>(
+    denial: NetError,
+    name: &Name,
+    kind: RecordType,
+    passed_over: impl Iterator<Item = &'a Server>,
+) -> Result<Lookup, NetError> {
+    let NetError::Dns(DnsError::NoRecordsFound(nothing)) = &denial else { return Err(denial) };
+    if nothing.response_code == ResponseCode::NXDomain {
+        for server in passed_over {
+            match server.ask(name, kind).await {
+                Err(error) if !is_denial(&error) => {}
+                answer => return answer,
+            }
+        }
+    }
+    Err(denial)
 }
 
 /// Whether a server says that there is nothing.
@@ -116,11 +178,11 @@ mod tests {
         time::Duration,
     };
 
-    use futures_util::future::join_all;
+    use futures_util::{StreamExt as _, future::join_all, stream};
     use hickory_resolver::{
         config::ConnectionConfig,
         proto::{
-            op::{Message, MessageType, ResponseCode},
+            op::{Message, MessageType},
             rr::{RData, Record},
         },
     };
@@ -234,6 +296,37 @@ mod tests {
         let both = servers(&[one.at, two.at], ConnectionConfig::udp, in_domain);
         assert!(both.look_up(&name("proxy")).await.iter().all(Result::is_ok));
         assert_eq!([one.asked(), two.asked()], [["proxy.corp.example."], ["proxy.corp.example."]]);
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_costs_time_only_at_first() {
+        let [one, two] = [Stub::start(|_| None).await, Stub::start(has_addresses).await];
+        let servers = servers(&[one.at, two.at], ConnectionConfig::udp, |_| {});
+        let names: Vec<_> = (0..100).map(|number| name(&format!("host{number}.example."))).collect();
+        let mut answers = stream::iter(names.iter().map(|name| servers.look_up(name))).buffer_unordered(AT_ONCE);
+        while let Some(answer) = answers.next().await {
+            assert!(answer.iter().all(Result::is_ok), "{answer:?}");
+        }
+        assert_eq!([one.asked().len(), two.asked().len()], [AT_ONCE, names.len()]);
+    }
+
+    #[tokio::test]
+    async fn what_only_the_first_server_knows_is_found_though_it_was_silent_for_another_name() {
+        let one = Stub::start(|name| (name != "dead.example.").then_some(ResponseCode::NoError)).await;
+        let two = Stub::start(|_| Some(ResponseCode::NXDomain)).await;
+        let servers = servers(&[one.at, two.at], ConnectionConfig::udp, |_| {});
+        assert!(
+            servers
+                .look_up(&name("dead.example."))
+                .await
+                .iter()
+                .flat_map(|answer| answer.as_ref().err())
+                .all(is_denial)
+        );
+        assert!(servers.look_up(&name("corp.example.")).await.iter().all(Result::is_ok));
+        two.asked();
+        assert!(servers.look_up(&name("other.example.")).await.iter().all(Result::is_ok));
+        assert!(two.asked().is_empty(), "the first one has answered since");
     }
 
     /// Answers what comes over a connection, but nothing, except of `warm.example`, before `gathered` is complete.
