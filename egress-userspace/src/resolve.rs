@@ -3,10 +3,13 @@
 mod files;
 mod marked;
 mod names;
+mod search;
 mod servers;
+mod silence;
 
 use std::{
     net::IpAddr,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -28,7 +31,7 @@ pub use self::{
     names::{Addresses, MAX_STALE, Names},
 };
 use self::{
-    files::{Stamp, hosts, settings, stamp},
+    files::{Files, Stamp},
     marked::{MarkedProvider, Marker},
     servers::Servers,
 };
@@ -81,11 +84,18 @@ struct Found {
 
 /// The node's resolver. It reads its files anew when they change.
 pub struct Resolver {
+    files: Files,
     current: ArcSwap<Loaded>,
-    /// The files' when they were last read, be it in vain.
-    read: Mutex<Stamp>,
+    read: Mutex<Read>,
     changed: watch::Sender<()>,
     marker: Marker,
+}
+
+/// How the files were last read.
+struct Read {
+    stamp: Stamp,
+    /// Whether they could not be.
+    in_vain: bool,
 }
 
 struct Loaded {
@@ -99,11 +109,15 @@ impl Resolver {
     /// # Errors
     /// A file cannot be read, or is malformed.
     pub fn from_system() -> Result<Self, ResolverError> {
+        Self::by(Files::within(Path::new("/etc")))
+    }
+
+    fn by(files: Files) -> Result<Self, ResolverError> {
         let marker = Marker::default();
         // Taken first: a change in between is then seen the next time.
-        let read = Mutex::new(stamp());
-        let current = ArcSwap::from_pointee(load(&marker)?);
-        Ok(Self { current, read, changed: watch::Sender::new(()), marker })
+        let read = Mutex::new(Read { stamp: files.stamp(), in_vain: false });
+        let current = ArcSwap::from_pointee(load(&files, &marker)?);
+        Ok(Self { files, current, read, changed: watch::Sender::new(()), marker })
     }
 
     /// Has the sockets by which it asks marked as ours from now on.
@@ -111,22 +125,32 @@ impl Resolver {
         self.marker.mark_by(own);
     }
 
-    /// Reads the files anew if they have changed.
+    /// Reads the files anew if they have changed, or could not be read the last time. For that no change may come to tell: there
+    /// were too many open files, say.
     pub fn refresh(&self) {
+        self.read_anew(true);
+    }
+
+    /// If they have changed; or, where that is to be tried `again`, were last read in vain. It warns once of each change.
+    fn read_anew(&self, again: bool) {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = stamp();
-        if *read == now {
+        let stamp = self.files.stamp();
+        let is_changed = read.stamp != stamp;
+        let is_due = is_changed || again && read.in_vain;
+        if !is_due {
             return;
         }
-        *read = now;
-        match load(&self.marker) {
+        let loaded = load(&self.files, &self.marker);
+        *read = Read { stamp, in_vain: loaded.is_err() };
+        match loaded {
             Ok(loaded) => {
                 self.current.store(Arc::new(loaded));
                 self.changed.send_replace(());
             }
-            Err(error) => {
+            Err(error) if is_changed => {
                 tracing::warn!(%error, "cannot use the resolver's files as they are now; what they said stays");
             }
+            Err(_) => {}
         }
     }
 
@@ -137,7 +161,7 @@ impl Resolver {
 
     /// All addresses of `name`. What the hosts file lists is not asked for, as with nsswitch's `files dns`.
     pub async fn lookup(&self, name: &HostName) -> Answer {
-        self.refresh();
+        self.read_anew(false);
         let query = match Name::from_ascii(name.as_str()) {
             Ok(mut query) => {
                 // A name without a dot is looked for in the search domains.
@@ -149,10 +173,7 @@ impl Resolver {
         let current = self.current.load_full();
         let listed = |kind| current.hosts.lookup_static_host(&Query::query(query.clone(), kind));
         let (v4, v6) = match (listed(RecordType::A), listed(RecordType::AAAA)) {
-            (None, None) => tokio::join!(
-                ask(&current.servers, &query, RecordType::A),
-                ask(&current.servers, &query, RecordType::AAAA)
-            ),
+            (None, None) => current.servers.look_up(&query).await.map(Found::answered).into(),
             (v4, v6) => (Ok(Found::listed(v4.as_ref())), Ok(Found::listed(v6.as_ref()))),
         };
         let valid_for = valid_for([&v4, &v6].map(|found| found.as_ref().ok()));
@@ -176,20 +197,20 @@ impl Found {
     fn listed(lookup: Option<&Lookup>) -> Self {
         Self { addresses: addresses(lookup), valid_for: HOSTS_TTL }
     }
-}
 
-/// The answer to one query; without addresses if the servers say that there is nothing.
-async fn ask(servers: &Servers, name: &Name, kind: RecordType) -> Result<Found, String> {
-    match servers.ask(name, kind).await {
-        Ok(answer) => Ok(Found {
-            addresses: addresses(Some(&answer)),
-            valid_for: answer.valid_until().saturating_duration_since(Instant::now()),
-        }),
-        Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => Ok(Found {
-            addresses: Vec::new(),
-            valid_for: Duration::from_secs(nothing.negative_ttl.unwrap_or_default().into()),
-        }),
-        Err(error) => Err(error.to_string()),
+    /// Without addresses if the servers say that there is nothing.
+    fn answered(answer: Result<Lookup, NetError>) -> Result<Self, String> {
+        match answer {
+            Ok(answer) => Ok(Self {
+                addresses: addresses(Some(&answer)),
+                valid_for: answer.valid_until().saturating_duration_since(Instant::now()),
+            }),
+            Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => Ok(Self {
+                addresses: Vec::new(),
+                valid_for: Duration::from_secs(nothing.negative_ttl.unwrap_or_default().into()),
+            }),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 
@@ -204,7 +225,42 @@ fn addresses(answer: Option<&Lookup>) -> Vec<IpAddr> {
     addresses
 }
 
-fn load(marker: &Marker) -> Result<Loaded, ResolverError> {
-    let servers = Servers::new(settings(), &MarkedProvider::new(marker.clone()))?;
-    Ok(Loaded { servers, hosts: hosts()? })
+fn load(files: &Files, marker: &Marker) -> Result<Loaded, ResolverError> {
+    let servers = Servers::new(files.settings()?, &MarkedProvider::new(marker.clone()))?;
+    Ok(Loaded { servers, hosts: files.hosts()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        time::SystemTime,
+    };
+
+    use super::*;
+
+    #[test]
+    fn files_that_cannot_be_read_are_tried_again_though_they_do_not_change() {
+        for name in ["hosts", "resolv.conf"] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let resolver = Resolver::by(Files::within(directory.path())).expect("a resolver");
+            let changes = resolver.changes();
+            let is_read_anew = || changes.has_changed().expect("the resolver is there");
+            let path = directory.path().join(name);
+            let then = SystemTime::now();
+            let date = || File::open(&path).and_then(|file| file.set_modified(then)).expect("a time");
+
+            // In place of what cannot be opened.
+            fs::create_dir(&path).expect("a directory");
+            date();
+            resolver.refresh();
+            fs::remove_dir(&path).expect("an empty directory");
+            fs::write(&path, "").expect("a file");
+            date();
+            resolver.read_anew(false);
+            assert!(!is_read_anew(), "{name}: not for each look-up");
+            resolver.refresh();
+            assert!(is_read_anew(), "{name}");
+        }
+    }
 }

@@ -1,6 +1,10 @@
 //! The files that say how the node resolves names.
 
-use std::{fs, io, time::SystemTime};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use hickory_resolver::{
     Hosts,
@@ -9,43 +13,71 @@ use hickory_resolver::{
     system_conf::parse_resolv_conf,
 };
 
-const HOSTS: &str = "/etc/hosts";
-const RESOLV_CONF: &str = "/etc/resolv.conf";
-
 /// Why the node's resolver cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolverError {
     /// A file cannot be read.
-    #[error("cannot read {file}: {source}")]
+    #[error("cannot read {}: {source}", file.display())]
     File {
         /// Its path.
-        file: &'static str,
+        file: PathBuf,
         /// Why.
         source: io::Error,
     },
     /// What they say cannot be used.
-    #[error("cannot use what {RESOLV_CONF} says: {0}")]
+    #[error("cannot use what resolv.conf says: {0}")]
     Settings(#[from] NetError),
 }
 
 /// Tells whether the files have changed.
 pub(super) type Stamp = [Option<SystemTime>; 2];
 
-pub(super) fn stamp() -> Stamp {
-    [HOSTS, RESOLV_CONF].map(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok())
+/// Where they are.
+pub(super) struct Files {
+    hosts: PathBuf,
+    resolv_conf: PathBuf,
 }
 
-/// What the hosts file lists; nothing if there is none.
-///
-/// # Errors
-/// It cannot be read.
-pub(super) fn hosts() -> Result<Hosts, ResolverError> {
-    let result = match fs::read(HOSTS) {
-        Ok(text) => parse_hosts(&text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Hosts::default()),
-        Err(error) => Err(error),
-    };
-    result.map_err(|source| ResolverError::File { file: HOSTS, source })
+impl Files {
+    /// Those in this directory.
+    pub(super) fn within(directory: &Path) -> Self {
+        Self { hosts: directory.join("hosts"), resolv_conf: directory.join("resolv.conf") }
+    }
+
+    pub(super) fn stamp(&self) -> Stamp {
+        [&self.hosts, &self.resolv_conf].map(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok())
+    }
+
+    /// What the hosts file lists; nothing if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn hosts(&self) -> Result<Hosts, ResolverError> {
+        read(&self.hosts, parse_hosts).map(Option::unwrap_or_default)
+    }
+
+    /// What resolv.conf says. Without servers if it names none, and then only the hosts file answers.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn settings(&self) -> Result<Settings, ResolverError> {
+        let missing = || NetError::from("there is no such file");
+        let settings = read(&self.resolv_conf, |text| Ok(Settings::parse(text)))?.unwrap_or_else(|| Err(missing()));
+        Ok(settings.unwrap_or_else(|error| {
+            let (hosts, file) = (self.hosts.display(), self.resolv_conf.display());
+            tracing::warn!(%error, "{file} names no usable server; only {hosts} answers");
+            Settings::default()
+        }))
+    }
+}
+
+/// What `parse` makes of a file; None if there is none.
+fn read<T>(path: &Path, parse: impl Fn(&[u8]) -> io::Result<T>) -> Result<Option<T>, ResolverError> {
+    match fs::read(path).and_then(|text| parse(&text)) {
+        Ok(parsed) => Ok(Some(parsed)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ResolverError::File { file: path.to_owned(), source }),
+    }
 }
 
 /// Comments, of which files have most that is not UTF-8, are no reason to do without the rest.
@@ -62,15 +94,6 @@ pub(super) struct Settings {
     pub(super) options: ResolverOpts,
     /// Whether the servers are asked first in turn.
     pub(super) rotate: bool,
-}
-
-/// Without servers if it names none, and then only the hosts file answers.
-pub(super) fn settings() -> Settings {
-    let settings = fs::read(RESOLV_CONF).map_err(NetError::from).and_then(|text| Settings::parse(&text));
-    settings.unwrap_or_else(|error| {
-        tracing::warn!(%error, "{RESOLV_CONF} names no usable server; only {HOSTS} answers");
-        Settings::default()
-    })
 }
 
 impl Settings {

@@ -27,7 +27,7 @@ const LINGER: Duration = Duration::from_secs(3600);
 /// First and longest pause between attempts while a look-up fails.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How many names are looked up at a time, so that thousands of them do not flood the servers.
-const AT_ONCE: usize = 64;
+pub(super) const AT_ONCE: usize = 64;
 /// How long changes are gathered while there is more to come: what follows from one is a matter of all names.
 const GATHER: Duration = Duration::from_millis(100);
 /// How often answers are told of though they change nothing, so that what failed upon the last change is tried again.
