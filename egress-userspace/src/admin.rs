@@ -75,8 +75,10 @@ pub fn serve(
                     let response = answer(&request, &readiness.load(), &metrics);
                     async { Ok::<_, Infallible>(response) }
                 });
-                // A client that goes away early has nothing to be told.
+                // A client that goes away early has nothing to be told. One that keeps its connection would go on being told by
+                // an agent that another one has followed.
                 let _ = http1::Builder::new()
+                    .keep_alive(false)
                     .timer(TokioTimer::new())
                     .serve_connection(TokioIo::new(stream), service)
                     .await;

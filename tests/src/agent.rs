@@ -195,8 +195,9 @@ impl<'bed> Agent<'bed> {
         let response = self.bed.node().run(|| {
             let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
             let mut response = Vec::new();
+            // It closes: who kept a connection would go on being answered by this agent when another has followed.
             stream.read_to_end(&mut response)?;
             Ok(response)
         })?;
