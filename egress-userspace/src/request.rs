@@ -202,6 +202,7 @@ impl Conversation {
         let is_grpc = grpc::asks(&head);
         let mut record = Record::open(metrics, self.client.clone(), method, shown, head.uri().path());
         let content = Content::new(body);
+        record.carries(&content);
         let result = match host {
             Ok(host) => {
                 let reply = pin!(self.reply(&host, &mut head, &content, &mut record));
@@ -225,14 +226,10 @@ impl Conversation {
             }
             Ok(Reply::Local(response)) => {
                 attempt::discard(&content).await;
-                record.set_received(content.bytes());
                 record.respond(response.head.status, Outcome::Answered);
                 own(response, is_grpc, record).into()
             }
-            Err(error) => {
-                record.set_received(content.bytes());
-                failed(error, is_grpc, record).into()
-            }
+            Err(error) => failed(error, is_grpc, record).into(),
         }
     }
 

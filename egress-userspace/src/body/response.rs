@@ -208,7 +208,6 @@ impl Drop for ResponseBody {
             return;
         };
         if let Some(record) = &mut self.record {
-            record.set_received(lease.content.bytes());
             // What the client has not sent of the request goes to nobody any more.
             let is_sent = lease.content.is_complete();
             if http2 && is_sent && record.is_complete() && !incoming.is_end_stream() {

@@ -80,7 +80,7 @@ impl Heard {
 impl Drop for Heard {
     fn drop(&mut self) {
         let (received, sent) = self.bytes.get();
-        self.record.set_received(received);
+        self.record.add_received(received);
         self.record.add_sent(sent);
     }
 }

@@ -16,7 +16,7 @@ pub use self::{
 };
 use super::metrics::Metrics;
 use crate::{
-    body::BodyError,
+    body::{BodyError, Content},
     upstream::{Cause, ConnectionInfo, causes},
 };
 
@@ -92,6 +92,8 @@ pub struct Record {
     host: String,
     path: String,
     status: Option<StatusCode>,
+    content: Option<Rc<Content>>,
+    /// Received after the content, by a protocol that it has switched to.
     received: u64,
     sent: u64,
     route: Option<Arc<str>>,
@@ -115,6 +117,7 @@ impl Record {
             host: host.to_owned(),
             path: path.to_owned(),
             status: None,
+            content: None,
             received: 0,
             sent: 0,
             route: None,
@@ -138,9 +141,10 @@ impl Record {
         self.route = name.cloned();
     }
 
-    /// Counts that it is sent again, as its route wants.
+    /// Counts that it is sent again, as its route wants. What comes of that is not the last connection's.
     pub fn retried(&mut self) {
         self.retries += 1;
+        self.upstream = None;
     }
 
     /// Notes the connection that serves the request, and whether it had served others.
@@ -186,9 +190,14 @@ impl Record {
         self.sent += bytes;
     }
 
-    /// Notes the content received from the client, in bytes.
-    pub fn set_received(&mut self, bytes: u64) {
-        self.received = bytes;
+    /// Notes the content of the request, which counts what is received of it.
+    pub fn carries(&mut self, content: &Rc<Content>) {
+        self.content = Some(content.clone());
+    }
+
+    /// Counts what is received from the client after that, in bytes.
+    pub fn add_received(&mut self, bytes: u64) {
+        self.received += bytes;
     }
 }
 
@@ -202,6 +211,7 @@ impl Drop for Record {
         if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
             return;
         }
+        let received = self.received + self.content.as_ref().map_or(0, |content| content.bytes());
         let duration = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         lines::write(|line| {
             line.put(&[
@@ -210,7 +220,7 @@ impl Drop for Record {
                 field!("host", Some(Value::Text(&self.host))),
                 field!("path", Some(Value::Text(&self.path))),
                 field!("status", self.status.map(|status| Value::Number(status.as_u16().into()))),
-                field!("received", Some(Value::Number(self.received))),
+                field!("received", Some(Value::Number(received))),
                 field!("sent", Some(Value::Number(self.sent))),
                 field!("duration_us", Some(Value::Number(duration))),
             ]);

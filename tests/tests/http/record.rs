@@ -1,12 +1,12 @@
 //! The record of a request: who, what, to where, and what became of it.
 
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, LogLine},
-    origin::Reply,
+    origin::{Reply, script},
 };
 
 use super::{HOST, configure, curl, origin};
@@ -74,6 +74,28 @@ fn a_request_that_never_got_anywhere_has_a_record_too() -> Result<()> {
     curl(&bed, &["-4", "-I"])?;
     let record = agent.wait_for_records(2)?.pop().context("no record")?;
     ensure!(record.text("status") == "502" && number(&record, "sent")? == 0, "{record:?}");
+    Ok(())
+}
+
+#[test]
+fn what_came_of_a_request_that_is_given_up_is_in_its_record() -> Result<()> {
+    let bed = TestBed::new("http-record-upload")?;
+    // It reads, and says nothing.
+    let _origin = origin(&bed)?
+        .scripts(|_| {
+            Some(script(|mut wire| async move {
+                while !wire.read().await?.is_empty() {}
+                Ok(())
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let file = bed.dir().join("body");
+    fs::write(&file, vec![b'x'; 1 << 20])?;
+    curl(&bed, &["--http2-prior-knowledge", "--max-time", "1", "-T", &file.display().to_string()])?;
+    let record = &agent.wait_for_records(1)?[0];
+    ensure!(record.text("outcome") == "aborted" && number(record, "received")? > 100_000, "{record:?}");
     Ok(())
 }
 

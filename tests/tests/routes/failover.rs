@@ -84,6 +84,22 @@ fn what_was_not_sent_in_time_is_sent_elsewhere_whatever_it_is() -> Result<()> {
 }
 
 #[test]
+fn a_record_says_nothing_of_earlier_tries_connections() -> Result<()> {
+    let bed = bed("failover-record")?;
+    let _origin = origin(&bed, |_| Reply::status(503, &[], "not now\n"))?;
+    let second = bed.addresses(super::SECOND).v4;
+    let rules =
+        entry(HOST, &format!("resolution: STATIC\n  endpoints: [{{address: {second}}}, {{address: {SILENT}}}]"))
+            + &destination(HOST, "", "outlierDetection: {consecutive5xxErrors: 5}", "")
+            + &retries("attempts: 1, perTryTimeout: 500ms, retryOn: \"5xx\", backoff: 1ms");
+    let (agent, _config) = agent(&bed, &rules)?;
+    ensure!(get(&bed, "/", &["-4"])?.0 == 504);
+    let record = &agent.wait_for_records(1)?[0];
+    ensure!(record.text("retries") == "1" && record.text("upstream").is_empty(), "{record:?}");
+    Ok(())
+}
+
+#[test]
 fn that_a_client_is_slow_is_not_the_address_s_failure() -> Result<()> {
     let bed = bed("failover-slow")?;
     let _origin = origin(&bed, echo)?;
