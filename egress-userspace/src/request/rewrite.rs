@@ -1,9 +1,12 @@
 //! What routes and annotations change in heads.
 
-use http::{HeaderValue, Uri, header, uri::PathAndQuery};
+use http::{
+    HeaderValue, Uri, header,
+    uri::{Authority, PathAndQuery},
+};
 
 use crate::{
-    head::{Fields, ascii},
+    head::Fields,
     policy::{HeaderOperations, Match, PathRewrite, TextMatch},
 };
 
@@ -41,40 +44,44 @@ pub fn strip_forwarded(fields: &mut Fields) {
 /// Removes the attribute by which clients keep a cookie to https (RFC 6265 section 4.1.2.5), and those which ask for it:
 /// `SameSite=None` and `Partitioned` are void without it.
 pub fn drop_secure(fields: &mut Fields) {
-    let needs_https = |attribute: &&str| {
-        let attribute = attribute.trim().to_ascii_lowercase().replace(' ', "");
-        ["secure", "samesite=none", "partitioned"].contains(&attribute.as_str())
+    let needs_https = |attribute: &&[u8]| {
+        let attribute: Vec<_> = attribute.iter().filter(|byte| !byte.is_ascii_whitespace()).copied().collect();
+        [&b"secure"[..], b"samesite=none", b"partitioned"].iter().any(|other| attribute.eq_ignore_ascii_case(other))
     };
     fields.change(&header::SET_COOKIE, |cookie| {
-        let text = ascii(cookie)?;
-        // The first part is the cookie's own name and value.
-        let (first, attributes) = text.split_once(';').unwrap_or((text, ""));
-        if !attributes.split(';').any(|attribute| needs_https(&attribute)) {
+        // The first part is the cookie's own name and value, which can be in any encoding.
+        let mut parts = cookie.split(|byte| *byte == b';');
+        let first = parts.next()?;
+        if !parts.clone().any(|attribute| needs_https(&attribute)) {
             return None;
         }
-        let kept = attributes.split(';').filter(|attribute| !needs_https(attribute));
-        let kept: Vec<_> = std::iter::once(first).chain(kept).collect();
+        let kept: Vec<_> = std::iter::once(first).chain(parts.filter(|attribute| !needs_https(attribute))).collect();
         // Blanks at a value's end are none of it (RFC 9110 section 5.5).
-        HeaderValue::from_str(kept.join(";").trim_ascii_end()).ok()
+        HeaderValue::from_bytes(kept.join(&b';').trim_ascii_end()).ok()
     });
 }
 
 /// Makes `Location: https://host...` one that is led through us, where `is_ours` says that TLS is originated for that host
 /// on port 80.
 pub fn lead_back(fields: &mut Fields, is_ours: impl Fn(&str) -> bool) {
+    const SCHEME: &[u8] = b"https://";
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
-        let location = fields.text(&name).and_then(|value| value.parse::<Uri>().ok());
-        let Some(location) = location.filter(|location| location.scheme_str() == Some("https")) else { continue };
-        let Some(authority) = location.authority() else { continue };
+        let Some((scheme, after)) = fields.get(&name).and_then(|value| value.split_at_checked(SCHEME.len())) else {
+            continue;
+        };
+        // What follows the authority stays as it was written, which can be in any encoding.
+        let end = after.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(after.len());
+        let (authority, rest) = after.split_at(end);
+        let Some(authority) = Authority::try_from(authority).ok().filter(|_| scheme.eq_ignore_ascii_case(SCHEME))
+        else {
+            continue;
+        };
         let is_default_port = authority.port_u16().is_none_or(|port| port == 443);
         let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
         if !is_default_port || !is_ours(&host) {
             continue;
         }
-        // As it was written, but for the scheme and the port: the fragment is not part of a parsed URI.
-        let written = fields.text(&name).unwrap_or_default();
-        let rest = written.get("https://".len() + authority.as_str().len()..).unwrap_or_default();
-        if let Ok(value) = HeaderValue::from_str(&format!("http://{}{rest}", authority.host())) {
+        if let Ok(value) = HeaderValue::from_bytes(&[b"http://", authority.host().as_bytes(), rest].concat()) {
             fields.set(&name, &value);
         }
     }
@@ -151,6 +158,10 @@ mod tests {
             drop_secure(&mut found);
             assert_eq!(found.listed(), [("set-cookie", after)]);
         }
+        let mut latin = Fields::default();
+        latin.append(&header::SET_COOKIE, &HeaderValue::from_bytes(b"a=J\xfcrgen; Secure").expect("a value"));
+        drop_secure(&mut latin);
+        assert_eq!(latin.get(&header::SET_COOKIE), Some(&b"a=J\xfcrgen"[..]));
         let mut several = Fields::of(&[("Set-Cookie", "a=1; Secure"), ("x-a", "1"), ("set-cookie", "b=2; Secure")]);
         drop_secure(&mut several);
         assert_eq!(several.listed(), [("Set-Cookie", "a=1"), ("x-a", "1"), ("set-cookie", "b=2")]);
@@ -163,6 +174,10 @@ mod tests {
             ("https://CNN.com:443/a", "http://CNN.com/a"),
             ("https://cnn.com", "http://cnn.com"),
             ("HTTPS://cnn.com/", "http://cnn.com/"),
+            ("https://cnn.com?a", "http://cnn.com?a"),
+            ("https://cnn.com/{a}<b>", "http://cnn.com/{a}<b>"),
+            ("https://cnn.com.evil.example/", "https://cnn.com.evil.example/"),
+            ("https:", "https:"),
             ("https://cnn.com:8443/a", "https://cnn.com:8443/a"),
             ("https://other.example/a", "https://other.example/a"),
             ("http://cnn.com/a", "http://cnn.com/a"),
@@ -172,6 +187,10 @@ mod tests {
             lead_back(&mut found, |host| host == "cnn.com");
             assert_eq!(found.listed(), [("location", after)]);
         }
+        let mut latin = Fields::default();
+        latin.append(&header::LOCATION, &HeaderValue::from_bytes(b"https://cnn.com/gr\xf6\xdfe").expect("a value"));
+        lead_back(&mut latin, |host| host == "cnn.com");
+        assert_eq!(latin.get(&header::LOCATION), Some(&b"http://cnn.com/gr\xf6\xdfe"[..]));
     }
 
     #[test]
