@@ -146,7 +146,8 @@ async fn serve(
                 return false;
             }
             if !more {
-                end(connection, connection.is_end()).await;
+                // Closed with something unread, it would be reset, and the response be lost to a client that has yet to read it.
+                end(connection, connection.is_end() && !connection.has_unread()).await;
             }
             more
         }

@@ -326,7 +326,7 @@ impl Connection {
                 }
             }
             // A client may not read before it has sent everything.
-            if !ended && let Poll::Ready(error) = body.poll_untaken(cx) {
+            if let Poll::Ready(error) = body.poll_untaken(cx) {
                 return Poll::Ready(Err(error));
             }
             let error = BodyError::Stalled(ready!(stalled.as_mut().poll(cx)));

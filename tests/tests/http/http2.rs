@@ -192,7 +192,9 @@ fn interim_responses_come_first() -> Result<()> {
     let hints = |mut frames: Frames, stream| async move {
         frames.interim(stream, "100", &[]).await?;
         frames.interim(stream, "103", &[("link", "</a.css>; rel=preload")]).await?;
-        frames.interim(stream, "103", &[("link", "</b.css>; rel=preload")]).await?;
+        frames.interim(stream, "103", &[("link", "</b.css>; rel=preload"), ("content-length", "5")]).await?;
+        // Nor has HTTP/1.1 such a name.
+        frames.interim(stream, "103", &[("a\"b", "1")]).await?;
         frames.head(stream, &[("content-length", "2")]).await?;
         frames.data(stream, b"ok").await?;
         frames.end(stream).await?;

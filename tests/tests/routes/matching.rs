@@ -16,6 +16,10 @@ const ROUTES: &str = "  - name: moved
     match: [{uri: {prefix: /broken}}]
     fault: {abort: {httpStatus: 418, percentage: {value: 100}}}
     route: [{destination: {host: edition.cnn.com}}]
+  - name: empty
+    match: [{uri: {exact: /empty}}]
+    fault: {abort: {httpStatus: 204, percentage: {value: 100}}}
+    route: [{destination: {host: edition.cnn.com}}]
   - name: second
     match:
     - headers: {x-user: {exact: ann}}
@@ -57,6 +61,9 @@ fn requests_follow_the_first_route_that_they_match() -> Result<()> {
     let robots = check("/robots.txt", &[], 200, "Disallow: /")?;
     ensure!(robots.responses[0].header("x-by") == Some("route"), "{robots:?}");
     check("/broken/x", &[], 418, "fault filter abort")?;
+    // Without content, whatever there is to say of it.
+    let empty = check("/empty", &["--http2-prior-knowledge"], 204, "")?;
+    ensure!(empty.exit_code == 0 && empty.responses[0].header("content-length").is_none(), "{empty:?}");
     ensure!(origin.take_requests().is_empty(), "an origin was asked");
 
     check("/politics", &[], 200, "GET edition.cnn.com /politics\n")?;
@@ -80,7 +87,7 @@ fn requests_follow_the_first_route_that_they_match() -> Result<()> {
     ensure!(added == ["0", "two"] && request.header("x-set") == Some("one"), "{request:?}");
     ensure!(request.header("x-gone").is_none(), "{request:?}");
 
-    wait_until("all records", PATIENCE, || agent.records().len() == 12)?;
+    wait_until("all records", PATIENCE, || agent.records().len() == 13)?;
     for (path, outcome) in
         [("/moved", "answered"), ("/broken/x", "answered"), ("/old/a", "upgraded"), ("/", "answered")]
     {

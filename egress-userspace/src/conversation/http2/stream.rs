@@ -98,12 +98,13 @@ async fn serve(
 
 async fn send(responder: &Responder, response: Response<ResponseBody>, is_head: bool) {
     let Response { mut head, body } = response;
-    if let Some(length) = body.size_hint().exact().filter(|_| !body.is_end_stream())
+    let is_bare = http1::is_bare(head.status);
+    if let Some(length) = body.size_hint().exact().filter(|_| !body.is_end_stream() && !is_bare)
         && !head.fields.contains(&header::CONTENT_LENGTH)
     {
         head.fields.append(&header::CONTENT_LENGTH, &length.into());
     }
-    let is_all = is_head || body.is_end_stream();
+    let is_all = is_head || is_bare || body.is_end_stream();
     if let Some(stream) = send_head(responder, &head, is_all)
         && !is_all
     {

@@ -20,6 +20,7 @@ use crate::{
     head::{Fields, Response, ResponseHead},
     http1,
     http2::{Received, Sending, Switched},
+    request::headers,
     upstream::{ExchangeError, NotAnswered},
 };
 
@@ -146,14 +147,18 @@ fn poll_answer(
     cx: &mut Context<'_>,
 ) -> Poll<Result<(ResponseHead, RecvStream), ExchangeError>> {
     while let Poll::Ready(Some(interim)) = answer.poll_informational(cx) {
-        let interim = head(interim?).0;
+        let mut interim = head(interim?).0;
         match interim.status {
             // HTTP/2 has no such switch (RFC 9113 section 8.6).
             StatusCode::SWITCHING_PROTOCOLS => {
                 return Poll::Ready(Err(h2::Error::from(Reason::PROTOCOL_ERROR).into()));
             }
             StatusCode::CONTINUE if told => {}
-            _ => client.inform(&interim, cx),
+            _ if http1::of_http2(&mut interim.fields).is_err() => {}
+            _ => {
+                headers::prepare_interim(&mut interim);
+                client.inform(&interim, cx);
+            }
         }
     }
     let (mut head, received) = head(ready!(Pin::new(answer).poll(cx))?);
