@@ -1,7 +1,6 @@
 //! The agent's start, readiness, end and death, and what its applications see of them.
 
 use std::{
-    fs,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -17,7 +16,7 @@ use harness::{
     cgroup::PROGRAMS,
     dns::{Answer, DnsServer},
     origin::{Origin, Reply, ServerTls},
-    process::Running,
+    process::{Command, Running},
     wait::{PATIENCE, wait_until},
 };
 use nix::sys::signal::Signal;
@@ -265,7 +264,8 @@ fn a_start_that_cannot_be_says_why() -> Result<()> {
 
     // Where the user nobody can reach it.
     let program = bed.dir().join("egress");
-    fs::copy(binary()?, &program)?;
+    // By a process of its own: what this one has open for writing, those have for a moment that other tests start.
+    Command::new("cp").arg(binary()?).arg(&program).run()?.success()?;
     let cgroup = bed.cgroup().path().display().to_string();
     let command = bed.node_command(program)?.args(["run", "--host", HOST, "--cgroup", &cgroup]).uid(65534);
     let output = command.run()?;
