@@ -251,6 +251,22 @@ fn annotations_are_not_lost() {
     }
 }
 
+/// Each of the two is right by itself.
+#[test]
+fn what_a_subset_of_another_rule_does_not_verify_has_no_pins() {
+    const PINS: &str = "egress.dev/pins: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let pinned = destination("a.com", SIMPLE)
+        .replace("metadata: {name: x}", &format!("metadata: {{name: x, annotations: {{{PINS}}}}}"));
+    let subset = "kind: DestinationRule\napiVersion: networking.istio.io/v1\nmetadata: {name: y}\nspec: {host: a.com, subsets: \
+                  [{name: s, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}}]}\n---\n";
+    let service = "kind: VirtualService\napiVersion: networking.istio.io/v1\nmetadata: {name: x}\nspec: {hosts: [a.com], http: \
+                   [{route: [{destination: {host: a.com, subset: s}}]}]}\n";
+    let outcome = outcome(&(entry("a.com", HTTP) + &pinned + subset + service));
+    let expected = "@14: spec.subsets[0].trafficPolicy.tls.insecureSkipVerify: this verifies nothing, yet the annotation \
+                    egress.dev/pins of another DestinationRule for a.com pins keys of the verified chain; remove one of them";
+    assert_eq!(outcome, expected);
+}
+
 #[test]
 fn wildcards() {
     const NONE: &str = "ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}], resolution: NONE";
