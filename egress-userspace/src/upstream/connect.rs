@@ -63,8 +63,8 @@ impl Connector {
     /// Connects to a configured host, originates TLS and verifies the peer. `has_others` says that it has addresses beside the
     /// candidates.
     ///
-    /// An address whose connection breaks during the handshake is passed over like one that refuses; whatever else is wrong
-    /// with TLS there is the host's answer.
+    /// An address whose connection breaks during the handshake, or whose proxy is out of order, is passed over like one that
+    /// refuses; whatever else is wrong with TLS there is the host's answer.
     ///
     /// # Errors
     /// No address can be reached, or TLS fails. Nothing but the handshake has been sent then.
@@ -99,7 +99,7 @@ impl Connector {
             match &handshake {
                 Ok(_) => self.health.succeeded(netns, address),
                 Err(error)
-                    if error.is_broken_handshake()
+                    if error.is_of_address()
                         || matches!(error.cause(), Cause::HandshakeTimeout | Cause::TunnelTimeout) =>
                 {
                     self.health.failed(netns, address);
@@ -108,7 +108,7 @@ impl Connector {
             }
             match handshake {
                 Ok((stream, tls)) => return self.http(stream, address, tls).await,
-                Err(error) if error.is_broken_handshake() => {
+                Err(error) if error.is_of_address() => {
                     candidates.retain(|candidate| *candidate != address);
                     broken = Some(error);
                 }
