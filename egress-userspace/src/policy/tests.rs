@@ -8,8 +8,9 @@ use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 use http::{HeaderName, HeaderValue, StatusCode, uri::Authority};
 
 use super::{
-    Action, Adjustments, ConnectionPool, HttpRoute, LoadBalancer, Mirror, PathRewrite, Policy, Requirements, Retries,
-    RetryOn, Share, Targets, TlsVersion, TunnelMethod, Upstream, UpstreamIndex, UpstreamProtocol, Verify,
+    Action, Adjustments, ConnectionPool, HostPattern, HttpRoute, LoadBalancer, Mirror, PathRewrite, Policy,
+    Requirements, Retries, RetryOn, Share, Targets, TlsVersion, TunnelMethod, Upstream, UpstreamIndex,
+    UpstreamProtocol, Verify,
 };
 use crate::config::{self, Source};
 
@@ -59,7 +60,10 @@ fn describe(rule: &super::Rule) -> String {
     }
     match &upstream.tls.verify {
         Verify::Skip => line += " unverified",
-        Verify::Host => line += " verify=request",
+        Verify::Host => match &upstream.host {
+            HostPattern::Exact(host) => line += &format!(" verify={host}"),
+            HostPattern::Wildcard(_) => line += " verify=request",
+        },
         Verify::Names(names) => {
             let names: Vec<_> = names.iter().map(|name| name.to_str()).collect();
             line += &format!(" verify={}", names.join(","));

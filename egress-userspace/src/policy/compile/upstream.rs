@@ -176,10 +176,7 @@ fn tls_settings<'d>(
             }
             Verify::Names(vec![sni.to_server_name()])
         }
-        None => match host {
-            HostPattern::Exact(host) => Verify::Names(vec![host.to_server_name()]),
-            HostPattern::Wildcard(_) => Verify::Host,
-        },
+        None => Verify::Host,
     };
     let crl = asked.ca_crl.as_ref().map(resolve);
     let (roots, crl, client) = match &asked.credential {
