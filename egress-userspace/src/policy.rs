@@ -61,7 +61,7 @@ impl Rule {
 /// How TLS is spoken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsSettings {
-    /// The name to ask for; if absent, the request's host.
+    /// The name to ask for, if the user gives one.
     pub sni: Option<HostName>,
     /// What to verify.
     pub verify: Verify,
@@ -171,6 +171,17 @@ impl TlsSettings {
         };
         let same_rest = *sni == other.sni && *verify == other.verify && *requirements == other.requirements;
         same_roots && same_crl && same_client && same_rest
+    }
+
+    /// The name that the servers of `host` are asked for, whatever requests are for. None if that is the host of the request, as
+    /// it is sent there.
+    pub fn server_name<'a>(&'a self, host: &'a HostPattern) -> Option<&'a HostName> {
+        match (&self.sni, &self.verify, host) {
+            (Some(name), ..) => Some(name),
+            // Who lists names does not expect that of each request.
+            (None, Verify::Names(_), HostPattern::Exact(name)) => Some(name),
+            (None, Verify::Names(_), HostPattern::Wildcard(_)) | (None, Verify::Host | Verify::Skip, _) => None,
+        }
     }
 
     /// The files that it names.

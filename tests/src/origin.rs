@@ -55,6 +55,7 @@ pub struct OriginBuilder<'bed> {
     scripts: Arc<Scripts>,
     frames: Option<Arc<FrameScripts>>,
     web_sockets: bool,
+    prior_knowledge: bool,
 }
 
 impl<'bed> OriginBuilder<'bed> {
@@ -67,6 +68,7 @@ impl<'bed> OriginBuilder<'bed> {
             scripts: Arc::new(|_| None),
             frames: None,
             web_sockets: false,
+            prior_knowledge: false,
         }
     }
 
@@ -116,6 +118,13 @@ impl<'bed> OriginBuilder<'bed> {
         self
     }
 
+    /// Speaks HTTP/2 where ALPN has led to nothing.
+    #[must_use]
+    pub fn prior_knowledge(mut self) -> Self {
+        self.prior_knowledge = true;
+        self
+    }
+
     /// Starts it. It accepts connections when this returns.
     pub fn start(self) -> Result<Origin> {
         let netns = self.netns.try_clone_handle()?;
@@ -124,6 +133,7 @@ impl<'bed> OriginBuilder<'bed> {
             scripts: self.scripts,
             frames: self.frames,
             web_sockets: self.web_sockets,
+            prior_knowledge: self.prior_knowledge,
             requests: Mutex::default(),
             failures: Mutex::default(),
             count: AtomicUsize::new(0),
@@ -212,6 +222,7 @@ struct Shared {
     scripts: Arc<Scripts>,
     frames: Option<Arc<FrameScripts>>,
     web_sockets: bool,
+    prior_knowledge: bool,
     requests: Mutex<Vec<Request>>,
     failures: Mutex<Vec<String>>,
     count: AtomicUsize,
@@ -311,7 +322,7 @@ async fn connection_of(
     };
     let stream = acceptor.accept(stream).await.context("TLS handshake")?;
     let seen = TlsSeen::of(stream.get_ref().1);
-    let http2 = seen.alpn.as_deref() == Some("h2");
+    let http2 = seen.alpn.as_deref().map_or(shared.prior_knowledge, |picked| picked == "h2");
     peer.tls = Some(seen);
     if http2 && let Some(conversation) = &shared.frames {
         let wire = Wire { received: Vec::new(), stream: Box::new(stream) };

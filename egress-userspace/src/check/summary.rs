@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use super::{Place, RouteReport, RuleReport};
 use crate::{
     policy::{
-        Abort, Action, EndpointAddress, Fault, HeaderChanges, HeaderMatch, HeaderOperations, HostPattern, HttpRoute,
-        Match, PathRewrite, PinsMode, Redirect, RedirectPath, RedirectPort, Requirements, Rewrite, Roots, Rule, Share,
-        Targets, TextMatch, TlsSettings, TlsVersion, Upstream, Verify,
+        Abort, Action, EndpointAddress, Fault, HeaderChanges, HeaderMatch, HeaderOperations, HostName, HostPattern,
+        HttpRoute, Match, PathRewrite, PinsMode, Redirect, RedirectPath, RedirectPort, Requirements, Rewrite, Roots,
+        Rule, Share, Targets, TextMatch, TlsSettings, TlsVersion, Upstream, Verify,
     },
     upstream::tunnel,
 };
@@ -77,7 +77,7 @@ fn describe_action(rule: &Rule, route: &HttpRoute) -> String {
             let shares = destinations.iter().map(|destination| {
                 let weight = destination.up_to - below;
                 below = destination.up_to;
-                let mut upstream = describe_upstream(rule.upstream(destination.upstream));
+                let mut upstream = describe_upstream(rule.upstream(destination.upstream), &requested(rule, route));
                 describe_changes(&destination.headers, &mut upstream);
                 if destinations.len() == 1 { upstream } else { format!("{} {upstream}", part(weight, total)) }
             });
@@ -167,7 +167,16 @@ fn describe_redirect(redirect: &Redirect) -> String {
     format!("{} {scheme}://{host}{port}{path}", redirect.status.as_u16())
 }
 
-fn describe_upstream(upstream: &Upstream) -> String {
+/// The host that requests by a route are for when they are sent on.
+fn requested(rule: &Rule, route: &HttpRoute) -> String {
+    match (&route.rewrite.authority, &rule.host) {
+        (Some(authority), _) => authority.host().to_owned(),
+        (None, HostPattern::Exact(host)) => host.to_string(),
+        (None, HostPattern::Wildcard(_)) => "of the request".to_owned(),
+    }
+}
+
+fn describe_upstream(upstream: &Upstream, requested: &str) -> String {
     let port = upstream.target_port;
     let to = match &upstream.targets {
         Targets::Resolve(host) => format!("{host}:{port}"),
@@ -190,20 +199,20 @@ fn describe_upstream(upstream: &Upstream) -> String {
         // There is no post-quantum key exchange in TLS 1.2.
         Requirements { post_quantum: true, .. } | Requirements { min_version: TlsVersion::V13, .. } => "TLS 1.3",
     };
-    format!("{version} {to}{subset}{}, {}", tunnel.unwrap_or_default(), describe_tls(&upstream.tls, &upstream.host))
+    format!(
+        "{version} {to}{subset}{}, {}",
+        tunnel.unwrap_or_default(),
+        describe_tls(&upstream.tls, &upstream.host, requested)
+    )
 }
 
-fn describe_tls(tls: &TlsSettings, host: &HostPattern) -> String {
+fn describe_tls(tls: &TlsSettings, host: &HostPattern, requested: &str) -> String {
     let mut text = match &tls.roots {
         _ if tls.verify == Verify::Skip => "NOT VERIFIED".to_owned(),
         Roots::System => "OS roots".to_owned(),
         Roots::File(pem) => format!("roots {}", pem.value),
     };
-    let sni = match (&tls.sni, host) {
-        (Some(sni), _) => sni.to_string(),
-        (None, HostPattern::Exact(host)) => host.to_string(),
-        (None, HostPattern::Wildcard(_)) => "of the request".to_owned(),
-    };
+    let sni = tls.server_name(host).map_or(requested, HostName::as_str);
     let _ = write!(text, ", SNI {sni}");
     match &tls.verify {
         Verify::Names(names) if !matches!(names.as_slice(), [name] if name.to_str() == sni) => {

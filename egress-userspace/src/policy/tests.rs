@@ -8,8 +8,9 @@ use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 use http::{HeaderName, HeaderValue, StatusCode, uri::Authority};
 
 use super::{
-    Action, Adjustments, ConnectionPool, HttpRoute, LoadBalancer, Mirror, PathRewrite, Policy, Requirements, Retries,
-    RetryOn, Share, Targets, TlsVersion, TunnelMethod, Upstream, UpstreamIndex, UpstreamProtocol, Verify,
+    Action, Adjustments, ConnectionPool, HostPattern, HttpRoute, LoadBalancer, Mirror, PathRewrite, Policy,
+    Requirements, Retries, RetryOn, Share, Targets, TlsVersion, TunnelMethod, Upstream, UpstreamIndex,
+    UpstreamProtocol, Verify,
 };
 use crate::config::{self, Source};
 
@@ -59,7 +60,10 @@ fn describe(rule: &super::Rule) -> String {
     }
     match &upstream.tls.verify {
         Verify::Skip => line += " unverified",
-        Verify::Host => line += " verify=request",
+        Verify::Host => match &upstream.host {
+            HostPattern::Exact(host) => line += &format!(" verify={host}"),
+            HostPattern::Wildcard(_) => line += " verify=request",
+        },
         Verify::Names(names) => {
             let names: Vec<_> = names.iter().map(|name| name.to_str()).collect();
             line += &format!(" verify={}", names.join(","));
@@ -249,6 +253,22 @@ fn annotations_are_not_lost() {
     ] {
         assert_eq!(outcome(&text), expected, "{text}");
     }
+}
+
+/// Each of the two is right by itself.
+#[test]
+fn what_a_subset_of_another_rule_does_not_verify_has_no_pins() {
+    const PINS: &str = "egress.dev/pins: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let pinned = destination("a.com", SIMPLE)
+        .replace("metadata: {name: x}", &format!("metadata: {{name: x, annotations: {{{PINS}}}}}"));
+    let subset = "kind: DestinationRule\napiVersion: networking.istio.io/v1\nmetadata: {name: y}\nspec: {host: a.com, subsets: \
+                  [{name: s, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}}]}\n---\n";
+    let service = "kind: VirtualService\napiVersion: networking.istio.io/v1\nmetadata: {name: x}\nspec: {hosts: [a.com], http: \
+                   [{route: [{destination: {host: a.com, subset: s}}]}]}\n";
+    let outcome = outcome(&(entry("a.com", HTTP) + &pinned + subset + service));
+    let expected = "@14: spec.subsets[0].trafficPolicy.tls.insecureSkipVerify: this verifies nothing, yet the annotation \
+                    egress.dev/pins of another DestinationRule for a.com pins keys of the verified chain; remove one of them";
+    assert_eq!(outcome, expected);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     netns::NetnsCookie,
-    policy::{EndpointAddress, LoadBalancer, Targets, Upstream},
+    policy::{EndpointAddress, HostPattern, LoadBalancer, Targets, Upstream},
     resolve::{Addresses, Names},
     upstream::{
         health::Health as Failing,
@@ -135,11 +135,12 @@ impl Cluster {
 
     /// What a pooled connection must lead to, to serve a request for `host` that goes to what was `chosen`.
     pub fn pooled(&self, host: &str, chosen: &Chosen) -> To {
-        To::Cluster {
-            id: self.id,
-            address: chosen.address,
-            name: (!self.upstream.host.is_exact()).then(|| host.into()),
-        }
+        // Who has shown to be one host is not asked for another.
+        let is_for_all = match &self.upstream.host {
+            HostPattern::Exact(own) => own.as_str() == host || !self.originator.asks_for(host),
+            HostPattern::Wildcard(_) => false,
+        };
+        To::Cluster { id: self.id, address: chosen.address, name: (!is_for_all).then(|| host.into()) }
     }
 
     /// Counts a request as under way to an address.

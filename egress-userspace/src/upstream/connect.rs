@@ -63,8 +63,8 @@ impl Connector {
     /// Connects to a configured host, originates TLS and verifies the peer. `has_others` says that it has addresses beside the
     /// candidates.
     ///
-    /// An address whose connection breaks during the handshake is passed over like one that refuses; whatever else is wrong
-    /// with TLS there is the host's answer.
+    /// An address whose connection breaks during the handshake, or whose proxy is out of order, is passed over like one that
+    /// refuses; whatever else is wrong with TLS there is the host's answer.
     ///
     /// # Errors
     /// No address can be reached, or TLS fails. Nothing but the handshake has been sent then.
@@ -99,7 +99,7 @@ impl Connector {
             match &handshake {
                 Ok(_) => self.health.succeeded(netns, address),
                 Err(error)
-                    if error.is_broken_handshake()
+                    if error.is_of_address()
                         || matches!(error.cause(), Cause::HandshakeTimeout | Cause::TunnelTimeout) =>
                 {
                     self.health.failed(netns, address);
@@ -107,8 +107,8 @@ impl Connector {
                 Err(_) => {}
             }
             match handshake {
-                Ok((stream, tls)) => return self.http(stream, address, tls).await,
-                Err(error) if error.is_broken_handshake() => {
+                Ok((stream, tls)) => return self.http(stream, address, tls, offer).await,
+                Err(error) if error.is_of_address() => {
                     candidates.retain(|candidate| *candidate != address);
                     broken = Some(error);
                 }
@@ -156,9 +156,15 @@ impl Connector {
         Ok((stream, info))
     }
 
-    /// Starts what the origin has picked; HTTP/1.1 if it does not know ALPN.
-    async fn http(&self, stream: TlsStream, address: SocketAddr, tls: TlsInfo) -> Result<Made, UpstreamError> {
-        let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
+    /// Starts what the origin has picked. If it does not know ALPN, that is HTTP/1.1, unless nothing but HTTP/2 will do.
+    async fn http(
+        &self,
+        stream: TlsStream,
+        address: SocketAddr,
+        tls: TlsInfo,
+        offer: Offer,
+    ) -> Result<Made, UpstreamError> {
+        let http2 = stream.get_ref().1.alpn_protocol().map_or(offer == Offer::Http2, |picked| picked == HTTP2);
         let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
         let info = ConnectionInfo::new(address, protocol, Some(tls));
         if http2 {

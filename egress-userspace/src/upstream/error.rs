@@ -135,9 +135,13 @@ impl UpstreamError {
         Self::TlsEnded { address: info.address, source: Refusal::of_ended(error, client_certificate) }
     }
 
-    /// Whether the connection broke during the handshake, or before it in a proxy's hands, as one to another address might not.
-    pub(super) fn is_broken_handshake(&self) -> bool {
-        matches!(self.cause(), Cause::HandshakeReset | Cause::HandshakeClosed | Cause::TunnelBroken)
+    /// Whether the address has failed, as another might not: the connection broke during the handshake, or before it in a
+    /// proxy's hands, or the proxy there is out of order.
+    pub(super) fn is_of_address(&self) -> bool {
+        match self {
+            Self::Tunnel { source, .. } => source.is_of_proxy(),
+            _ => matches!(self.cause(), Cause::HandshakeReset | Cause::HandshakeClosed),
+        }
     }
 
     /// What it is counted as.

@@ -58,7 +58,7 @@ pub enum To {
         id: ClusterId,
         /// To this address alone, where it matters which it is.
         address: Option<SocketAddr>,
-        /// For this name alone, where the rule is for many.
+        /// For this name alone, where it is not the cluster's own.
         name: Option<Box<str>>,
     },
     /// To where the application was going, as it is.

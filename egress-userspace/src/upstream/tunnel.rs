@@ -54,6 +54,18 @@ pub enum TunnelError {
     Timeout,
 }
 
+impl TunnelError {
+    /// Whether it is this proxy that fails: another one might make the tunnel. What is refused otherwise would be there too.
+    pub(super) fn is_of_proxy(&self) -> bool {
+        match self {
+            Self::Refused(status) => status.is_server_error(),
+            Self::Malformed(_) | Self::TooLong | Self::Early | Self::Broken(_) => true,
+            // It has had its time, and a page is what it has for everybody.
+            Self::Bounded | Self::Timeout => false,
+        }
+    }
+}
+
 /// Asks the proxy at the other end of `stream`, which is at `proxy`, for a tunnel.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ mod choices;
 mod failover;
 mod limits;
 mod matching;
+mod names;
 mod pools;
 mod times;
 mod tunnels;

@@ -18,11 +18,16 @@ use super::{HOST, SECOND, agent, bed, destination, echo, entry, get, origin};
 const PORT: u16 = 3128;
 
 /// A proxy that tunnels to one address, or refuses; and what it was asked.
-fn proxy(bed: &TestBed, to: SocketAddr, answer: &'static str) -> Result<(RawServer, Arc<Mutex<Vec<String>>>)> {
+fn proxy(
+    bed: &TestBed,
+    place: &str,
+    to: SocketAddr,
+    answer: &'static str,
+) -> Result<(RawServer, Arc<Mutex<Vec<String>>>)> {
     let heads = Arc::<Mutex<Vec<String>>>::default();
     let seen = heads.clone();
     let netns = bed.origin().path().to_owned();
-    let address = SocketAddr::new(bed.addresses(SECOND).v4.into(), PORT);
+    let address = SocketAddr::new(bed.addresses(place).v4.into(), PORT);
     let server = RawServer::start(bed.origin(), &[address], move |mut client| {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -91,8 +96,14 @@ fn wrap(mut from: TcpStream, mut to: &TcpStream) -> io::Result<()> {
 
 /// The host behind the proxy: what is connected to is the proxy, what is verified is the host.
 fn rules(bed: &TestBed, protocol: &str) -> String {
-    let proxy = bed.addresses(SECOND).v4;
-    let spec = format!("resolution: STATIC\n  endpoints: [{{address: {proxy}, ports: {{http: {PORT}}}}}]");
+    rules_for(bed, &[SECOND], protocol)
+}
+
+/// The same with a proxy at each of these places.
+fn rules_for(bed: &TestBed, places: &[&str], protocol: &str) -> String {
+    let endpoint = |place: &&str| format!("{{address: {}, ports: {{http: {PORT}}}}}", bed.addresses(place).v4);
+    let endpoints = places.iter().map(endpoint).collect::<Vec<_>>().join(", ");
+    let spec = format!("resolution: STATIC\n  endpoints: [{endpoints}]");
     let tunnel = format!("tunnel: {{protocol: {protocol}, targetHost: {HOST}, targetPort: 443}}");
     entry(HOST, &spec) + &destination(HOST, "", &tunnel, "")
 }
@@ -114,7 +125,7 @@ fn tls_is_made_inside_of_a_tunnel() -> Result<()> {
             "/large" => Reply::ok(vec![b'x'; 300_000]),
             _ => echo(request),
         })?;
-        let (_proxy, heads) = proxy(&bed, bed.sockets(HOST, 443)[0], answer)?;
+        let (_proxy, heads) = proxy(&bed, SECOND, bed.sockets(HOST, 443)[0], answer)?;
         let (_agent, _config) = agent(&bed, &rules(&bed, protocol))?;
         let capture = bed.capture()?;
         for _ in 0..2 {
@@ -145,11 +156,35 @@ fn a_proxy_that_refuses_is_named() -> Result<()> {
     ] {
         let bed = bed("no-tunnel")?;
         let _origin = origin(&bed, |_| Reply::ok("never"))?;
-        let (_proxy, _) = proxy(&bed, bed.sockets(HOST, 443)[0], answer)?;
+        let (_proxy, _) = proxy(&bed, SECOND, bed.sockets(HOST, 443)[0], answer)?;
         let (_agent, _config) = agent(&bed, &rules(&bed, protocol))?;
         let (status, body, result) = get(&bed, "/", &[])?;
         ensure!(status == 502 && body.contains("no tunnel to edition.cnn.com:443 through the proxy at"), "{result:?}");
         ensure!(body.contains(reason), "{result:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_proxy_out_of_order_is_passed_over_for_another() -> Result<()> {
+    const MADE: &str = "HTTP/1.1 200 OK\r\n\r\n";
+    for (answer, expected, served) in [
+        ("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", 200, 1),
+        ("SSH-2.0-OpenSSH\r\n", 200, 1),
+        // What one does not want none is asked for.
+        ("HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", 502, 0),
+    ] {
+        let bed = bed("tunnel-next")?;
+        let _origin = origin(&bed, echo)?;
+        let target = bed.sockets(HOST, 443)[0];
+        let (_first, refused) = proxy(&bed, HOST, target, answer)?;
+        let (_second, made) = proxy(&bed, SECOND, target, MADE)?;
+        let (_agent, _config) = agent(&bed, &rules_for(&bed, &[HOST, SECOND], "CONNECT"))?;
+        // The address that the application connects to comes first.
+        let (status, _, result) = get(&bed, "/", &["-4"])?;
+        ensure!(status == expected, "{answer:?}: {result:?}");
+        let asked = [refused, made].map(|heads| heads.lock().expect("no test panics with it").len());
+        ensure!(asked == [1, served], "{answer:?}: {asked:?}");
     }
     Ok(())
 }

@@ -87,6 +87,24 @@ fn what_is_agreed_on_shows_in_the_access_log() -> Result<()> {
     Ok(())
 }
 
+/// What is said to be HTTP/2 alone is so with an origin that has never heard of ALPN as well.
+#[test]
+fn http2_is_begun_without_alpn_where_nothing_else_will_do() -> Result<()> {
+    let bed = TestBed::new("tls-prior-knowledge")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?).alpn(&[]);
+    let origin = bed.embedded_origin().prior_knowledge().tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let config = configure(&bed, &[rule(HOST, DNS, SIMPLE).replace("protocol: HTTP,", "protocol: HTTP2,")])?;
+    let agent = bed.agent(&config)?;
+    let response = bed.curl(URL)?.response()?;
+    ensure!(response.head.status == 200, "{response:?}");
+    let request = origin.only_request()?;
+    let alpn = request.tls.context("not over TLS")?.alpn;
+    ensure!((request.version.as_str(), alpn) == ("HTTP/2", None));
+    let record = &agent.wait_for_records(1)?[0];
+    ensure!(record.text("protocol") == "HTTP/2", "{record:?}");
+    Ok(())
+}
+
 #[test]
 fn the_name_asked_for_is_the_host_however_the_application_writes_it() -> Result<()> {
     let bed = TestBed::new("tls-sni")?;

@@ -6,7 +6,7 @@ use rustls_pki_types::ServerName;
 
 use crate::{
     config::{Code, Diagnostic, Location},
-    policy::{HostName, HostPattern, Policy, Rule, Targets, Upstream},
+    policy::{Action, HostName, HostPattern, Policy, Rule, Targets, Upstream},
     upstream::tls::{Clients, Originator, Workshop},
 };
 
@@ -53,7 +53,7 @@ pub(super) fn plan(policy: &Policy, names: &[HostName]) -> Plan {
             let Ok(originator) = workshop.originator(&upstream.host, &upstream.tls, &upstream.location) else {
                 continue;
             };
-            for target in targets(upstream, &originator, &named, &mut used) {
+            for target in targets(rule, upstream, &originator, &named, &mut used) {
                 let probe = Probe { upstream: upstream.clone(), rules: vec![url(rule)], target };
                 let alike = known.entry((upstream.host.clone(), upstream.target_port)).or_default();
                 match alike.iter().find(|index| probes[**index].is_same(&probe)) {
@@ -70,30 +70,59 @@ pub(super) fn plan(policy: &Policy, names: &[HostName]) -> Plan {
     Plan { probes, problems: unused.collect() }
 }
 
-/// What to probe an upstream for, and which of the names that serves.
+/// What to probe an upstream of a rule for, and which of the names that serves.
 fn targets(
-    upstream: &Upstream,
+    rule: &Rule,
+    upstream: &Arc<Upstream>,
     originator: &Originator,
     named: &[(usize, &HostName)],
     used: &mut [bool],
 ) -> Vec<Result<Target, &'static str>> {
-    let target = |name: &HostName| {
-        let server_name = originator.server_name(name.as_str()).unwrap_or_else(|| name.to_server_name());
-        Ok(Target { name: name.clone(), server_name, originator: originator.clone() })
+    let target = |name: &HostName, requested: &str| {
+        let server_name = originator.server_name(requested).unwrap_or_else(|| name.to_server_name());
+        Target { name: name.clone(), server_name, originator: originator.clone() }
     };
-    let reason = match (&upstream.host, &upstream.targets) {
-        (HostPattern::Exact(host), Targets::Resolve(_) | Targets::Endpoints(_)) => return vec![target(host)],
-        (HostPattern::Exact(_), Targets::Original) => APPLICATIONS_CHOICE,
-        (HostPattern::Wildcard(_), _) => WILDCARD,
+    // The place is the upstream's own, or that of the host that is asked for.
+    let (place, reason) = match (&upstream.host, &upstream.targets) {
+        (HostPattern::Exact(host), Targets::Resolve(_) | Targets::Endpoints(_)) => (Some(host), WILDCARD),
+        (HostPattern::Exact(_), Targets::Original) => (None, APPLICATIONS_CHOICE),
+        (HostPattern::Wildcard(_), _) => (None, WILDCARD),
     };
-    if named.is_empty() {
-        return vec![Err(reason)];
+    let requested = if originator.follows_requests() { authorities(rule, upstream) } else { vec![None] };
+    let mut found = Vec::new();
+    for authority in requested {
+        match (place, &authority, &rule.host) {
+            (Some(place), Some(authority), _) => found.push(Ok(target(place, authority))),
+            (Some(place), None, HostPattern::Exact(own)) => found.push(Ok(target(place, own.as_str()))),
+            (Some(place), None, _) if !originator.follows_requests() => found.push(Ok(target(place, place.as_str()))),
+            _ if named.is_empty() => found.push(Err(reason)),
+            _ => found.extend(named.iter().map(|&(index, name)| {
+                used[index] = true;
+                Ok(target(place.unwrap_or(name), authority.as_deref().unwrap_or(name.as_str())))
+            })),
+        }
     }
-    let use_up = |&(index, name): &(usize, &HostName)| {
-        used[index] = true;
-        target(name)
-    };
-    named.iter().map(use_up).collect()
+    found
+}
+
+/// What a rule's routes to an upstream make of the Host, each once; None if they leave it as it is.
+fn authorities(rule: &Rule, upstream: &Arc<Upstream>) -> Vec<Option<String>> {
+    let mut found = Vec::new();
+    for route in &rule.routes {
+        let destinations = match &route.action {
+            Action::Forward(destinations) => destinations.as_slice(),
+            Action::Respond(_) | Action::Redirect(_) => &[],
+        };
+        let leads_to =
+            destinations.iter().map(|to| to.upstream).chain(route.mirrors.iter().map(|mirror| mirror.upstream));
+        let authority = route.rewrite.authority.as_ref();
+        let authority = authority.map(|authority| authority.host().trim_end_matches('.').to_ascii_lowercase());
+        if leads_to.into_iter().any(|index| Arc::ptr_eq(rule.upstream(index), upstream)) && !found.contains(&authority)
+        {
+            found.push(authority);
+        }
+    }
+    found
 }
 
 /// Whether a rule is the one for a host on its port: the most specific that covers it.
@@ -138,5 +167,57 @@ impl Probe {
             && one.protocol == two.protocol
             && one.tunnel == two.tunnel
             && one.pool.connect_timeout == two.pool.connect_timeout
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    /// The names that b.com is probed for, with `tls` in its rule, where requests for a host are routed there.
+    fn asked(host: &str, tls: &str, names: &[&str]) -> Vec<Option<String>> {
+        let documents = format!(
+            "kind: ServiceEntry
+apiVersion: networking.istio.io/v1
+metadata: {{name: b}}
+spec: {{hosts: [b.com], ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 443}}], resolution: DNS}}
+---
+kind: DestinationRule
+apiVersion: networking.istio.io/v1
+metadata: {{name: b}}
+spec: {{host: b.com, trafficPolicy: {{tls: {{mode: SIMPLE, insecureSkipVerify: true{tls}}}}}}}
+---
+kind: VirtualService
+apiVersion: networking.istio.io/v1
+metadata: {{name: a}}
+spec:
+  hosts: ['{host}']
+  http:
+  - match: [{{uri: {{prefix: /c}}}}]
+    route: [{{destination: {{host: b.com}}}}]
+    rewrite: {{authority: 'C.com:8443'}}
+  - route: [{{destination: {{host: b.com}}}}]
+"
+        );
+        let documents = config::parse(&documents, Path::new("rules.yaml")).expect("valid documents");
+        let (policy, _) = Policy::compile(&documents).expect("valid rules");
+        let names: Vec<_> = names.iter().map(|name| name.parse().expect("a host name")).collect();
+        let plan = plan(&policy, &names);
+        let name = |target: Result<Target, _>| target.ok().map(|target| target.server_name.to_str().into_owned());
+        plan.probes
+            .into_iter()
+            .filter(|probe| !probe.rules.contains(&"http://b.com:80".to_owned()))
+            .map(|probe| name(probe.target))
+            .collect()
+    }
+
+    #[test]
+    fn a_host_is_probed_for_whom_requests_are_for_there() {
+        let some = |names: &[&str]| names.iter().map(|name| Some((*name).to_owned())).collect::<Vec<_>>();
+        assert_eq!(asked("a.com", "", &[]), some(&["c.com", "a.com"]));
+        assert_eq!(asked("a.com", ", sni: d.com", &[]), [] as [Option<String>; 0], "it is the same for all rules");
+        assert_eq!(asked("*.a.com", "", &[]), [Some("c.com".to_owned()), None]);
+        assert_eq!(asked("*.a.com", "", &["www.a.com"]), some(&["c.com", "www.a.com"]));
     }
 }

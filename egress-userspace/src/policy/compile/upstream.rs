@@ -45,6 +45,7 @@ pub(super) fn build<'d>(
     let balancer = settings.balancer.and_then(|balancer| balancer.simple.as_ref()).map(|simple| simple.value);
     let http = settings.pool.and_then(|pool| pool.http.as_ref());
     let annotations = settings.annotations.cloned().unwrap_or_default();
+    check_pins(host, asked, &annotations, reports);
     Upstream {
         host: host.clone(),
         port: port.number.value.get(),
@@ -85,6 +86,21 @@ pub(super) fn build<'d>(
         adjustments: adjustments(&annotations),
         preconnect: annotations.preconnect,
         location: asked.place().location,
+    }
+}
+
+/// What is not verified has no chain in which a pinned key could be. Of one rule this is known when it is read; a subset and
+/// the annotations can be two rules'.
+fn check_pins(host: &HostPattern, asked: Asked<'_>, annotations: &Annotations, reports: &mut Reports) {
+    if let AskedBy::Rule(_, origination) = asked.by
+        && let Some(skip) = &origination.insecure_skip_verify
+        && !annotations.requirements.pins.is_empty()
+    {
+        let text = format!(
+            "this verifies nothing, yet the annotation egress.dev/pins of another DestinationRule for {host} pins keys of the \
+             verified chain; remove one of them"
+        );
+        reports.at(skip, Code::Contradiction.because(text));
     }
 }
 
@@ -160,10 +176,7 @@ fn tls_settings<'d>(
             }
             Verify::Names(vec![sni.to_server_name()])
         }
-        None => match host {
-            HostPattern::Exact(host) => Verify::Names(vec![host.to_server_name()]),
-            HostPattern::Wildcard(_) => Verify::Host,
-        },
+        None => Verify::Host,
     };
     let crl = asked.ca_crl.as_ref().map(resolve);
     let (roots, crl, client) = match &asked.credential {

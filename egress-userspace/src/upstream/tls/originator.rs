@@ -10,7 +10,7 @@ use rustls::{
     crypto::{CryptoProvider, aws_lc_rs},
     version::{TLS12, TLS13},
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 
 use super::{
     TlsError,
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     config::Location,
-    policy::{HostPattern, Pem, PinsMode, Requirements, Roots, TlsSettings, TlsVersion, Verify},
+    policy::{HostName, HostPattern, Pem, PinsMode, Requirements, Roots, TlsSettings, TlsVersion, Verify},
 };
 
 /// Servers whose sessions the client remembers which all rules share that say nothing special.
@@ -36,6 +36,8 @@ pub struct Originator {
     client: Arc<Client>,
     /// Whom to ask for (SNI); None for whomever the request is for.
     server_name: Option<ServerName<'static>>,
+    /// Whom to ask for where a request is for no name: applications also reach a host by its address. None for a wildcard.
+    host: Option<ServerName<'static>>,
 }
 
 impl Originator {
@@ -54,7 +56,7 @@ impl Originator {
         let Client { verifier, offer, material, .. } = &*self.client;
         let (verifier, offer, material) = (verifier.clone(), *offer, material.clone());
         let client = Arc::new(Client { config: Arc::new(config), verifier, offer, material });
-        Self { client, server_name: self.server_name.clone() }
+        Self { client, server_name: self.server_name.clone(), host: self.host.clone() }
     }
 
     /// What origins are offered.
@@ -64,10 +66,20 @@ impl Originator {
 
     /// Whom to ask for, for a request to `host` (lower case, no port, no trailing dot). None if TLS has no such name.
     pub fn server_name(&self, host: &str) -> Option<ServerName<'static>> {
-        match &self.server_name {
-            Some(name) => Some(name.clone()),
-            None => ServerName::try_from(host.trim_matches(['[', ']'])).ok().map(|name| name.to_owned()),
+        if self.asks_for(host) {
+            return ServerName::try_from(host.trim_matches(['[', ']'])).ok().map(|name| name.to_owned());
         }
+        self.server_name.as_ref().or(self.host.as_ref()).cloned()
+    }
+
+    /// Whether a request to `host` is sent to whoever has shown to be that, rather than to whom all others are sent.
+    pub fn asks_for(&self, host: &str) -> bool {
+        self.follows_requests() && (self.host.is_none() || DnsName::try_from(host).is_ok())
+    }
+
+    /// Whether servers are asked for the host of each request.
+    pub fn follows_requests(&self) -> bool {
+        self.server_name.is_none()
     }
 
     /// What to report of an origin that was verified and has none of the pinned keys, where pins are only to be reported.
@@ -157,12 +169,13 @@ impl<'a> Workshop<'a> {
         settings: &TlsSettings,
         location: &Location,
     ) -> Result<Originator, TlsError> {
-        let server_name = match (&settings.sni, host) {
-            (Some(name), _) | (None, HostPattern::Exact(name)) => Some(name.to_server_name()),
-            (None, HostPattern::Wildcard(_)) => None,
-        };
+        let server_name = settings.server_name(host).map(HostName::to_server_name);
         let client = self.client(Recipe::of(settings, server_name.as_ref()), settings, location)?;
-        Ok(Originator { client, server_name })
+        let host = match host {
+            HostPattern::Exact(host) => Some(host.to_server_name()),
+            HostPattern::Wildcard(_) => None,
+        };
+        Ok(Originator { client, server_name, host })
     }
 
     fn client(&mut self, recipe: Recipe, settings: &TlsSettings, location: &Location) -> Result<Arc<Client>, TlsError> {
@@ -294,10 +307,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::{
-        config::{Located, annotations::Pin},
-        policy::HostName,
-    };
+    use crate::config::{Located, annotations::Pin};
 
     fn rule(host: &str, roots: &Path) -> (HostPattern, TlsSettings) {
         let host: HostName = host.parse().expect("a host name");
@@ -338,6 +348,13 @@ mod tests {
         assert_eq!(first.server_name("b.example"), ServerName::try_from("a.example").ok());
         assert!(!first.is_same_client(&make(&mut workshop, &other_name)), "it is not verified by the name asked for");
         assert!(!first.is_same_client(&make(&mut workshop, &pinned)));
+        let mut of_requests = rule("e.example", &roots);
+        of_requests.1.verify = Verify::Host;
+        let of_requests = make(&mut workshop, &of_requests);
+        for (host, expected) in [("b.example", "b.example"), ("192.0.2.7", "e.example"), ("[2001:db8::7]", "e.example")]
+        {
+            assert_eq!(of_requests.server_name(host), ServerName::try_from(expected).ok());
+        }
         let clients = workshop.finish();
         assert_eq!(clients.len(), 3);
 

@@ -68,7 +68,7 @@ impl Refusal {
                 PeerMisbehaved::SelectedUnofferedKxGroup
                 | PeerMisbehaved::WrongGroupForKeyShare
                 | PeerMisbehaved::IllegalHelloRetryRequestWithUnofferedNamedGroup,
-            ) => no_common_cipher("chose a key exchange that it was not offered", offer),
+            ) => no_common_cipher("chose a key exchange that it was not offered", false, offer),
             Error::PeerMisbehaved(PeerMisbehaved::SelectedUnofferedApplicationProtocol) => {
                 (Cause::NoCommonProtocol, "the origin chose an application protocol that it was not offered".to_owned())
             }
@@ -104,7 +104,9 @@ impl Refusal {
         let (cause, text) = match alert {
             A::ProtocolVersion => version(seen, offer),
             A::HandshakeFailure | A::InsufficientSecurity if !seen.asks_for_certificate() => {
-                no_common_cipher(&format!("sent the alert {}", alert_name(alert)), offer)
+                // Many answer by this, too, that serve no host of the name: before they choose anything.
+                let or_name = alert == A::HandshakeFailure && seen.server_hello().is_none();
+                no_common_cipher(&format!("sent the alert {}", alert_name(alert)), or_name, offer)
             }
             A::UnrecognisedName => {
                 (Cause::UnknownName, "the origin serves no host of this name (alert unrecognized_name)".to_owned())
@@ -153,10 +155,12 @@ fn version(seen: &Seen, offer: Offer) -> (Cause, String) {
     (Cause::TlsVersion, text)
 }
 
-fn no_common_cipher(what: &str, offer: Offer) -> (Cause, String) {
+/// Nothing in common by what the origin does, or, with `or_name`, possibly no such host there.
+fn no_common_cipher(what: &str, or_name: bool, offer: Offer) -> (Cause, String) {
+    let or_name = if or_name { ", or serves no host of this name" } else { "" };
     if offer.post_quantum {
         let text = format!(
-            "the origin offered no post-quantum key exchange, which egress.dev/require-post-quantum requires: offered \
+            "the origin offered no post-quantum key exchange, which egress.dev/require-post-quantum requires{or_name}: offered \
              X25519MLKEM768 and SecP256r1MLKEM768 alone, it {what}"
         );
         return (Cause::NoPostQuantum, text);
@@ -168,8 +172,8 @@ fn no_common_cipher(what: &str, offer: Offer) -> (Cause, String) {
         }
     };
     let text = format!(
-        "no cipher suite or key exchange in common: the origin {what}. It was offered AES-GCM and ChaCha20-Poly1305 with \
-         X25519MLKEM768, X25519, P-256 or P-384{old}"
+        "the origin has no cipher suite or key exchange in common{or_name}: it {what}. It was offered AES-GCM and \
+         ChaCha20-Poly1305 with X25519MLKEM768, X25519, P-256 or P-384{old}"
     );
     (Cause::NoCommonCipher, text)
 }

@@ -288,7 +288,7 @@ pub const CASES: [Case; 34] = [
         Origin::OpenSsl(|pki, host| pki.by_openssl(host, "rsa:2048", "sha256"), &["-tls1_2", "-cipher", "kRSA"]),
         ALERT,
         "no_common_cipher",
-        &["sent the alert handshake_failure", "RSA key exchange", "are not used"],
+        &["or serves no host of this name", "sent the alert handshake_failure", "RSA key exchange", "are not used"],
     ),
     openssl(
         "cbc.example",
