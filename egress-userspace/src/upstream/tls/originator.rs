@@ -1,6 +1,6 @@
 //! TLS clients, made once for all rules that want the same.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use foldhash::HashMap;
 
@@ -10,7 +10,7 @@ use rustls::{
     crypto::{CryptoProvider, aws_lc_rs},
     version::{TLS12, TLS13},
 };
-use rustls_pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{
     TlsError,
@@ -74,7 +74,8 @@ impl Originator {
 
     /// Whether a request to `host` is sent to whoever has shown to be that, rather than to whom all others are sent.
     pub fn asks_for(&self, host: &str) -> bool {
-        self.follows_requests() && (self.host.is_none() || DnsName::try_from(host).is_ok())
+        let is_address = || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        self.follows_requests() && (self.host.is_none() || !is_address())
     }
 
     /// Whether servers are asked for the host of each request.
@@ -355,6 +356,8 @@ mod tests {
         {
             assert_eq!(of_requests.server_name(host), ServerName::try_from(expected).ok());
         }
+        // It is nobody's name, and not asked for as somebody else's.
+        assert_eq!(of_requests.server_name("foo-.example"), None);
         let clients = workshop.finish();
         assert_eq!(clients.len(), 3);
 
