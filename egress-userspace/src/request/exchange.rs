@@ -21,7 +21,7 @@ use crate::{
     socket::Place,
     telemetry::access_log::{Outcome, Record},
     upstream::{
-        ExchangeError, Fate, Made, NotAnswered, Offer, UpstreamError,
+        Cause, ExchangeError, Fate, Made, NotAnswered, Offer, UpstreamError,
         limits::{Kind, Slot},
         outlier::Seen,
         pool::{Key, To},
@@ -123,6 +123,9 @@ impl Exchange<'_> {
                 let until = Instant::now() + retry::pause(retries.backoff, tries, fastrand::f64());
                 sleep_until(deadline.map_or(until, |deadline| until.min(deadline))).await;
             }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(ProxyError::timeout(self.sending.timeout.unwrap_or_default()));
+            }
         }
     }
 
@@ -211,10 +214,15 @@ impl Exchange<'_> {
         let key = Key { netns: netns.cookie(), device: *device, to };
         let first = chosen.and_then(|chosen| chosen.address);
         let active = self.cluster().map(|cluster| cluster.begin(first));
-        let failed =
-            |error: &UpstreamError, ended| Failure { error: error.into(), ended, address: error.address().or(first) };
+        let failed = |error: &UpstreamError, ended| {
+            // That it is nobody of this name says nothing of what it is for others.
+            let is_of_name = matches!(error.cause(), Cause::WrongName | Cause::UnknownName);
+            let address = error.address().or(first).filter(|_| !is_of_name);
+            Failure { error: error.into(), ended, address }
+        };
         loop {
             stage.set(Stage::Waiting);
+            record.connecting();
             let wanted = attempt.wanted(self.idle());
             let mut connection = match self.worker.pool.ready(&key, wanted) {
                 Some(connection) => connection,

@@ -141,9 +141,13 @@ impl Record {
         self.route = name.cloned();
     }
 
-    /// Counts that it is sent again, as its route wants. What comes of that is not the last connection's.
+    /// Counts that it is sent again, as its route wants.
     pub fn retried(&mut self) {
         self.retries += 1;
+    }
+
+    /// Notes that it waits for a connection: what comes of that is not an earlier one's.
+    pub fn connecting(&mut self) {
         self.upstream = None;
     }
 
