@@ -148,18 +148,21 @@ impl ResponseBody {
     /// Tells why there will be no more of the response.
     pub fn poll_untaken(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         let Source::Upstream { incoming, awaited, lease, timer, .. } = &mut self.source else { return Poll::Pending };
-        if let (false, Some(Connection::Http2(stream))) = (*awaited || incoming.is_end_stream(), &mut lease.connection)
-        {
+        let has_all = incoming.is_end_stream() || incoming.left() == Some(0);
+        if let (false, Some(Connection::Http2(stream))) = (*awaited || has_all, &mut lease.connection) {
             stream.note_unread(true);
         }
+        let is_over = self.record.as_ref().is_none_or(Record::is_over);
         if let Incoming::Http1(wire) = incoming {
             let along = wire.borrow_mut().poll_along(cx);
-            if let Err(error) = along.map_err(BodyError::from) {
+            // A response that has come is sent whatever becomes of the request.
+            if let Err(error) = along.map_err(BodyError::from)
+                && !is_over
+            {
                 self.break_off(&error);
                 return Poll::Ready(error);
             }
         }
-        let is_over = self.record.as_ref().is_none_or(Record::is_over);
         let Some(timer) = timer.as_mut().filter(|_| !is_over) else { return Poll::Pending };
         ready!(timer.as_mut().poll(cx));
         self.break_off(&BodyError::TimedOut);
@@ -257,7 +260,8 @@ impl Body for ResponseBody {
             Source::Upstream { incoming, http2, awaited, lease, timer, .. } => {
                 let polled = incoming.poll_frame(cx);
                 *awaited = polled.is_pending();
-                if let Some(Connection::Http2(stream)) = &mut lease.connection {
+                // Who takes a piece now and then, but never all that there is, is as far behind.
+                if let (true, Some(Connection::Http2(stream))) = (*awaited, &mut lease.connection) {
                     stream.note_unread(false);
                 }
                 let timed_out =
@@ -272,6 +276,9 @@ impl Body for ResponseBody {
                 let ended = frame.is_none() || incoming.is_end_stream() || whole;
                 if ended {
                     lease.give_back(incoming);
+                    if let Some(Connection::Http2(stream)) = &mut lease.connection {
+                        stream.note_unread(false);
+                    }
                 }
                 if let Some(record) = &mut this.record {
                     match &frame {

@@ -38,14 +38,14 @@ use crate::http1::Limits;
 /// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
 /// keep, and what one response can have under way: 2 MiB for each round trip.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
-/// The same while many of the connection's readers stand still: what they make us keep is bounded, too.
+/// The same while many of the connection's readers are behind: what they make us keep together is bounded, too.
 const CROWDED_WINDOW: u32 = 64 * 1024;
 /// Requests at the same time on one connection, however many the origin takes.
 const STREAMS: u32 = 128;
 /// What it may send of all responses of a connection: so much that readers who stand still hold up nobody else.
 const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
 /// What frames of less than 256 bytes may fall short of that, together, until they are read: h2 ends a connection beyond. A few
-/// readers of messages of ten bytes that stand still may be `STREAM_WINDOW` behind, and all others `CROWDED_WINDOW`.
+/// readers of messages of ten bytes may be `STREAM_WINDOW` behind, and all others `CROWDED_WINDOW`, or what comes within a second.
 const SMALL_FRAMES: usize = 448 * 1024 * 1024;
 /// What is kept of one request's body until the origin takes it, in bytes.
 const SEND_BUFFER: usize = 256 * 1024;

@@ -33,7 +33,7 @@ pub struct Stream {
     switched: Option<(SendStream<Bytes>, RecvStream)>,
     /// What sends the rest of the request while the response comes. It ends with the exchange, and the origin hears of that.
     upload: Option<AbortOnDropHandle<()>>,
-    /// While nobody reads the response.
+    /// While more of the response has come than the client takes.
     unread: Option<Unread>,
     _user: User,
 }
@@ -120,7 +120,7 @@ impl Stream {
         Ok(Response { head, body: Incoming::Http2(content) })
     }
 
-    /// Notes whether the client stands still, so that nobody reads the response.
+    /// Notes whether more of the response has come than the client takes.
     pub fn note_unread(&mut self, is_unread: bool) {
         if is_unread != self.unread.is_some() {
             self.unread = is_unread.then(|| Unread::new(self.shared.load.clone()));

@@ -1,4 +1,4 @@
-//! Responses that have come and that nobody reads: their clients stand still.
+//! Responses that have come and that nobody reads: their clients stand still, or take less than comes.
 
 use std::{
     cell::{Cell, RefCell},
@@ -8,17 +8,17 @@ use std::{
 
 use super::Load;
 
-/// How many readers of a connection may stand still before the windows of all become small.
+/// How many readers of a connection may be behind before the windows of all become small.
 const FEW: usize = 4;
-/// For how long one does that counts: anybody who is slower than the origin does for a moment.
-const STANDSTILL: Duration = Duration::from_secs(1);
+/// For how long one is that counts: anybody who is slower than the origin is behind for a moment.
+const BEHIND: Duration = Duration::from_secs(1);
 /// How long windows stay small after that: each change is a frame that some origins take for an attack if there are many.
 const CALM: Duration = Duration::from_secs(5);
 
-/// The readers of one connection that stand still.
+/// The readers of one connection that are behind.
 #[derive(Default)]
 pub(super) struct Crowd {
-    /// Since when each does, in no order.
+    /// Since when each is, in no order.
     readers: RefCell<Vec<Instant>>,
     /// When it was last seen that they are more than a few.
     seen: Cell<Option<Instant>>,
@@ -32,8 +32,8 @@ impl Crowd {
             return false;
         }
         let now = Instant::now();
-        let stands_still = |since: &&Instant| now.saturating_duration_since(**since) > STANDSTILL;
-        if readers.iter().filter(stands_still).count() > FEW {
+        let is_far_behind = |since: &&Instant| now.saturating_duration_since(**since) > BEHIND;
+        if readers.iter().filter(is_far_behind).count() > FEW {
             self.seen.set(Some(now));
         }
         self.seen.set(self.seen.get().filter(|seen| now.saturating_duration_since(*seen) < CALM));
