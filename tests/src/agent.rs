@@ -2,14 +2,14 @@
 
 use std::{
     fs::File,
-    io::{Read, Write},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::ExitStatus,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{sched::CpuSet, sys::signal::Signal};
 use serde_json::Value;
 
@@ -192,20 +192,22 @@ impl<'bed> Agent<'bed> {
     /// A GET to the admin port from inside the node: status and body.
     pub fn admin(&self, path: &str) -> Result<(u16, String)> {
         let address = self.admin;
-        let response = self.bed.node().run(|| {
+        let (head, body) = self.bed.node().run(|| {
             let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
-            let mut response = Vec::new();
-            // It closes: who kept a connection would go on being answered by this agent when another has followed.
-            stream.read_to_end(&mut response)?;
-            Ok(response)
+            let mut stream = BufReader::new(stream);
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                ensure!(stream.read_line(&mut head)? > 0, "the admin port gives no HTTP response: {head:?}");
+            }
+            let head = head.to_ascii_lowercase();
+            let length = head.split_once("\r\ncontent-length: ").and_then(|(_, rest)| rest.split("\r\n").next());
+            let mut body = vec![0; length.context("no length")?.parse()?];
+            stream.read_exact(&mut body)?;
+            Ok((head, String::from_utf8(body)?))
         })?;
-        let text = String::from_utf8_lossy(&response);
-        let (head, body) = text.split_once("\r\n\r\n").context("the admin port gives no HTTP response")?;
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
-        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-        Ok((status, if chunked { dechunk(body) } else { body.to_owned() }))
+        Ok((head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?, body))
     }
 
     /// The metrics now.
@@ -321,17 +323,4 @@ pub fn binary() -> Result<PathBuf> {
     // Tests are in deps/, programs one above.
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join("egress")).find(|path| path.is_file());
     found.context("no egress beside the test: build it (cargo build -p egress-userspace), or set EGRESS_BIN")
-}
-
-fn dechunk(mut body: &str) -> String {
-    let mut text = String::new();
-    while let Some((size, rest)) = body.split_once("\r\n") {
-        let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
-        if size == 0 {
-            break;
-        }
-        text += rest.get(..size).unwrap_or(rest);
-        body = rest.get(size + 2..).unwrap_or_default();
-    }
-    text
 }

@@ -295,16 +295,25 @@ impl Running {
         }
     }
 
-    /// Waits for standard output to contain `text`.
+    /// Waits for standard output to contain `text`. Fails at once when the process ends.
     pub fn wait_for_output(&self, text: &str) -> Result<()> {
-        wait_until(&format!("{} to print {text:?}", self.name), PATIENCE, || self.stdout().contains(text))
+        self.wait_for_bytes(text.as_bytes())
     }
 
-    /// Waits for standard output to contain bytes that need not be a text.
+    /// Waits for standard output to contain bytes that need not be a text. Fails at once when the process ends.
     pub fn wait_for_bytes(&self, bytes: &[u8]) -> Result<()> {
-        wait_until(&format!("{} to print {}", self.name, bytes.escape_ascii()), PATIENCE, || {
-            lock(&self.stdout).windows(bytes.len()).any(|window| window == bytes)
-        })
+        let printed = wait_for(&format!("{} to print {}", self.name, bytes.escape_ascii()), PATIENCE, || {
+            // Asked first, so that the last words of a process that ends are not missed.
+            let ended = self.readers.iter().all(JoinHandle::is_finished);
+            let is_there = lock(&self.stdout).windows(bytes.len()).any(|window| window == bytes);
+            (is_there || ended).then_some(is_there)
+        });
+        let said = || format!("it said:\n{}\n{}", self.stdout(), self.stderr().join("\n"));
+        match printed {
+            Ok(true) => Ok(()),
+            Ok(false) => bail!("{} ended without printing {}; {}", self.name, bytes.escape_ascii(), said()),
+            Err(error) => Err(error.context(said())),
+        }
     }
 
     /// Writes to its standard input, which stays open.

@@ -46,6 +46,11 @@ fn the_admin_port_tells_health_and_counts() -> Result<()> {
     ] {
         ensure!(agent.admin(path)? == (status, body.to_owned()), "{path}: {:?}", agent.admin(path)?);
     }
+    // Who kept a connection would go on being answered by this agent when another one has followed.
+    let health = "http://127.0.0.1:9901/healthz";
+    let twice = ["-q", "-sS", "-w", "%{num_connects} ", health, health];
+    let connects = bed.node_command("curl")?.args(twice).run()?.success()?;
+    ensure!(connects.text() == "ok\n1 ok\n1 ", "{connects:?}");
     let metrics = agent.metrics()?;
     for (name, labels, value) in [
         ("egress_connects_total", [("outcome", "redirected")].as_slice(), 2.0),
