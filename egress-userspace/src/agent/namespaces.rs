@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
+    io, mem,
     net::TcpListener,
     path::PathBuf,
 };
@@ -36,6 +36,9 @@ struct Served {
     handle: Handle,
     /// By which it was found. A walk sees only the namespaces of processes; a thread can be in one of its own.
     witness: ThreadSeen,
+    /// The last walk found no process in it. One may have come in while it went on, which the kernel does not report of a
+    /// namespace that is served: so it takes two.
+    was_empty: bool,
 }
 
 impl Namespaces {
@@ -150,12 +153,16 @@ impl Namespaces {
             }
         }
         self.unserved.retain(|inode, _| found.contains_key(inode));
-        let gone: Vec<_> = self
-            .served
-            .iter()
-            .filter(|(inode, served)| !found.contains_key(inode) && self.kept != Some(**inode) && !served.is_used())
-            .map(|(inode, _)| *inode)
-            .collect();
+        let mut gone = Vec::new();
+        for (&inode, served) in &mut self.served {
+            let is_empty = !found.contains_key(&inode) && self.kept != Some(inode) && !served.is_used();
+            match (mem::replace(&mut served.was_empty, is_empty), is_empty) {
+                (true, true) => gone.push(inode),
+                // To be looked at again before long.
+                (false, true) => self.population.expect(),
+                (_, false) => {}
+            }
+        }
         for inode in gone {
             self.close(inode, workers, Why::Gone);
         }
@@ -190,7 +197,7 @@ impl Namespaces {
         // Listening first: the hooks refuse what nobody listens to.
         self.kernel.insert(netns.cookie(), handle.v4, handle.v6).map_err(io::Error::other)?;
         tracing::debug!(netns = ?netns.cookie(), v4 = handle.v4, v6 = handle.v6, "serving a network namespace");
-        self.served.insert(netns.inode(), Served { handle, witness });
+        self.served.insert(netns.inode(), Served { handle, witness, was_empty: false });
         Ok(())
     }
 
