@@ -9,7 +9,7 @@ use std::{
     io,
     mem::{self, MaybeUninit},
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -57,6 +57,10 @@ struct Io {
     is_at_end: bool,
     /// Whether the kernel keeps little of what it has not taken.
     is_limited: bool,
+    /// Whether an interim response has yet to go out.
+    is_informing: bool,
+    /// Who is to look for a reset once all content has come.
+    watching: Option<Waker>,
 }
 
 /// Whether a client waits to be told to go on (RFC 9110 section 10.1.1).
@@ -88,6 +92,23 @@ impl Io {
         }
         written
     }
+
+    /// Sends interim responses on. What does not go before the response goes with that.
+    fn poll_inform(&mut self, cx: &mut Context<'_>) {
+        if self.is_informing {
+            self.is_informing = self.output.poll_write(&mut self.stream, cx).is_pending();
+        }
+    }
+
+    /// Tells a task that waits for all content to have come that it has. The one that reads it needs no telling.
+    fn note_end(&mut self, cx: &Context<'_>) {
+        if self.content.is_end()
+            && let Some(watching) = self.watching.take()
+            && !watching.will_wake(cx.waker())
+        {
+            watching.wake();
+        }
+    }
 }
 
 impl Connection {
@@ -106,6 +127,8 @@ impl Connection {
             is_begun: false,
             is_at_end: false,
             is_limited: false,
+            is_informing: false,
+            watching: None,
         };
         Self { io: RefCell::new(io), limits }
     }
@@ -177,7 +200,9 @@ impl Connection {
     pub fn poll_content(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let io = &mut *self.io.borrow_mut();
         loop {
-            match io.content.decode(&mut io.input.bytes) {
+            let decoded = io.content.decode(&mut io.input.bytes);
+            io.note_end(cx);
+            match decoded {
                 Ok(Progress::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                 Ok(Progress::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
                 Ok(Progress::End) => return Poll::Ready(None),
@@ -187,9 +212,9 @@ impl Connection {
             if io.expects == Expects::Us {
                 io.expects = Expects::Nothing;
                 io.output.buffer().put_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-                // What does not go now goes with the response.
-                let _ = io.output.poll_write(&mut io.stream, cx);
+                io.is_informing = true;
             }
+            io.poll_inform(cx);
             match ready!(io.input.poll_fill(&mut io.stream, cx)) {
                 Ok(0) => return Poll::Ready(Some(Err(Error::Closed { begun: true }))),
                 Ok(_) => io.expects = Expects::Nothing,
@@ -229,6 +254,11 @@ impl Connection {
     /// Reads ahead, as that tells. Whoever waits for content is told by that.
     fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let io = &mut *self.io.borrow_mut();
+        io.poll_inform(cx);
+        if !io.content.is_end() {
+            // Whoever reads that may be another task.
+            io.watching = Some(cx.waker().clone());
+        }
         while io.content.is_end() && !io.is_at_end && io.input.bytes.len() < AHEAD {
             // This needs no system call, and no buffer, while nothing has come.
             if let Err(error) = ready!(io.stream.poll_read_ready(cx)) {
@@ -253,8 +283,8 @@ impl Connection {
             io.expects = Expects::Nothing;
         }
         response_head(head, Version::HTTP_11, &[], &mut io.output.buffer());
-        // What does not go now goes with the response.
-        let _ = io.output.poll_write(&mut io.stream, cx);
+        io.is_informing = true;
+        io.poll_inform(cx);
     }
 
     /// How much has come from the client, and has been taken by it, in bytes.
@@ -288,6 +318,7 @@ impl Connection {
             response_head(&head, asked.version, more, &mut io.output.buffer());
             // From now on nothing but the response goes to the client.
             io.expects = Expects::Nothing;
+            io.is_informing = false;
         }
         let mut ended = framing == Framing::Length(0);
         let mut encoder = Encoder::new(framing);

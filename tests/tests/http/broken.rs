@@ -166,6 +166,41 @@ fn a_client_that_resets_its_connection_resets_its_stream_at_the_origin() -> Resu
     last_record_is(&agent, 1, "aborted")
 }
 
+/// What has sent the end of its content is another task than what waits for the rest of its response.
+#[test]
+fn a_client_that_resets_its_connection_after_an_upload_beside_its_response_is_noticed() -> Result<()> {
+    let bed = TestBed::new("http-reset-uploaded")?;
+    let (told, events) = std::sync::mpsc::channel();
+    let _origin = origin_http2(&bed)?
+        .frames(move |mut frames| {
+            let told = told.clone();
+            async move {
+                frames.greet(100).await?;
+                let stream = frames.request().await?;
+                frames.head(stream, &[]).await?;
+                while !frames.sent().await?.2 {}
+                told.send("uploaded")?;
+                let (number, code) = frames.reset_by_client().await?;
+                ensure!((number, code) == (stream, code::CANCEL), "{number} {code}");
+                told.send("reset")?;
+                frames.closed().await
+            }
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let client = bed.client_command(CLIENT)?.args(["talk", &address, "--reset"]).spawn()?;
+    let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 10\r\n\r\n");
+    client.write_stdin((head + "first").as_bytes())?;
+    client.wait_for_output("HTTP/1.1 200 ")?;
+    client.write_stdin(b"later")?;
+    ensure!(events.recv_timeout(PATIENCE)? == "uploaded");
+    client.close_stdin();
+    ensure!(events.recv_timeout(PATIENCE)? == "reset");
+    last_record_is(&agent, 1, "aborted")
+}
+
 /// The origin has answered, and takes no more of the request.
 #[test]
 fn a_client_that_leaves_ends_what_waits_to_be_sent() -> Result<()> {
