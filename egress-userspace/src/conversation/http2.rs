@@ -5,9 +5,7 @@ mod stream;
 
 use std::{
     cell::{Cell, RefCell},
-    pin::pin,
     rc::Rc,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -53,12 +51,12 @@ pub(super) async fn converse(
     load: &Load,
     mut draining: watch::Receiver<Drain>,
 ) {
-    let (last, begun) = (Cell::new(None), RefCell::new(Begun::new()));
+    let (last, begun) = (Rc::<Cell<_>>::default(), RefCell::new(Begun::new()));
     let io = InspectReader::new(Switched::new(connection.clone()), |bytes: &[u8]| begun.borrow_mut().read(bytes));
-    let mut outstayed = pin!(outstayed(&conversation, &connection, &last, &begun));
+    let life = Life { conversation: &conversation, connection: &connection, last: &last, begun: &begun };
     let handshake = tokio::select! {
         made = builder(&conversation).handshake::<_, Bytes>(io) => made,
-        () = outstayed.as_mut() => return connection.close_in_order(),
+        _ = life.outstayed() => return connection.close_in_order(),
     };
     // What a request has become that has switched protocols ends with the connection, however that ends.
     let ended = Rc::new(CancellationToken::new());
@@ -66,28 +64,14 @@ pub(super) async fn converse(
     let take = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
         last.set(Some(Instant::now()));
         let load = conversation.worker.one_more(load);
-        task::spawn_local(stream::answer(conversation.clone(), request, respond, load, ended.clone()));
+        let (conversation, ended, last) = (conversation.clone(), ended.clone(), last.clone());
+        task::spawn_local(async move {
+            stream::answer(conversation, request, respond, load, ended).await;
+            last.set(Some(Instant::now()));
+        });
     };
     let ended = match handshake {
-        Ok(mut serving) => tokio::select! {
-            ended = accept(&mut serving, &take) => ended,
-            () = drained(&mut draining, &last) => {
-                // What is under way, and what crosses this on the wire, is served to its end.
-                serving.graceful_shutdown();
-                let ended = tokio::select! {
-                    ended = accept(&mut serving, &take) => Some(ended),
-                    () = outstayed.as_mut() => None,
-                };
-                match ended {
-                    Some(ended) => ended,
-                    None => timeout(LINGER, accept(&mut serving, &take)).await.unwrap_or(Ok(())),
-                }
-            }
-            () = outstayed.as_mut() => {
-                serving.graceful_shutdown();
-                timeout(LINGER, accept(&mut serving, &take)).await.unwrap_or(Ok(()))
-            }
-        },
+        Ok(mut serving) => life.serve(&mut serving, &take, &mut draining).await,
         Err(error) => Err(error),
     };
     if let Err(error) = ended {
@@ -122,62 +106,117 @@ async fn accept<I: AsyncRead + AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// Waits until the connection is to take no more requests.
-async fn drained(draining: &mut watch::Receiver<Drain>, last: &Cell<Option<Instant>>) {
-    // The agent is there for as long as its connections.
-    let _ = draining.wait_for(|drain| *drain != Drain::Off).await;
-    if last.get().is_none() {
-        sleep(DRAIN_GRACE).await;
-    }
+/// What a connection is judged by.
+struct Life<'a> {
+    conversation: &'a Conversation,
+    connection: &'a Connection,
+    /// When a request has come or was answered last.
+    last: &'a Cell<Option<Instant>>,
+    /// What the client has begun.
+    begun: &'a RefCell<Begun>,
 }
 
-/// Waits until the connection has taken longer than it may.
-async fn outstayed(
-    conversation: &Conversation,
-    connection: &Connection,
-    last: &Cell<Option<Instant>>,
-    begun: &RefCell<Begun>,
-) {
-    tokio::select! {
-        () = idle(conversation, connection, last) => {}
-        () = late(begun, conversation.worker.limits.head_time) => conversation.note_late(),
-    }
+/// Why a connection has taken longer than it may.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outstayed {
+    /// There was no request for long.
+    Unused,
+    /// Nothing goes on, or what was begun is not ended.
+    Stalled,
 }
 
-/// Waits until a client takes too long to end what it has begun.
-async fn late(begun: &RefCell<Begun>, limit: Duration) {
-    loop {
-        let now = Instant::now();
-        // What is begun meanwhile has at least as long.
-        let end = begun.borrow().since().unwrap_or(now) + limit;
-        if end <= now {
-            return;
+impl Life<'_> {
+    /// Takes requests until the connection has ended, or has to.
+    async fn serve<I: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        serving: &mut Http2<I, Bytes>,
+        take: &impl Fn(Request<RecvStream>, SendResponse<Bytes>),
+        draining: &mut watch::Receiver<Drain>,
+    ) -> Result<(), h2::Error> {
+        let mut why = tokio::select! {
+            ended = accept(serving, take) => return ended,
+            () = self.drained(draining) => None,
+            why = self.outstayed() => Some(why),
+        };
+        serving.graceful_shutdown();
+        // What is under way, and what crosses this on the wire, is served to its end.
+        loop {
+            if let Some(why) = why {
+                if let Ok(ended) = timeout(LINGER, accept(serving, take)).await {
+                    return ended;
+                }
+                if why == Outstayed::Stalled || !self.is_used() {
+                    return Ok(());
+                }
+            }
+            why = tokio::select! {
+                ended = accept(serving, take) => return ended,
+                why = self.outstayed() => Some(why),
+            };
         }
-        sleep_until(end).await;
     }
-}
 
-/// Waits until there was no request for long, or nothing at all has come or gone while there was one.
-async fn idle(conversation: &Conversation, connection: &Connection, last: &Cell<Option<Instant>>) {
-    let limit = conversation.worker.limits.idle;
-    let mut end = Instant::now() + limit;
-    let mut moved = None;
-    loop {
-        sleep_until(end).await;
-        let now = Instant::now();
-        // Those that are under way have it too.
-        let since = if Rc::strong_count(&conversation.client) > 1 {
-            let before = moved.replace(connection.moved());
-            if before == moved {
+    /// Waits until the connection is to take no more requests.
+    async fn drained(&self, draining: &mut watch::Receiver<Drain>) {
+        // The agent is there for as long as its connections.
+        let _ = draining.wait_for(|drain| *drain != Drain::Off).await;
+        if self.last.get().is_none() {
+            sleep(DRAIN_GRACE).await;
+        }
+    }
+
+    /// Waits until the connection has taken longer than it may.
+    async fn outstayed(&self) -> Outstayed {
+        tokio::select! {
+            why = self.idle() => why,
+            () = self.late() => {
+                self.conversation.note_late();
+                Outstayed::Stalled
+            }
+        }
+    }
+
+    /// Waits until the client takes too long to end what it has begun.
+    async fn late(&self) {
+        let limit = self.conversation.worker.limits.head_time;
+        loop {
+            let now = Instant::now();
+            // What is begun meanwhile has at least as long.
+            let end = self.begun.borrow().since().unwrap_or(now) + limit;
+            if end <= now {
                 return;
             }
-            Some(now)
-        } else {
-            last.get()
-        };
-        end = since.map_or(end, |since| since + limit);
-        if end <= now {
-            return;
+            sleep_until(end).await;
         }
+    }
+
+    /// Waits until there was no request for long, or nothing at all has come or gone while there was one.
+    async fn idle(&self) -> Outstayed {
+        let limit = self.conversation.worker.limits.idle;
+        let mut end = Instant::now() + limit;
+        let mut moved = None;
+        loop {
+            sleep_until(end).await;
+            let now = Instant::now();
+            // Those that are under way have it too.
+            let since = if self.is_used() {
+                let before = moved.replace(self.connection.moved());
+                if before == moved {
+                    return Outstayed::Stalled;
+                }
+                Some(now)
+            } else {
+                self.last.get()
+            };
+            end = since.map_or(end, |since| since + limit);
+            if end <= now {
+                return Outstayed::Unused;
+            }
+        }
+    }
+
+    /// Whether requests are under way.
+    fn is_used(&self) -> bool {
+        Rc::strong_count(&self.conversation.client) > 1
     }
 }

@@ -172,6 +172,29 @@ fn limits_of_times_are_those_of_http2_as_well() -> Result<()> {
     client.wait_for_output("fine")
 }
 
+#[test]
+fn a_connection_of_http2_is_idle_from_the_end_of_its_last_request_on() -> Result<()> {
+    let bed = TestBed::new("limits-idle")?;
+    let (release, released) = watch::channel(false);
+    let handler = move |_: &Request| Reply::Later(released.clone(), Box::new(Reply::ok("fine")));
+    let origin = origin(&bed)?.handler(handler).start()?;
+    let config = configure(&bed)?;
+    let agent = Agent::start(&bed, &AgentOptions::new(config.path()).args(&["--idle-timeout", "3s"]))?;
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    let mut get = frame(1, 5, &head());
+    client.write_stdin(&[PREFACE, &frame(4, 0, &[]), &get].concat())?;
+    origin.wait_for_requests(1)?;
+    std::thread::sleep(Duration::from_millis(2800));
+    release.send_replace(true);
+    client.wait_for_output("fine")?;
+    std::thread::sleep(Duration::from_secs(2));
+    get[8] = 3;
+    client.write_stdin(&get)?;
+    agent.wait_for_records(2)?;
+    // And then it ends (GOAWAY).
+    client.wait_for_bytes(b"\0\0\x08\x07\0\0\0\0\0")
+}
+
 /// Neither a request nor a response on which nothing moves is waited for without end, and none that goes on is cut short.
 #[test]
 fn an_exchange_on_which_nothing_moves_ends() -> Result<()> {
