@@ -16,7 +16,7 @@ pub use self::{
 };
 use super::metrics::Metrics;
 use crate::{
-    body::{BodyError, Content},
+    body::Content,
     upstream::{Cause, ConnectionInfo, causes},
 };
 
@@ -168,7 +168,7 @@ impl Record {
     }
 
     /// Notes that the response broke off.
-    pub fn truncated(&mut self, error: &BodyError) {
+    pub fn truncated(&mut self, error: &(dyn std::error::Error + 'static)) {
         self.intended = Outcome::Truncated;
         self.complete = true;
         self.error.get_or_insert_with(|| causes(error));
