@@ -67,9 +67,9 @@ impl<'a> Attempt<'a> {
         Wanted { max_idle, http2: self.http2 && !self.needs_http1, web_socket, newer_than: self.newer_than }
     }
 
-    /// The key, if it asks for a WebSocket alone, which HTTP/2 can say as well.
+    /// The key, if it asks for a WebSocket alone, which HTTP/2 can say as well, unless the origin does not take it so.
     fn web_socket(&self) -> Option<&[u8]> {
-        if self.http2 || !self.repeatable { None } else { web_socket::key(self.head) }
+        if self.http2 || self.needs_http1 || !self.repeatable { None } else { web_socket::key(self.head) }
     }
 
     /// Whether the origin has said that it takes the request over HTTP/1.1 alone.

@@ -115,7 +115,6 @@ impl Exchange<'_> {
                 (Err(failure), None) => return Err(failure.error),
             }
             tries += 1;
-            record.retried();
             if self.sending.retries.is_none_or(|retries| retries.elsewhere) {
                 tried.extend(chosen.and_then(|chosen| chosen.address));
             }
@@ -126,6 +125,7 @@ impl Exchange<'_> {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(ProxyError::timeout(self.sending.timeout.unwrap_or_default()));
             }
+            record.retried();
         }
     }
 

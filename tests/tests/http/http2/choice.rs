@@ -77,6 +77,34 @@ fn a_request_that_http2_is_refused_takes_http2_from_nobody_else() -> Result<()> 
     Ok(())
 }
 
+/// It says that it takes WebSockets, and does not take this one: then there is HTTP/1.1.
+#[test]
+fn a_web_socket_that_http2_is_refused_goes_by_http1() -> Result<()> {
+    let bed = TestBed::new("http2-websocket-required")?;
+    let origin = origin_http2(&bed)?
+        .handler(|_| Reply::Echo(AGREE.into()))
+        .frames(|mut frames| async move {
+            frames.greet_other_protocols().await?;
+            let first = frames.request().await?;
+            frames.answer(first, b"fine").await?;
+            let second = frames.request().await?;
+            frames.reset(second, code::HTTP_1_1_REQUIRED).await?;
+            frames.closed().await
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    ensure!(curl(&bed, &[])?.success()?.text() == "fine");
+    let ask =
+        ASK.replace("\r\n\r\n", "\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
+    let output = converse(&bed, format!("{ask}\u{0}frame"))?.success()?;
+    ensure!(output.text() == format!("{AGREE}\u{0}frame"), "{output:?}");
+    ensure!(origin.connections() == 2, "{} connections", origin.connections());
+    let protocols: Vec<_> = agent.wait_for_records(2)?.iter().map(|record| record.text("protocol")).collect();
+    ensure!(protocols == ["HTTP/2", "HTTP/1.1"], "{protocols:?}");
+    Ok(())
+}
+
 #[test]
 fn an_origin_that_speaks_http2_alone_is_served_too() -> Result<()> {
     let bed = TestBed::new("http2-only")?;
