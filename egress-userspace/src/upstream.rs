@@ -166,6 +166,22 @@ impl Connection {
         matches!(self, Self::Http2(_))
     }
 
+    /// Whether some of a request is still to be sent.
+    pub fn is_uploading(&self) -> bool {
+        match self {
+            Self::Http1(exclusive) => exclusive.is_uploading(),
+            Self::Http2(stream) => stream.is_uploading(),
+        }
+    }
+
+    /// Sends what is left of a request, of which all has come, after the response.
+    pub async fn end_upload(&mut self) {
+        match self {
+            Self::Http1(exclusive) => exclusive.end_upload().await,
+            Self::Http2(stream) => stream.end_upload().await,
+        }
+    }
+
     /// Why a request got no response on it.
     pub fn failure(&self, source: ExchangeError) -> UpstreamError {
         let info = self.info();

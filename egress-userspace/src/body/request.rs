@@ -62,7 +62,9 @@ impl Content {
 
     /// What comes from the client after that is of its next request.
     fn is_at_end(&self) -> bool {
-        self.is_complete() || self.incoming.borrow().as_ref().is_none_or(Incoming::is_end_stream)
+        self.complete.get()
+            || self.incoming.borrow().as_ref().is_none_or(Incoming::is_end_stream)
+            || self.bytes.get() == 0 && self.has_all()
     }
 
     /// The same content once more, if all of it was read and kept.
@@ -88,9 +90,14 @@ impl Content {
         self.bytes.get()
     }
 
-    /// Whether the client has sent all of it.
+    /// Whether the client has sent all of it: over HTTP/2 that can be known before the end of its stream.
     pub fn is_complete(&self) -> bool {
-        self.complete.get()
+        self.complete.get() || self.has_all()
+    }
+
+    /// Whether all of an announced length has come; trailers can follow.
+    fn has_all(&self) -> bool {
+        self.incoming.borrow().as_ref().is_some_and(|incoming| incoming.left() == Some(0))
     }
 
     /// A body that carries it from the beginning. Earlier ones come to an end.
@@ -143,7 +150,7 @@ impl Content {
     /// Reads on.
     pub fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut incoming = self.incoming.borrow_mut();
-        let Some(incoming) = incoming.as_mut().filter(|_| !self.is_complete()) else { return Poll::Ready(None) };
+        let Some(incoming) = incoming.as_mut().filter(|_| !self.complete.get()) else { return Poll::Ready(None) };
         let frame = ready!(incoming.poll_frame(cx));
         if frame.is_none() || incoming.is_end_stream() {
             self.complete.set(true);

@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// How long an HTTP/2 stream may take to end after its last content.
+/// How long an HTTP/2 stream may take to end after its last content, and the origin to take the rest of a request after its response.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the rest of a response may take to come that nobody gets: others may wait for its connection's place.
 const REST_TIMEOUT: Duration = Duration::from_millis(250);
@@ -91,14 +91,23 @@ pub struct Held {
 impl Lease {
     /// Gives the connection back once all has come of what is incoming, which is over then: the next content on it is somebody
     /// else's. A place on a connection of HTTP/2 is given back when this is dropped: all content can have come before the end.
+    ///
+    /// What the client has sent of the request, and the origin has not taken before it answered, goes to it nevertheless.
     fn give_back(&mut self, incoming: &mut Incoming) {
-        if !self.http2
-            && self.content.is_complete()
-            && let Some(connection) = self.connection.take()
-        {
-            *incoming = Incoming::Http2(Received::nothing());
-            self.pool.put(&self.key, connection);
+        if self.http2 || !self.content.is_complete() {
+            return;
         }
+        let Some(mut connection) = self.connection.take() else { return };
+        *incoming = Incoming::Http2(Received::nothing());
+        if !connection.is_uploading() {
+            return self.pool.put(&self.key, connection);
+        }
+        let (pool, key) = (self.pool.clone(), self.key.clone());
+        tokio::task::spawn_local(async move {
+            if timeout(END_TIMEOUT, connection.end_upload()).await.is_ok() {
+                pool.put(&key, connection);
+            }
+        });
     }
 
     /// Ends an exchange whose response nobody gets. Others have its connection if the rest is short.
@@ -213,12 +222,17 @@ impl Drop for ResponseBody {
         if let Some(record) = &mut self.record {
             // What the client has not sent of the request goes to nobody any more.
             let is_sent = lease.content.is_complete();
-            if http2 && is_sent && record.is_complete() && !incoming.is_end_stream() {
-                let connection = lease.connection.take();
+            if http2
+                && is_sent
+                && record.is_complete()
+                && let Some(mut connection) = lease.connection.take()
+                && (!incoming.is_end_stream() || connection.is_uploading())
+            {
                 tokio::task::spawn_local(async move {
                     // One that does not end, or has content after all, is reset.
-                    read_to_end(&mut incoming, 0, END_TIMEOUT).await;
-                    drop(connection);
+                    if read_to_end(&mut incoming, 0, END_TIMEOUT).await {
+                        let _ = timeout(END_TIMEOUT, connection.end_upload()).await;
+                    }
                 });
             }
         }
@@ -257,7 +271,7 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(text.map(|text| Ok(Frame::data(text))))
             }
-            Source::Upstream { incoming, http2, awaited, lease, timer, .. } => {
+            Source::Upstream { incoming, http2, awaited, lease, timer, upload } => {
                 let polled = incoming.poll_frame(cx);
                 *awaited = polled.is_pending();
                 // Who takes a piece now and then, but never all that there is, is as far behind.
@@ -276,6 +290,9 @@ impl Body for ResponseBody {
                 let ended = frame.is_none() || incoming.is_end_stream() || whole;
                 if ended {
                     lease.give_back(incoming);
+                    if lease.connection.is_none() {
+                        *upload = None;
+                    }
                     if let Some(Connection::Http2(stream)) = &mut lease.connection {
                         stream.note_unread(false);
                     }

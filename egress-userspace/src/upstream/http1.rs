@@ -125,6 +125,16 @@ impl Exclusive {
         wire.keep_alive && wire.content.is_end() && wire.is_sent() && wire.input.is_clean()
     }
 
+    /// Sends what is left of the request, of which all has come, after the response.
+    pub async fn end_upload(&self) {
+        poll_fn(|cx| self.wire.borrow_mut().poll_uploaded(cx)).await;
+    }
+
+    /// Whether some of the request is still to be sent.
+    pub fn is_uploading(&self) -> bool {
+        !self.wire.borrow().is_uploaded()
+    }
+
     /// Sends a request, and waits for the head of the response. The rest of both comes and goes with the response's content.
     ///
     /// # Errors
@@ -203,29 +213,20 @@ impl Wire {
                 return Poll::Ready(Ok(head));
             }
             let begun = !self.input.bytes.is_empty();
-            if ready!(self.poll_fill(cx))? == 0 {
-                return Poll::Ready(Err(Error::Closed { begun }.into()));
+            if ready!(self.input.poll_fill(&mut self.stream, cx)).map_err(Error::from)? == 0 {
+                return Poll::Ready(Err(self.closed(begun).into()));
             }
         }
     }
 
-    /// Reads on. What has kept us from sending says more than that nothing comes, and less than an error that comes.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
-        let filled = ready!(self.input.poll_fill(&mut self.stream, cx));
-        match (filled, self.stuck.take()) {
-            (Ok(0), Some(stuck)) => Poll::Ready(Err(stuck.into())),
-            (filled, stuck) => {
-                self.stuck = stuck;
-                Poll::Ready(filled.map_err(Error::from))
-            }
-        }
+    /// That the origin closes too early. What has kept us from sending says more than that.
+    fn closed(&mut self, begun: bool) -> Error {
+        self.stuck.take().map_or(Error::Closed { begun }, Error::from)
     }
 
     /// Reads the content of the response, and sends the rest of the request meanwhile.
     pub fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Err(error) = self.poll_along(cx) {
-            return Poll::Ready(Some(Err(error.into())));
-        }
+        let mut failed = self.poll_along(cx).err();
         loop {
             match self.content.decode(&mut self.input.bytes) {
                 Ok(Progress::Data(data)) => {
@@ -243,11 +244,15 @@ impl Wire {
                 Ok(Progress::More) => {}
                 Err(fault) => return Poll::Ready(Some(Err(Error::from(fault).into()))),
             }
-            match ready!(self.poll_fill(cx)) {
+            // What has come of the response goes before that.
+            if let Some(error) = failed.take() {
+                return Poll::Ready(Some(Err(error.into())));
+            }
+            match ready!(self.input.poll_fill(&mut self.stream, cx)) {
                 Ok(0) if self.content.close() => return Poll::Ready(None),
-                Ok(0) => return Poll::Ready(Some(Err(Error::Closed { begun: true }.into()))),
+                Ok(0) => return Poll::Ready(Some(Err(self.closed(true).into()))),
                 Ok(_) => {}
-                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+                Err(error) => return Poll::Ready(Some(Err(Error::from(error).into()))),
             }
         }
     }
@@ -269,13 +274,14 @@ impl Wire {
         }
         wire.borrow_mut().uploads_apart = true;
         let wire = wire.clone();
-        let uploading = poll_fn(move |cx| {
-            let wire = &mut *wire.borrow_mut();
-            // A client whose content breaks off takes no response either.
-            let failed = wire.poll_upload(cx).is_err();
-            if failed || wire.is_uploaded() { Poll::Ready(()) } else { Poll::Pending }
-        });
+        let uploading = poll_fn(move |cx| wire.borrow_mut().poll_uploaded(cx));
         Some(AbortOnDropHandle::new(task::spawn_local(uploading)))
+    }
+
+    /// Sends the rest of the request. A client whose content breaks off takes no response either.
+    fn poll_uploaded(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let failed = self.poll_upload(cx).is_err();
+        if failed || self.is_uploaded() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Whether no more of the request will be sent.

@@ -263,3 +263,31 @@ fn requests_of_nobody_are_refused() -> Result<()> {
     ensure!(output.text() == "fine", "{output:?}");
     Ok(())
 }
+
+/// The end of the stream comes by itself, and says nothing new.
+#[test]
+fn a_request_that_announces_no_content_leaves_its_connection_to_others() -> Result<()> {
+    let bed = TestBed::new("prior-announced")?;
+    let origin = origin(&bed)?.handler(|_| Reply::Raw(EMPTY.into())).start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(HTTP2_BEGINS)?;
+    for (done, stream) in [1, 3, 5].into_iter().enumerate() {
+        // `content-length: 0`, by the place of its name (RFC 7541 appendix A).
+        let mut head = get(stream, "/");
+        let length = b"\x0f\x0d\x010";
+        head[2] += length.len() as u8;
+        // END_HEADERS alone
+        head[4] = 4;
+        head.extend(length);
+        let mut end = frame(0, 1, b"");
+        end[8] = stream;
+        client.write_stdin(&[head, end].concat())?;
+        agent.wait_for_records(done + 1)?;
+    }
+    let requests = origin.take_requests();
+    ensure!(requests.iter().all(|request| request.header("content-length") == Some("0")), "{requests:?}");
+    ensure!(origin.connections() == 1, "{} connections", origin.connections());
+    Ok(())
+}

@@ -248,6 +248,45 @@ fn an_early_answer_arrives_while_the_body_is_still_being_sent() -> Result<()> {
     Ok(())
 }
 
+/// It ends the response by closing, with what it has not read: nothing more can be sent, and nothing is missing.
+#[test]
+fn an_early_answer_that_ends_with_its_connection_is_whole_though_the_request_is_not_taken() -> Result<()> {
+    let bed = TestBed::new("http-early-close")?;
+    let (answer, answers) = tokio::sync::watch::channel(());
+    let _origin = origin(&bed)?
+        .scripts(move |_| {
+            let mut answers = answers.clone();
+            Some(harness::origin::script(move |mut wire| async move {
+                answers.changed().await?;
+                wire.write(b"HTTP/1.1 413 Payload Too Large\r\n\r\ntoo much").await?;
+                wire.shutdown().await
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    // More than all buffers on the way take.
+    let file = bed.dir().join("body");
+    std::fs::write(&file, vec![b'x'; 64 << 20])?;
+    let content = format!("@{}", file.display());
+    let upload = ["-q", "-sS", "--max-time", "60", "-H", "Expect:", "--data-binary", &content, super::URL];
+    let mut client = bed.client_command("curl")?.args(upload).spawn()?;
+    let mut stands = 0;
+    let mut last = 0;
+    harness::wait::wait_until("the upload to stand still", harness::wait::PATIENCE, || {
+        let read = std::fs::read_to_string(format!("/proc/{}/io", client.pid())).unwrap_or_default();
+        let read = read.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse::<u64>().ok()).unwrap_or(0);
+        stands = if read == last && read > 0 { stands + 1 } else { 0 };
+        last = read;
+        stands > 200
+    })?;
+    answer.send(())?;
+    ensure!(agent.wait_for_records(1)?[0].text("outcome") == "upgraded", "{:?}", agent.records());
+    client.wait_for_output("too much")?;
+    client.kill();
+    Ok(())
+}
+
 /// What comes after a line that is no size of a chunk is content to some and a request to others.
 #[test]
 fn nothing_is_a_request_after_content_that_is_malformed() -> Result<()> {

@@ -120,6 +120,18 @@ impl Stream {
         Ok(Response { head, body: Incoming::Http2(content) })
     }
 
+    /// Sends what is left of the request, of which all has come, after the response.
+    pub async fn end_upload(&mut self) {
+        if let Some(upload) = self.upload.take() {
+            let _ = upload.await;
+        }
+    }
+
+    /// Whether some of the request is still to be sent.
+    pub fn is_uploading(&self) -> bool {
+        self.upload.as_ref().is_some_and(|upload| !upload.is_finished())
+    }
+
     /// Notes whether more of the response has come than the client takes.
     pub fn note_unread(&mut self, is_unread: bool) {
         if is_unread != self.unread.is_some() {
