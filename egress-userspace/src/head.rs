@@ -1,12 +1,16 @@
 //! Heads of messages. Their fields keep the order, the case and the bytes in which they were written (RFC 9110 section 5):
-//! what nobody changes goes on as it came.
+//! what nobody changes goes on as it came. What comes over HTTP/2 has no case, and gets the usual one.
 
 mod fields;
+mod names;
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
 
-pub use self::fields::{Fields, Line, ascii};
+pub use self::{
+    fields::{Fields, Line, ascii},
+    names::put as put_name,
+};
 
 /// The head of a request.
 #[derive(Clone, Debug)]

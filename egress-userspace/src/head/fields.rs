@@ -3,6 +3,8 @@
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::names;
+
 /// Fields in their order, repeated ones included. They are few, so they are looked through rather than hashed.
 #[derive(Clone, Debug, Default)]
 pub struct Fields {
@@ -169,7 +171,9 @@ impl Fields {
 
     /// Adds a field after all others.
     pub fn append(&mut self, name: &HeaderName, value: &HeaderValue) {
-        let line = Line::new(name.as_str().as_bytes(), value.as_bytes());
+        let mut written = BytesMut::with_capacity(name.as_str().len());
+        names::put(name, &mut written);
+        let line = Line::new(&written, value.as_bytes());
         self.marks |= 1 << line.mark;
         self.lines.push(line);
     }
@@ -191,7 +195,9 @@ impl Fields {
         for line in &self.lines {
             let name = line.name(&self.text);
             // HTTP/2 has names that HTTP/1.1 has not.
-            let name = HeaderName::from_bytes(name).or_else(|_| HeaderName::from_lowercase(name)).ok()?;
+            let name = HeaderName::from_bytes(name)
+                .or_else(|_| HeaderName::from_lowercase(&name.to_ascii_lowercase()))
+                .ok()?;
             if goes(&name) {
                 let value = match line.own {
                     Some(_) => HeaderValue::from_bytes(line.value(&self.text)),
@@ -216,7 +222,7 @@ impl<'a> FromIterator<(&'a HeaderName, &'a HeaderValue)> for Fields {
         let mut lines = Vec::with_capacity(fields.size_hint().0);
         for (name, value) in fields {
             let start = text.len();
-            text.extend_from_slice(name.as_str().as_bytes());
+            names::put(name, &mut text);
             text.extend_from_slice(b": ");
             let first = text.len();
             text.extend_from_slice(value.as_bytes());
@@ -261,9 +267,9 @@ mod tests {
         fields.set(&name, &value("3"));
         fields.set(&header::VIA, &value("b"));
         fields.append(&name, &value("4"));
-        assert_eq!(fields.listed(), [("HOST", "a"), ("X-A", "3"), ("accept", "*/*"), ("via", "b"), ("x-a", "4")]);
+        assert_eq!(fields.listed(), [("HOST", "a"), ("X-A", "3"), ("accept", "*/*"), ("Via", "b"), ("X-A", "4")]);
         fields.remove(&name);
-        assert_eq!(fields.listed(), [("HOST", "a"), ("accept", "*/*"), ("via", "b")]);
+        assert_eq!(fields.listed(), [("HOST", "a"), ("accept", "*/*"), ("Via", "b")]);
     }
 
     #[test]
@@ -283,7 +289,7 @@ mod tests {
             map.append(HeaderName::from_static(name), value(text));
         }
         let mut fields = Fields::from_iter(&map);
-        assert_eq!(fields.listed(), [("x-a", "1"), ("x-a", "2"), ("host", "a.example"), ("x-empty", "")]);
+        assert_eq!(fields.listed(), [("X-A", "1"), ("X-A", "2"), ("Host", "a.example"), ("X-Empty", "")]);
         fields.append(&header::VIA, &value("b"));
         map.insert(header::VIA, value("b"));
         map.remove(header::HOST);

@@ -7,7 +7,7 @@ use http::Version;
 use http_body::Frame;
 
 use super::{Fault, Framing, Output, decode::may_be_trailer};
-use crate::head::{Fields, RequestHead, ResponseHead};
+use crate::head::{Fields, RequestHead, ResponseHead, put_name};
 
 /// Room for a head and some content, in bytes.
 const ROOM: usize = 2 * 1024;
@@ -40,13 +40,13 @@ pub fn response_head(head: &ResponseHead, version: Version, more: &[(&str, &str)
 fn put_fields(fields: &Fields, more: &[(&str, &str)], out: &mut BytesMut) {
     fields.write(out);
     for (name, value) in more {
-        put_field(name.as_bytes(), value.as_bytes(), out);
+        out.put_slice(name.as_bytes());
+        put_value(value.as_bytes(), out);
     }
     out.put_slice(b"\r\n");
 }
 
-fn put_field(name: &[u8], value: &[u8], out: &mut BytesMut) {
-    out.put_slice(name);
+fn put_value(value: &[u8], out: &mut BytesMut) {
     out.put_slice(b": ");
     out.put_slice(value);
     out.put_slice(b"\r\n");
@@ -85,7 +85,8 @@ impl Encoder {
                     let mut buffer = out.buffer();
                     buffer.put_slice(b"0\r\n");
                     for (name, value) in trailers.iter().filter(|(name, _)| may_be_trailer(name)) {
-                        put_field(name.as_str().as_bytes(), value.as_bytes(), &mut buffer);
+                        put_name(name, &mut buffer);
+                        put_value(value.as_bytes(), &mut buffer);
                     }
                     buffer.put_slice(b"\r\n");
                     self.0 = Framing::Length(0);
@@ -150,14 +151,14 @@ mod tests {
         check(
             "A: 1\nB: 2\n",
             |fields| fields.append(&HeaderName::from_static("c"), &HeaderValue::from_static("3")),
-            "A: 1\r\nB: 2\r\nc: 3\r\n",
+            "A: 1\r\nB: 2\r\nC: 3\r\n",
         );
     }
 
     #[test]
     fn content_is_framed() {
         for (framing, expected) in [
-            (Framing::Chunked, "5\r\nhello\r\n0\r\na: 1\r\n\r\n"),
+            (Framing::Chunked, "5\r\nhello\r\n0\r\nA: 1\r\n\r\n"),
             (Framing::Length(5), "hello"),
             (Framing::Close, "hello"),
         ] {

@@ -128,7 +128,7 @@ mod tests {
             remove: vec![HeaderName::from_static("x-a"), HeaderName::from_static("x-b")],
         };
         change(&mut found, &changes);
-        assert_eq!(found.listed(), [("X-C", "new"), ("x-d", "5"), ("x-d", "6"), ("x-b", "7")]);
+        assert_eq!(found.listed(), [("X-C", "new"), ("x-d", "5"), ("X-D", "6"), ("X-B", "7")]);
     }
 
     #[test]

@@ -176,10 +176,10 @@ fn framing(head: &RequestHead, body: &RequestBody) -> (Framing, &'static [(&'sta
             && head.version == Version::HTTP_2
             && matches!(head.method, Method::POST | Method::PUT | Method::PATCH) =>
         {
-            (Framing::Length(0), &[("content-length", "0")])
+            (Framing::Length(0), &[("Content-Length", "0")])
         }
         None if body.is_end_stream() => (Framing::Length(0), &[]),
-        None => (Framing::Chunked, &[("transfer-encoding", "chunked")]),
+        None => (Framing::Chunked, &[("Transfer-Encoding", "chunked")]),
     }
 }
 

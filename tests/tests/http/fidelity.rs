@@ -225,7 +225,7 @@ fn large_heads_arrive_and_those_that_are_too_large_are_refused_with_a_reason() -
     for (head, reason) in [(head(5000, 1), "more than 4096 fields"), (head(30, 10_000), "longer than 262144 bytes")] {
         let text = converse(&bed, head)?.text();
         ensure!(text.starts_with("HTTP/1.1 431 ") && text.contains(reason), "{text:?}");
-        ensure!(text.contains("\r\nproxy-status: egress;error=http_request_error;"), "{text:?}");
+        ensure!(text.contains("\r\nProxy-Status: egress;error=http_request_error;"), "{text:?}");
     }
     ensure!(origin.connections() == 0, "{:?}", origin.requests());
     Ok(())

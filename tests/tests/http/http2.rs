@@ -149,17 +149,17 @@ fn a_response_is_framed_as_its_client_understands_it() -> Result<()> {
     };
     let old = "GET / HTTP/1.0\r\nHost: edition.cnn.com\r\n\r\n";
     let (text, outcome) = answer_of("http2-sized", GET, sized)?;
-    ensure!(text.starts_with("HTTP/1.1 200 OK\r\nx-a: 1\r\ncontent-length: 5\r\n") && text.ends_with("\r\n\r\nhello"));
+    ensure!(text.starts_with("HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Length: 5\r\n") && text.ends_with("\r\n\r\nhello"));
     ensure!(outcome == "upgraded", "{outcome}");
     let (text, outcome) = answer_of("http2-chunked", GET, unsized_)?;
-    ensure!(text.contains("\r\ntransfer-encoding: chunked\r\n"), "{text:?}");
+    ensure!(text.contains("\r\nTransfer-Encoding: chunked\r\n"), "{text:?}");
     ensure!(text.ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n") && outcome == "upgraded", "{outcome}: {text:?}");
     let (text, outcome) = answer_of("http2-old-sized", old, sized)?;
-    ensure!(text == "HTTP/1.0 200 OK\r\nx-a: 1\r\ncontent-length: 5\r\n\r\nhello", "{text:?}");
+    ensure!(text == "HTTP/1.0 200 OK\r\nX-A: 1\r\nContent-Length: 5\r\n\r\nhello", "{text:?}");
     ensure!(outcome == "upgraded", "{outcome}");
     // The end of the connection is the end of the body.
     let (text, outcome) = answer_of("http2-old", old, unsized_)?;
-    ensure!(text == "HTTP/1.0 200 OK\r\nx-a: 1\r\n\r\nhello" && outcome == "upgraded", "{outcome}: {text:?}");
+    ensure!(text == "HTTP/1.0 200 OK\r\nX-A: 1\r\n\r\nhello" && outcome == "upgraded", "{outcome}: {text:?}");
     Ok(())
 }
 
@@ -200,8 +200,8 @@ fn interim_responses_come_first() -> Result<()> {
         frames.end(stream).await?;
         frames.closed().await
     };
-    let hint = |name: &str| format!("HTTP/1.1 103 Early Hints\r\nlink: </{name}.css>; rel=preload\r\n\r\n");
-    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+    let hint = |name: &str| format!("HTTP/1.1 103 Early Hints\r\nLink: </{name}.css>; rel=preload\r\n\r\n");
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
     let expected = [&hint("a"), &hint("b"), answer].concat();
     let (text, outcome) = answer_of("http2-interim", GET, hints)?;
     ensure!(text == format!("HTTP/1.1 100 Continue\r\n\r\n{expected}") && outcome == "upgraded", "{text:?}");
@@ -219,7 +219,7 @@ fn interim_responses_come_first() -> Result<()> {
     ensure!(text.starts_with("HTTP/1.1 502 ") && text.contains("error=http_protocol_error"), "{text:?}");
     // HTTP/1.0 has none.
     let (text, _) = answer_of("http2-interim-old", "GET / HTTP/1.0\r\nHost: edition.cnn.com\r\n\r\n", hints)?;
-    ensure!(text == "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", "{text:?}");
+    ensure!(text == "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", "{text:?}");
     Ok(())
 }
 
@@ -260,7 +260,7 @@ fn trailers_arrive_where_the_client_takes_them() -> Result<()> {
     };
     let asks = "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\nConnection: close, TE\r\nTE: trailers\r\n\r\n";
     let (text, outcome) = answer_of("http2-trailers", asks, trailers)?;
-    ensure!(text.ends_with("2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n") && outcome == "upgraded", "{outcome}: {text:?}");
+    ensure!(text.ends_with("2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n") && outcome == "upgraded", "{outcome}: {text:?}");
     let (text, outcome) = answer_of("http2-no-trailers", GET, trailers)?;
     ensure!(text.ends_with("2\r\nok\r\n0\r\n\r\n") && outcome == "upgraded", "{outcome}: {text:?}");
     Ok(())
@@ -342,7 +342,7 @@ fn answers_without_content_have_none() -> Result<()> {
         .start()?;
     let config = configure(&bed)?;
     let agent = agent_with_one_worker(&bed, &config)?;
-    let head = "HTTP/1.1 200 OK\r\ncontent-length: 1234\r\netag: x\r\n\r\n";
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\nETag: x\r\n\r\n";
     let output = converse(&bed, format!("HEAD / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").repeat(2))?;
     ensure!(output.text() == head.repeat(2), "{output:?}");
     for record in agent.wait_for_records(2)? {
@@ -368,10 +368,10 @@ fn statuses_without_content_and_empty_answers_are_what_they_are() -> Result<()> 
     let output = converse(&bed, ["/204", "/304", "/", "/404"].map(ask).concat())?.text();
     let answers: Vec<_> = output.split("HTTP/1.1 ").skip(1).collect();
     let [no_content, not_modified, empty, not_found] = answers[..] else { anyhow::bail!("{output:?}") };
-    ensure!(no_content.starts_with("204 No Content\r\nx-a: 1\r\n") && !no_content.contains("transfer"), "{output:?}");
-    ensure!(not_modified.starts_with("304 Not Modified\r\netag: x\r\n"), "{output:?}");
-    ensure!(empty.starts_with("200 OK\r\nset-cookie: a=1; Secure\r\nset-cookie: b=2\r\n"), "{output:?}");
-    ensure!(empty.contains("content-length: 0\r\n"), "{output:?}");
+    ensure!(no_content.starts_with("204 No Content\r\nX-A: 1\r\n") && !no_content.contains("transfer"), "{output:?}");
+    ensure!(not_modified.starts_with("304 Not Modified\r\nETag: x\r\n"), "{output:?}");
+    ensure!(empty.starts_with("200 OK\r\nSet-Cookie: a=1; Secure\r\nSet-Cookie: b=2\r\n"), "{output:?}");
+    ensure!(empty.contains("Content-Length: 0\r\n"), "{output:?}");
     ensure!(not_found.starts_with("404 Not Found\r\n") && not_found.ends_with("\r\n\r\nsorry"), "{output:?}");
     ensure!(origin.connections() == 1);
     Ok(())

@@ -33,7 +33,7 @@ fn an_origin_of_http1_gets_a_request_of_http1() -> Result<()> {
     ensure!(output.text() == "HTTP/2 201 \r\nx-odd: 1\r\n\r\nhello", "{output:?}");
     let request = origin.only_request()?;
     let head = String::from_utf8_lossy(&request.head).into_owned();
-    let expected = "GET /politics HTTP/1.1\r\nhost: edition.cnn.com\r\nx-a: 1\r\nx-a: 2\r\ncookie: a=1; b=2\r\n\r\n";
+    let expected = "GET /politics HTTP/1.1\r\nHost: edition.cnn.com\r\nX-A: 1\r\nX-A: 2\r\nCookie: a=1; b=2\r\n\r\n";
     ensure!(head == expected, "{head}");
     let record = &agent.wait_for_records(1)?[0];
     ensure!(record.text("outcome") == "upgraded" && record.text("protocol") == "HTTP/1.1", "{record:?}");

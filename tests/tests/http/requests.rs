@@ -91,11 +91,7 @@ fn trailers_arrive_where_they_are_announced() -> Result<()> {
     let trailers: Vec<_> =
         seen.trailers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.as_str())).collect();
     ensure!(trailers == [("x-check".to_owned(), "5")], "{seen:?}");
-    ensure!(
-        output.text().to_ascii_lowercase().ends_with("\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n"),
-        "{:?}",
-        output.text()
-    );
+    ensure!(output.text().ends_with("\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n"), "{:?}", output.text());
     Ok(())
 }
 
@@ -129,7 +125,7 @@ fn requests_that_cannot_be_meant_are_refused() -> Result<()> {
     for (done, (request, status)) in cases.iter().enumerate() {
         let text = converse(&bed, *request)?.text();
         ensure!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {text:?}");
-        let field = text.lines().find_map(|line| line.strip_prefix("proxy-status: ")).context("no Proxy-Status")?;
+        let field = text.lines().find_map(|line| line.strip_prefix("Proxy-Status: ")).context("no Proxy-Status")?;
         let proxy_status = ProxyStatus::parse(field)?;
         ensure!(
             proxy_status.get("error") == "http_request_error" && !proxy_status.get("details").is_empty(),
@@ -165,7 +161,7 @@ fn framing_that_two_servers_could_read_in_two_ways_goes_nowhere() -> Result<()> 
     ] {
         let output = converse(&bed, format!("POST / HTTP/1.1\r\nHost: edition.cnn.com\r\n{fields}\r\nhello"))?;
         let text = output.text();
-        ensure!(text.contains("\r\nproxy-status: egress;error=http_request_error;"), "{fields:?}: {text:?}");
+        ensure!(text.contains("\r\nProxy-Status: egress;error=http_request_error;"), "{fields:?}: {text:?}");
         ensure!(heads(text.split_inclusive("\r\n\r\n").next().unwrap_or_default())?.len() == 1, "{fields:?}: {text:?}");
         ensure!(text.starts_with("HTTP/1.1 400 "), "{fields:?}: {text:?}");
     }
@@ -209,7 +205,7 @@ fn an_answer_instead_of_100_says_that_the_connection_ends() -> Result<()> {
     let address = bed.sockets(HOST, 80)[0].to_string();
     let sent = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
     let output = bed.client_command(super::CLIENT)?.args(["raw", &address]).stdin(sent).run()?;
-    let expected = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nconnection: close\r\n\r\nno";
+    let expected = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno";
     ensure!(output.text() == expected, "{output:?}");
     origin.only_request().map(drop)
 }

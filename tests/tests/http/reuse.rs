@@ -197,7 +197,7 @@ fn a_post_that_may_have_been_heard_is_never_sent_again() -> Result<()> {
         curl(&bed, &[])?.success()?;
         let output = curl(&bed, &[&arguments[..], &["-D", "/dev/stderr", "-w", "%{http_code}"]].concat())?;
         ensure!(output.text().ends_with("502"), "{arguments:?}: {output:?}");
-        let field = output.stderr.lines().find_map(|line| line.strip_prefix("proxy-status: ")).context("no field")?;
+        let field = output.stderr.lines().find_map(|line| line.strip_prefix("Proxy-Status: ")).context("no field")?;
         ensure!(ProxyStatus::parse(field.trim())?.get("error") == "http_response_incomplete", "{arguments:?}: {field}");
         let record = agent.wait_for_records(2)?.pop().context("no record")?;
         ensure!(record.text("outcome") == "failed" && !record.text("error").is_empty(), "{record:?}");

@@ -69,13 +69,13 @@ fn a_web_socket_can_share_a_connection_of_http2() -> Result<()> {
     let talk = |sent: String| bed.client_command(CLIENT)?.args(["talk", &address]).stdin(sent).run()?.success();
     let output = talk(format!("{ask}{content}"))?.text();
     let (head, back) = output.split_once("\r\n\r\n").context("half a head")?;
-    let head: Vec<_> = head.lines().filter(|line| !line.starts_with("date: ")).collect();
+    let head: Vec<_> = head.lines().filter(|line| !line.starts_with("Date: ")).collect();
     let expected = [
         "HTTP/1.1 101 Switching Protocols",
-        "sec-websocket-protocol: chat",
-        "upgrade: websocket",
-        "connection: Upgrade",
-        "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+        "Sec-WebSocket-Protocol: chat",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
     ];
     ensure!(head == expected && back == content, "{head:?}: {} bytes", back.len());
     let request = origin.take_requests().pop().context("no request")?;

@@ -35,8 +35,12 @@ fn applications_of_http_are_spared_what_https_asks_of_them() -> Result<()> {
         let (_, _, result) = get(&bed, "/", &["-H", "X-Forwarded-Proto: http", "-H", "Forwarded: proto=http"])?;
         let head = &result.responses[0];
         ensure!(head.header("location") == Some(location), "{head:?}");
-        let found: Vec<_> =
-            head.headers.iter().filter(|(name, _)| name == "set-cookie").map(|(_, value)| value.as_str()).collect();
+        let found: Vec<_> = head
+            .headers
+            .iter()
+            .filter(|(name, _)| name.eq_ignore_ascii_case("set-cookie"))
+            .map(|(_, value)| value.as_str())
+            .collect();
         ensure!(found == cookies, "{head:?}");
         let request = origin.only_request()?;
         for name in ["x-forwarded-proto", "forwarded"] {
@@ -107,7 +111,7 @@ fn an_answer_of_our_own_says_so_if_it_does_not_wait_for_the_request() -> Result<
         let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 7\r\n\r\n");
         client.write_stdin((head + content).as_bytes())?;
         client.wait_for_output("\r\n\r\nno")?;
-        ensure!(client.stdout().contains("connection: close\r\n") == closes, "{content}: {}", client.stdout());
+        ensure!(client.stdout().contains("Connection: close\r\n") == closes, "{content}: {}", client.stdout());
     }
     Ok(())
 }

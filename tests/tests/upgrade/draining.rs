@@ -49,7 +49,7 @@ fn what_is_under_way_is_finished_by_the_old_agent() -> Result<()> {
         bed.curl(URL).and_then(harness::clients::Curl::response).is_ok() && !new.records().is_empty()
     })?;
     // The connection is the old agent's, and good for one more request.
-    ensure!(!idle.stdout().contains("connection: close"), "{}", idle.stdout());
+    ensure!(!idle.stdout().to_ascii_lowercase().contains("connection: close"), "{}", idle.stdout());
     idle.write_stdin(b"\n")?;
     wait_until("its last response", PATIENCE, || idle.stdout().matches("over TLS\n").count() == 2)?;
     ensure!(idle.stdout().to_ascii_lowercase().matches("connection: close").count() == 1, "{}", idle.stdout());

@@ -199,15 +199,15 @@ mod tests {
             "http://a.example:80/x?y",
             &[("x-a", "1"), ("cookie", "a=1"), ("te", "trailers"), ("cookie", "b=2"), ("x-b", "2")],
             "/x?y",
-            &[("host", "a.example:80"), ("x-a", "1"), ("cookie", "a=1; b=2"), ("te", "trailers"), ("x-b", "2")],
+            &[("Host", "a.example:80"), ("X-A", "1"), ("Cookie", "a=1; b=2"), ("TE", "trailers"), ("X-B", "2")],
         );
-        check("/", &[("x-a", "1"), ("host", "a.example")], "/", &[("x-a", "1"), ("host", "a.example")]);
-        check("http://a.example/", &[("host", "a.example")], "/", &[("host", "a.example")]);
-        check("http://a.example?x", &[], "/?x", &[("host", "a.example")]);
+        check("/", &[("x-a", "1"), ("host", "a.example")], "/", &[("X-A", "1"), ("Host", "a.example")]);
+        check("http://a.example/", &[("host", "a.example")], "/", &[("Host", "a.example")]);
+        check("http://a.example?x", &[], "/?x", &[("Host", "a.example")]);
     }
 
     #[test]
     fn two_hosts_stay_two() {
-        check("http://a.example/", &[("host", "b.example")], "/", &[("host", "a.example"), ("host", "b.example")]);
+        check("http://a.example/", &[("host", "b.example")], "/", &[("Host", "a.example"), ("Host", "b.example")]);
     }
 }

@@ -69,8 +69,8 @@ impl Connection {
         let keep_alive = asked.keep_alive && !close && framing != Framing::Close;
         let more: &[_] = match (keep_alive, asked.version) {
             _ if switching => &[],
-            (true, Version::HTTP_10) => &[("connection", "keep-alive")],
-            (false, Version::HTTP_11) => &[("connection", "close")],
+            (true, Version::HTTP_10) => &[("Connection", "keep-alive")],
+            (false, Version::HTTP_11) => &[("Connection", "close")],
             _ => &[],
         };
         {
