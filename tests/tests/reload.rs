@@ -278,6 +278,19 @@ fn a_change_that_takes_long_to_read_holds_nobody_up() -> Result<()> {
     check_way(&bed, OTHER, "over TLS")
 }
 
+/// As a script does that a health check runs in a loop: the agent hears of each program that is started.
+#[test]
+fn a_change_takes_effect_however_busy_a_pod_is() -> Result<()> {
+    let bed = TestBed::builder("busy").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    let _busy = bed.client_command("sh")?.args(["-c", "while :; do /bin/true; done"]).spawn()?;
+    ensure!(agent.apply(|| config.write("other.yaml", &rules(OTHER)))? == 2);
+    check_way(&bed, OTHER, "over TLS")
+}
+
 #[test]
 fn the_nodes_hosts_file_may_change() -> Result<()> {
     let bed = TestBed::builder("hosts").host(HOST).host(OTHER).build()?;
