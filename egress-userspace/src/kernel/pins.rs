@@ -131,8 +131,14 @@ impl Pins {
     pub fn replace(&self, cgroup: &Path, name: &str, program: BorrowedFd<'_>) -> Result<bool, PinError> {
         let path = self.link(cgroup, name)?;
         let Some(link) = open_pin(&path).map_err(io_error(&path))? else { return Ok(false) };
-        update_link(&link, program).map_err(io_error(&path))?;
-        Ok(true)
+        match update_link(&link, program) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                tracing::warn!(pin = %path.display(), "the link that was pinned has been detached; it is made anew");
+                fs::remove_file(&path).map_err(io_error(&path))?;
+                Ok(false)
+            }
+            result => result.map(|()| true).map_err(io_error(&path)),
+        }
     }
 
     /// Pins a link. It then stays attached when our descriptor is closed.
