@@ -93,6 +93,9 @@ pub enum KernelError {
     /// The object lacks a program or map that the names say it has.
     #[error("the eBPF object has no {0}; egress and its eBPF object were built from different sources")]
     Missing(&'static str),
+    /// There is no descriptor left.
+    #[error("cannot keep the eBPF maps open: {0}")]
+    Descriptor(#[source] io::Error),
     /// An asynchronous descriptor could not be registered.
     #[error("cannot watch an eBPF ring buffer: {0}")]
     Watch(#[source] io::Error),
@@ -114,6 +117,8 @@ pub struct Redirector {
     exec: Option<Program>,
     scopes: Scopes,
     pins: Option<Pins>,
+    /// What is to be found there by the next agent.
+    pinned: Vec<(&'static str, OwnedFd)>,
     /// Whether nothing of another layout is left.
     settled: bool,
 }
@@ -171,9 +176,10 @@ impl Redirector {
         let outcomes = Outcomes::new(take(map::OUTCOMES)?)?;
         let threads = ThreadEvents::new(take(map::THREADS_SEEN)?)?;
         let scopes = Scopes::new(take(map::SCOPES)?)?;
+        let pinned = if pins.is_some() { linked.pinned().map_err(KernelError::Descriptor)? } else { Vec::new() };
         let (programs, exec, settled) = (HashMap::new(), None, false);
         Ok(Kernel {
-            redirector: Self { linked: Some(linked), log, programs, exec, scopes, pins, settled },
+            redirector: Self { linked: Some(linked), log, programs, exec, scopes, pins, pinned, settled },
             destinations,
             learned,
             listeners,
@@ -208,6 +214,10 @@ impl Redirector {
     pub fn attach(&mut self, cgroups: &[PathBuf]) -> Result<bool, KernelError> {
         if let Some(pins) = &mut self.pins {
             pins.reopen()?;
+            // They may have been removed, or be those of an agent that has failed to follow us.
+            for (name, map) in &self.pinned {
+                pins.hold(name, map.as_fd())?;
+            }
         }
         self.scopes.set(cgroups)?;
         self.watch_exec();

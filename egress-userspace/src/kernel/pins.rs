@@ -12,7 +12,7 @@ use std::{
     fs::{self, DirBuilder},
     io,
     os::{
-        fd::{BorrowedFd, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::{DirBuilderExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use aya::maps::MapInfo;
 use egress_common::LAYOUT_VERSION;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::syscall::{detach_link, open_pin, pin, update_link};
+use super::syscall::{detach_link, map_id, open_pin, pin, update_link};
 
 /// Where pins are by default.
 pub const DEFAULT_DIR: &str = "/sys/fs/bpf/egress";
@@ -72,8 +72,8 @@ pub enum PinError {
         /// Why.
         source: io::Error,
     },
-    /// A link could not be pinned.
-    #[error("cannot pin a link at {path}: {source}")]
+    /// A link or map could not be pinned.
+    #[error("cannot pin at {path}: {source}")]
     Pin {
         /// Where.
         path: PathBuf,
@@ -124,7 +124,24 @@ impl Pins {
         map_path(&self.layout, name)
     }
 
-    /// Makes the link that is pinned for `cgroup` run `program` from now on. Says whether there is one.
+    /// Pins a map, unless it is. Whatever else is pinned in its place is removed.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn hold(&self, name: &str, map: BorrowedFd<'_>) -> Result<(), PinError> {
+        let path = self.map(name);
+        let refused = |source| PinError::Pin { path: path.clone(), source };
+        if let Some(pinned) = open_pin(&path).map_err(io_error(&path))? {
+            if map_id(pinned.as_fd()).map_err(refused)? == map_id(map).map_err(refused)? {
+                return Ok(());
+            }
+            fs::remove_file(&path).map_err(io_error(&path))?;
+        }
+        pin(map, &path).map_err(refused)
+    }
+
+    /// Makes the link that is pinned for `cgroup` run `program` from now on. Says whether there is one. One that others have
+    /// detached can never run anything again, and is removed.
     ///
     /// # Errors
     /// The kernel refuses.

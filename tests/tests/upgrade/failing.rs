@@ -8,7 +8,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use egress_common::names::map;
+use aya::maps::MapInfo;
+use egress_common::{LAYOUT_VERSION, names::map};
 use harness::{
     TestBed,
     agent::{Agent, binary},
@@ -74,6 +75,12 @@ fn what_a_successor_did_before_it_died_is_undone() -> Result<()> {
     let mut stranger = Agent::spawn(&bed, &stranger)?;
     let status = stranger.wait()?;
     ensure!(status.code() == Some(1) && stranger.log_text().contains("uses the pins in"), "{}", stranger.log_text());
+    // Who follows it is to find what applications were told.
+    let maps = bed.bpffs().join(format!("egress/layout-{LAYOUT_VERSION}/maps"));
+    for name in [map::FLOWS, map::LEARNED] {
+        ensure!(MapInfo::from_pin(maps.join(name))?.id() == agent.map_id(name)?, "{name} is another's");
+    }
+    ensure!(fs::read_dir(&maps)?.count() == map::PINNED.len());
     agent.kill();
     ensure!(bed.curl(URL)?.run()?.exit_code == REFUSED, "nothing is pinned");
     Ok(())
