@@ -206,8 +206,8 @@ impl Redirector {
         self.programs.get(program::CONNECT4).filter(|_| self.log).map(KernelLog::new).transpose()
     }
 
-    /// Attaches all programs, which are to be loaded, to all cgroups, then detaches what earlier agents had attached to others. Says
-    /// whether one of the cgroups had none of ours before.
+    /// Attaches all programs, which are to be loaded, to all cgroups, with our maps pinned. Says whether one of the cgroups had none
+    /// of ours before.
     ///
     /// # Errors
     /// A directory is not a cgroup of version 2, or the kernel refuses, or another agent has come to use the pins.
@@ -225,10 +225,16 @@ impl Redirector {
         for cgroup in cgroups {
             is_new |= self.attach_one(cgroup)?;
         }
-        if let Some(pins) = &self.pins {
-            pins.prune(cgroups)?;
-        }
         Ok(is_new)
+    }
+
+    /// Detaches what earlier agents had attached to other cgroups than these. To be called when ours are attached to these, and no
+    /// earlier agent can go on.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn let_others_go(&self, cgroups: &[PathBuf]) -> Result<(), KernelError> {
+        self.pins.as_ref().map_or(Ok(()), |pins| Ok(pins.prune(cgroups)?))
     }
 
     /// What agents with another layout of maps have learned, for [`LearnedNames::adopt`]. To be called when our programs

@@ -129,12 +129,14 @@ impl Agent {
     /// Sees what follows from what is intercepted now, and tells whether that is all.
     fn settle(&mut self, result: Result<(), KernelError>) {
         let result = match result {
-            Ok(()) if self.is_known() && self.attached => self.redirector.settle().map(|removed| {
-                if removed {
-                    // They were in the way.
-                    self.test_self();
-                }
-            }),
+            Ok(()) if self.is_known() && self.attached && !self.is_taking() => {
+                self.redirector.settle().map(|removed| {
+                    if removed {
+                        // They were in the way.
+                        self.test_self();
+                    }
+                })
+            }
             result => result,
         };
         if self.attached && self.names.all_tried() && self.existing.is_due() {

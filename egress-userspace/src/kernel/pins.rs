@@ -322,7 +322,7 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
 }
 
 /// Removes a pin, or a directory of pins. Links are detached first, so that it does not matter who else has them open;
-/// the connect hooks before those that they need.
+/// the connect hooks before those that they need. What vanishes meanwhile another agent has removed.
 fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), PinError> {
     if path.is_dir() {
         let mut entries = entries(path)?;
@@ -331,7 +331,7 @@ fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), PinError> {
         for entry in entries {
             remove(&entry, removed)?;
         }
-        return fs::remove_dir(path).map_err(io_error(path));
+        return unless_gone(fs::remove_dir(path)).map(drop).map_err(io_error(path));
     }
     if path.ancestors().any(|ancestor| ancestor.ends_with("links"))
         && let Some(link) = open_pin(path).map_err(io_error(path))?
@@ -339,7 +339,14 @@ fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), PinError> {
         // A link whose cgroup is gone is detached already.
         let _ = detach_link(&link);
     }
-    fs::remove_file(path).map_err(io_error(path))?;
-    removed.push(path.to_owned());
+    let gone = unless_gone(fs::remove_file(path)).map_err(io_error(path))?;
+    removed.extend(gone.map(|()| path.to_owned()));
     Ok(())
+}
+
+fn unless_gone(result: io::Result<()>) -> io::Result<Option<()>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
 }

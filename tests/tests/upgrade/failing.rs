@@ -19,6 +19,7 @@ use harness::{
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::{
@@ -83,6 +84,42 @@ fn what_a_successor_did_before_it_died_is_undone() -> Result<()> {
     ensure!(fs::read_dir(&maps)?.count() == map::PINNED.len());
     agent.kill();
     ensure!(bed.curl(URL)?.run()?.exit_code == REFUSED, "nothing is pinned");
+    Ok(())
+}
+
+/// Until it has the place, the one before it can go on, with what it has pinned: on another cgroup, or with another layout.
+#[test]
+fn a_successor_removes_nothing_before_it_has_the_place() -> Result<()> {
+    for layout in [LAYOUT_VERSION, 0] {
+        let bed = TestBed::new("before")?;
+        let [before, after] = ["before", "after"].map(|name| bed.cgroup().child(name));
+        let (before, after) = (before?, after?);
+        let options = options(&bed)?;
+        Agent::start(&bed, &options.clone().cgroup(before.path()))?.kill();
+        let pins = bed.bpffs().join("egress");
+        let layout = pins.join(format!("layout-{layout}"));
+        fs::rename(pins.join(format!("layout-{LAYOUT_VERSION}")), &layout)?;
+        let links = layout.join("links").join(before.id()?.to_string());
+        fs::remove_file(socket_path(&bed))?;
+        let predecessor = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+        predecessor.bind(&SockAddr::unix(socket_path(&bed))?)?;
+        predecessor.listen(1)?;
+
+        let mut agent = Agent::spawn(&bed, &options.cgroup(after.path()))?;
+        let (successor, _) = predecessor.accept()?;
+        successor.set_read_timeout(Some(PATIENCE))?;
+        ensure!(hear(&successor)?.is_some_and(|message| message.get("hello").is_some()));
+        say(&successor, &json!({ "sockets": { "left": 0 } }))?;
+        for message in ["taking", "done"] {
+            ensure!(hear(&successor)? == Some(json!(message)), "{}", agent.log_text());
+        }
+        ensure!(after.programs()? == PROGRAMS && before.programs()? == PROGRAMS && links.exists());
+        ensure!(layout.join("maps").join(map::LEARNED).exists());
+        say(&successor, &json!("relieved"))?;
+        agent.wait_until_ready()?;
+        ensure!(after.programs()? == PROGRAMS && before.programs()? == 0 && !links.exists());
+        ensure!(fs::read_dir(&pins)?.count() == 1, "another layout is left");
+    }
     Ok(())
 }
 
