@@ -7,6 +7,7 @@ use crate::{
     config,
     handover::{Late, StateError},
     kernel::{KernelError, cgroup::CgroupError},
+    resolve::ResolveError,
     upstream::tls::TlsError,
     worker::StartError,
 };
@@ -46,6 +47,9 @@ pub enum AgentError {
     /// The agent that runs did not wait for this one.
     #[error(transparent)]
     Late(#[from] Late),
+    /// No name server answers us, while an agent runs that knows addresses.
+    #[error("{0}; as no host can be looked up, the agent that runs goes on")]
+    Unanswered(ResolveError),
     /// Something of the operating system failed.
     #[error("{what}: {source}")]
     Io {

@@ -121,6 +121,9 @@ impl Agent {
         while !self.names.all_tried() {
             self.names.next().await;
         }
+        if let Some(error) = self.names.unanswered() {
+            return Err(AgentError::Unanswered(error.clone()));
+        }
         match predecessor.legacy(self.flows.id()?).await {
             Ok(legacy) => Ok(Some(legacy)),
             Err(error) => {

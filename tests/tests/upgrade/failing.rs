@@ -123,6 +123,24 @@ fn a_successor_removes_nothing_before_it_has_the_place() -> Result<()> {
     Ok(())
 }
 
+/// As when the node's resolver is down: what the agent that runs knows is of more use than an agent that knows nothing.
+#[test]
+fn a_successor_that_can_look_nothing_up_leaves_the_old_agent_serving() -> Result<()> {
+    // Nobody answers there.
+    let bed = TestBed::builder("unresolved").host(HOST).resolv_conf("nameserver 127.0.0.1\n").build()?;
+    let _origin = origin(&bed)?;
+    let options = options(&bed)?;
+    let agent = Agent::start(&bed, &options)?;
+    let address = bed.sockets(HOST, 80)[0];
+    fs::write(bed.dir().join("hosts"), "127.0.0.1 localhost\n")?;
+    let mut successor = Agent::spawn(&bed, &options)?;
+    ensure!(successor.wait()?.code() == Some(1), "{}", successor.log_text());
+    ensure!(successor.log_text().contains("the agent that runs goes on"), "{}", successor.log_text());
+    let known = format!("{HOST}:80:{}", address.ip());
+    ensure!(bed.curl(URL)?.args(["--resolve", &known]).response()?.body == b"over TLS\n", "{}", agent.log_text());
+    Ok(())
+}
+
 /// With programs of its own it leaves more than an agent with our maps can: what only it knew would be refused from then on.
 #[test]
 fn what_a_successor_with_other_maps_did_before_it_died_is_undone() -> Result<()> {
