@@ -241,7 +241,7 @@ impl Agent {
     /// configured destinations are refused: a connection that can no longer be served must not leave in clear. If another
     /// agent has taken over they are its own.
     pub async fn stop(mut self, limit: Duration) {
-        self.readiness.store(Arc::new(Readiness::NotReady("stopping".into())));
+        self.tell(Readiness::NotReady("stopping".into()), true);
         self.self_test.end().await;
         let left = self.close(limit).await;
         if left > 0 {

@@ -127,7 +127,12 @@ impl Agent {
                 self.catch_up();
             }
             Event::SelfTest(found) => {
-                self.metrics.self_test(found != Finding::NotIntercepted);
+                match found {
+                    Finding::Intercepted | Finding::StillIntercepted => &self.metrics.self_tests_passed,
+                    Finding::Doubted => &self.metrics.self_tests_doubted,
+                    Finding::NotIntercepted => &self.metrics.self_tests_failed,
+                }
+                .inc();
                 self.catch_up();
                 if found == Finding::Intercepted {
                     // With this a start is over. One that fails is repeated for as long as it does.

@@ -120,6 +120,7 @@ impl Agent {
                 return Err(ConfigError::Tls(errors));
             }
         };
+        self.metrics.configuration_current.set(1);
         if change.is_none() && table.same_routes(&current) {
             return Ok(());
         }
@@ -149,6 +150,7 @@ impl Agent {
     pub(super) fn applied(&mut self) {
         let rules = self.policy.rules().len();
         self.metrics.policy_applied.inc();
+        self.metrics.configuration_current.set(1);
         self.metrics.rules.set(rules as i64);
         tracing::info!(rules, "policy applied");
         if rules == 0 {
