@@ -41,12 +41,11 @@ use crate::{
         pins::{PinPlace, Pins},
     },
     limits::Limits,
-    netns::Netns,
+    netns::{Netns, discover::Look},
     policy::Policy,
     resolve::{Names, ResolveError},
     route::RouteTable,
     self_test::SelfTest,
-    socket::SocketFactory,
     telemetry::metrics::Metrics,
     watch::Watcher,
     worker::Workers,
@@ -144,7 +143,7 @@ impl Agent {
             learned,
             flows,
             thread_events: threads,
-            namespaces: Namespaces::new(cgroups, SocketFactory::new(own_sockets), listeners)
+            namespaces: Namespaces::new(cgroups, own_sockets, listeners)
                 .map_err(io_error("cannot watch the cgroups"))?,
             captured,
             step: Step::default(),
@@ -189,7 +188,7 @@ impl Agent {
     /// # Errors
     /// The kernel refuses, or a cgroup has gone.
     pub fn attach(&mut self) -> Result<(), AgentError> {
-        self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
+        self.namespaces.reconcile(Look::Threads, &mut self.workers).map_err(io_error("cannot read the cgroups"))?;
         // Where an earlier agent's programs are attached, connections are served already.
         self.load_programs()?;
         self.destinations.inherit()?;
@@ -209,7 +208,7 @@ impl Agent {
         }
         self.attached = true;
         // Processes that made their first socket in between were not reported.
-        self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
+        self.namespaces.reconcile(Look::Processes, &mut self.workers).map_err(io_error("cannot read the cgroups"))?;
         self.synchronise();
         Ok(())
     }
@@ -262,7 +261,7 @@ impl Agent {
     }
 
     fn reconcile(&mut self) {
-        if let Err(error) = self.namespaces.reconcile(&mut self.workers) {
+        if let Err(error) = self.namespaces.reconcile(Look::Processes, &mut self.workers) {
             tracing::warn!(%error, "cannot read the cgroups");
         }
     }

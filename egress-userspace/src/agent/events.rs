@@ -102,6 +102,7 @@ impl Agent {
                 return false;
             }
             self.metrics.namespaces.set(self.namespaces.len() as i64);
+            self.metrics.namespaces_unserved.set(self.namespaces.unserved() as i64);
         }
     }
 
