@@ -26,9 +26,9 @@ pub use self::{
     destinations::{Destinations, Intercepted},
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
-    learned::{LearnedNames, Learnings, NameRules, Watched},
+    learned::{LearnedNames, NameRules, Swept, Watched},
     load::LoadError,
-    maps::{Flows, Listeners, Marks, Outcomes, OwnSockets},
+    maps::{Flows, Learnings, Listeners, Marks, Outcomes, OwnSockets},
 };
 use self::{features::Features, load::Linked, maps::Scopes, pins::Pins, programs::Program};
 

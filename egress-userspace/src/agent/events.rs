@@ -158,7 +158,20 @@ impl Agent {
 
     async fn forget(&mut self) {
         match self.learned.sweep(&self.namespaces.known()) {
-            Ok(left) => _ = self.metrics.learned.set(left as i64),
+            Ok(swept) => {
+                self.metrics.learned.set(swept.left as i64);
+                for netns in swept.full {
+                    let pid = self.namespaces.pid_of(netns);
+                    tracing::warn!(
+                        ?netns,
+                        pid,
+                        "no more addresses can be learned in a network namespace: answers of name servers with others are kept from it"
+                    );
+                }
+                for netns in swept.relieved {
+                    tracing::info!(?netns, "a network namespace has room for addresses again");
+                }
+            }
             Err(error) => tracing::warn!(%error, "cannot sweep learned addresses"),
         }
         match self.captured.refresh().await {

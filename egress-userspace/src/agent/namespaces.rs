@@ -79,6 +79,12 @@ impl Namespaces {
         self.cookies().chain(self.unserved.values().copied().flatten()).collect()
     }
 
+    /// A process in a namespace, for people to know it by; 0 if there is none.
+    pub(super) fn pid_of(&self, netns: NetnsCookie) -> u32 {
+        let mut served = self.served.values();
+        served.find(|served| served.handle.netns.cookie() == netns).map_or(0, |served| served.witness.pid)
+    }
+
     fn cookies(&self) -> impl Iterator<Item = NetnsCookie> {
         self.served.values().map(|served| served.handle.netns.cookie())
     }
