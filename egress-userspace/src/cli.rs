@@ -224,7 +224,11 @@ pub(crate) const USAGE: u8 = 64;
 
 /// Prints why the agent failed; gives [`USAGE`] if the configuration is at fault, else `otherwise`.
 pub(crate) fn report(error: &AgentError, otherwise: u8) -> ExitCode {
-    for line in error.to_string().lines() {
+    let diagnostics = if let AgentError::Config(error) = error { error.diagnostics() } else { Vec::new() };
+    for found in &diagnostics {
+        eprintln!("egress: {found} [{}]", found.code.id());
+    }
+    for line in error.to_string().lines().filter(|_| diagnostics.is_empty()) {
         eprintln!("egress: {line}");
     }
     ExitCode::from(if matches!(error, AgentError::Config(_)) { USAGE } else { otherwise })

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr};
 
 use crate::{
     capture::CaptureError,
-    config,
+    config::{self, Diagnostic},
     handover::{Late, StateError},
     kernel::{KernelError, cgroup::CgroupError},
     resolve::ResolveError,
@@ -72,6 +72,17 @@ pub enum ConfigError {
     /// It could not be read at all.
     #[error("cannot read the configuration: {0}")]
     Unread(io::Error),
+}
+
+impl ConfigError {
+    /// What is wrong, and where; nothing if it could not be read at all.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        match self {
+            Self::Documents(errors) => errors.iter().cloned().collect(),
+            Self::Tls(errors) => errors.iter().map(TlsError::diagnostic).collect(),
+            Self::Unread(_) => Vec::new(),
+        }
+    }
 }
 
 /// Says what was tried.

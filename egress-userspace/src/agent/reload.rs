@@ -39,7 +39,7 @@ impl Reload {
 /// Logs what there is to say about a configuration that can be used.
 pub(super) fn report(warnings: &[Diagnostic]) {
     for warning in warnings.iter().take(SHOWN) {
-        tracing::warn!("{warning}");
+        tracing::warn!(code = warning.code.id(), location = %warning.location, "{warning}");
     }
     if let Some(more) = warnings.len().checked_sub(SHOWN).filter(|more| *more > 0) {
         tracing::warn!("and {more} more; `egress check` shows all");
@@ -91,8 +91,12 @@ impl Agent {
 
     fn refuse(&self, error: &ConfigError) {
         self.metrics.policy_refused.inc();
-        for line in error.to_string().lines() {
-            tracing::error!("{line}");
+        self.metrics.configuration_current.set(0);
+        for found in error.diagnostics() {
+            tracing::error!(code = found.code.id(), location = %found.location, "{found}");
+        }
+        if let ConfigError::Unread(_) = error {
+            tracing::error!("{error}");
         }
         tracing::error!("configuration refused; the last good one stays in force");
     }
