@@ -13,7 +13,7 @@ mod syscall;
 
 use std::{
     collections::HashMap,
-    fs::File,
+    fs::{self, File},
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -101,8 +101,22 @@ pub enum KernelError {
     Watch(#[source] io::Error),
 }
 
-pub(crate) fn privilege_hint() -> &'static str {
-    if nix::unistd::geteuid().is_root() { "" } else { " (egress needs root: CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)" }
+/// What egress needs, by the numbers of linux/capability.h.
+const CAPABILITIES: [(u32, &str); 4] =
+    [(39, "CAP_BPF"), (12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (19, "CAP_SYS_PTRACE")];
+
+/// Which privileges this process lacks, if that is what an error may come from.
+pub(crate) fn privilege_hint() -> String {
+    fs::read_to_string("/proc/self/status").map_or_else(|_| String::new(), |status| lacks(&status))
+}
+
+/// The user's id says nothing: root in a container can lack any.
+fn lacks(status: &str) -> String {
+    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    let Some(effective) = effective else { return String::new() };
+    let lacking = CAPABILITIES.iter().filter(|(number, _)| effective >> number & 1 == 0);
+    let lacking: Vec<_> = lacking.map(|(_, name)| *name).collect();
+    if lacking.is_empty() { String::new() } else { format!(" (egress needs root: it lacks {})", lacking.join(", ")) }
 }
 
 /// Owns the programs and their links. Interception lasts as long as this value, or for good if it is pinned.
@@ -328,6 +342,18 @@ fn shared(map: Map, name: &'static str) -> Result<maps::SharedMap, KernelError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_lacking_is_named() {
+        let check = |effective, expected| assert_eq!(lacks(&format!("Uid:\t0\nCapEff:\t{effective}\n")), expected);
+        check("000001ffffffffff", "");
+        check(
+            "00000000a80425fb",
+            " (egress needs root: it lacks CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE)",
+        );
+        check("000001ffffdfffff", " (egress needs root: it lacks CAP_SYS_ADMIN)");
+        check("none", "");
+    }
 
     #[test]
     fn the_object_has_every_name() {
