@@ -41,12 +41,11 @@ use crate::{
         pins::{PinPlace, Pins},
     },
     limits::Limits,
-    netns::Netns,
+    netns::{Netns, discover::Look},
     policy::Policy,
     resolve::{Names, ResolveError},
     route::RouteTable,
     self_test::SelfTest,
-    socket::SocketFactory,
     telemetry::metrics::Metrics,
     watch::Watcher,
     worker::Workers,
@@ -144,7 +143,7 @@ impl Agent {
             learned,
             flows,
             thread_events: threads,
-            namespaces: Namespaces::new(cgroups, SocketFactory::new(own_sockets), listeners)
+            namespaces: Namespaces::new(cgroups, own_sockets, listeners)
                 .map_err(io_error("cannot watch the cgroups"))?,
             captured,
             step: Step::default(),
@@ -189,13 +188,16 @@ impl Agent {
     /// # Errors
     /// The kernel refuses, or a cgroup has gone.
     pub fn attach(&mut self) -> Result<(), AgentError> {
-        self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
+        self.namespaces.reconcile(Look::Threads, &mut self.workers).map_err(io_error("cannot read the cgroups"))?;
         // Where an earlier agent's programs are attached, connections are served already.
         self.load_programs()?;
         self.destinations.inherit()?;
         self.learned.inherit()?;
         if self.redirector.attach(self.namespaces.cgroups())? {
             self.existing.expect_askers();
+        }
+        if !self.is_taking() {
+            self.redirector.let_others_go(self.namespaces.cgroups())?;
         }
         for learned in self.redirector.learned_by_others()? {
             self.learned.adopt(learned)?;
@@ -206,7 +208,7 @@ impl Agent {
         }
         self.attached = true;
         // Processes that made their first socket in between were not reported.
-        self.namespaces.reconcile(&mut self.workers).map_err(io_error("cannot read the cgroups"))?;
+        self.namespaces.reconcile(Look::Processes, &mut self.workers).map_err(io_error("cannot read the cgroups"))?;
         self.synchronise();
         Ok(())
     }
@@ -238,7 +240,7 @@ impl Agent {
     /// configured destinations are refused: a connection that can no longer be served must not leave in clear. If another
     /// agent has taken over they are its own.
     pub async fn stop(mut self, limit: Duration) {
-        self.readiness.store(Arc::new(Readiness::NotReady("stopping".into())));
+        self.tell(Readiness::NotReady("stopping".into()), true);
         self.self_test.end().await;
         let left = self.close(limit).await;
         if left > 0 {
@@ -259,7 +261,7 @@ impl Agent {
     }
 
     fn reconcile(&mut self) {
-        if let Err(error) = self.namespaces.reconcile(&mut self.workers) {
+        if let Err(error) = self.namespaces.reconcile(Look::Processes, &mut self.workers) {
             tracing::warn!(%error, "cannot read the cgroups");
         }
     }

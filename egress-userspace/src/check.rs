@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use self::probe::ProbeReport;
 use crate::{
-    config::{self, Code, Diagnostic, Errors, Location, Severity, Source},
+    config::{self, Diagnostic, Errors, Location, Severity, Source},
     policy::{HostName, Policy},
-    upstream::tls::{Clients, TlsError, Workshop},
+    upstream::tls::{Clients, Workshop},
 };
 
 pub mod probe;
@@ -122,24 +122,7 @@ fn check_files(policy: &Policy) -> Errors {
     let upstreams = policy.rules().flat_map(|rule| &rule.upstreams);
     let problems =
         upstreams.filter_map(|upstream| workshop.originator(&upstream.host, &upstream.tls, &upstream.location).err());
-    problems.map(|error| diagnostic(&error)).collect()
-}
-
-fn diagnostic(error: &TlsError) -> Diagnostic {
-    let (location, message) = match error {
-        TlsError::Read { location, path, source } => {
-            (location.clone(), Code::UnreadableFile.because(format!("cannot read {}: {source}", path.display())))
-        }
-        TlsError::Content { location, path, problem } => {
-            (location.clone(), Code::BadFile.because(format!("{path}: {problem}")))
-        }
-        TlsError::Settings { location, problem } => (location.clone(), Code::BadFile.because(problem.as_str())),
-        TlsError::NoSystemRoots => {
-            let nowhere = Location::whole(std::path::Path::new("this machine"));
-            (nowhere, Code::NoRoots.because(error.to_string()))
-        }
-    };
-    Diagnostic::new(location, "", message)
+    problems.map(|error| error.diagnostic()).collect()
 }
 
 impl Report {

@@ -51,15 +51,23 @@ pub(crate) enum Command {
     ///
     /// At start, every minute (`--self-test-interval`), and on SIGUSR2, it connects from each of these cgroups itself, and is ready only if that is
     /// intercepted.
+    ///
+    /// Exits with 0 if it ended in order, be it that the drain timeout or a second signal cut off what was under way; with 64 if the
+    /// command line or the configuration is bad; else with 1.
     Run(RunOptions),
     /// Run one command under interception, and leave nothing behind.
+    ///
+    /// Exits with the command's own code, or 128 + N if signal N ended it; with 127 if there is no such command, 126 if it cannot be
+    /// run; with 64 if the command line or the configuration is bad, and with 125 if something else of egress failed.
     Exec(ExecOptions),
     /// Say what rules would do, and all that is wrong with them: nothing is touched, and root is not needed.
     ///
-    /// Exits with 0 if they can be used, with 1 if not, or if an origin that was probed cannot.
+    /// Exits with 0 if they can be used, with 1 if not, or if an origin that was probed cannot, and with 64 if the command line is bad.
     Check(CheckOptions),
     /// Remove what `run` leaves in place when it ends: from then on nothing is intercepted or refused. While an agent uses it
     /// that is refused.
+    ///
+    /// Exits with 0 if nothing is left, with 1 if something is, and with 64 if the command line is bad.
     Detach(DetachOptions),
     /// What `run` starts in each cgroup, to see whether it is intercepted there.
     #[command(name = egress::self_test::COMMAND, hide = true)]
@@ -125,7 +133,7 @@ pub(crate) struct RunOptions {
     #[command(flatten)]
     pub(crate) capture: CaptureOptions,
     /// Serve the processes under this cgroup2 directory. Can be repeated. Without it: the pods' cgroup (kubepods) if the
-    /// node has one, else all processes.
+    /// node has one at start, else all processes.
     #[arg(long, value_name = "DIR")]
     pub(crate) cgroup: Vec<PathBuf>,
     /// Where /readyz, /healthz and /metrics are served.
@@ -224,7 +232,11 @@ pub(crate) const USAGE: u8 = 64;
 
 /// Prints why the agent failed; gives [`USAGE`] if the configuration is at fault, else `otherwise`.
 pub(crate) fn report(error: &AgentError, otherwise: u8) -> ExitCode {
-    for line in error.to_string().lines() {
+    let diagnostics = if let AgentError::Config(error) = error { error.diagnostics() } else { Vec::new() };
+    for found in &diagnostics {
+        eprintln!("egress: {found} [{}]", found.code.id());
+    }
+    for line in error.to_string().lines().filter(|_| diagnostics.is_empty()) {
         eprintln!("egress: {line}");
     }
     ExitCode::from(if matches!(error, AgentError::Config(_)) { USAGE } else { otherwise })

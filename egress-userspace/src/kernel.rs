@@ -13,7 +13,7 @@ mod syscall;
 
 use std::{
     collections::HashMap,
-    fs::File,
+    fs::{self, File},
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -26,9 +26,9 @@ pub use self::{
     destinations::{Destinations, Intercepted},
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
-    learned::{LearnedNames, Learnings, NameRules, Watched},
+    learned::{LearnedNames, NameRules, Swept, Watched},
     load::LoadError,
-    maps::{Flows, Listeners, Marks, Outcomes, OwnSockets},
+    maps::{Flows, Learnings, Listeners, Marks, Outcomes, OwnSockets},
 };
 use self::{features::Features, load::Linked, maps::Scopes, pins::Pins, programs::Program};
 
@@ -93,13 +93,30 @@ pub enum KernelError {
     /// The object lacks a program or map that the names say it has.
     #[error("the eBPF object has no {0}; egress and its eBPF object were built from different sources")]
     Missing(&'static str),
+    /// There is no descriptor left.
+    #[error("cannot keep the eBPF maps open: {0}")]
+    Descriptor(#[source] io::Error),
     /// An asynchronous descriptor could not be registered.
     #[error("cannot watch an eBPF ring buffer: {0}")]
     Watch(#[source] io::Error),
 }
 
-pub(crate) fn privilege_hint() -> &'static str {
-    if nix::unistd::geteuid().is_root() { "" } else { " (egress needs root: CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)" }
+/// What egress needs, by the numbers of linux/capability.h.
+const CAPABILITIES: [(u32, &str); 4] =
+    [(39, "CAP_BPF"), (12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (19, "CAP_SYS_PTRACE")];
+
+/// Which privileges this process lacks, if that is what an error may come from.
+pub(crate) fn privilege_hint() -> String {
+    fs::read_to_string("/proc/self/status").map_or_else(|_| String::new(), |status| lacks(&status))
+}
+
+/// The user's id says nothing: root in a container can lack any.
+fn lacks(status: &str) -> String {
+    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    let Some(effective) = effective else { return String::new() };
+    let lacking = CAPABILITIES.iter().filter(|(number, _)| effective >> number & 1 == 0);
+    let lacking: Vec<_> = lacking.map(|(_, name)| *name).collect();
+    if lacking.is_empty() { String::new() } else { format!(" (egress needs root: it lacks {})", lacking.join(", ")) }
 }
 
 /// Owns the programs and their links. Interception lasts as long as this value, or for good if it is pinned.
@@ -114,6 +131,8 @@ pub struct Redirector {
     exec: Option<Program>,
     scopes: Scopes,
     pins: Option<Pins>,
+    /// What is to be found there by the next agent.
+    pinned: Vec<(&'static str, OwnedFd)>,
     /// Whether nothing of another layout is left.
     settled: bool,
 }
@@ -171,9 +190,10 @@ impl Redirector {
         let outcomes = Outcomes::new(take(map::OUTCOMES)?)?;
         let threads = ThreadEvents::new(take(map::THREADS_SEEN)?)?;
         let scopes = Scopes::new(take(map::SCOPES)?)?;
+        let pinned = if pins.is_some() { linked.pinned().map_err(KernelError::Descriptor)? } else { Vec::new() };
         let (programs, exec, settled) = (HashMap::new(), None, false);
         Ok(Kernel {
-            redirector: Self { linked: Some(linked), log, programs, exec, scopes, pins, settled },
+            redirector: Self { linked: Some(linked), log, programs, exec, scopes, pins, pinned, settled },
             destinations,
             learned,
             listeners,
@@ -200,14 +220,18 @@ impl Redirector {
         self.programs.get(program::CONNECT4).filter(|_| self.log).map(KernelLog::new).transpose()
     }
 
-    /// Attaches all programs, which are to be loaded, to all cgroups, then detaches what earlier agents had attached to others. Says
-    /// whether one of the cgroups had none of ours before.
+    /// Attaches all programs, which are to be loaded, to all cgroups, with our maps pinned. Says whether one of the cgroups had none
+    /// of ours before.
     ///
     /// # Errors
     /// A directory is not a cgroup of version 2, or the kernel refuses, or another agent has come to use the pins.
     pub fn attach(&mut self, cgroups: &[PathBuf]) -> Result<bool, KernelError> {
         if let Some(pins) = &mut self.pins {
             pins.reopen()?;
+            // They may have been removed, or be those of an agent that has failed to follow us.
+            for (name, map) in &self.pinned {
+                pins.hold(name, map.as_fd())?;
+            }
         }
         self.scopes.set(cgroups)?;
         self.watch_exec();
@@ -215,10 +239,16 @@ impl Redirector {
         for cgroup in cgroups {
             is_new |= self.attach_one(cgroup)?;
         }
-        if let Some(pins) = &self.pins {
-            pins.prune(cgroups)?;
-        }
         Ok(is_new)
+    }
+
+    /// Detaches what earlier agents had attached to other cgroups than these. To be called when ours are attached to these, and no
+    /// earlier agent can go on.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn let_others_go(&self, cgroups: &[PathBuf]) -> Result<(), KernelError> {
+        self.pins.as_ref().map_or(Ok(()), |pins| Ok(pins.prune(cgroups)?))
     }
 
     /// What agents with another layout of maps have learned, for [`LearnedNames::adopt`]. To be called when our programs
@@ -312,6 +342,18 @@ fn shared(map: Map, name: &'static str) -> Result<maps::SharedMap, KernelError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_lacking_is_named() {
+        let check = |effective, expected| assert_eq!(lacks(&format!("Uid:\t0\nCapEff:\t{effective}\n")), expected);
+        check("000001ffffffffff", "");
+        check(
+            "00000000a80425fb",
+            " (egress needs root: it lacks CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE)",
+        );
+        check("000001ffffdfffff", " (egress needs root: it lacks CAP_SYS_ADMIN)");
+        check("none", "");
+    }
 
     #[test]
     fn the_object_has_every_name() {

@@ -49,6 +49,8 @@ pub struct Handle {
     pub netns: Netns,
     /// Ends all connections that were accepted here.
     pub gone: CancellationToken,
+    /// How many of them there are.
+    pub connections: Arc<AtomicUsize>,
     /// Port on 127.0.0.1; 0 where the family is disabled.
     pub v4: u16,
     /// Port on ::1; 0 where the family is disabled.
@@ -72,8 +74,15 @@ pub fn open(
     let mut inherited: HashMap<IpAddr, net::TcpListener> =
         inherited.into_iter().map(|socket| Ok((socket.local_addr()?.ip(), socket))).collect::<io::Result<_>>()?;
     let follows = !inherited.is_empty();
-    let mut handle =
-        Handle { netns: netns.clone(), gone: gone.clone(), v4: 0, v6: 0, sockets: Vec::new(), _open: Vec::new() };
+    let mut handle = Handle {
+        netns: netns.clone(),
+        gone: gone.clone(),
+        connections: connections.clone(),
+        v4: 0,
+        v6: 0,
+        sockets: Vec::new(),
+        _open: Vec::new(),
+    };
     let mut listeners = Vec::new();
     let mut failure = None;
     for address in LOOPBACK {

@@ -6,11 +6,12 @@ pub mod sock_diag;
 
 use std::{
     fmt,
-    fs::File,
+    fs::{self, File},
     io,
     net::{Ipv4Addr, UdpSocket},
     os::fd::AsRawFd,
     os::unix::fs::MetadataExt as _,
+    path::Path,
     sync::{Arc, OnceLock},
 };
 
@@ -51,7 +52,7 @@ impl Netns {
     /// # Errors
     /// The process is gone, or we lack the privilege to enter its namespace (CAP_SYS_ADMIN).
     pub fn of_process(pid: u32) -> io::Result<Self> {
-        Self::open(&format!("/proc/{pid}/ns/net"))
+        Self::open(&format!("/proc/{pid}"))
     }
 
     /// The network namespace of one thread of a process.
@@ -59,11 +60,11 @@ impl Netns {
     /// # Errors
     /// The thread is gone, or as above.
     pub fn of_thread(pid: u32, tid: u32) -> io::Result<Self> {
-        Self::open(&format!("/proc/{pid}/task/{tid}/ns/net"))
+        Self::open(&format!("/proc/{pid}/task/{tid}"))
     }
 
-    fn open(path: &str) -> io::Result<Self> {
-        let file = File::open(path)?;
+    fn open(task: &str) -> io::Result<Self> {
+        let file = File::open(format!("{task}/ns/net")).map_err(|error| or_gone(error, task))?;
         let inode = NetnsInode(file.metadata()?.ino());
         let home = home()?;
         let file = (home.metadata()?.ino() != inode.0).then_some(file);
@@ -95,7 +96,7 @@ impl Netns {
 /// # Errors
 /// The process is gone.
 pub fn inode_of_process(pid: u32) -> io::Result<NetnsInode> {
-    std::fs::metadata(format!("/proc/{pid}/ns/net")).map(|metadata| NetnsInode(metadata.ino()))
+    inode(&format!("/proc/{pid}"))
 }
 
 /// The inode of a thread's network namespace, without entering it.
@@ -103,7 +104,20 @@ pub fn inode_of_process(pid: u32) -> io::Result<NetnsInode> {
 /// # Errors
 /// The thread is gone.
 pub fn inode_of_thread(pid: u32, tid: u32) -> io::Result<NetnsInode> {
-    std::fs::metadata(format!("/proc/{pid}/task/{tid}/ns/net")).map(|metadata| NetnsInode(metadata.ino()))
+    inode(&format!("/proc/{pid}/task/{tid}"))
+}
+
+fn inode(task: &str) -> io::Result<NetnsInode> {
+    let metadata = fs::metadata(format!("{task}/ns/net")).map_err(|error| or_gone(error, task))?;
+    Ok(NetnsInode(metadata.ino()))
+}
+
+/// The kernel refuses to follow the link of one that was reaped a moment ago as if that were not allowed (proc_ns_get_link).
+fn or_gone(error: io::Error, task: &str) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied if !Path::new(task).exists() => io::ErrorKind::NotFound.into(),
+        _ => error,
+    }
 }
 
 /// Remembers the namespace that the process is in. To be called before any thread enters another one.
@@ -172,6 +186,13 @@ mod tests {
         assert!(own.0.file.is_none());
         assert_eq!(own.inode(), inode_of_process(std::process::id()).expect("our own namespace"));
         assert_eq!(own.run(|| Ok(7)).expect("work does not fail"), 7);
+    }
+
+    #[test]
+    fn a_process_that_was_reaped_meanwhile_is_gone() {
+        let denied = |task: &str| or_gone(io::ErrorKind::PermissionDenied.into(), task).kind();
+        assert_eq!(denied("/proc/8388608"), io::ErrorKind::NotFound);
+        assert_eq!(denied("/proc/self"), io::ErrorKind::PermissionDenied);
     }
 
     #[test]

@@ -102,7 +102,8 @@ async fn serve(options: RunOptions, descriptors: Descriptors) -> Result<(), Agen
             let signal = signals.next().await;
             tracing::info!(signal, "draining already; a second signal means now");
         }
-        signals.next().await;
+        let signal = signals.next().await;
+        tracing::warn!(signal, "a second signal; what is under way is cut off");
     };
     tokio::select! {
         () = agent.stop(timeout) => {}

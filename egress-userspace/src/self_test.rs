@@ -86,7 +86,9 @@ pub enum Finding {
     Intercepted,
     /// All is as well as it was.
     StillIntercepted,
-    /// Not all is, or so it seems.
+    /// Not all is, or so it seems: it is to be repeated before that is believed.
+    Doubted,
+    /// Not all is.
     NotIntercepted,
 }
 
@@ -147,10 +149,7 @@ impl SelfTest {
         self.running = None;
         let finding = match result.and_then(|result| result.map_err(|error| error.to_string())) {
             Ok(()) => self.passed(),
-            Err(error) => {
-                self.failed(format!("self-test: {error}"));
-                Finding::NotIntercepted
-            }
+            Err(error) => self.failed(format!("self-test: {error}")),
         };
         if let Some(cgroups) = self.again.take() {
             self.start(&cgroups);
@@ -173,12 +172,12 @@ impl SelfTest {
         Finding::Intercepted
     }
 
-    fn failed(&mut self, reason: String) {
+    fn failed(&mut self, reason: String) -> Finding {
         if self.is_routine && matches!(self.verdict, Verdict::Passed) && self.doubted < DOUBTED {
             tracing::warn!("{reason}; it is repeated before that is believed");
             self.due = Some(Instant::now() + SOON);
             self.doubted += 1;
-            return;
+            return Finding::Doubted;
         }
         if self.objection() != Some(&reason) {
             tracing::error!("{reason}");
@@ -186,6 +185,12 @@ impl SelfTest {
         self.due = Some(Instant::now() + RETRY);
         self.doubted = 0;
         self.verdict = Verdict::Failed(reason);
+        Finding::NotIntercepted
+    }
+
+    /// Whether the first test is still to end.
+    pub fn is_pending(&self) -> bool {
+        matches!(self.verdict, Verdict::Pending)
     }
 
     /// When it is time for another test: the last one failed, so that it is to be seen whether that was for good, or will be too

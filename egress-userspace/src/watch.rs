@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchMask, Watches};
-use tokio::time;
+use tokio::time::{self, Instant};
 
 /// After the first event, wait until nothing has happened for this long, but no longer than [`SETTLE_LIMIT`].
 const SETTLE: Duration = Duration::from_millis(50);
@@ -23,7 +23,21 @@ pub struct Watcher {
     watches: Watches,
     events: EventStream<Vec<u8>>,
     /// Something has changed that was not yet told.
-    changed: bool,
+    untold: Option<Untold>,
+}
+
+/// When changes were noticed that were not yet told.
+#[derive(Clone, Copy)]
+struct Untold {
+    first: Instant,
+    last: Instant,
+}
+
+impl Untold {
+    /// When they are to be told.
+    fn due(self) -> Instant {
+        (self.last + SETTLE).min(self.first + SETTLE_LIMIT)
+    }
 }
 
 impl Watcher {
@@ -35,7 +49,7 @@ impl Watcher {
         let inotify = Inotify::init()?;
         let watches = inotify.watches();
         let events = inotify.into_event_stream(vec![0; 4096])?;
-        let mut watcher = Self { paths, watches, events, changed: false };
+        let mut watcher = Self { paths, watches, events, untold: None };
         watcher.refresh()?;
         Ok(watcher)
     }
@@ -46,23 +60,22 @@ impl Watcher {
     /// # Errors
     /// Events cannot be read, or a watch cannot be set.
     pub async fn changed(&mut self) -> io::Result<()> {
-        while !self.changed {
-            match self.events.next().await {
-                Some(event) => self.changed = event.is_ok_and(|event| !event.mask.contains(EventMask::IGNORED)),
-                // The stream of an inotify instance does not end.
-                None => return std::future::pending().await,
+        // When it is due is kept, as whoever waits for other things, too, drops this whenever one of them happens.
+        while self.untold.is_none_or(|untold| Instant::now() < untold.due()) {
+            let due = self.untold.map(Untold::due);
+            let event = tokio::select! {
+                biased;
+                event = self.events.next() => event,
+                () = time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => break,
+            };
+            // The stream of an inotify instance does not end.
+            let Some(event) = event else { return std::future::pending().await };
+            if !event?.mask.contains(EventMask::IGNORED) {
+                let last = Instant::now();
+                self.untold = Some(Untold { first: self.untold.map_or(last, |untold| untold.first), last });
             }
         }
-        let settled = async {
-            while let Ok(Some(event)) = time::timeout(SETTLE, self.events.next()).await {
-                event?;
-            }
-            Ok(())
-        };
-        if let Ok(Err(error)) = time::timeout(SETTLE_LIMIT, settled).await {
-            return Err(error);
-        }
-        self.changed = false;
+        self.untold = None;
         // The change may have put other directories behind the paths. Setting a watch again is harmless.
         self.refresh()
     }
@@ -186,6 +199,18 @@ mod tests {
                 notices(&mut watcher, "a swap").await;
                 assert_eq!(fs::read_to_string(home.join("rules.yaml")).expect("read"), version);
             }
+        }
+    }
+
+    /// As in a loop in which something else happens all the time.
+    #[tokio::test]
+    async fn a_change_is_told_however_often_the_wait_is_begun_anew() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let mut watcher = Watcher::new([home.path().join("rules.yaml")].into()).expect("inotify");
+        fs::write(home.path().join("rules.yaml"), "a").expect("write");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while time::timeout(SETTLE / 10, watcher.changed()).await.is_err() {
+            assert!(Instant::now() < deadline, "it was not noticed");
         }
     }
 

@@ -1,8 +1,12 @@
 //! A cgroup of the test's own: the agent's programs are attached there, never at the root.
 
 use std::{
+    ffi::CString,
     fs,
-    os::fd::AsRawFd,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -106,6 +110,28 @@ fn programs_attached(directory: &fs::File, attach_type: u32) -> Result<u32> {
         bail!("BPF_PROG_QUERY: {}", std::io::Error::last_os_error());
     }
     Ok(query.count)
+}
+
+/// Detaches the link that is pinned there, which stays pinned, as `bpftool link detach` does.
+pub fn detach_link(pin: &Path) -> Result<()> {
+    const BPF_OBJ_GET: libc::c_long = 7;
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    // The path, and no descriptor and no flags.
+    let mut get = [path.as_ptr() as u64, 0];
+    // SAFETY: the path lives as long as the call, and the attributes have the announced size.
+    let link = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw mut get, size_of_val(&get)) };
+    if link < 0 {
+        bail!("{}: {}", pin.display(), std::io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor.
+    let link = unsafe { OwnedFd::from_raw_fd(link as libc::c_int) };
+    let mut detach = [link.as_raw_fd()];
+    // SAFETY: nothing is pointed to, and the attributes have the announced size.
+    if unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw mut detach, size_of_val(&detach)) } != 0 {
+        bail!("BPF_LINK_DETACH: {}", std::io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Where the cgroup2 file system is mounted: /sys/fs/cgroup, or below it on hybrid machines.

@@ -19,6 +19,7 @@ use harness::{
     netns::Netns,
     origin::{Origin, Reply, Request, ServerTls},
     process::Output,
+    wait::{PATIENCE, wait_until},
 };
 
 const HOST: &str = "edition.cnn.com";
@@ -191,7 +192,8 @@ fn what_cannot_be_learned_is_not_answered() -> Result<()> {
     }
     ensure!(ask()? == "nothing\n");
     ensure!(agent.metrics()?.sum(ANSWERS, &[("result", "refused")]) == 1.0);
-    Ok(())
+    // The agent looks once a minute.
+    wait_until("the log to say so", 3 * PATIENCE, || agent.log_text().contains("no more addresses can be learned"))
 }
 
 /// An agent in scope, as one is without kubepods or in a pod itself, asks for more names than there is room for.

@@ -3,10 +3,11 @@
 use std::{fs, io::ErrorKind, net::TcpListener};
 
 use anyhow::{Result, ensure};
+use egress_common::names::program;
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, binary},
-    cgroup::PROGRAMS,
+    cgroup::{PROGRAMS, detach_link},
     origin::{Origin, Reply, ServerTls},
     process::Output,
 };
@@ -217,6 +218,25 @@ fn cgroups_that_are_no_longer_served_are_let_go() -> Result<()> {
     ensure!(before.programs()? == PROGRAMS && after.programs()? == 0);
     let _agent = Agent::start(&bed, &options.cgroup(after.path()))?;
     ensure!(before.programs()? == 0 && after.programs()? == PROGRAMS);
+    Ok(())
+}
+
+/// As by `bpftool link detach`, or an `egress detach` that was killed on its way.
+#[test]
+fn links_that_were_detached_are_made_anew() -> Result<()> {
+    let bed = TestBed::new("detached-links")?;
+    let _origin = origin(&bed)?;
+    start(&bed, &["--host", HOST])?.kill();
+    let layout = fs::read_dir(bed.bpffs().join("egress"))?.next().expect("an agent was here")?.path();
+    let links = layout.join("links").join(bed.cgroup().id()?.to_string());
+    for name in [program::CONNECT4, program::CONNECT6, program::LEARN_NAMES] {
+        detach_link(&links.join(name))?;
+    }
+    ensure!(bed.cgroup().programs()? == PROGRAMS - 3);
+    let agent = start(&bed, &["--host", HOST])?;
+    ensure!(statuses(&bed, URL)? == [200, 200] && bed.cgroup().programs()? == PROGRAMS);
+    agent.kill();
+    ensure!(statuses(&bed, URL)?.is_empty(), "what was made anew is not pinned");
     Ok(())
 }
 

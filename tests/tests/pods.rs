@@ -1,6 +1,9 @@
 //! Pods that come and go while the agent runs.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use harness::{
@@ -124,6 +127,91 @@ fn a_pod_dies_with_its_last_process() -> Result<()> {
     }
     println!("{} pods died within {took:?}", 2 * ROUNDS);
     ensure!(took < WALK, "{took:?}");
+    Ok(())
+}
+
+/// It keeps its sockets where they were made, when it goes back to its own network namespace.
+#[test]
+fn connections_outlive_the_stay_of_who_made_them() -> Result<()> {
+    let mut bed = TestBed::new("back")?;
+    let (pod, other) = (bed.add_pod("pod")?, bed.add_pod("other")?);
+    let _origin = origin(&bed)?;
+    let _agent = agent(&bed)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let visitor = |pod: &Netns| -> Result<Running> {
+        let path = pod.path().display().to_string();
+        let client = bed.client_command(CLIENT)?.args(["repeat", &address, "--netns", &path]).spawn()?;
+        client.wait_for_output("200\n")?;
+        Ok(client)
+    };
+    // While somebody is there it is served.
+    let visitors = [visitor(&pod)?, visitor(&other)?];
+    let path = pod.path().display().to_string();
+    let command =
+        bed.client_command(CLIENT)?.args(["hold", &address, "--count", "2", "--comes-back", "--netns", &path]);
+    let mut client = command.spawn()?;
+    client.wait_for_output("connected\n")?;
+    client.write_stdin(b"\n")?;
+    client.wait_for_output("over TLS\n")?;
+    for visitor in visitors {
+        visitor.close_stdin();
+    }
+    // The other one is let go, so that this one would be, too.
+    wait_until("the other pod to be let go", PATIENCE, || other.listening().is_ok_and(|left| left.is_empty()))?;
+    client.write_stdin(b"\n")?;
+    wait_until("another answer", PATIENCE, || client.stdout().matches("over TLS").count() == 2)?;
+    ensure!(client.wait(PATIENCE)?.success());
+    wait_until("the pod to be let go", PATIENCE, || pod.listening().is_ok_and(|left| left.is_empty()))
+}
+
+/// A thread can be in a namespace of its own, which /proc does not show with its process.
+#[test]
+fn a_namespace_of_one_thread_outlives_an_upgrade() -> Result<()> {
+    let mut bed = TestBed::new("thread")?;
+    let pod = bed.add_pod("pod")?;
+    let _origin = origin(&bed)?;
+    let mut first = agent(&bed)?;
+    let (address, path) = (bed.sockets(HOST, 80)[0].to_string(), pod.path().display().to_string());
+    let command = bed.client_command(CLIENT)?;
+    let client = command.args(["--beside", "repeat", &address, "--netns", &path]).spawn()?;
+    client.wait_for_output("200\n")?;
+    let ports = pod.listening()?;
+    let config = bed.config_dir()?;
+    let second = Agent::take_over(&bed, &AgentOptions::new(config.path()).args(&["--host", HOST]))?;
+    ensure!(first.wait()?.success());
+    ensure!(ports.len() == 2 && pod.listening()? == ports, "{ports:?} {:?}", pod.listening()?);
+    let text = client.stdout();
+    let served = text.lines().skip_while(|line| *line != "200");
+    ensure!(served.clone().all(|line| line == "200"), "{:?}\n{}", served.collect::<Vec<_>>(), second.log_text());
+    Ok(())
+}
+
+#[test]
+fn a_namespace_that_cannot_be_served_is_told_of_once() -> Result<()> {
+    const COUNT: &str = "egress_network_namespaces_unserved";
+    let mut bed = TestBed::new("unserved")?;
+    let pod = bed.add_pod("pod")?;
+    let reserve = |ports: &str| pod.run(|| Ok(fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", ports)?));
+    // There is no port left to listen on.
+    reserve("1-65535\n")?;
+    let _origin = origin(&bed)?;
+    let mut agent = agent(&bed)?;
+    let _pause = bed.pod_command(&pod, "sleep")?.in_cgroup(bed.cgroup())?.arg("infinity").spawn()?;
+    let unserved = |count: f64| {
+        wait_until(&format!("{count} unserved"), PATIENCE, || {
+            agent.metrics().is_ok_and(|metrics| metrics.sum(COUNT, &[]) == count)
+        })
+    };
+    unserved(1.0)?;
+    for _ in 0..5 {
+        // The agent is told of each.
+        bed.pod_command(&pod, "true")?.in_cgroup(bed.cgroup())?.run()?.success()?;
+    }
+    reserve("\n")?;
+    unserved(0.0)?;
+    agent.process().wait_for_line("its recovery", |line| line.contains("is served now"))?;
+    let warnings = agent.log_text().matches("cannot serve a network namespace").count();
+    ensure!(warnings == 1, "{warnings}: {}", agent.log_text());
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
-    agent::{Agent, AgentOptions, ConfigMap},
+    agent::{Agent, AgentOptions, ConfigMap, LogLine},
     clients::Curl,
     origin::{Origin, Reply, ServerTls},
     process::Running,
@@ -136,6 +136,11 @@ fn a_bad_change_is_reported_and_the_last_good_policy_stays() -> Result<()> {
             .process()
             .wait_for_line_after(mark, "the consequence", |text| text.contains("the last good one stays"))?;
         ensure!(agent.metrics()?.sum("egress_policy_refused_total", &[]) >= f64::from(count));
+        ensure!(agent.metrics()?.sum("egress_configuration_current", &[]) == 0.0);
+        let tells = |found: &LogLine| {
+            found.text("code").starts_with("EG00") && found.text("location").starts_with(&format!("{file}:"))
+        };
+        ensure!(agent.log().iter().any(tells), "{}", agent.log_text());
         ensure!(agent.admin("/readyz")?.0 == 200, "a refused change makes the agent unready");
         check_way(&bed, HOST, "over TLS")?;
         config.write("edition.yaml", RULES)?;
@@ -143,6 +148,7 @@ fn a_bad_change_is_reported_and_the_last_good_policy_stays() -> Result<()> {
     }
     // A good one after it is taken.
     ensure!(agent.apply(|| config.remove("edition.yaml"))? == 0);
+    ensure!(agent.metrics()?.sum("egress_configuration_current", &[]) == 1.0);
     check_way(&bed, HOST, "in clear")
 }
 
@@ -275,6 +281,19 @@ fn a_change_that_takes_long_to_read_holds_nobody_up() -> Result<()> {
         line.contains("policy applied") && line.contains("\"rules\":2")
     })?;
     check_way(&bed, HOST, "over TLS")?;
+    check_way(&bed, OTHER, "over TLS")
+}
+
+/// As a script does that a health check runs in a loop: the agent hears of each program that is started.
+#[test]
+fn a_change_takes_effect_however_busy_a_pod_is() -> Result<()> {
+    let bed = TestBed::builder("busy").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    let _busy = bed.client_command("sh")?.args(["-c", "while :; do /bin/true; done"]).spawn()?;
+    ensure!(agent.apply(|| config.write("other.yaml", &rules(OTHER)))? == 2);
     check_way(&bed, OTHER, "over TLS")
 }
 

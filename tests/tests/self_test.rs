@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
-    agent::{Agent, AgentOptions, binary},
+    agent::{Agent, AgentOptions, LogLine, binary},
     cgroup::Cgroup,
     wait::{PATIENCE, wait_until},
 };
@@ -47,6 +47,11 @@ fn programs_on_a_cgroup_that_was_removed_are_noticed() -> Result<()> {
     check(&agent, [1.0, 1.0])?;
     let (status, reason) = agent.admin("/readyz")?;
     ensure!(status == 503 && reason.contains("cannot make a cgroup to connect from"), "{reason}");
+    ensure!(agent.metrics()?.sum("egress_ready", &[]) == 0.0, "{:?}", agent.metrics()?);
+    let warns = |line: &LogLine| {
+        line.message() == "not ready" && line.text("level") == "WARN" && line.text("reason").starts_with("self-test: ")
+    };
+    ensure!(agent.log().iter().any(warns), "{}", agent.log_text());
 
     // All looks as it did, and is not.
     let scope = bed.cgroup().child("scope")?;
@@ -108,8 +113,9 @@ fn one_failure_that_nobody_asked_for_is_not_believed() -> Result<()> {
     let count = |result| agent.metrics().map(|metrics| metrics.sum("egress_self_tests_total", &[("result", result)]));
     let passed = count("passed")?;
     wait_until("more tests", PATIENCE, || count("passed").is_ok_and(|count| count > passed + 1.0))?;
-    ensure!(count("failed")? >= 1.0 && agent.admin("/readyz")?.0 == 200, "{}", agent.log_text());
-    ensure!(!agent.log_text().contains("NotReady(\"self-test"), "{}", agent.log_text());
+    ensure!(count("doubted")? >= 1.0 && count("failed")? == 0.0, "{:?}", agent.metrics()?);
+    ensure!(agent.admin("/readyz")?.0 == 200 && agent.metrics()?.sum("egress_ready", &[]) == 1.0);
+    ensure!(!agent.log().iter().any(|line| line.text("reason").starts_with("self-test")), "{}", agent.log_text());
     Ok(())
 }
 

@@ -4,9 +4,10 @@ use std::{io, net::SocketAddr};
 
 use crate::{
     capture::CaptureError,
-    config,
+    config::{self, Diagnostic},
     handover::{Late, StateError},
     kernel::{KernelError, cgroup::CgroupError},
+    resolve::ResolveError,
     upstream::tls::TlsError,
     worker::StartError,
 };
@@ -46,6 +47,9 @@ pub enum AgentError {
     /// The agent that runs did not wait for this one.
     #[error(transparent)]
     Late(#[from] Late),
+    /// No name server answers us, while an agent runs that knows addresses.
+    #[error("{0}; as no host can be looked up, the agent that runs goes on")]
+    Unanswered(ResolveError),
     /// Something of the operating system failed.
     #[error("{what}: {source}")]
     Io {
@@ -68,6 +72,17 @@ pub enum ConfigError {
     /// It could not be read at all.
     #[error("cannot read the configuration: {0}")]
     Unread(io::Error),
+}
+
+impl ConfigError {
+    /// What is wrong, and where; nothing if it could not be read at all.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        match self {
+            Self::Documents(errors) => errors.iter().cloned().collect(),
+            Self::Tls(errors) => errors.iter().map(TlsError::diagnostic).collect(),
+            Self::Unread(_) => Vec::new(),
+        }
+    }
 }
 
 /// Says what was tried.

@@ -102,6 +102,7 @@ impl Agent {
                 return false;
             }
             self.metrics.namespaces.set(self.namespaces.len() as i64);
+            self.metrics.namespaces_unserved.set(self.namespaces.unserved() as i64);
         }
     }
 
@@ -127,7 +128,12 @@ impl Agent {
                 self.catch_up();
             }
             Event::SelfTest(found) => {
-                self.metrics.self_test(found != Finding::NotIntercepted);
+                match found {
+                    Finding::Intercepted | Finding::StillIntercepted => &self.metrics.self_tests_passed,
+                    Finding::Doubted => &self.metrics.self_tests_doubted,
+                    Finding::NotIntercepted => &self.metrics.self_tests_failed,
+                }
+                .inc();
                 self.catch_up();
                 if found == Finding::Intercepted {
                     // With this a start is over. One that fails is repeated for as long as it does.
@@ -152,7 +158,20 @@ impl Agent {
 
     async fn forget(&mut self) {
         match self.learned.sweep(&self.namespaces.known()) {
-            Ok(left) => _ = self.metrics.learned.set(left as i64),
+            Ok(swept) => {
+                self.metrics.learned.set(swept.left as i64);
+                for netns in swept.full {
+                    let pid = self.namespaces.pid_of(netns);
+                    tracing::warn!(
+                        ?netns,
+                        pid,
+                        "no more addresses can be learned in a network namespace: answers of name servers with others are kept from it"
+                    );
+                }
+                for netns in swept.relieved {
+                    tracing::info!(?netns, "a network namespace has room for addresses again");
+                }
+            }
             Err(error) => tracing::warn!(%error, "cannot sweep learned addresses"),
         }
         match self.captured.refresh().await {

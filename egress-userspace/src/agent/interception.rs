@@ -129,34 +129,50 @@ impl Agent {
     /// Sees what follows from what is intercepted now, and tells whether that is all.
     fn settle(&mut self, result: Result<(), KernelError>) {
         let result = match result {
-            Ok(()) if self.is_known() && self.attached => self.redirector.settle().map(|removed| {
-                if removed {
-                    // They were in the way.
-                    self.test_self();
-                }
-            }),
+            Ok(()) if self.is_known() && self.attached && !self.is_taking() => {
+                self.redirector.settle().map(|removed| {
+                    if removed {
+                        // They were in the way.
+                        self.test_self();
+                    }
+                })
+            }
             result => result,
         };
         if self.attached && self.names.all_tried() && self.existing.is_due() {
             self.existing.look(self.namespaces.served(), self.namespaces.cgroups().to_owned());
         }
-        let readiness = match result {
+        let (readiness, is_expected) = match result {
             Err(error) => {
                 tracing::error!(%error, "not all of the policy is intercepted");
-                Readiness::NotReady(error.to_string())
+                (Readiness::NotReady(error.to_string()), false)
             }
-            Ok(()) if !self.attached => Readiness::NotReady("starting".into()),
-            Ok(()) if !self.names.all_tried() => Readiness::NotReady("resolving the configured hosts".into()),
-            Ok(()) if let Some(objection) = self.self_test.objection() => Readiness::NotReady(objection.to_owned()),
+            Ok(()) if !self.attached => (Readiness::NotReady("starting".into()), true),
+            Ok(()) if !self.names.all_tried() => (Readiness::NotReady("resolving the configured hosts".into()), true),
+            Ok(()) if let Some(objection) = self.self_test.objection() => {
+                (Readiness::NotReady(objection.to_owned()), self.self_test.is_pending())
+            }
             // Of a host that does not exist nothing can leave in clear; of one that we cannot ask for it can.
             Ok(()) => match self.unintercepted.unanswered() {
-                Some(error) => Readiness::NotReady(error.to_string()),
-                None => Readiness::Ready,
+                Some(error) => (Readiness::NotReady(error.to_string()), false),
+                None => (Readiness::Ready, true),
             },
         };
-        if **self.readiness.load() != readiness {
-            tracing::info!(?readiness, "readiness");
-            self.readiness.store(Arc::new(readiness));
+        self.metrics.hosts_unresolved.set(self.unintercepted.hosts.len() as i64);
+        self.tell(readiness, is_expected);
+    }
+
+    /// Says whether all is intercepted, if that is news. What is not expected is worth a warning.
+    pub(super) fn tell(&self, readiness: Readiness, is_expected: bool) {
+        if **self.readiness.load() == readiness {
+            return;
         }
+        match &readiness {
+            Readiness::Ready => tracing::info!("ready"),
+            Readiness::NotReady(reason) if is_expected => tracing::info!(%reason, "not ready"),
+            Readiness::NotReady(reason) => tracing::warn!(%reason, "not ready"),
+        }
+        self.metrics.ready.set(i64::from(readiness == Readiness::Ready));
+        self.readiness.store(Arc::new(readiness));
     }
 }

@@ -4,15 +4,23 @@ use std::{
     collections::{HashMap, HashSet},
     io, mem,
     net::TcpListener,
+    os::fd::AsFd as _,
     path::PathBuf,
+    sync::atomic::Ordering,
 };
 
 use egress_common::listener::ThreadSeen;
 
 use crate::{
-    kernel::{KernelError, Listeners},
+    kernel::{KernelError, Listeners, Marks, OwnSockets},
     listener::{self, Handle},
-    netns::{self, Netns, NetnsCookie, NetnsInode, discover, inode_of_thread, population::Population},
+    netns::{
+        self, Netns, NetnsCookie, NetnsInode,
+        discover::{self, Look},
+        inode_of_thread,
+        population::Population,
+        sock_diag::{Protocol, SockDiag},
+    },
     socket::SocketFactory,
     worker::Workers,
 };
@@ -21,10 +29,11 @@ use crate::{
 pub(super) struct Namespaces {
     cgroups: Vec<PathBuf>,
     sockets: SocketFactory,
+    marks: Marks,
     kernel: Listeners,
     served: HashMap<NetnsInode, Served>,
     /// Those that could not be served: what they have learned is still true.
-    unserved: HashMap<NetnsInode, NetnsCookie>,
+    unserved: HashMap<NetnsInode, Option<NetnsCookie>>,
     population: Population,
     /// Listening sockets of the agent before us, in namespaces that are not served yet.
     inherited: HashMap<NetnsCookie, Vec<TcpListener>>,
@@ -42,9 +51,10 @@ struct Served {
 }
 
 impl Namespaces {
-    pub(super) fn new(cgroups: Vec<PathBuf>, sockets: SocketFactory, kernel: Listeners) -> io::Result<Self> {
+    pub(super) fn new(cgroups: Vec<PathBuf>, own_sockets: OwnSockets, kernel: Listeners) -> io::Result<Self> {
         let (served, unserved, inherited) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Ok(Self { cgroups, sockets, kernel, served, unserved, population: Population::new()?, inherited, kept: None })
+        let (marks, sockets, population) = (own_sockets.marks(), SocketFactory::new(own_sockets), Population::new()?);
+        Ok(Self { cgroups, sockets, marks, kernel, served, unserved, population, inherited, kept: None })
     }
 
     pub(super) fn cgroups(&self) -> &[PathBuf] {
@@ -59,9 +69,20 @@ impl Namespaces {
         self.served.len()
     }
 
+    /// How many cannot be served, so that what is configured is refused there.
+    pub(super) fn unserved(&self) -> usize {
+        self.unserved.len()
+    }
+
     /// The names in the kernel's maps of the namespaces that are there, be it that they cannot be served.
     pub(super) fn known(&self) -> HashSet<NetnsCookie> {
-        self.cookies().chain(self.unserved.values().copied()).collect()
+        self.cookies().chain(self.unserved.values().copied().flatten()).collect()
+    }
+
+    /// A process in a namespace, for people to know it by; 0 if there is none.
+    pub(super) fn pid_of(&self, netns: NetnsCookie) -> u32 {
+        let mut served = self.served.values();
+        served.find(|served| served.handle.netns.cookie() == netns).map_or(0, |served| served.witness.pid)
     }
 
     fn cookies(&self) -> impl Iterator<Item = NetnsCookie> {
@@ -112,21 +133,18 @@ impl Namespaces {
     pub(super) fn seen(&mut self, seen: &HashSet<ThreadSeen>, workers: &mut Workers) {
         for &thread in seen {
             let ThreadSeen { pid, tid } = thread;
-            let served = inode_of_thread(pid, tid).and_then(|inode| match self.served.contains_key(&inode) {
-                true => Ok(()),
-                false => Netns::of_thread(pid, tid).and_then(|netns| {
+            match inode_of_thread(pid, tid) {
+                Ok(inode) if self.served.contains_key(&inode) => {}
+                Ok(inode) => {
                     // Its cgroup is to be watched.
                     self.population.expect();
-                    self.serve(&netns, thread, workers)
-                }),
-            });
-            match served {
+                    self.try_to_serve(inode, Netns::of_thread(pid, tid), thread, workers);
+                }
                 // The thread ended. If its process has others, the next socket or the next walk tells of them.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    tracing::warn!(pid, %error, "cannot serve a network namespace; its connects are refused");
+                    tracing::warn!(pid, %error, "cannot see the network namespace of a process; it is not served");
                 }
-                Ok(()) => {}
             }
         }
     }
@@ -137,25 +155,18 @@ impl Namespaces {
     }
 
     /// Brings what is served in line with the processes in scope.
-    pub(super) fn reconcile(&mut self, workers: &mut Workers) -> io::Result<()> {
-        let found = discover::namespaces(&self.cgroups, &mut self.population)?;
-        for (inode, &pid) in &found {
-            if self.served.contains_key(inode) {
-                continue;
-            }
-            let served =
-                Netns::of_process(pid).and_then(|netns| self.serve(&netns, ThreadSeen { pid, tid: pid }, workers));
-            match served {
-                // The process ended meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => tracing::warn!(pid, %error, "cannot serve a network namespace; its connects are refused"),
-                Ok(()) => {}
+    pub(super) fn reconcile(&mut self, look: Look, workers: &mut Workers) -> io::Result<()> {
+        let found = discover::namespaces(&self.cgroups, look, &mut self.population)?;
+        for (&inode, &pid) in &found {
+            if !self.served.contains_key(&inode) {
+                self.try_to_serve(inode, Netns::of_process(pid), ThreadSeen { pid, tid: pid }, workers);
             }
         }
         self.unserved.retain(|inode, _| found.contains_key(inode));
         let mut gone = Vec::new();
         for (&inode, served) in &mut self.served {
-            let is_empty = !found.contains_key(&inode) && self.kept != Some(inode) && !served.is_used();
+            let is_used = || served.is_used() || served.has_clients(&self.marks);
+            let is_empty = !found.contains_key(&inode) && self.kept != Some(inode) && !is_used();
             match (mem::replace(&mut served.was_empty, is_empty), is_empty) {
                 (true, true) => gone.push(inode),
                 // To be looked at again before long.
@@ -176,19 +187,34 @@ impl Namespaces {
         }
     }
 
+    /// Serves a namespace that a thread was seen in. That it cannot be is said once, until it can be or is gone.
+    fn try_to_serve(
+        &mut self,
+        inode: NetnsInode,
+        netns: io::Result<Netns>,
+        witness: ThreadSeen,
+        workers: &mut Workers,
+    ) {
+        let (pid, cookie) = (witness.pid, netns.as_ref().ok().map(Netns::cookie));
+        match netns.and_then(|netns| self.serve(&netns, witness, workers)) {
+            Ok(()) if self.unserved.remove(&inode).is_some() => {
+                tracing::info!(pid, "a network namespace that could not be served is served now");
+            }
+            Ok(()) => {}
+            // The process ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                if self.unserved.insert(inode, cookie).is_none() {
+                    tracing::warn!(pid, %error, "cannot serve a network namespace; its connects are refused");
+                }
+            }
+        }
+    }
+
     fn serve(&mut self, netns: &Netns, witness: ThreadSeen, workers: &mut Workers) -> io::Result<()> {
         if self.served.contains_key(&netns.inode()) {
             return Ok(());
         }
-        let served = self.listen(netns, witness, workers);
-        match &served {
-            Ok(()) => self.unserved.remove(&netns.inode()),
-            Err(_) => self.unserved.insert(netns.inode(), netns.cookie()),
-        };
-        served
-    }
-
-    fn listen(&mut self, netns: &Netns, witness: ThreadSeen, workers: &mut Workers) -> io::Result<()> {
         let inherited = self.inherited.remove(&netns.cookie()).unwrap_or_default();
         let (handle, listeners) = listener::open(&self.sockets, netns, inherited)?;
         for listener in listeners {
@@ -224,6 +250,24 @@ impl Served {
     fn is_used(&self) -> bool {
         let ThreadSeen { pid, tid } = self.witness;
         inode_of_thread(pid, tid).is_ok_and(|inode| inode == self.handle.netns.inode())
+    }
+
+    /// Whether somebody has a connection to us: a process can have gone to another namespace, and keeps its sockets.
+    fn has_clients(&self, marks: &Marks) -> bool {
+        let Handle { netns, connections, v4, v6, .. } = &self.handle;
+        if connections.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let kernel = SockDiag::open(netns);
+        match kernel.and_then(|kernel| kernel.connections(Protocol::Tcp, marks.as_fd())) {
+            Ok(sockets) => sockets.iter().any(|socket| {
+                socket.held && socket.remote.ip().is_loopback() && [*v4, *v6].contains(&socket.remote.port())
+            }),
+            Err(error) => {
+                tracing::debug!(netns = ?netns.cookie(), %error, "cannot list connections");
+                false
+            }
+        }
     }
 }
 

@@ -39,7 +39,7 @@ impl Reload {
 /// Logs what there is to say about a configuration that can be used.
 pub(super) fn report(warnings: &[Diagnostic]) {
     for warning in warnings.iter().take(SHOWN) {
-        tracing::warn!("{warning}");
+        tracing::warn!(code = warning.code.id(), location = %warning.location, "{warning}");
     }
     if let Some(more) = warnings.len().checked_sub(SHOWN).filter(|more| *more > 0) {
         tracing::warn!("and {more} more; `egress check` shows all");
@@ -91,8 +91,12 @@ impl Agent {
 
     fn refuse(&self, error: &ConfigError) {
         self.metrics.policy_refused.inc();
-        for line in error.to_string().lines() {
-            tracing::error!("{line}");
+        self.metrics.configuration_current.set(0);
+        for found in error.diagnostics() {
+            tracing::error!(code = found.code.id(), location = %found.location, "{found}");
+        }
+        if let ConfigError::Unread(_) = error {
+            tracing::error!("{error}");
         }
         tracing::error!("configuration refused; the last good one stays in force");
     }
@@ -120,6 +124,7 @@ impl Agent {
                 return Err(ConfigError::Tls(errors));
             }
         };
+        self.metrics.configuration_current.set(1);
         if change.is_none() && table.same_routes(&current) {
             return Ok(());
         }
@@ -149,6 +154,7 @@ impl Agent {
     pub(super) fn applied(&mut self) {
         let rules = self.policy.rules().len();
         self.metrics.policy_applied.inc();
+        self.metrics.configuration_current.set(1);
         self.metrics.rules.set(rules as i64);
         tracing::info!(rules, "policy applied");
         if rules == 0 {

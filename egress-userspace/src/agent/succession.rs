@@ -30,6 +30,8 @@ pub(super) enum Succession {
     /// None has.
     #[default]
     None,
+    /// We are taking that of one that runs, and goes on if we fail: nothing of its is ours to remove.
+    Taking,
     /// One is taking it. Nothing is ours to change until it has, or has failed.
     Begun,
     /// One has it.
@@ -85,6 +87,9 @@ impl Agent {
         // Pods with the host's network come and go; its namespace stays.
         self.serve_own_namespace()?;
         self.self_test.expect();
+        if predecessor.is_some() {
+            self.succession = Succession::Taking;
+        }
         self.attach()?;
         if let Some(learned) = legacy.learned {
             self.learned.adopt(learned)?;
@@ -92,6 +97,12 @@ impl Agent {
         if let Some(predecessor) = predecessor {
             predecessor.dismiss().await?;
             tracing::info!("took over from the agent that was running");
+            self.succession = Succession::None;
+            // There is no way back from here.
+            if let Err(error) = self.redirector.let_others_go(self.namespaces.cgroups()) {
+                tracing::error!(%error, "other cgroups go on to be intercepted");
+            }
+            self.catch_up();
         }
         if !hangs {
             state.publish()?;
@@ -109,6 +120,9 @@ impl Agent {
         // Requests are to go on without a pause, so we must know where to.
         while !self.names.all_tried() {
             self.names.next().await;
+        }
+        if let Some(error) = self.names.unanswered() {
+            return Err(AgentError::Unanswered(error.clone()));
         }
         match predecessor.legacy(self.flows.id()?).await {
             Ok(legacy) => Ok(Some(legacy)),
@@ -136,6 +150,11 @@ impl Agent {
         self.admin = Some(admin::serve(endpoint, self.readiness.clone(), self.metrics.clone()).map_err(cannot_serve)?);
         tracing::info!(%address, "serving /readyz, /healthz and /metrics");
         Ok(())
+    }
+
+    /// Whether another agent still has the place that we are to have, and may keep it.
+    pub(super) fn is_taking(&self) -> bool {
+        matches!(self.succession, Succession::Taking)
     }
 
     /// Whether another agent is about to take our place.

@@ -73,13 +73,23 @@ fn unescape(path: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// The pods' cgroup where the node has one, else the root of the hierarchy.
+/// The pods' cgroup where the node has one, else the root of the hierarchy, which is said.
 ///
 /// # Errors
 /// No cgroup2 is mounted.
 pub fn default_scope() -> Result<PathBuf, CgroupError> {
     let root = mount_point()?;
-    Ok(KUBEPODS.iter().map(|name| root.join(name)).find(|path| is_cgroup(path)).unwrap_or(root))
+    let pods = pods(&root);
+    if pods.is_none() {
+        tracing::warn!(
+            "there is no cgroup of pods (kubepods): all processes are in scope; `--cgroup DIR` says otherwise"
+        );
+    }
+    Ok(pods.unwrap_or(root))
+}
+
+fn pods(root: &Path) -> Option<PathBuf> {
+    KUBEPODS.iter().map(|name| root.join(name)).find(|path| is_cgroup(path))
 }
 
 /// Checks a directory that the user named.
@@ -195,6 +205,20 @@ fn remove(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_are_found_under_either_driver_if_there_are_any() {
+        for name in KUBEPODS {
+            let root = tempfile::tempdir().expect("a temporary directory");
+            assert_eq!(pods(root.path()), None);
+            let found = root.path().join(name);
+            fs::create_dir(&found).expect("mkdir");
+            for file in ["cgroup.procs", "cgroup.events"] {
+                fs::write(found.join(file), "").expect("write");
+            }
+            assert_eq!(pods(root.path()), Some(found));
+        }
+    }
 
     #[test]
     fn a_cgroup_within_another_is_left_out() {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    mem,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     time::Duration,
@@ -11,13 +11,12 @@ use std::{
 use foldhash::{HashMap, HashSet};
 
 use aya::maps::{
-    HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray,
+    HashMap as BpfHashMap, Map, MapData, MapError,
     lpm_trie::{Key, LpmTrie},
 };
 use egress_common::{
     learned::{LEARNED_PER_NETNS, Learned, LearnedKey, NAME_LEN, NAME_PORTS, NameRule, ReversedName},
     names::map,
-    outcome::Learning,
 };
 
 use super::{
@@ -36,6 +35,10 @@ use crate::{
 const MANY: u32 = LEARNED_PER_NETNS / 2;
 /// How long that is.
 const LONG: Duration = Duration::from_secs(24 * 3600);
+/// One that has learned more than this does so sooner, the oldest first: one whose room is used up is told nothing more. Such
+/// are name servers' forwarders, which connect to nothing of it.
+const TOO_MANY: u32 = LEARNED_PER_NETNS / 4 * 3;
+const LESS_LONG: Duration = Duration::from_secs(3600);
 /// What namespaces have learned that are not there is forgotten sooner. Some are not found yet, or will be found again.
 const LONG_GONE: Duration = Duration::from_secs(3600);
 /// The same when there are more entries, or namespaces that have some, than half of what there is room for.
@@ -80,6 +83,17 @@ enum Used {
     Forgotten,
 }
 
+/// What [`LearnedNames::sweep`] has found.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// How many entries are left.
+    pub left: usize,
+    /// The network namespaces that had no room for more, and are not known to.
+    pub full: Vec<NetnsCookie>,
+    /// Those that have room again.
+    pub relieved: Vec<NetnsCookie>,
+}
+
 /// The names, and what was learned of them.
 pub struct LearnedNames {
     names: LpmTrie<MapData, ReversedName, NameRule>,
@@ -87,6 +101,8 @@ pub struct LearnedNames {
     learned: BpfHashMap<MapData, LearnedKey, Learned>,
     shared: SharedMap,
     counts: BpfHashMap<MapData, u64, u32>,
+    /// Network namespaces that had no room for more the last time.
+    full: HashSet<NetnsCookie>,
 }
 
 impl LearnedNames {
@@ -95,7 +111,7 @@ impl LearnedNames {
         let learned = shared.open().and_then(|data| BpfHashMap::try_from(Map::HashMap(data)));
         let learned = learned.map_err(error(map::LEARNED))?;
         let counts = BpfHashMap::try_from(counts).map_err(error(map::LEARNED_COUNTS))?;
-        Ok(Self { names, present: HashMap::default(), learned, shared, counts })
+        Ok(Self { names, present: HashMap::default(), learned, shared, counts, full: HashSet::default() })
     }
 
     /// Takes over what is in the map of names. To be called when no other agent changes it any more, and before `set`.
@@ -127,7 +143,7 @@ impl LearnedNames {
         }
         // Which name an address was learned for is not known, nor whether others have it too. The Host decides anyway.
         let ports: HashSet<_> = self.present.values().flat_map(|rule| rule.ports).collect();
-        self.forget(Used::Forgotten, |key, _, _, _| !ports.contains(&key.destination.port)).map(drop)
+        self.forget(Used::Forgotten, |key, _, _| !ports.contains(&key.destination.port)).map(drop)
     }
 
     /// Takes in what another agent's map has: what applications were told stays true, whoever reads the answers now. One of
@@ -145,32 +161,41 @@ impl LearnedNames {
             self.keep(&key, learned)?;
         }
         // The counts are corrected by it.
-        self.forget(Used::Kept, |_, _, _, _| false).map(drop)
+        self.forget(Used::Kept, |_, _, _| false).map(drop)
     }
 
-    /// Forgets what is of no use any more, where these network namespaces are there. Says how much is left.
+    /// Forgets what is of no use any more, where these network namespaces are there.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn sweep(&mut self, there: &std::collections::HashSet<NetnsCookie>) -> Result<usize, KernelError> {
+    pub fn sweep(&mut self, there: &std::collections::HashSet<NetnsCookie>) -> Result<Swept, KernelError> {
         let now = since_boot();
-        self.forget(Used::Kept, |key, learned, count, is_crowded| {
+        let counted = self.counts.iter().filter_map(Result::ok);
+        let full: HashSet<_> = counted
+            .filter(|(netns, count)| *count >= LEARNED_PER_NETNS && there.contains(&NetnsCookie(*netns)))
+            .map(|(netns, _)| NetnsCookie(netns))
+            .collect();
+        let left = self.forget(Used::Kept, |key, learned, room| {
             let age = now.saturating_sub(Duration::from_nanos(learned.seen_ns));
-            match there.contains(&NetnsCookie(key.netns)) {
-                true => count > MANY && age > LONG,
-                false => age > if is_crowded { LONG_GONE_CROWDED } else { LONG_GONE },
-            }
+            room.is_obsolete(age, there.contains(&NetnsCookie(key.netns)))
+        })?;
+        let before = mem::replace(&mut self.full, full);
+        Ok(Swept {
+            left,
+            full: self.full.difference(&before).copied().collect(),
+            relieved: before.difference(&self.full).copied().collect(),
         })
     }
 
-    /// Forgets entries, and corrects the counts. An entry is judged by how many its namespace has, too, and whether there are many.
+    /// Forgets entries, the oldest first, and corrects the counts.
     fn forget(
         &mut self,
         used: Used,
-        obsolete: impl Fn(&LearnedKey, &Learned, u32, bool) -> bool,
+        obsolete: impl Fn(&LearnedKey, &Learned, Room) -> bool,
     ) -> Result<usize, KernelError> {
         // One that vanishes meanwhile is none that we miss.
-        let entries: Vec<_> = self.learned.iter().filter_map(Result::ok).collect();
+        let mut entries: Vec<_> = self.learned.iter().filter_map(Result::ok).collect();
+        entries.sort_unstable_by_key(|(_, learned)| learned.seen_ns);
         let mut counts: HashMap<u64, u32> = self.counts.keys().filter_map(Result::ok).map(|netns| (netns, 0)).collect();
         for (key, _) in &entries {
             *counts.entry(key.netns).or_default() += 1;
@@ -179,7 +204,7 @@ impl LearnedNames {
         let mut left = entries.len();
         for (key, learned) in entries {
             let count = counts.entry(key.netns).or_default();
-            if obsolete(&key, &learned, *count, is_crowded) && self.remove(&key, learned, used)? {
+            if obsolete(&key, &learned, Room { count: *count, is_crowded }) && self.remove(&key, learned, used)? {
                 *count -= 1;
                 left -= 1;
             }
@@ -209,6 +234,26 @@ impl LearnedNames {
     /// Adds an entry, unless there is one.
     fn keep(&mut self, key: &LearnedKey, learned: Learned) -> Result<(), KernelError> {
         insert_new(&mut self.learned, key, learned).map_err(error(map::LEARNED))
+    }
+}
+
+/// What an entry is judged by, beside its age.
+#[derive(Clone, Copy)]
+struct Room {
+    /// How many its namespace has.
+    count: u32,
+    /// Whether there are many of others.
+    is_crowded: bool,
+}
+
+impl Room {
+    /// Whether an entry that was neither told nor used for so long is of use no more.
+    fn is_obsolete(self, age: Duration, is_there: bool) -> bool {
+        match (is_there, self.is_crowded) {
+            (true, _) => self.count > MANY && age > LONG || self.count > TOO_MANY && age > LESS_LONG,
+            (false, false) => age > LONG_GONE,
+            (false, true) => age > LONG_GONE_CROWDED,
+        }
     }
 }
 
@@ -277,30 +322,6 @@ fn rule(ports: &BTreeSet<u16>) -> NameRule {
     NameRule { ports: slots }
 }
 
-/// What became of DNS answers.
-pub struct Learnings(PerCpuArray<MapData, u64>);
-
-impl fmt::Debug for Learnings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.read()).finish()
-    }
-}
-
-impl Learnings {
-    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
-        PerCpuArray::try_from(map).map(Self).map_err(error(map::LEARNINGS))
-    }
-
-    /// How often each occurred since the programs were loaded, over all CPUs.
-    pub fn read(&self) -> impl Iterator<Item = (Learning, u64)> {
-        Learning::ALL.iter().map(|&learning| {
-            // A counter that cannot be read counts nothing; the map exists as long as we do.
-            let sum = self.0.get(&(learning as u32), 0).map_or(0, |values| values.iter().sum());
-            (learning, sum)
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,6 +346,24 @@ mod tests {
         assert!(all.covers(&all) && all.covers(&rules(&[("other.example", 80)])) && all.covers(&rules(&[])));
         assert!(!rules(&[]).covers(&all) && !rules(&[("*.example.com", 80), ("a.example.com", 81)]).covers(&all));
         assert!(!all.covers(&rules(&[("other.example", 81)])));
+    }
+
+    #[test]
+    fn whose_room_runs_out_forgets_sooner() {
+        let check = |count, age: Duration, is_crowded, expected: [bool; 2]| {
+            let room = Room { count, is_crowded };
+            let found = [true, false].map(|is_there| room.is_obsolete(age, is_there));
+            assert_eq!(found, expected, "{count} entries after {age:?}, crowded: {is_crowded}");
+        };
+        let second = Duration::from_secs(1);
+        check(1, 2 * LONG, false, [false, true]);
+        check(MANY, 2 * LONG, true, [false, true]);
+        check(MANY + 1, LONG, false, [false, true]);
+        check(MANY + 1, LONG + second, false, [true, true]);
+        check(TOO_MANY, LESS_LONG + second, false, [false, true]);
+        check(TOO_MANY + 1, LESS_LONG, false, [false, false]);
+        check(LEARNED_PER_NETNS, LESS_LONG + second, false, [true, true]);
+        check(LEARNED_PER_NETNS, LONG_GONE_CROWDED + second, true, [false, true]);
     }
 
     #[test]

@@ -86,6 +86,12 @@ impl Linked {
         typed(name, *map_type, map).map(Some)
     }
 
+    /// Descriptors of the maps that are pinned, by name.
+    pub(super) fn pinned(&self) -> io::Result<Vec<(&'static str, OwnedFd)>> {
+        let pinned = names::map::PINNED.iter().filter_map(|&name| Some((name, self.maps.get(name)?)));
+        pinned.map(|(name, (_, map))| map.fd().as_fd().try_clone_to_owned().map(|map| (name, map))).collect()
+    }
+
     /// Has the kernel verify a program.
     pub(super) fn load(&self, name: &str) -> Result<Program, LoadError> {
         let program = self.object.programs.get(name).ok_or(LoadError::Missing)?;

@@ -19,7 +19,12 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
 };
 use egress_common::{
-    address::IpBytes, flow::Flow, listener::ListenerPorts, names::map, origin::Origin, outcome::Outcome,
+    address::IpBytes,
+    flow::Flow,
+    listener::ListenerPorts,
+    names::map,
+    origin::Origin,
+    outcome::{Learning, Outcome},
 };
 use nix::{errno::Errno, time::ClockId};
 
@@ -296,6 +301,30 @@ impl Outcomes {
             // A counter that cannot be read counts nothing; the map exists as long as we do.
             let sum = self.0.get(&(outcome as u32), 0).map_or(0, |values| values.iter().sum());
             (outcome, sum)
+        })
+    }
+}
+
+/// What became of DNS answers.
+pub struct Learnings(PerCpuArray<MapData, u64>);
+
+impl fmt::Debug for Learnings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.read()).finish()
+    }
+}
+
+impl Learnings {
+    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
+        PerCpuArray::try_from(map).map(Self).map_err(error(map::LEARNINGS))
+    }
+
+    /// How often each occurred since the programs were loaded, over all CPUs.
+    pub fn read(&self) -> impl Iterator<Item = (Learning, u64)> {
+        Learning::ALL.iter().map(|&learning| {
+            // A counter that cannot be read counts nothing; the map exists as long as we do.
+            let sum = self.0.get(&(learning as u32), 0).map_or(0, |values| values.iter().sum());
+            (learning, sum)
         })
     }
 }

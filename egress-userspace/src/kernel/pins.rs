@@ -12,7 +12,7 @@ use std::{
     fs::{self, DirBuilder},
     io,
     os::{
-        fd::{BorrowedFd, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::{DirBuilderExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use aya::maps::MapInfo;
 use egress_common::LAYOUT_VERSION;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::syscall::{detach_link, open_pin, pin, update_link};
+use super::syscall::{detach_link, map_id, open_pin, pin, update_link};
 
 /// Where pins are by default.
 pub const DEFAULT_DIR: &str = "/sys/fs/bpf/egress";
@@ -72,8 +72,8 @@ pub enum PinError {
         /// Why.
         source: io::Error,
     },
-    /// A link could not be pinned.
-    #[error("cannot pin a link at {path}: {source}")]
+    /// A link or map could not be pinned.
+    #[error("cannot pin at {path}: {source}")]
     Pin {
         /// Where.
         path: PathBuf,
@@ -124,15 +124,38 @@ impl Pins {
         map_path(&self.layout, name)
     }
 
-    /// Makes the link that is pinned for `cgroup` run `program` from now on. Says whether there is one.
+    /// Pins a map, unless it is. Whatever else is pinned in its place is removed.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn hold(&self, name: &str, map: BorrowedFd<'_>) -> Result<(), PinError> {
+        let path = self.map(name);
+        let refused = |source| PinError::Pin { path: path.clone(), source };
+        if let Some(pinned) = open_pin(&path).map_err(io_error(&path))? {
+            if map_id(pinned.as_fd()).map_err(refused)? == map_id(map).map_err(refused)? {
+                return Ok(());
+            }
+            fs::remove_file(&path).map_err(io_error(&path))?;
+        }
+        pin(map, &path).map_err(refused)
+    }
+
+    /// Makes the link that is pinned for `cgroup` run `program` from now on. Says whether there is one. One that others have
+    /// detached can never run anything again, and is removed.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn replace(&self, cgroup: &Path, name: &str, program: BorrowedFd<'_>) -> Result<bool, PinError> {
         let path = self.link(cgroup, name)?;
         let Some(link) = open_pin(&path).map_err(io_error(&path))? else { return Ok(false) };
-        update_link(&link, program).map_err(io_error(&path))?;
-        Ok(true)
+        match update_link(&link, program) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                tracing::warn!(pin = %path.display(), "the link that was pinned has been detached; it is made anew");
+                fs::remove_file(&path).map_err(io_error(&path))?;
+                Ok(false)
+            }
+            result => result.map(|()| true).map_err(io_error(&path)),
+        }
     }
 
     /// Pins a link. It then stays attached when our descriptor is closed.
@@ -299,7 +322,7 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
 }
 
 /// Removes a pin, or a directory of pins. Links are detached first, so that it does not matter who else has them open;
-/// the connect hooks before those that they need.
+/// the connect hooks before those that they need. What vanishes meanwhile another agent has removed.
 fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), PinError> {
     if path.is_dir() {
         let mut entries = entries(path)?;
@@ -308,7 +331,7 @@ fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), PinError> {
         for entry in entries {
             remove(&entry, removed)?;
         }
-        return fs::remove_dir(path).map_err(io_error(path));
+        return unless_gone(fs::remove_dir(path)).map(drop).map_err(io_error(path));
     }
     if path.ancestors().any(|ancestor| ancestor.ends_with("links"))
         && let Some(link) = open_pin(path).map_err(io_error(path))?
@@ -316,7 +339,14 @@ fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), PinError> {
         // A link whose cgroup is gone is detached already.
         let _ = detach_link(&link);
     }
-    fs::remove_file(path).map_err(io_error(path))?;
-    removed.push(path.to_owned());
+    let gone = unless_gone(fs::remove_file(path)).map_err(io_error(path))?;
+    removed.extend(gone.map(|()| path.to_owned()));
     Ok(())
+}
+
+fn unless_gone(result: io::Result<()>) -> io::Result<Option<()>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
 }

@@ -185,17 +185,29 @@ pub(super) fn link_to_tracepoint(program: BorrowedFd<'_>, name: &str) -> io::Res
 /// # Errors
 /// The kernel refuses.
 pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    object_id(program)
+}
+
+/// The id by which the kernel knows a map.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
+    object_id(map)
+}
+
+fn object_id(object: BorrowedFd<'_>) -> io::Result<u32> {
     #[repr(C)]
     struct Attributes {
-        program: u32,
+        object: u32,
         length: u32,
         information: u64,
     }
-    // Type and id are what `struct bpf_prog_info` begins with; the kernel writes no more than it is given room for.
+    // Type and id are what `struct bpf_prog_info` and `struct bpf_map_info` begin with; the kernel writes no more than it is given room for.
     let mut information = [0_u32; 2];
-    let program = program.as_raw_fd().cast_unsigned();
+    let object = object.as_raw_fd().cast_unsigned();
     let length = size_of_val(&information) as u32;
-    let attributes = Attributes { program, length, information: information.as_mut_ptr() as u64 };
+    let attributes = Attributes { object, length, information: information.as_mut_ptr() as u64 };
     // SAFETY: there is as much room as it says, as long as the call.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, attributes) }?;
     Ok(information[1])

@@ -8,22 +8,40 @@ use std::{
 
 use super::{NetnsInode, inode_of_process, population::Population};
 
+/// How closely a walk looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// At the namespaces that processes began in or went to, which is where their first threads are.
+    Processes,
+    /// At those that single threads are in as well: of these the kernel tells only as they make sockets.
+    Threads,
+}
+
 /// Walks the cgroups and gives one thread for each network namespace found, by its id. Cgroups and processes that vanish meanwhile
 /// are passed over. From then on `population` tells when one of the cgroups loses its last process.
 ///
 /// # Errors
 /// One of the given cgroups is gone, or something cannot be read: what was found is then not all.
-pub fn namespaces(cgroups: &[PathBuf], population: &mut Population) -> io::Result<HashMap<NetnsInode, u32>> {
+pub fn namespaces(
+    cgroups: &[PathBuf],
+    look: Look,
+    population: &mut Population,
+) -> io::Result<HashMap<NetnsInode, u32>> {
     let mut found = HashMap::new();
     for cgroup in cgroups {
         fs::read_dir(cgroup)?;
-        walk(cgroup, population, &mut found)?;
+        walk(cgroup, look, population, &mut found)?;
     }
     population.sweep();
     Ok(found)
 }
 
-fn walk(cgroup: &Path, population: &mut Population, found: &mut HashMap<NetnsInode, u32>) -> io::Result<()> {
+fn walk(
+    cgroup: &Path,
+    look: Look,
+    population: &mut Population,
+    found: &mut HashMap<NetnsInode, u32>,
+) -> io::Result<()> {
     let read = || unless_gone(fs::read_to_string(cgroup.join("cgroup.procs")));
     let Some(mut processes) = read()? else { return Ok(()) };
     if !processes.is_empty() && population.watch(cgroup) {
@@ -34,7 +52,9 @@ fn walk(cgroup: &Path, population: &mut Population, found: &mut HashMap<NetnsIno
     for pid in processes.lines().filter_map(|line| line.parse().ok()).filter(|&pid: &u32| pid != 0) {
         if let Some(inode) = unless_gone(inode_of_process(pid))? {
             found.entry(inode).or_insert(pid);
-            continue;
+            if look == Look::Processes {
+                continue;
+            }
         }
         // The thread that a process began with can have ended before others. They are processes of their own to whoever asks
         // /proc for their ids.
@@ -47,7 +67,7 @@ fn walk(cgroup: &Path, population: &mut Population, found: &mut HashMap<NetnsIno
     let Some(children) = unless_gone(fs::read_dir(cgroup))? else { return Ok(()) };
     for child in children.flatten() {
         if child.file_type().is_ok_and(|kind| kind.is_dir()) {
-            walk(&child.path(), population, found)?;
+            walk(&child.path(), look, population, found)?;
         }
     }
     Ok(())

@@ -63,6 +63,8 @@ pub struct Connection {
     pub cgroup: Option<u64>,
     /// Whether its socket has an entry in the storage that was asked for. The kernel tells that of TCP alone.
     pub stored: bool,
+    /// Whether a process holds its socket, rather than that what is left of it is on its way.
+    pub held: bool,
     protocol: Protocol,
     family: u8,
     id: SocketId,
@@ -184,7 +186,8 @@ impl Connection {
             }
         }
         let local = end(id.source_address, id.source_port);
-        Self { local, remote: end(id.destination_address, id.destination_port), cgroup, stored, protocol, family, id }
+        let (remote, held) = (end(id.destination_address, id.destination_port), response.header.inode != 0);
+        Self { local, remote, cgroup, stored, held, protocol, family, id }
     }
 }
 

@@ -179,6 +179,15 @@ impl Names {
         self.untried == 0
     }
 
+    /// That there are names, and none of them could be asked for; with what went wrong with one.
+    pub fn unanswered(&self) -> Option<&ResolveError> {
+        let failure = |entry: &Entry| {
+            entry.last.as_ref().is_some_and(|last| last.as_ref().is_err_and(|error| !error.authoritative))
+        };
+        let is_all = self.entries.values().all(|entry| failure(entry) && entry.seen.is_empty());
+        self.entries.values().next().filter(|_| is_all)?.last.as_ref()?.as_ref().err()
+    }
+
     /// What went wrong with a name the last time it was looked up.
     pub fn failure(&self, name: &HostName) -> Option<&ResolveError> {
         self.entries.get(name)?.last.as_ref()?.as_ref().err()

@@ -10,6 +10,7 @@ use prometheus_client::{
         counter::{ConstCounter, Counter},
         family::Family,
         gauge::Gauge,
+        info::Info,
     },
     registry::Registry,
 };
@@ -32,8 +33,12 @@ pub struct Metrics {
     failures: [Counter; Cause::ALL.len()],
     /// Connections to origins that have none of the pinned keys, and were used all the same.
     pub unenforced_pins: Counter,
-    self_tests_passed: Counter,
-    self_tests_failed: Counter,
+    /// Tests of the agent by itself that were intercepted.
+    pub self_tests_passed: Counter,
+    /// Those that were not, and are to be repeated before that is believed.
+    pub self_tests_doubted: Counter,
+    /// Those that were not.
+    pub self_tests_failed: Counter,
     /// Accepted connections whose origin the kernel did not know.
     pub unknown_origin: Counter,
     /// Connections whose first bytes were not HTTP.
@@ -42,6 +47,14 @@ pub struct Metrics {
     pub late: Counter,
     too_many: [Counter; 2],
     passed_on: [Counter; 2],
+    /// 1 while all that is configured is intercepted, as `/readyz` has it.
+    pub ready: Gauge,
+    /// 0 while the last change of the configuration is refused.
+    pub configuration_current: Gauge,
+    /// Hosts of which no address is known.
+    pub hosts_unresolved: Gauge,
+    /// Network namespaces that cannot be served.
+    pub namespaces_unserved: Gauge,
     /// Rules in force.
     pub rules: Gauge,
     /// Addresses and networks that are intercepted.
@@ -137,6 +150,32 @@ impl Metrics {
         );
         let passed_on =
             ["complete", "broken"].map(|outcome| passed_on.get_or_create(&OutcomeLabel { outcome }).clone());
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "What this agent was built from", version);
+        let ready = Gauge::default();
+        registry.register(
+            "ready",
+            "Whether all that is configured is intercepted (1), as /readyz has it",
+            ready.clone(),
+        );
+        let configuration_current = Gauge::default();
+        registry.register(
+            "configuration_current",
+            "Whether the last change of the configuration is in force (1), rather than refused (0)",
+            configuration_current.clone(),
+        );
+        let hosts_unresolved = Gauge::default();
+        registry.register(
+            "hosts_unresolved",
+            "Configured hosts of which nothing is intercepted, as no address is known",
+            hosts_unresolved.clone(),
+        );
+        let namespaces_unserved = Gauge::default();
+        registry.register(
+            "network_namespaces_unserved",
+            "Network namespaces that cannot be served: what is configured is refused there",
+            namespaces_unserved.clone(),
+        );
         let rules = Gauge::default();
         registry.register("rules", "Rules in force", rules.clone());
         let destinations = Gauge::default();
@@ -178,12 +217,17 @@ impl Metrics {
             }),
             unenforced_pins,
             self_tests_passed: self_test("passed"),
+            self_tests_doubted: self_test("doubted"),
             self_tests_failed: self_test("failed"),
             unknown_origin,
             not_http,
             late,
             too_many,
             passed_on,
+            ready,
+            configuration_current,
+            hosts_unresolved,
+            namespaces_unserved,
             rules,
             destinations,
             learned,
@@ -225,11 +269,6 @@ impl Metrics {
             None => &self.handshakes_failed,
         }
         .inc();
-    }
-
-    /// Counts a test of the agent by itself.
-    pub fn self_test(&self, passed: bool) {
-        if passed { &self.self_tests_passed } else { &self.self_tests_failed }.inc();
     }
 
     /// All values in the OpenMetrics text format.

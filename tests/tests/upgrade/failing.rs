@@ -8,7 +8,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use egress_common::names::map;
+use aya::maps::MapInfo;
+use egress_common::{LAYOUT_VERSION, names::map};
 use harness::{
     TestBed,
     agent::{Agent, binary},
@@ -18,6 +19,7 @@ use harness::{
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::{
@@ -74,8 +76,68 @@ fn what_a_successor_did_before_it_died_is_undone() -> Result<()> {
     let mut stranger = Agent::spawn(&bed, &stranger)?;
     let status = stranger.wait()?;
     ensure!(status.code() == Some(1) && stranger.log_text().contains("uses the pins in"), "{}", stranger.log_text());
+    // Who follows it is to find what applications were told.
+    let maps = bed.bpffs().join(format!("egress/layout-{LAYOUT_VERSION}/maps"));
+    for name in [map::FLOWS, map::LEARNED] {
+        ensure!(MapInfo::from_pin(maps.join(name))?.id() == agent.map_id(name)?, "{name} is another's");
+    }
+    ensure!(fs::read_dir(&maps)?.count() == map::PINNED.len());
     agent.kill();
     ensure!(bed.curl(URL)?.run()?.exit_code == REFUSED, "nothing is pinned");
+    Ok(())
+}
+
+/// Until it has the place, the one before it can go on, with what it has pinned: on another cgroup, or with another layout.
+#[test]
+fn a_successor_removes_nothing_before_it_has_the_place() -> Result<()> {
+    for layout in [LAYOUT_VERSION, 0] {
+        let bed = TestBed::new("before")?;
+        let [before, after] = ["before", "after"].map(|name| bed.cgroup().child(name));
+        let (before, after) = (before?, after?);
+        let options = options(&bed)?;
+        Agent::start(&bed, &options.clone().cgroup(before.path()))?.kill();
+        let pins = bed.bpffs().join("egress");
+        let layout = pins.join(format!("layout-{layout}"));
+        fs::rename(pins.join(format!("layout-{LAYOUT_VERSION}")), &layout)?;
+        let links = layout.join("links").join(before.id()?.to_string());
+        fs::remove_file(socket_path(&bed))?;
+        let predecessor = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+        predecessor.bind(&SockAddr::unix(socket_path(&bed))?)?;
+        predecessor.listen(1)?;
+
+        let mut agent = Agent::spawn(&bed, &options.cgroup(after.path()))?;
+        let (successor, _) = predecessor.accept()?;
+        successor.set_read_timeout(Some(PATIENCE))?;
+        ensure!(hear(&successor)?.is_some_and(|message| message.get("hello").is_some()));
+        say(&successor, &json!({ "sockets": { "left": 0 } }))?;
+        for message in ["taking", "done"] {
+            ensure!(hear(&successor)? == Some(json!(message)), "{}", agent.log_text());
+        }
+        ensure!(after.programs()? == PROGRAMS && before.programs()? == PROGRAMS && links.exists());
+        ensure!(layout.join("maps").join(map::LEARNED).exists());
+        say(&successor, &json!("relieved"))?;
+        agent.wait_until_ready()?;
+        ensure!(after.programs()? == PROGRAMS && before.programs()? == 0 && !links.exists());
+        ensure!(fs::read_dir(&pins)?.count() == 1, "another layout is left");
+    }
+    Ok(())
+}
+
+/// As when the node's resolver is down: what the agent that runs knows is of more use than an agent that knows nothing.
+#[test]
+fn a_successor_that_can_look_nothing_up_leaves_the_old_agent_serving() -> Result<()> {
+    // Nobody answers there.
+    let bed = TestBed::builder("unresolved").host(HOST).resolv_conf("nameserver 127.0.0.1\n").build()?;
+    let _origin = origin(&bed)?;
+    let options = options(&bed)?;
+    let agent = Agent::start(&bed, &options)?;
+    let address = bed.sockets(HOST, 80)[0];
+    fs::write(bed.dir().join("hosts"), "127.0.0.1 localhost\n")?;
+    let mut successor = Agent::spawn(&bed, &options)?;
+    ensure!(successor.wait()?.code() == Some(1), "{}", successor.log_text());
+    ensure!(successor.log_text().contains("the agent that runs goes on"), "{}", successor.log_text());
+    let known = format!("{HOST}:80:{}", address.ip());
+    ensure!(bed.curl(URL)?.args(["--resolve", &known]).response()?.body == b"over TLS\n", "{}", agent.log_text());
     Ok(())
 }
 

@@ -1,6 +1,11 @@
 //! The files that TLS settings name, and what is in them.
 
-use std::{collections::HashMap, env, fs, io, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    env, fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::RootCertStore;
 use rustls_pki_types::{
@@ -10,7 +15,7 @@ use rustls_pki_types::{
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use crate::{
-    config::{Located, Location},
+    config::{Code, Diagnostic, Located, Location},
     policy::{Pem, Roots, TlsSettings},
 };
 
@@ -48,6 +53,25 @@ pub enum TlsError {
         /// Why.
         problem: String,
     },
+}
+
+impl TlsError {
+    /// What there is to say about it, as of all that is wrong with a configuration.
+    pub fn diagnostic(&self) -> Diagnostic {
+        let (location, message) = match self {
+            Self::Read { location, path, source } => {
+                (location.clone(), Code::UnreadableFile.because(format!("cannot read {}: {source}", path.display())))
+            }
+            Self::Content { location, path, problem } => {
+                (location.clone(), Code::BadFile.because(format!("{path}: {problem}")))
+            }
+            Self::Settings { location, problem } => (location.clone(), Code::BadFile.because(problem.as_str())),
+            Self::NoSystemRoots => {
+                (Location::whole(Path::new("this machine")), Code::NoRoots.because(self.to_string()))
+            }
+        };
+        Diagnostic::new(location, "", message)
+    }
 }
 
 /// What is in a file, or in a `Secret` or `ConfigMap`.

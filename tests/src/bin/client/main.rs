@@ -27,6 +27,9 @@ struct Cli {
     /// Works on a second thread, and has the first one end before.
     #[arg(long, global = true)]
     leaderless: bool,
+    /// Works on a second thread, and has the first one wait.
+    #[arg(long, global = true)]
+    beside: bool,
 }
 
 #[derive(Subcommand)]
@@ -139,14 +142,17 @@ enum Command {
 }
 
 fn main() -> Result<()> {
-    let Cli { command, leaderless } = Cli::parse();
-    if !leaderless {
+    let Cli { command, leaderless, beside } = Cli::parse();
+    if !leaderless && !beside {
         return run(command);
     }
-    thread::spawn(move || {
+    let working = thread::spawn(move || {
         let result = run(command).inspect_err(|error| eprintln!("{error:?}"));
         process::exit(result.is_err().into());
     });
+    if beside {
+        working.join().expect("the command does not panic");
+    }
     // SAFETY: the system call, unlike the library's function, ends this thread alone, and gives nothing free that others use.
     unsafe { libc::syscall(libc::SYS_exit, 0) };
     unreachable!("this thread has ended")

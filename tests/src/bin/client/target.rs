@@ -46,6 +46,9 @@ pub(crate) struct Target {
     /// Enters this network namespace right before it makes the socket.
     #[arg(long)]
     netns: Option<PathBuf>,
+    /// Goes back to its own network namespace when the socket is made.
+    #[arg(long, requires = "netns")]
+    comes_back: bool,
     /// Says nothing of its sockets.
     #[arg(skip)]
     pub(crate) quiet: bool,
@@ -65,12 +68,16 @@ impl Target {
     }
 
     pub(crate) fn open(&self) -> Result<Socket> {
+        let home = File::open("/proc/thread-self/ns/net")?;
         if let Some(netns) = &self.netns {
             setns(File::open(netns).context("opening the namespace")?, CloneFlags::CLONE_NEWNET).context("setns")?;
         }
         let address = self.address();
         let protocol = if self.mptcp { Protocol::MPTCP } else { Protocol::TCP };
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol)).context("socket")?;
+        if self.comes_back {
+            setns(home, CloneFlags::CLONE_NEWNET).context("setns")?;
+        }
         socket.set_read_timeout(Some(PATIENCE))?;
         if let Some(device) = &self.device {
             socket.bind_device(Some(device.as_bytes())).context("SO_BINDTODEVICE")?;
