@@ -18,7 +18,7 @@ use self::{
     reports::{Reports, report_no_effect},
     upstream::Shared,
 };
-use super::{HttpRoute, Located, Rule, Targets};
+use super::{HttpRoute, Rule, Targets};
 use crate::config::{
     Code, Diagnostic, Document, HostPattern, Location,
     annotations::Annotations,
@@ -130,36 +130,35 @@ impl<'i, 'd> Compiler<'i, 'd> {
         };
         let number = port.number.value;
         let place = asked.place();
-        match &port.protocol {
-            Some(Located { value: Spoken::Http | Spoken::Http2 | Spoken::Grpc, .. }) => {
+        match port.protocol.as_ref().map(|protocol| protocol.value) {
+            // Without a protocol Istio looks at what is spoken. What turns out not to be HTTP is refused, as on any port.
+            None | Some(Spoken::Http | Spoken::Http2 | Spoken::Grpc | Spoken::GrpcWeb) => {
                 let upstream = self.upstream(service, None, asked);
                 self.check_same_port(service, &upstream);
                 let location = upstream.location.clone();
                 let routes = vec![HttpRoute::catch_all(location.clone())];
                 self.push_rule(host, number, Some(service), vec![upstream], routes, location);
             }
-            Some(Located { value: protocol @ (Spoken::Https | Spoken::Tls), .. }) => {
+            Some(protocol @ (Spoken::Https | Spoken::Tls)) => {
                 if !self.led_to.contains(&(host, number)) {
                     let text =
                         format!("port {number} of {host} is {} as it is, and gets no TLS around it", protocol.name());
                     self.reports.at(&place, Code::AlreadyTls.because(text));
                 }
             }
-            protocol => {
-                let protocol = match protocol {
-                    Some(protocol) => format!("protocol {}", protocol.value.name()),
-                    None => "no protocol".to_owned(),
-                };
-                if asked.for_this_port {
-                    let text = format!(
-                        "TLS can be originated only for protocol HTTP, and port {number} of {host} has {protocol}"
-                    );
-                    self.reports.at(&place, Code::WrongProtocol.because(text));
-                } else {
-                    let text =
-                        format!("port {number} of {host} has {protocol}, so its traffic is left as it is: without TLS");
-                    self.reports.at(&place, Code::NotOriginated.because(text));
-                }
+            Some(Spoken::Opaque(protocol)) if asked.for_this_port => {
+                let text = format!(
+                    "TLS can be originated only for HTTP, and port {number} of {host} has protocol {protocol}; if HTTP is spoken \
+                     there, say so by protocol HTTP"
+                );
+                self.reports.at(&place, Code::WrongProtocol.because(text));
+            }
+            Some(Spoken::Opaque(protocol)) => {
+                let text = format!(
+                    "port {number} of {host} has protocol {protocol}, which gets no TLS: what is sent there leaves in clear; if HTTP \
+                     is spoken there, say so by protocol HTTP, and if applications make TLS themselves, by protocol TLS"
+                );
+                self.reports.at(&place, Code::NotOriginated.because(text));
             }
         }
     }
@@ -320,5 +319,5 @@ enum Outcome {
 
 fn is_http(service: Service<'_>) -> bool {
     let protocol = service.port.protocol.as_ref().map(|protocol| protocol.value);
-    matches!(protocol, Some(Spoken::Http | Spoken::Http2 | Spoken::Grpc))
+    matches!(protocol, None | Some(Spoken::Http | Spoken::Http2 | Spoken::Grpc | Spoken::GrpcWeb))
 }

@@ -152,7 +152,7 @@ fn ports() {
         (
             "\n- {number: 0, name: a}\n- {number: 1, name: b, protocol: QUIC, weight: 3}",
             "@7: spec.ports[0].number: 0 is not a port; use 1 to 65535\n\
-             @8: spec.ports[1].protocol: unknown value \"QUIC\"; use HTTP, HTTPS, HTTP2, GRPC, TLS, GRPC-WEB, TCP, UDP, MONGO, MYSQL, REDIS\n\
+             @8: spec.ports[1].protocol: unknown value \"QUIC\"; use HTTP, HTTPS, HTTP2, GRPC, GRPC-WEB, TLS, TCP, UDP, MONGO, MYSQL, REDIS\n\
              @8: spec.ports[1].weight: unknown field; the fields known here are number, name, protocol, targetPort",
         ),
     ];

@@ -124,7 +124,7 @@ impl<'d> Compiler<'_, 'd> {
             return Some(Led::Clear(destination, format!("port {number} of {host}")));
         };
         let protocol = service.port.protocol.as_ref().map(|protocol| protocol.value);
-        if let None | Some(Spoken::Opaque(_)) = protocol {
+        if let Some(Spoken::Opaque(_)) = protocol {
             let text = format!("port {number} of {host} is not said to be HTTP or HTTPS; give it such a protocol");
             self.reports.at(destination, Code::WrongProtocol.because(text));
             return None;
