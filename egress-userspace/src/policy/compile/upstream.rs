@@ -270,7 +270,7 @@ fn pool(raw: Option<&raw::ConnectionPool>, preconnect: u16) -> ConnectionPool {
 fn connection_pool(pool: &raw::ConnectionPool) -> ConnectionPool {
     let (tcp, http) = (pool.tcp.as_ref(), pool.http.as_ref());
     let unlimited = ConnectionPool::default();
-    let limit = |given: Option<raw::Positive>| given.map_or(u32::MAX, |number| number.0.get());
+    let limit = |given: Option<u32>| given.filter(|number| *number > 0).unwrap_or(u32::MAX);
     let tcp_idle_timeout = tcp.and_then(|tcp| tcp.idle_timeout).filter(|time| !time.is_zero());
     ConnectionPool {
         max_connections: limit(tcp.and_then(|tcp| tcp.max_connections)),
@@ -285,10 +285,10 @@ fn connection_pool(pool: &raw::ConnectionPool) -> ConnectionPool {
         max_pending_requests: limit(http.and_then(|http| http.max_pending_requests)),
         max_requests: limit(http.and_then(|http| http.max_requests)),
         max_requests_per_connection: http.and_then(|http| http.max_requests_per_connection).and_then(NonZeroU32::new),
-        max_retries: http.and_then(|http| http.max_retries).unwrap_or(u32::MAX),
+        max_retries: limit(http.and_then(|http| http.max_retries)),
         // As in Istio.
         idle_timeout: http.and_then(|http| http.idle_timeout).map(|time| time.0).or(tcp_idle_timeout),
-        max_concurrent_streams: http.and_then(|http| http.max_concurrent_streams).map(|number| number.0),
+        max_concurrent_streams: http.and_then(|http| http.max_concurrent_streams).and_then(NonZeroU32::new),
     }
 }
 
@@ -303,7 +303,10 @@ fn outlier_detection(given: &raw::OutlierDetection) -> OutlierDetection {
         },
         interval: given.interval.map_or(Duration::from_secs(10), |time| time.0),
         base_ejection_time: given.base_ejection_time.map_or(Duration::from_secs(30), |time| time.0),
-        max_ejection_percent: given.max_ejection_percent.map_or(10, |percent| percent.0),
+        max_ejection_percent: match given.max_ejection_percent {
+            Some(percent) if percent.0 > 0 => percent.0,
+            Some(_) | None => 10,
+        },
         min_health_percent: given.min_health_percent.map_or(0, |percent| percent.0),
     }
 }
