@@ -46,15 +46,15 @@ pub(super) fn build<'d>(
     let http = settings.pool.and_then(|pool| pool.http.as_ref());
     let annotations = settings.annotations.cloned().unwrap_or_default();
     check_pins(host, asked, &annotations, reports);
+    let targets = match balancer {
+        Some(Simple::Passthrough) => Targets::Original,
+        _ => targets(service, target_port, subset, reports),
+    };
     Upstream {
         host: host.clone(),
         port: port.number.value.get(),
         subset: subset.map(|subset| subset.name.value.as_str().into()),
         target_port: target_port.get(),
-        targets: match balancer {
-            Some(Simple::Passthrough) => Targets::Original,
-            _ => targets(service, target_port, subset, reports),
-        },
         protocol: match (&port.protocol, http.and_then(|http| http.h2_upgrade_policy)) {
             (Some(Located { value: Spoken::Http2 | Spoken::Grpc, .. }), _) | (_, Some(H2UpgradePolicy::Upgrade)) => {
                 UpstreamProtocol::Http2
@@ -73,8 +73,9 @@ pub(super) fn build<'d>(
             Some(Simple::RoundRobin) => Some(LoadBalancer::RoundRobin),
             Some(Simple::LeastRequest) => Some(LoadBalancer::LeastRequest),
             Some(Simple::Random) => Some(LoadBalancer::Random),
-            Some(Simple::Unspecified | Simple::Passthrough) | None => None,
+            Some(Simple::Unspecified | Simple::Passthrough) | None => default_balancer(&targets),
         },
+        targets,
         tunnel: settings.tunnel.map(|tunnel| Tunnel {
             method: match tunnel.protocol {
                 Some(TunnelProtocol::Post) => TunnelMethod::Post,
@@ -101,6 +102,14 @@ fn check_pins(host: &HostPattern, asked: Asked<'_>, annotations: &Annotations, r
              verified chain; remove one of them"
         );
         reports.at(skip, Code::Contradiction.because(text));
+    }
+}
+
+/// As in Istio, endpoints that are listed share the requests. Several addresses of one name are what RFC 8305 is about.
+fn default_balancer(targets: &Targets) -> Option<LoadBalancer> {
+    match targets {
+        Targets::Endpoints(endpoints) if endpoints.len() > 1 => Some(LoadBalancer::LeastRequest),
+        Targets::Endpoints(_) | Targets::Resolve(_) | Targets::Original => None,
     }
 }
 
