@@ -37,6 +37,9 @@ pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Cl
     let mut compiler = Compiler::new(&index, reports);
     compiler.compile();
     compiler.leave_tls_alone();
+    for service in compiler.check_covered() {
+        compiler.check_clear_text(service);
+    }
     compiler.check_destinations();
     compiler.check_wildcards();
     compiler.check_number_of_ports();
@@ -52,6 +55,8 @@ struct Compiler<'i, 'd> {
     rules: Vec<Rule>,
     /// By host, port and subset.
     upstreams: HashMap<(&'d HostPattern, NonZeroU16, Option<&'d str>), Shared>,
+    /// Ports of which nothing asks for TLS.
+    without_tls: Vec<Service<'d>>,
     /// Where a `VirtualService` leads from another port.
     led_to: HashSet<(&'d HostPattern, NonZeroU16)>,
     /// The annotations of an upstream.
@@ -67,6 +72,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
             reports,
             rules: Vec::new(),
             upstreams: HashMap::default(),
+            without_tls: Vec::new(),
             led_to: HashSet::default(),
             in_force: HashSet::default(),
             checked: HashSet::default(),
@@ -94,20 +100,18 @@ impl<'i, 'd> Compiler<'i, 'd> {
         for service in rest {
             self.compile_port(service);
         }
-        for (host, routed) in self.index.virtual_services.iter() {
+        let mut unused = Vec::new();
+        for (_, routed) in self.index.virtual_services.iter() {
             if in_force.contains(&(&raw const routed.host.value)) {
                 continue;
             }
             let is_known = concerned.contains(&(&raw const routed.host.value));
             let outcome = if is_known { Outcome::NotConcerned } else { self.compile_unknown(routed) };
             if matches!(outcome, Outcome::NotConcerned) {
-                let text = format!(
-                    "no request for {host} is sent on over TLS by this, so it is left alone and goes to where it was going; add a \
-                     DestinationRule with `tls` for a destination",
-                );
-                self.reports.at(routed.host, Code::UnusedVirtualService.because(text));
+                unused.push(routed.host);
             }
         }
+        self.report_unused(&unused);
     }
 
     /// A host with a `VirtualService` and no `ServiceEntry`: as in Istio it is in force on port 80.
@@ -125,7 +129,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
     fn compile_port(&mut self, service: Service<'d>) {
         let Service { host, port, .. } = service;
         let Some(asked) = self.asked(service, None) else {
-            self.check_clear_text(service);
+            self.without_tls.push(service);
             return;
         };
         let number = port.number.value;

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod fields;
+mod nothing_lost;
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
@@ -144,13 +145,13 @@ fn rules() {
     for (spec, policy, expected) in [
         (HTTP, SIMPLE, "a.com:80 -> 443 verify=a.com (@9)"),
         (both, SIMPLE, "a.com:80 -> 443 verify=a.com (@9)\na.com:8080 -> 8443 verify=a.com (@9)"),
-        // A port's settings replace those of the host, even where they say nothing of TLS.
         // Where Istio looks at what is spoken, and where it is HTTP by another name.
         (
             "ports: [{number: 80, name: a, targetPort: 443}, {number: 81, name: b, protocol: grpc-web, targetPort: 443}], resolution: DNS",
             SIMPLE,
             "a.com:80 -> 443 verify=a.com (@9)\na.com:81 -> 443 verify=a.com (@9)",
         ),
+        // A port's settings replace those of the host, even where they say nothing of TLS.
         (
             both,
             "tls: {mode: SIMPLE, sni: b.com, subjectAltNames: [c.com]}, portLevelSettings: [{port: {number: 8080}, tls: {mode: SIMPLE}}]",
