@@ -128,7 +128,9 @@ pub(super) fn targets(
     subset: Option<&Subset>,
     reports: &mut Reports,
 ) -> Targets {
-    let labels = subset.map(|subset| &subset.labels).filter(|labels| !labels.is_empty());
+    // Where the application chooses there are no endpoints that could have labels.
+    let is_chosen_here = !matches!(entry.resolution(), Resolution::None | Resolution::DynamicDns);
+    let labels = subset.map(|subset| &subset.labels).filter(|labels| is_chosen_here && !labels.is_empty());
     let endpoints: Vec<_> = entry
         .endpoints
         .iter()

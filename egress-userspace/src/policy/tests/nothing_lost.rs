@@ -81,3 +81,11 @@ fn a_mesh_s_own_services_are_left_alone() {
         assert_eq!(outcome(&text), expected, "{text}");
     }
 }
+
+#[test]
+fn where_the_application_chooses_labels_do_not_matter() {
+    let subset = "kind: DestinationRule\napiVersion: networking.istio.io/v1\nmetadata: {name: x}\nspec: {host: a.com, trafficPolicy: \
+                  {tls: {mode: SIMPLE}}, subsets: [{name: v1, labels: {version: v1}}]}\n---\n";
+    let service = service("a.com", "{route: [{destination: {host: a.com, subset: v1}}]}");
+    assert_eq!(outcome(&(entry("a.com", NONE) + subset + &service)), "a.com:80 -> original:443 verify=a.com (@14)");
+}
