@@ -101,8 +101,10 @@ shape! {
         "queryParams" => query_params: BTreeMap<String, OptionalMatch>,
         /// Where the match is in force.
         "gateways" => gateways: Option<Located<Vec<String>>>,
+        /// A name for statistics, of which egress makes no use.
+        "statPrefix" => stat_prefix: Option<Located<String>>,
     }
-    refused ["scheme", "sourceLabels", "sourceNamespace", "statPrefix"]
+    refused ["scheme", "sourceLabels", "sourceNamespace"]
 }
 
 /// Something for each of some header fields.

@@ -15,7 +15,7 @@ use foldhash::{HashMap, HashSet};
 
 use self::{
     index::{Asked, AskedBy, Destinations, Index, Routed, Service},
-    reports::{Reports, report_no_effect},
+    reports::{Reports, report_no_effect, selectors},
     upstream::Shared,
 };
 use super::{HttpRoute, Rule, Targets};
@@ -30,8 +30,9 @@ use crate::config::{
 /// rules are good only if none of it is an error.
 pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Clone) -> (Vec<Rule>, Vec<Diagnostic>) {
     let mut reports = Reports::default();
+    let selectors = selectors(documents.clone());
     for document in documents.clone() {
-        report_no_effect(document, &mut reports);
+        report_no_effect(document, &selectors, &mut reports);
     }
     let index = Index::of(documents, &mut reports);
     let mut compiler = Compiler::new(&index, reports);

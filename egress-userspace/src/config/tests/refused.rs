@@ -222,8 +222,8 @@ fn envelope() {
             "@10: spec.host: this field is required\n@11: spec.hots: unknown field; did you mean `host`?",
         ),
         (
-            format!("{V1}kind: Sidecar\n---\n{V1}kind: Sidecar\n---\na: 1\na: 2\n"),
-            "@2: kind Sidecar is not supported by egress yet; remove it\n@5: kind Sidecar is not supported by egress yet; remove it\n@8: duplicate mapping key `a` is not allowed here",
+            format!("{V1}kind: IstioOperator\n---\n{V1}kind: IstioOperator\n---\na: 1\na: 2\n"),
+            "@2: kind IstioOperator is not supported by egress yet; remove it\n@5: kind IstioOperator is not supported by egress yet; remove it\n@8: duplicate mapping key `a` is not allowed here",
         ),
     ] {
         assert_eq!(errors(&text), expected.replace('@', "rules.yaml:"), "\n{text}");

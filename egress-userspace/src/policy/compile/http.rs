@@ -136,6 +136,7 @@ pub(super) fn retries(raw: &raw::Retries) -> Retries {
         on,
         elsewhere: raw.retry_ignore_previous_hosts.unwrap_or(true),
         backoff: raw.backoff.map_or(BACKOFF, |time| time.0),
+            RetryReason::Never(_) => {}
     }
 }
 
