@@ -16,7 +16,7 @@ use crate::{
         service_entry::Protocol as Spoken,
         virtual_service::{Destination, RequestMatch, Route},
     },
-    policy::{Action, Fault, HttpRoute, Mirror, Rewrite, Share, UpstreamIndex, Weighted},
+    policy::{Action, Fault, HttpRoute, Mirror, Share, UpstreamIndex, Weighted},
 };
 
 /// A destination of a route, and whether TLS is originated for it.
@@ -217,7 +217,8 @@ fn compile_route(applicable: &Applicable<'_>, led: Vec<Led<'_>>, upstreams: &mut
         .zip(led.by_ref().take(http::weights(&route.route).count()))
         .map(|((destination, weight), upstream)| {
             up_to += weight;
-            Weighted { upstream, up_to, headers: http::changes(destination.headers.as_ref()) }
+            let headers = destination.headers.as_ref();
+            Weighted { upstream, up_to, headers: http::changes(headers), authority: http::authority_of(headers) }
         })
         .collect();
     let of_mirror = route.mirror.iter().map(|_| route.mirror_percentage.as_ref().map(|percentage| &percentage.value));
@@ -234,7 +235,7 @@ fn compile_route(applicable: &Applicable<'_>, led: Vec<Led<'_>>, upstreams: &mut
             (None, Some(response)) => Action::Respond(http::direct_response(response)),
             (None, None) => Action::Forward(weighted),
         },
-        rewrite: route.rewrite.as_ref().map_or_else(Rewrite::default, |rewrite| http::rewrite(rewrite)),
+        rewrite: http::rewrite(route),
         headers: http::changes(route.headers.as_ref()),
         timeout: route.timeout.filter(|time| !time.is_zero()),
         retries: route.retries.as_ref().map(|retries| http::retries(retries)),
