@@ -14,7 +14,7 @@ pub use self::{
     host::{HostName, HostPattern, InvalidHostName, parents},
     location::{Located, Location},
     read::{Documents, Texts},
-    resource::Metadata,
+    resource::{Foreign, Metadata},
     text_match::{OptionalMatch, Pattern, TextMatch},
 };
 
@@ -79,6 +79,8 @@ pub enum Resource {
     Secret(Store),
     /// Certificates.
     ConfigMap(Store),
+    /// One of Istio's that is for others.
+    Foreign(Foreign),
 }
 
 /// Reads all sources. Everything that is wrong with any of them is reported at once, and then nothing of them is used.

@@ -74,7 +74,7 @@ impl RouteTable {
     /// The route for requests to `host` (lower case, no port, no trailing dot) that were going to `port`.
     ///
     /// The most specific rule for that port counts, as in Istio. An IP address stands for the host of the rule that lists it
-    /// among its addresses; of several, the first by name.
+    /// among its addresses; of several, that of the smallest network, and of those with the same one the first by name.
     pub fn route(&self, host: &str, port: u16) -> Option<&Arc<Route>> {
         let wildcards = parents(host).filter_map(|parent| self.wildcards.get(parent));
         let mut covering = self.exact.get(host).into_iter().chain(wildcards).flatten();
@@ -91,9 +91,8 @@ impl RouteTable {
     }
 
     fn route_by_address(&self, address: IpAddr, port: u16) -> Option<&Arc<Route>> {
-        let networks = self.prefix_lens.iter().filter_map(|&prefix_len| Cidr::of(address, prefix_len));
-        let listed = networks.filter_map(|network| self.networks.get(&(network, port)));
-        listed.min_by(|one, other| one.rule.host.cmp(&other.rule.host))
+        let networks = self.prefix_lens.iter().rev().filter_map(|&prefix_len| Cidr::of(address, prefix_len));
+        networks.filter_map(|network| self.networks.get(&(network, port))).next()
     }
 
     /// All routes.

@@ -7,7 +7,7 @@ use crate::{
     policy::{
         Abort, Action, EndpointAddress, Fault, HeaderChanges, HeaderMatch, HeaderOperations, HostName, HostPattern,
         HttpRoute, Match, PathRewrite, PinsMode, Redirect, RedirectPath, RedirectPort, Requirements, Rewrite, Roots,
-        Rule, Share, Targets, TextMatch, TlsSettings, TlsVersion, Upstream, Verify,
+        Rule, Share, Targets, TextMatch, TlsSettings, TlsVersion, Upstream, Verify, Weighted,
     },
     upstream::tunnel,
 };
@@ -77,7 +77,11 @@ fn describe_action(rule: &Rule, route: &HttpRoute) -> String {
             let shares = destinations.iter().map(|destination| {
                 let weight = destination.up_to - below;
                 below = destination.up_to;
-                let mut upstream = describe_upstream(rule.upstream(destination.upstream), &requested(rule, route));
+                let mut upstream =
+                    describe_upstream(rule.upstream(destination.upstream), &requested(rule, route, destination));
+                if let Some(authority) = &destination.authority {
+                    let _ = write!(upstream, ", Host replaced by {authority}");
+                }
                 describe_changes(&destination.headers, &mut upstream);
                 if destinations.len() == 1 { upstream } else { format!("{} {upstream}", part(weight, total)) }
             });
@@ -168,8 +172,8 @@ fn describe_redirect(redirect: &Redirect) -> String {
 }
 
 /// The host that requests by a route are for when they are sent on.
-fn requested(rule: &Rule, route: &HttpRoute) -> String {
-    match (&route.rewrite.authority, &rule.host) {
+fn requested(rule: &Rule, route: &HttpRoute, to: &Weighted) -> String {
+    match (to.authority.as_ref().or(route.rewrite.authority.as_ref()), &rule.host) {
         (Some(authority), _) => authority.host().to_owned(),
         (None, HostPattern::Exact(host)) => host.to_string(),
         (None, HostPattern::Wildcard(_)) => "of the request".to_owned(),

@@ -188,6 +188,12 @@ impl Text for PeerName {
         if text.contains("://") {
             return Err(format!("{text:?} is a URI, which egress does not verify; give a DNS name or an IP address"));
         }
+        if let Some(parent) = text.strip_prefix("*.") {
+            return Err(format!(
+                "Istio holds {text} against the names of a certificate to the letter, egress does not implement that: it looks for a \
+                 host that the certificate is valid for; give one, such as www.{parent}"
+            ));
+        }
         match text.parse::<IpAddr>() {
             Ok(address) => Ok(Self(ServerName::IpAddress(address.into()))),
             Err(_) => HostName::parse(text).map(|name| Self(name.to_server_name())),

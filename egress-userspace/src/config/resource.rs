@@ -36,31 +36,31 @@ enum Kind {
     ConfigMap,
 }
 
-/// Kinds of Istio and of the Gateway API, each of which may stand beside ours in a user's file.
-const OTHER_KINDS: [&str; 23] = [
-    "AuthorizationPolicy",
+/// Kinds of Istio, by their groups, that stand beside ours in a user's files and are for sidecars and gateways.
+const FOREIGN_KINDS: [(&str, &[&str]); 4] = [
+    ("networking.istio.io", &["EnvoyFilter", "Gateway", "ProxyConfig", "Sidecar", WORKLOAD_ENTRY, "WorkloadGroup"]),
+    ("security.istio.io", &["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"]),
+    ("telemetry.istio.io", &["Telemetry"]),
+    ("extensions.istio.io", &["TrafficExtension", "WasmPlugin"]),
+];
+
+/// The one of them that others of ours can refer to.
+const WORKLOAD_ENTRY: &str = "WorkloadEntry";
+
+/// Kinds of the Gateway API, and Istio's own configuration.
+const OTHER_KINDS: [&str; 12] = [
     "BackendLBPolicy",
     "BackendTrafficPolicy",
-    "EnvoyFilter",
     "GRPCRoute",
     "Gateway",
     "GatewayClass",
     "HTTPRoute",
     "IstioOperator",
     "ListenerSet",
-    "PeerAuthentication",
-    "ProxyConfig",
     "ReferenceGrant",
-    "RequestAuthentication",
-    "Sidecar",
     "TCPRoute",
     "TLSRoute",
-    "Telemetry",
-    "TrafficExtension",
     "UDPRoute",
-    "WasmPlugin",
-    "WorkloadEntry",
-    "WorkloadGroup",
 ];
 
 /// The API server's own notes, which `kubectl get -o yaml` prints.
@@ -89,6 +89,15 @@ pub struct Metadata {
     pub annotations: BTreeMap<String, Located<String>>,
 }
 
+/// One of Istio's resources that are for sidecars and gateways: of no concern to egress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// What it is.
+    pub kind: Located<String>,
+    /// Of a `WorkloadEntry` the labels by which a `ServiceEntry` can select it.
+    pub workload: Option<BTreeMap<String, String>>,
+}
+
 /// Decodes a document and adds it to `documents`; the items of a `List`, as `kubectl get` prints one, one by one.
 pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Errors) {
     let Some(mut fields) = Fields::of(node, "", errors) else { return };
@@ -106,6 +115,10 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
             }
             None => {}
         }
+        return;
+    }
+    if is_foreign(&api_version, &kind) {
+        documents.push(foreign(node.location.clone(), kind, &mut fields));
         return;
     }
     let known = KINDS.iter().find(|(name, _, versions)| {
@@ -159,6 +172,30 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
     if let (Some(metadata), Some(resource)) = (metadata, resource) {
         documents.push(Document { location: node.location.clone(), metadata, resource });
     }
+}
+
+fn is_foreign(api_version: &str, kind: &str) -> bool {
+    FOREIGN_KINDS.iter().any(|(name, kinds)| *name == group(api_version) && kinds.contains(&kind))
+}
+
+/// What is in it is not ours to find fault with.
+fn foreign(location: super::Location, kind: Located<String>, fields: &mut Fields<'_>) -> Document {
+    let metadata = fields.node("metadata");
+    let mut workload: BTreeMap<String, String> = leniently(metadata, "labels").unwrap_or_default();
+    workload.extend(leniently::<BTreeMap<_, _>>(fields.node("spec"), "labels").unwrap_or_default());
+    let metadata = Metadata {
+        name: leniently(metadata, "name").unwrap_or_default(),
+        namespace: leniently(metadata, "namespace"),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+    };
+    let workload = (*kind == WORKLOAD_ENTRY).then_some(workload);
+    Document { location, metadata, resource: Resource::Foreign(Foreign { kind, workload }) }
+}
+
+fn leniently<T: Decode>(node: Option<&Node<'_>>, key: &'static str) -> Option<T> {
+    let mut errors = Errors::default();
+    Fields::of(node?, "", &mut errors)?.take(key, &mut errors)
 }
 
 /// The group of an `apiVersion`; that of Kubernetes itself is empty.

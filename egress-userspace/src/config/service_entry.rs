@@ -147,6 +147,8 @@ pub enum Protocol {
     Http2,
     /// gRPC in clear text.
     Grpc,
+    /// gRPC within HTTP of any version.
+    GrpcWeb,
     /// HTTP over TLS.
     Https,
     /// TLS.
@@ -162,6 +164,7 @@ impl Protocol {
             Self::Http => "HTTP",
             Self::Http2 => "HTTP2",
             Self::Grpc => "GRPC",
+            Self::GrpcWeb => "GRPC-WEB",
             Self::Https => "HTTPS",
             Self::Tls => "TLS",
             Self::Opaque(name) => name,
@@ -171,9 +174,9 @@ impl Protocol {
 
 impl Text for Protocol {
     fn parse(text: &str) -> Result<Self, String> {
-        let known: Vec<_> = [Self::Http, Self::Https, Self::Http2, Self::Grpc, Self::Tls]
+        let known: Vec<_> = [Self::Http, Self::Https, Self::Http2, Self::Grpc, Self::GrpcWeb, Self::Tls]
             .into_iter()
-            .chain(["GRPC-WEB", "TCP", "UDP", "MONGO", "MYSQL", "REDIS"].map(Self::Opaque))
+            .chain(["TCP", "UDP", "MONGO", "MYSQL", "REDIS"].map(Self::Opaque))
             .map(|protocol| (protocol.name(), protocol))
             .collect();
         // Istio minds the case of all other values, but not of this.

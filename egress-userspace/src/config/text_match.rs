@@ -91,7 +91,7 @@ impl fmt::Debug for Pattern {
     }
 }
 
-/// A [`TextMatch`], or `{}`, which asks only that there be a text.
+/// A [`TextMatch`], or `{}`, which asks only that there be a text, as does `regex: "*"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionalMatch(pub Option<TextMatch>);
 
@@ -116,7 +116,8 @@ impl Decode for OptionalMatch {
         let mut given = [
             exact.map(|text| Ok(TextMatch::Exact(text.into()))),
             prefix.map(|text| Ok(TextMatch::Prefix(text.into()))),
-            regex.map(|source| Pattern::whole(&source).map(TextMatch::Regex)),
+            // Which is no expression: Istio's word for whatever there is.
+            regex.filter(|source| source != "*").map(|source| Pattern::whole(&source).map(TextMatch::Regex)),
         ]
         .into_iter()
         .flatten();

@@ -47,7 +47,7 @@ shape! {
 }
 
 shape! {
-    /// `connectionPool`.
+    /// `connectionPool`. As in Istio, a number that is 0 says as much as none.
     pub struct ConnectionPool {
         /// Of connections.
         "tcp" => tcp: Option<TcpSettings>,
@@ -61,7 +61,7 @@ shape! {
     /// `connectionPool.tcp`.
     pub struct TcpSettings {
         /// At the same time.
-        "maxConnections" => max_connections: Option<Positive>,
+        "maxConnections" => max_connections: Option<u32>,
         /// For the TCP handshake.
         "connectTimeout" => connect_timeout: Option<AtLeastOneMilli>,
         /// How dead connections are found out.
@@ -91,10 +91,10 @@ shape! {
     /// `connectionPool.http`.
     pub struct HttpSettings {
         /// Requests that wait for a connection.
-        "http1MaxPendingRequests" => max_pending_requests: Option<Positive>,
+        "http1MaxPendingRequests" => max_pending_requests: Option<u32>,
         /// Requests under way, of HTTP/1.1 as well.
-        "http2MaxRequests" => max_requests: Option<Positive>,
-        /// Requests on one connection; 0 is as many as there are.
+        "http2MaxRequests" => max_requests: Option<u32>,
+        /// Requests on one connection.
         "maxRequestsPerConnection" => max_requests_per_connection: Option<u32>,
         /// Retries under way.
         "maxRetries" => max_retries: Option<u32>,
@@ -103,24 +103,9 @@ shape! {
         /// Whether HTTP/2 is spoken.
         "h2UpgradePolicy" => h2_upgrade_policy: Option<H2UpgradePolicy>,
         /// Requests at the same time on one HTTP/2 connection.
-        "maxConcurrentStreams" => max_concurrent_streams: Option<Positive>,
+        "maxConcurrentStreams" => max_concurrent_streams: Option<u32>,
     }
     refused ["http2KeepAlive", "useClientProtocol"]
-}
-
-/// A number that is not 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Positive(pub std::num::NonZeroU32);
-
-impl Decode for Positive {
-    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
-        let number = u32::decode(node, path, errors)?;
-        let positive = std::num::NonZeroU32::new(number).map(Self);
-        if positive.is_none() {
-            errors.push(node.location.clone(), path, "0 would let nothing through; use 1 or more, or remove the field");
-        }
-        positive
-    }
 }
 
 /// A time that is not shorter.
@@ -202,7 +187,7 @@ shape! {
         "interval" => interval: Option<AtLeastOneMilli>,
         /// How long an address is left out.
         "baseEjectionTime" => base_ejection_time: Option<AtLeastOneMilli>,
-        /// How many addresses at most.
+        /// How many addresses at most; 0 says as much as nothing.
         "maxEjectionPercent" => max_ejection_percent: Option<WholePercent>,
         /// How many addresses must be well.
         "minHealthPercent" => min_health_percent: Option<WholePercent>,

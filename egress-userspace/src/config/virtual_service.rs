@@ -5,7 +5,7 @@ mod failures;
 
 use std::{collections::BTreeMap, num::NonZeroU16, time::Duration};
 
-use http::{HeaderName, HeaderValue, StatusCode, uri::Authority};
+use http::{HeaderName, HeaderValue, StatusCode, header::HOST, uri::Authority};
 
 pub(super) use self::check::decode;
 pub use self::failures::{Abort, Delay, Fault, GrpcStatus, Retries, RetryOn, RetryReason};
@@ -101,8 +101,10 @@ shape! {
         "queryParams" => query_params: BTreeMap<String, OptionalMatch>,
         /// Where the match is in force.
         "gateways" => gateways: Option<Located<Vec<String>>>,
+        /// A name for statistics, of which egress makes no use.
+        "statPrefix" => stat_prefix: Option<Located<String>>,
     }
-    refused ["scheme", "sourceLabels", "sourceNamespace", "statPrefix"]
+    refused ["scheme", "sourceLabels", "sourceNamespace"]
 }
 
 /// Something for each of some header fields.
@@ -111,18 +113,7 @@ pub struct ByName<T>(pub Vec<(HeaderName, T)>);
 
 impl<T: Decode> Decode for ByName<T> {
     fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
-        let mut fields = Vec::new();
-        for (name, value) in BTreeMap::<String, T>::decode(node, path, errors)? {
-            match check_name(&name) {
-                Ok(name) => fields.push((name, value)),
-                Err(message) => {
-                    let location = entry_location(node, &name);
-                    errors.push(location, &join(path, &name), message);
-                    return None;
-                }
-            }
-        }
-        Some(Self(fields))
+        by_name(node, path, errors, name_to_match).map(Self)
     }
 
     fn absent() -> Option<Self> {
@@ -130,8 +121,43 @@ impl<T: Decode> Decode for ByName<T> {
     }
 }
 
+/// Fields to set or to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewFields(pub Vec<(HeaderName, HeaderValue)>);
+
+impl Decode for NewFields {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        // Envoy's name for the Host.
+        let parse = |name: &str| if name == ":authority" { Ok(HOST) } else { HeaderName::parse(name) };
+        by_name(node, path, errors, parse).map(Self)
+    }
+
+    fn absent() -> Option<Self> {
+        Some(Self(Vec::new()))
+    }
+}
+
+fn by_name<T: Decode>(
+    node: &Node,
+    path: &str,
+    errors: &mut Errors,
+    parse: fn(&str) -> Result<HeaderName, String>,
+) -> Option<Vec<(HeaderName, T)>> {
+    let mut fields = Vec::new();
+    for (name, value) in BTreeMap::<String, T>::decode(node, path, errors)? {
+        match parse(&name) {
+            Ok(name) => fields.push((name, value)),
+            Err(message) => {
+                errors.push(entry_location(node, &name), &join(path, &name), message);
+                return None;
+            }
+        }
+    }
+    Some(fields)
+}
+
 /// The names of Envoy's pseudo header fields, and of what is elsewhere in the rule, are mistakes: Istio ignores them.
-fn check_name(name: &str) -> Result<HeaderName, String> {
+fn name_to_match(name: &str) -> Result<HeaderName, String> {
     match name {
         "uri" | "scheme" | "method" | "authority" => {
             Err(format!("{name} is not a header field, and Istio ignores it here; match it by a field of its own"))
@@ -340,13 +366,21 @@ shape! {
     /// `headers.request` or `headers.response`.
     pub struct HeaderOperations {
         /// Fields that replace.
-        "set" => set: ByName<HeaderValue>,
+        "set" => set: NewFields,
         /// Fields that are added.
-        "add" => add: ByName<HeaderValue>,
+        "add" => add: NewFields,
         /// Fields that are removed.
         "remove" => remove: Vec<Located<HeaderName>>,
     }
     refused []
+}
+
+impl Headers {
+    /// The Host that requests get, if it is among the fields that are set.
+    pub fn authority(&self) -> Option<Result<Authority, String>> {
+        let set = self.request.as_ref()?.set.0.iter().find(|(name, _)| *name == HOST);
+        set.map(|(_, value)| Authority::parse(value.to_str().unwrap_or_default()))
+    }
 }
 
 impl RequestMatch {

@@ -15,10 +15,10 @@ use foldhash::{HashMap, HashSet};
 
 use self::{
     index::{Asked, AskedBy, Destinations, Index, Routed, Service},
-    reports::{Reports, report_no_effect},
+    reports::{Reports, report_no_effect, selectors},
     upstream::Shared,
 };
-use super::{HttpRoute, Located, Rule, Targets};
+use super::{HttpRoute, Rule, Targets};
 use crate::config::{
     Code, Diagnostic, Document, HostPattern, Location,
     annotations::Annotations,
@@ -30,13 +30,17 @@ use crate::config::{
 /// rules are good only if none of it is an error.
 pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Clone) -> (Vec<Rule>, Vec<Diagnostic>) {
     let mut reports = Reports::default();
+    let selectors = selectors(documents.clone());
     for document in documents.clone() {
-        report_no_effect(document, &mut reports);
+        report_no_effect(document, &selectors, &mut reports);
     }
     let index = Index::of(documents, &mut reports);
     let mut compiler = Compiler::new(&index, reports);
     compiler.compile();
     compiler.leave_tls_alone();
+    for service in compiler.check_covered() {
+        compiler.check_clear_text(service);
+    }
     compiler.check_destinations();
     compiler.check_wildcards();
     compiler.check_number_of_ports();
@@ -52,6 +56,8 @@ struct Compiler<'i, 'd> {
     rules: Vec<Rule>,
     /// By host, port and subset.
     upstreams: HashMap<(&'d HostPattern, NonZeroU16, Option<&'d str>), Shared>,
+    /// Ports of which nothing asks for TLS.
+    without_tls: Vec<Service<'d>>,
     /// Where a `VirtualService` leads from another port.
     led_to: HashSet<(&'d HostPattern, NonZeroU16)>,
     /// The annotations of an upstream.
@@ -67,6 +73,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
             reports,
             rules: Vec::new(),
             upstreams: HashMap::default(),
+            without_tls: Vec::new(),
             led_to: HashSet::default(),
             in_force: HashSet::default(),
             checked: HashSet::default(),
@@ -94,20 +101,18 @@ impl<'i, 'd> Compiler<'i, 'd> {
         for service in rest {
             self.compile_port(service);
         }
-        for (host, routed) in self.index.virtual_services.iter() {
+        let mut unused = Vec::new();
+        for (_, routed) in self.index.virtual_services.iter() {
             if in_force.contains(&(&raw const routed.host.value)) {
                 continue;
             }
             let is_known = concerned.contains(&(&raw const routed.host.value));
             let outcome = if is_known { Outcome::NotConcerned } else { self.compile_unknown(routed) };
             if matches!(outcome, Outcome::NotConcerned) {
-                let text = format!(
-                    "no request for {host} is sent on over TLS by this, so it is left alone and goes to where it was going; add a \
-                     DestinationRule with `tls` for a destination",
-                );
-                self.reports.at(routed.host, Code::UnusedVirtualService.because(text));
+                unused.push(routed.host);
             }
         }
+        self.report_unused(&unused);
     }
 
     /// A host with a `VirtualService` and no `ServiceEntry`: as in Istio it is in force on port 80.
@@ -125,41 +130,40 @@ impl<'i, 'd> Compiler<'i, 'd> {
     fn compile_port(&mut self, service: Service<'d>) {
         let Service { host, port, .. } = service;
         let Some(asked) = self.asked(service, None) else {
-            self.check_clear_text(service);
+            self.without_tls.push(service);
             return;
         };
         let number = port.number.value;
         let place = asked.place();
-        match &port.protocol {
-            Some(Located { value: Spoken::Http | Spoken::Http2 | Spoken::Grpc, .. }) => {
+        match port.protocol.as_ref().map(|protocol| protocol.value) {
+            // Without a protocol Istio looks at what is spoken. What turns out not to be HTTP is refused, as on any port.
+            None | Some(Spoken::Http | Spoken::Http2 | Spoken::Grpc | Spoken::GrpcWeb) => {
                 let upstream = self.upstream(service, None, asked);
                 self.check_same_port(service, &upstream);
                 let location = upstream.location.clone();
                 let routes = vec![HttpRoute::catch_all(location.clone())];
                 self.push_rule(host, number, Some(service), vec![upstream], routes, location);
             }
-            Some(Located { value: protocol @ (Spoken::Https | Spoken::Tls), .. }) => {
+            Some(protocol @ (Spoken::Https | Spoken::Tls)) => {
                 if !self.led_to.contains(&(host, number)) {
                     let text =
                         format!("port {number} of {host} is {} as it is, and gets no TLS around it", protocol.name());
                     self.reports.at(&place, Code::AlreadyTls.because(text));
                 }
             }
-            protocol => {
-                let protocol = match protocol {
-                    Some(protocol) => format!("protocol {}", protocol.value.name()),
-                    None => "no protocol".to_owned(),
-                };
-                if asked.for_this_port {
-                    let text = format!(
-                        "TLS can be originated only for protocol HTTP, and port {number} of {host} has {protocol}"
-                    );
-                    self.reports.at(&place, Code::WrongProtocol.because(text));
-                } else {
-                    let text =
-                        format!("port {number} of {host} has {protocol}, so its traffic is left as it is: without TLS");
-                    self.reports.at(&place, Code::NotOriginated.because(text));
-                }
+            Some(Spoken::Opaque(protocol)) if asked.for_this_port => {
+                let text = format!(
+                    "TLS can be originated only for HTTP, and port {number} of {host} has protocol {protocol}; if HTTP is spoken \
+                     there, say so by protocol HTTP"
+                );
+                self.reports.at(&place, Code::WrongProtocol.because(text));
+            }
+            Some(Spoken::Opaque(protocol)) => {
+                let text = format!(
+                    "port {number} of {host} has protocol {protocol}, which gets no TLS: what is sent there leaves in clear; if HTTP \
+                     is spoken there, say so by protocol HTTP, and if applications make TLS themselves, by protocol TLS"
+                );
+                self.reports.at(&place, Code::NotOriginated.because(text));
             }
         }
     }
@@ -320,5 +324,5 @@ enum Outcome {
 
 fn is_http(service: Service<'_>) -> bool {
     let protocol = service.port.protocol.as_ref().map(|protocol| protocol.value);
-    matches!(protocol, Some(Spoken::Http | Spoken::Http2 | Spoken::Grpc))
+    matches!(protocol, None | Some(Spoken::Http | Spoken::Http2 | Spoken::Grpc | Spoken::GrpcWeb))
 }

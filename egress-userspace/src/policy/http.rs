@@ -60,6 +60,8 @@ pub struct Weighted {
     pub up_to: u64,
     /// Changes of the header fields, before those of the route.
     pub headers: HeaderChanges,
+    /// The Host of what is sent there, rather than that of [`HttpRoute::rewrite`].
+    pub authority: Option<Authority>,
 }
 
 /// What a request must be like, in all of these points.
@@ -268,7 +270,7 @@ impl Share {
 impl HttpRoute {
     /// The route that takes every request, to the rule's only upstream.
     pub fn catch_all(location: Location) -> Self {
-        let all = Weighted { upstream: UpstreamIndex(0), up_to: 1, headers: HeaderChanges::default() };
+        let all = Weighted { upstream: UpstreamIndex(0), up_to: 1, headers: HeaderChanges::default(), authority: None };
         Self {
             name: None,
             matches: Vec::new(),

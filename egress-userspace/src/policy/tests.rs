@@ -2,6 +2,7 @@
 
 mod credentials;
 mod fields;
+mod nothing_lost;
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
@@ -144,6 +145,12 @@ fn rules() {
     for (spec, policy, expected) in [
         (HTTP, SIMPLE, "a.com:80 -> 443 verify=a.com (@9)"),
         (both, SIMPLE, "a.com:80 -> 443 verify=a.com (@9)\na.com:8080 -> 8443 verify=a.com (@9)"),
+        // Where Istio looks at what is spoken, and where it is HTTP by another name.
+        (
+            "ports: [{number: 80, name: a, targetPort: 443}, {number: 81, name: b, protocol: grpc-web, targetPort: 443}], resolution: DNS",
+            SIMPLE,
+            "a.com:80 -> 443 verify=a.com (@9)\na.com:81 -> 443 verify=a.com (@9)",
+        ),
         // A port's settings replace those of the host, even where they say nothing of TLS.
         (
             both,
@@ -344,7 +351,8 @@ fn warnings() {
         ),
         (
             entry("a.com", "ports: [{number: 5432, name: a, protocol: TCP}]") + &destination("a.com", SIMPLE),
-            "warning @9: spec.trafficPolicy.tls: port 5432 of a.com has protocol TCP, so its traffic is left as it is: without TLS",
+            "warning @9: spec.trafficPolicy.tls: port 5432 of a.com has protocol TCP, which gets no TLS: what is sent there leaves in \
+             clear; if HTTP is spoken there, say so by protocol HTTP, and if applications make TLS themselves, by protocol TLS",
         ),
         (entry("*.a.com", "ports: [{number: 80, name: a, protocol: HTTP}]"), ""),
     ] {
@@ -374,13 +382,8 @@ fn refused() {
         ),
         (
             entry("a.com", &port(", protocol: TCP")) + &destination("a.com", on_port),
-            "@9: spec.trafficPolicy.portLevelSettings[0].tls: TLS can be originated only for protocol HTTP, and port 80 of a.com \
-             has protocol TCP",
-        ),
-        (
-            entry("a.com", &port("")) + &destination("a.com", on_port),
-            "@9: spec.trafficPolicy.portLevelSettings[0].tls: TLS can be originated only for protocol HTTP, and port 80 of a.com \
-             has no protocol",
+            "@9: spec.trafficPolicy.portLevelSettings[0].tls: TLS can be originated only for HTTP, and port 80 of a.com has \
+             protocol TCP; if HTTP is spoken there, say so by protocol HTTP",
         ),
     ] {
         assert_eq!(outcome(&text), expected, "{text}");

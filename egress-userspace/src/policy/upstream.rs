@@ -30,7 +30,7 @@ pub struct Upstream {
     pub pool: ConnectionPool,
     /// When an address is left out for a while.
     pub outlier_detection: Option<OutlierDetection>,
-    /// How an address is chosen; if absent, the one that the application chose comes first.
+    /// How an address is chosen; if absent, the one that the application chose comes first. Several endpoints have one.
     pub balancer: Option<LoadBalancer>,
     /// The proxy's own part on the way there.
     pub tunnel: Option<Tunnel>,

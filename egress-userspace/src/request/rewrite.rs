@@ -10,19 +10,6 @@ use crate::{
     policy::{HeaderOperations, Match, PathRewrite, TextMatch},
 };
 
-/// Names of fields by which proxies say who has asked them, and how (RFC 7239 section 4, and its forerunners).
-const FORWARDED: [&str; 9] = [
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-proto",
-    "x-forwarded-scheme",
-    "x-forwarded-server",
-    "x-forwarded-ssl",
-];
-
 /// Removes, sets and adds fields.
 pub fn change(fields: &mut Fields, changes: &HeaderOperations) {
     for name in &changes.remove {
@@ -36,9 +23,14 @@ pub fn change(fields: &mut Fields, changes: &HeaderOperations) {
     }
 }
 
-/// Removes what would tell the origin that http was spoken.
+/// Removes what would tell the origin that http was spoken: by what name ever proxies say who has asked them, and how (RFC 7239
+/// section 4, and its forerunners).
 pub fn strip_forwarded(fields: &mut Fields) {
-    fields.retain(|name, _| !FORWARDED.iter().any(|one| name.eq_ignore_ascii_case(one.as_bytes())));
+    const BEFORE_IT: &[u8] = b"x-forwarded-";
+    fields.retain(|name, _| {
+        let is_older = name.get(..BEFORE_IT.len()).is_some_and(|start| start.eq_ignore_ascii_case(BEFORE_IT));
+        !is_older && !name.eq_ignore_ascii_case(b"forwarded")
+    });
 }
 
 /// Removes the attribute by which clients keep a cookie to https (RFC 6265 section 4.1.2.5), and those which ask for it:
@@ -136,11 +128,13 @@ mod tests {
         let mut found = Fields::of(&[
             ("x-forwarded-proto", "http"),
             ("accept", "*/*"),
-            ("forwarded", "proto=http"),
+            ("Forwarded", "proto=http"),
+            ("X-Forwarded-Client-Cert", "By=spiffe://a"),
+            ("x-forwarded", "1"),
             ("x-for", "1"),
         ]);
         strip_forwarded(&mut found);
-        assert_eq!(found.listed(), [("accept", "*/*"), ("x-for", "1")]);
+        assert_eq!(found.listed(), [("accept", "*/*"), ("x-forwarded", "1"), ("x-for", "1")]);
     }
 
     #[test]

@@ -100,9 +100,9 @@ impl Cluster {
     }
 
     /// Chooses where a request goes whose application, in `netns`, was going to `origin`: rather not where it was `tried` already,
-    /// nor, if no balancer is to choose, where connections are `failing`.
+    /// nor, unless a balancer spreads requests whatever becomes of them, where connections are `failing`.
     pub fn choose(&self, netns: NetnsCookie, origin: IpAddr, failing: &Failing, tried: &[SocketAddr]) -> Chosen {
-        let is_balanced = self.upstream.balancer.is_some() || self.has_weights();
+        let is_balanced = self.upstream.balancer.is_some();
         if !is_balanced && self.health.is_none() {
             let is_original = matches!(self.upstream.targets, Targets::Original);
             let address = is_original.then(|| SocketAddr::new(origin, self.upstream.target_port));
@@ -116,7 +116,8 @@ impl Cluster {
         if let Some(health) = &self.health {
             candidates = health.well(netns, candidates, Instant::now());
         }
-        if !is_balanced {
+        // Where connections fail the fewest requests are under way.
+        if matches!(self.upstream.balancer, Some(LoadBalancer::LeastRequest) | None) {
             // Each has a whole try to itself, and the application has one of its own family.
             candidates.sort_by_key(|address| address.is_ipv4() != origin.is_ipv4());
             failing.order(netns, &mut candidates);
@@ -187,16 +188,13 @@ impl Cluster {
         found
     }
 
-    fn has_weights(&self) -> bool {
-        self.targets.first().is_some_and(|first| self.targets.iter().any(|target| target.weight != first.weight))
-    }
-
-    /// The balancer's choice first. Addresses of the other family than the application's are of use only if there are no others.
+    /// The balancer's choice first. Addresses of the other family than the application's are of use only if there are no others,
+    /// or, as the least busy one need not be well, after them.
     fn balanced(&self, found: Vec<(SocketAddr, usize)>, origin: IpAddr) -> Vec<SocketAddr> {
-        let (mut same, other): (Vec<_>, Vec<_>) =
+        let (mut same, mut other): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|(address, _)| address.is_ipv4() == origin.is_ipv4());
         if same.is_empty() {
-            same = other;
+            same = std::mem::take(&mut other);
         }
         let total: usize = same.iter().map(|(_, weight)| weight).sum();
         if total == 0 {
@@ -221,6 +219,9 @@ impl Cluster {
             Some(LoadBalancer::Random) | None => drawn(),
         };
         same.rotate_left(first);
+        if self.upstream.balancer == Some(LoadBalancer::LeastRequest) {
+            same.append(&mut other);
+        }
         same.into_iter().map(|(address, _)| address).collect()
     }
 

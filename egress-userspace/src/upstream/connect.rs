@@ -7,7 +7,7 @@ use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::TcpStream,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -80,7 +80,6 @@ impl Connector {
         let netns = from.netns.cookie();
         self.health.order(netns, &mut candidates);
         let limit = cluster.upstream.pool.connect_timeout;
-        let deadline = Instant::now() + limit;
         let offer = match cluster.upstream.protocol {
             UpstreamProtocol::Negotiated => offer,
             UpstreamProtocol::Http1 => Offer::Http1,
@@ -90,7 +89,7 @@ impl Connector {
         };
         let mut broken = None;
         loop {
-            let (stream, address) = match self.first_of(from, &candidates, has_others, limit, deadline).await {
+            let (stream, address) = match self.first_of(from, &candidates, has_others, limit).await {
                 Ok(connected) => connected,
                 // What has got furthest says most.
                 Err(error) => return Err(broken.unwrap_or(error)),
@@ -179,19 +178,17 @@ impl Connector {
     /// # Errors
     /// It refuses, is unreachable, or does not answer.
     pub async fn tcp(&self, from: &Place, address: SocketAddr) -> Result<TcpStream, UpstreamError> {
-        let deadline = Instant::now() + CONNECT_TIMEOUT;
-        self.first_of(from, &[address], false, CONNECT_TIMEOUT, deadline).await.map(|(stream, _)| stream)
+        self.first_of(from, &[address], false, CONNECT_TIMEOUT).await.map(|(stream, _)| stream)
     }
 
     /// Tries the addresses in order, each a moment after the one before or as soon as that fails; the first connection wins
-    /// (RFC 8305 section 5). All of them share one time limit.
+    /// (RFC 8305 section 5). All of them share one time limit, which begins now: what came of others before is not their fault.
     async fn first_of(
         &self,
         from: &Place,
         candidates: &[SocketAddr],
         has_others: bool,
         limit: Duration,
-        deadline: Instant,
     ) -> Result<(TcpStream, SocketAddr), UpstreamError> {
         let Some(&first) = candidates.first() else { return Err(UpstreamError::NoAddress) };
         let failed = |address| {
@@ -207,7 +204,7 @@ impl Connector {
             let mut failure = UpstreamError::NoAddress;
             loop {
                 if let Some(&address) = waiting.next() {
-                    silent.push(address);
+                    silent.push((address, Instant::now()));
                     under_way.push(async move { (self.sockets.connect(from, address).await, address) });
                 }
                 let more = waiting.len() > 0;
@@ -216,7 +213,7 @@ impl Connector {
                         Some((Ok(stream), address)) => return Ok((stream, address)),
                         Some((Err(source), address)) => {
                             failed(address);
-                            silent.retain(|silent| *silent != address);
+                            silent.retain(|(silent, _)| *silent != address);
                             failure = UpstreamError::Connect { address, source };
                         }
                         None => return Err(failure),
@@ -225,10 +222,12 @@ impl Connector {
                 }
             }
         };
-        let result = timeout_at(deadline, attempts).await;
+        let result = timeout(limit, attempts).await;
         // Those that had their time before the one that answered, or all.
         let winner = result.as_ref().ok().and_then(|result| result.as_ref().ok()).map(|(_, address)| *address);
-        silent.into_iter().take_while(|address| Some(*address) != winner).for_each(failed);
+        let had_time = |begun: &Instant| begun.elapsed() >= ATTEMPT_DELAY.min(limit);
+        let before = silent.into_iter().take_while(|(address, _)| Some(*address) != winner);
+        before.filter(|(_, begun)| had_time(begun)).for_each(|(address, _)| failed(address));
         result.unwrap_or(Err(UpstreamError::ConnectTimeout { address: first, limit }))
     }
 }

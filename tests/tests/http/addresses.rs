@@ -1,9 +1,6 @@
 //! Which of an origin's addresses is used, and which is tried last (RFC 8305).
 
-use std::{
-    io::Read,
-    net::{IpAddr, SocketAddr},
-};
+use std::{io::Read as _, net::SocketAddr};
 
 use anyhow::{Result, ensure};
 use harness::{
@@ -16,15 +13,16 @@ use harness::{
 use super::{EMPTY, HOST, agent_with_one_worker, curl};
 
 const BACKEND: &str = "backend.example";
-/// The origin's namespace has no such address, and says nothing about it.
-const SILENT: &str = "198.51.100.250";
+/// A name that has the addresses of HOST, which applications connect to, and those of BACKEND.
+const BOTH: &str = "both.example";
 
-/// Rules by which requests for HOST go to these addresses.
-fn rules(endpoints: &[SocketAddr]) -> String {
-    let endpoint =
-        |address: &SocketAddr| format!("{{address: \"{}\", ports: {{http-port: {}}}}}", address.ip(), address.port());
-    let endpoints = endpoints.iter().map(endpoint).collect::<Vec<_>>().join(", ");
-    super::RULES.replace("resolution: DNS", &format!("resolution: STATIC\n  endpoints: [{endpoints}]"))
+fn bed(name: &str) -> Result<TestBed> {
+    TestBed::builder(name).host(HOST).host(BACKEND).alias(BOTH, HOST).alias(BOTH, BACKEND).build()
+}
+
+/// Rules by which requests for HOST go to BOTH.
+fn rules() -> String {
+    super::RULES.replace("resolution: DNS", &format!("resolution: DNS\n  endpoints: [{{address: {BOTH}}}]"))
 }
 
 /// Sends two requests, each over an upstream connection of its own, and says how many connections the first address was
@@ -45,24 +43,24 @@ fn tries_of(bed: &TestBed, agent: &Agent<'_>, first: SocketAddr, good: SocketAdd
 #[test]
 fn an_address_that_fails_is_passed_over_and_then_put_last() -> Result<()> {
     for case in ["silent", "refused", "broken"] {
-        let bed = TestBed::builder("addresses").host(HOST).host(BACKEND).build()?;
+        let bed = bed("addresses")?;
         let tls = ServerTls::new(bed.pki().server(&[HOST])?).http1_only();
-        let [good, _] = bed.sockets(BACKEND, 443);
+        let ([first, _], [good, _]) = (bed.sockets(HOST, 443), bed.sockets(BACKEND, 443));
         // Each request needs a connection of its own.
         let _origin =
             bed.embedded_origin().handler(|_| Reply::RawThenClose(EMPTY.into())).tls(&[good], &tls)?.start()?;
-        let first = match case {
-            "silent" => SocketAddr::new(SILENT.parse::<IpAddr>()?, 443),
-            "refused" => SocketAddr::new(good.ip(), 444),
-            _ => SocketAddr::new(good.ip(), 445),
+        let _server = match case {
+            // The origin's namespace has no such address then, and says nothing about it.
+            "silent" => bed.origin().ip(&format!("addr del {}/32 dev lo\n", first.ip())).map(|()| None)?,
+            "refused" => None,
+            // It closes in the middle of the handshake.
+            _ => Some(RawServer::start(bed.origin(), &[first], |mut stream| {
+                ensure!(stream.read(&mut [0; 16 * 1024])? > 0);
+                Ok(())
+            })?),
         };
-        // Closes in the middle of the handshake.
-        let _server = RawServer::start(bed.origin(), &[SocketAddr::new(good.ip(), 445)], |mut stream| {
-            ensure!(stream.read(&mut [0; 16 * 1024])? > 0);
-            Ok(())
-        })?;
         let config = bed.config_dir()?;
-        config.write("rules.yaml", &rules(&[first, good]))?;
+        config.write("rules.yaml", &rules())?;
         let agent = agent_with_one_worker(&bed, &config)?;
         let tries = tries_of(&bed, &agent, first, good)?;
         ensure!(tries == [1, 0], "{case}: {tries:?}");
@@ -72,7 +70,7 @@ fn an_address_that_fails_is_passed_over_and_then_put_last() -> Result<()> {
 
 #[test]
 fn a_certificate_that_is_wrong_is_not_made_up_for_at_another_address() -> Result<()> {
-    let bed = TestBed::builder("addresses-certificate").host(HOST).host(BACKEND).build()?;
+    let bed = bed("addresses-certificate")?;
     let [bad, _] = bed.sockets(HOST, 443);
     let [good, _] = bed.sockets(BACKEND, 443);
     let origin = bed
@@ -81,7 +79,7 @@ fn a_certificate_that_is_wrong_is_not_made_up_for_at_another_address() -> Result
         .tls(&[good], &ServerTls::new(bed.pki().server(&[HOST])?))?
         .start()?;
     let config = bed.config_dir()?;
-    config.write("rules.yaml", &rules(&[bad, good]))?;
+    config.write("rules.yaml", &rules())?;
     let _agent = agent_with_one_worker(&bed, &config)?;
     for _ in 0..2 {
         let output = curl(&bed, &["-4", "-o", "/dev/null", "-w", "%{http_code}"])?;

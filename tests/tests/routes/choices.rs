@@ -42,6 +42,8 @@ fn balancers_and_weights_spread_requests() -> Result<()> {
         // By chance alone less would come about once in a million runs.
         ("loadBalancer: {simple: RANDOM}", [1, 1], 1..=23),
         ("loadBalancer: {simple: LEAST_REQUEST}", [1, 1], 1..=23),
+        ("loadBalancer: {simple: UNSPECIFIED}", [1, 1], 1..=23),
+        ("", [1, 1], 1..=23),
         ("", [1, 9], 0..=12),
     ] {
         let bed = bed("balance")?;

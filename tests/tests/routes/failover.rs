@@ -73,13 +73,16 @@ fn what_was_not_sent_in_time_is_sent_elsewhere_whatever_it_is() -> Result<()> {
         + &destination(HOST, "", "outlierDetection: {consecutive5xxErrors: 5}", "")
         + &retries("attempts: 1, perTryTimeout: 500ms, retryOn: \"5xx\", backoff: 1ms");
     let (agent, _config) = agent_with_one_worker(&bed, &rules)?;
-    for _ in 0..2 {
+    // By chance alone one is never asked once in a million runs.
+    const COUNT: usize = 20;
+    for _ in 0..COUNT {
         let (status, _, result) = get(&bed, "/", &["-d", "pay"])?;
         ensure!(status == 200 && shares(&bed, &origin)? == (0, 1), "{result:?}");
     }
     // The second time it is known who does not answer.
-    let retries: Vec<_> = agent.wait_for_records(2)?.iter().map(|record| record.text("retries")).collect();
-    ensure!(retries == ["1", ""], "{retries:?}");
+    let records = agent.wait_for_records(COUNT)?;
+    let retried: Vec<_> = records.iter().map(|record| record.text("retries")).filter(|text| !text.is_empty()).collect();
+    ensure!(retried == ["1"], "{retried:?}");
     Ok(())
 }
 
@@ -90,7 +93,7 @@ fn a_record_says_nothing_of_earlier_tries_connections() -> Result<()> {
     let second = bed.addresses(super::SECOND).v4;
     let rules =
         entry(HOST, &format!("resolution: STATIC\n  endpoints: [{{address: {second}}}, {{address: {SILENT}}}]"))
-            + &destination(HOST, "", "outlierDetection: {consecutive5xxErrors: 5}", "")
+            + &destination(HOST, "", "loadBalancer: {simple: ROUND_ROBIN}", "")
             + &retries("attempts: 1, perTryTimeout: 500ms, retryOn: \"5xx\", backoff: 1ms");
     let (agent, _config) = agent(&bed, &rules)?;
     ensure!(get(&bed, "/", &["-4"])?.0 == 504);

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use harness::wait::{PATIENCE, wait_until};
 
-use super::{HOST, SECOND, agent, bed, both, echo, get, origin, outcome_of, service};
+use super::{HOST, SECOND, agent, bed, both, echo, get, origin, outcome_of, service, shares};
 
 const ROUTES: &str = "  - name: moved
     match: [{uri: {exact: /moved}}]
@@ -134,4 +134,20 @@ spec:
     let (status, body, _) = get(&bed, "/politics", &[])?;
     ensure!((status, body.as_str()) == (200, "GET edition.cnn.com /politics\n"));
     tripwire.assert_silent()
+}
+
+#[test]
+fn a_port_of_which_nothing_is_said_is_one_for_http() -> Result<()> {
+    for protocol in ["", ", protocol: GRPC-WEB"] {
+        let bed = bed("no-protocol")?;
+        let tripwire = bed.tripwire(&[HOST])?;
+        let origin = origin(&bed, echo)?;
+        let rules = both().replace(", protocol: HTTP", protocol);
+        let (_agent, _config) = agent(&bed, &rules)?;
+        let (status, _, result) = get(&bed, "/", &[])?;
+        ensure!(status == 200, "{protocol}: {result:?}");
+        ensure!(shares(&bed, &origin)? == (1, 0), "{protocol}");
+        tripwire.assert_silent()?;
+    }
+    Ok(())
 }

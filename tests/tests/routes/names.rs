@@ -9,6 +9,14 @@ use super::{HOST, SECOND, agent_with_one_worker, bed, both, destination, echo, e
 const ROUTES: &str = "  - match: [{uri: {prefix: /rewritten}}]
     route: [{destination: {host: second.example}}]
     rewrite: {authority: second.example}
+  - match: [{uri: {prefix: /set}}]
+    route: [{destination: {host: second.example}}]
+    headers: {request: {set: {Host: second.example}}}
+  - match: [{uri: {prefix: /one/of}}]
+    route:
+    - {destination: {host: second.example}, weight: 100, headers: {request: {set: {\":authority\": second.example}}}}
+    - {destination: {host: edition.cnn.com}, weight: 0}
+    headers: {request: {set: {Host: other.example}}}
   - route: [{destination: {host: second.example}}]
 ";
 
@@ -22,7 +30,8 @@ fn it_is_the_host_of_the_request_as_it_is_sent() -> Result<()> {
         ensure!(bed.addresses(SECOND).both().contains(&request.server.ip()), "{request:?}");
         Ok((request.host, request.tls.context("not over TLS")?.sni))
     };
-    for (target, host) in [("/", HOST), ("/rewritten", SECOND), ("/", HOST), ("/rewritten", SECOND)] {
+    for (target, host) in [("/", HOST), ("/rewritten", SECOND), ("/", HOST), ("/set", SECOND), ("/one/of/two", SECOND)]
+    {
         let (status, _, result) = get(&bed, target, &[])?;
         ensure!(status == 200, "{target}: {result:?}");
         ensure!(asked()? == (host.to_owned(), Some(host.to_owned())), "{target}");

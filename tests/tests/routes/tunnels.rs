@@ -6,6 +6,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -17,17 +18,22 @@ use super::{HOST, SECOND, agent, bed, destination, echo, entry, get, origin};
 /// Where the proxy listens.
 const PORT: u16 = 3128;
 
-/// A proxy that tunnels to one address, or refuses; and what it was asked.
-fn proxy(
+/// A proxy at SECOND that tunnels to one address, or refuses; and what it was asked.
+fn proxy(bed: &TestBed, to: SocketAddr, answer: &'static str) -> Result<(RawServer, Arc<Mutex<Vec<String>>>)> {
+    proxy_at(bed, bed.sockets(SECOND, PORT)[0], to, Duration::ZERO, answer)
+}
+
+/// The same at this address, which takes its time.
+fn proxy_at(
     bed: &TestBed,
-    place: &str,
+    address: SocketAddr,
     to: SocketAddr,
+    delay: Duration,
     answer: &'static str,
 ) -> Result<(RawServer, Arc<Mutex<Vec<String>>>)> {
     let heads = Arc::<Mutex<Vec<String>>>::default();
     let seen = heads.clone();
     let netns = bed.origin().path().to_owned();
-    let address = SocketAddr::new(bed.addresses(place).v4.into(), PORT);
     let server = RawServer::start(bed.origin(), &[address], move |mut client| {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -36,6 +42,7 @@ fn proxy(
             head.push(byte[0]);
         }
         seen.lock().expect("no test panics with it").push(String::from_utf8_lossy(&head).into_owned());
+        thread::sleep(delay);
         client.write_all(answer.as_bytes())?;
         if !answer.contains(" 200 ") {
             return Ok(());
@@ -96,15 +103,13 @@ fn wrap(mut from: TcpStream, mut to: &TcpStream) -> io::Result<()> {
 
 /// The host behind the proxy: what is connected to is the proxy, what is verified is the host.
 fn rules(bed: &TestBed, protocol: &str) -> String {
-    rules_for(bed, &[SECOND], protocol)
+    rules_for(&bed.addresses(SECOND).v4.to_string(), protocol, "")
 }
 
-/// The same with a proxy at each of these places.
-fn rules_for(bed: &TestBed, places: &[&str], protocol: &str) -> String {
-    let endpoint = |place: &&str| format!("{{address: {}, ports: {{http: {PORT}}}}}", bed.addresses(place).v4);
-    let endpoints = places.iter().map(endpoint).collect::<Vec<_>>().join(", ");
-    let spec = format!("resolution: STATIC\n  endpoints: [{endpoints}]");
-    let tunnel = format!("tunnel: {{protocol: {protocol}, targetHost: {HOST}, targetPort: 443}}");
+/// The same for the proxy's address or name, with more of a `trafficPolicy`.
+fn rules_for(address: &str, protocol: &str, policy: &str) -> String {
+    let spec = format!("resolution: DNS\n  endpoints: [{{address: {address}, ports: {{http: {PORT}}}}}]");
+    let tunnel = format!("tunnel: {{protocol: {protocol}, targetHost: {HOST}, targetPort: 443}}\n    {policy}");
     entry(HOST, &spec) + &destination(HOST, "", &tunnel, "")
 }
 
@@ -125,7 +130,7 @@ fn tls_is_made_inside_of_a_tunnel() -> Result<()> {
             "/large" => Reply::ok(vec![b'x'; 300_000]),
             _ => echo(request),
         })?;
-        let (_proxy, heads) = proxy(&bed, SECOND, bed.sockets(HOST, 443)[0], answer)?;
+        let (_proxy, heads) = proxy(&bed, bed.sockets(HOST, 443)[0], answer)?;
         let (_agent, _config) = agent(&bed, &rules(&bed, protocol))?;
         let capture = bed.capture()?;
         for _ in 0..2 {
@@ -156,7 +161,7 @@ fn a_proxy_that_refuses_is_named() -> Result<()> {
     ] {
         let bed = bed("no-tunnel")?;
         let _origin = origin(&bed, |_| Reply::ok("never"))?;
-        let (_proxy, _) = proxy(&bed, SECOND, bed.sockets(HOST, 443)[0], answer)?;
+        let (_proxy, _) = proxy(&bed, bed.sockets(HOST, 443)[0], answer)?;
         let (_agent, _config) = agent(&bed, &rules(&bed, protocol))?;
         let (status, body, result) = get(&bed, "/", &[])?;
         ensure!(status == 502 && body.contains("no tunnel to edition.cnn.com:443 through the proxy at"), "{result:?}");
@@ -177,10 +182,12 @@ fn a_proxy_out_of_order_is_passed_over_for_another() -> Result<()> {
         let bed = bed("tunnel-next")?;
         let _origin = origin(&bed, echo)?;
         let target = bed.sockets(HOST, 443)[0];
-        let (_first, refused) = proxy(&bed, HOST, target, answer)?;
-        let (_second, made) = proxy(&bed, SECOND, target, MADE)?;
-        let (_agent, _config) = agent(&bed, &rules_for(&bed, &[HOST, SECOND], "CONNECT"))?;
-        // The address that the application connects to comes first.
+        // The family that the application speaks comes first. An answer takes longer than a connection may.
+        let [first, second] = bed.sockets(SECOND, PORT);
+        let (_first, refused) = proxy_at(&bed, first, target, Duration::from_millis(600), answer)?;
+        let (_second, made) = proxy_at(&bed, second, target, Duration::ZERO, MADE)?;
+        let policy = "connectionPool: {tcp: {connectTimeout: 400ms}}";
+        let (_agent, _config) = agent(&bed, &rules_for(SECOND, "CONNECT", policy))?;
         let (status, _, result) = get(&bed, "/", &["-4"])?;
         ensure!(status == expected, "{answer:?}: {result:?}");
         let asked = [refused, made].map(|heads| heads.lock().expect("no test panics with it").len());

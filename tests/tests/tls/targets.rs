@@ -104,9 +104,11 @@ fn addresses_are_intercepted_also_if_no_name_leads_there() -> Result<()> {
         ),
     ];
     for (done, (entry, expected)) in cases.iter().enumerate() {
-        // Of rules for the same address the first by name is asked for it.
+        // Of rules for the same address the first by name is asked for it, but one for a wider network only without them.
+        let wide = "resolution: NONE\n  addresses: [198.51.0.0/16, \"2001:db8::/31\"]";
         let rules = ["zzz.example", HOST].map(|host| rule(host, entry, SIMPLE)).concat();
-        ensure!(agent.apply(|| config.write("rules.yaml", &format!("# {done}\n{rules}")))? == 2);
+        let rules = rules + &rule("aaa.example", wide, SIMPLE);
+        ensure!(agent.apply(|| config.write("rules.yaml", &format!("# {done}\n{rules}")))? == 3);
         for (connect_to, expected) in backend.iter().zip(expected) {
             for url in ["http://edition.cnn.com/", &format!("http://{connect_to}/").replace(":443", "")] {
                 let result = bed.curl(url)?.args(["--resolve", &resolve(*connect_to)]).run()?;

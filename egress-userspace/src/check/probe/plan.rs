@@ -113,13 +113,14 @@ fn authorities(rule: &Rule, upstream: &Arc<Upstream>) -> Vec<Option<String>> {
             Action::Forward(destinations) => destinations.as_slice(),
             Action::Respond(_) | Action::Redirect(_) => &[],
         };
-        let leads_to =
-            destinations.iter().map(|to| to.upstream).chain(route.mirrors.iter().map(|mirror| mirror.upstream));
-        let authority = route.rewrite.authority.as_ref();
-        let authority = authority.map(|authority| authority.host().trim_end_matches('.').to_ascii_lowercase());
-        if leads_to.into_iter().any(|index| Arc::ptr_eq(rule.upstream(index), upstream)) && !found.contains(&authority)
-        {
-            found.push(authority);
+        let of_route = route.rewrite.authority.as_ref();
+        let forwarded = destinations.iter().map(|to| (to.upstream, to.authority.as_ref().or(of_route)));
+        let mirrored = route.mirrors.iter().map(|mirror| (mirror.upstream, of_route));
+        for (index, authority) in forwarded.chain(mirrored) {
+            let authority = authority.map(|authority| authority.host().trim_end_matches('.').to_ascii_lowercase());
+            if Arc::ptr_eq(rule.upstream(index), upstream) && !found.contains(&authority) {
+                found.push(authority);
+            }
         }
     }
     found

@@ -152,7 +152,7 @@ fn ports() {
         (
             "\n- {number: 0, name: a}\n- {number: 1, name: b, protocol: QUIC, weight: 3}",
             "@7: spec.ports[0].number: 0 is not a port; use 1 to 65535\n\
-             @8: spec.ports[1].protocol: unknown value \"QUIC\"; use HTTP, HTTPS, HTTP2, GRPC, TLS, GRPC-WEB, TCP, UDP, MONGO, MYSQL, REDIS\n\
+             @8: spec.ports[1].protocol: unknown value \"QUIC\"; use HTTP, HTTPS, HTTP2, GRPC, GRPC-WEB, TLS, TCP, UDP, MONGO, MYSQL, REDIS\n\
              @8: spec.ports[1].weight: unknown field; the fields known here are number, name, protocol, targetPort",
         ),
     ];
@@ -222,8 +222,8 @@ fn envelope() {
             "@10: spec.host: this field is required\n@11: spec.hots: unknown field; did you mean `host`?",
         ),
         (
-            format!("{V1}kind: Sidecar\n---\n{V1}kind: Sidecar\n---\na: 1\na: 2\n"),
-            "@2: kind Sidecar is not supported by egress yet; remove it\n@5: kind Sidecar is not supported by egress yet; remove it\n@8: duplicate mapping key `a` is not allowed here",
+            format!("{V1}kind: IstioOperator\n---\n{V1}kind: IstioOperator\n---\na: 1\na: 2\n"),
+            "@2: kind IstioOperator is not supported by egress yet; remove it\n@5: kind IstioOperator is not supported by egress yet; remove it\n@8: duplicate mapping key `a` is not allowed here",
         ),
     ] {
         assert_eq!(errors(&text), expected.replace('@', "rules.yaml:"), "\n{text}");

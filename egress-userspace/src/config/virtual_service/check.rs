@@ -1,5 +1,9 @@
 //! What the fields of a `VirtualService` say about each other.
 
+use std::ptr;
+
+use http::{HeaderName, header::HOST};
+
 use super::{
     Headers, MESH, MeshService, Redirect, RegexRewrite, RequestMatch, Retries, Rewrite, Route, VirtualService,
 };
@@ -168,14 +172,23 @@ fn check_rewrite(rewrite: &Located<Rewrite>, errors: &mut Errors) {
     }
 }
 
-/// Envoy does not let these be changed either; some of them would break the framing.
+/// Envoy does not let these be changed either; some of them would break the framing. As in Istio a Host that requests get is one
+/// that they are rewritten to.
 fn check_headers(headers: &Headers, route: &Located<Route>, errors: &mut Errors) {
     const REFUSED: [&str; 5] = ["host", "connection", "content-length", "transfer-encoding", "upgrade"];
-    for operations in headers.request.iter().chain(&headers.response) {
-        let changed = operations.set.0.iter().chain(&operations.add.0).map(|(name, _)| name);
+    let is_rewrite = !route.route.is_empty();
+    if let Some(Err(message)) = headers.authority().filter(|_| is_rewrite) {
+        errors.at(route, message);
+    }
+    let (request, response) = (headers.request.as_ref(), headers.response.as_ref());
+    for operations in request.into_iter().chain(response) {
+        let is_rewritten =
+            |name: &&HeaderName| is_rewrite && *name == HOST && request.is_some_and(|it| ptr::eq(it, operations));
+        let set = operations.set.0.iter().map(|(name, _)| name).filter(|name| !is_rewritten(name));
+        let added = operations.add.0.iter().map(|(name, _)| name);
         let removed = operations.remove.iter().map(|name| &name.value);
-        for name in changed.chain(removed).filter(|name| REFUSED.contains(&name.as_str())) {
-            let remedy = if name == "host" { "use rewrite.authority" } else { "remove it" };
+        for name in set.chain(added).chain(removed).filter(|name| REFUSED.contains(&name.as_str())) {
+            let remedy = if name == HOST { "use rewrite.authority" } else { "remove it" };
             errors
                 .at(route, format!("headers cannot change {name}, by which messages are sent and delimited; {remedy}"));
         }

@@ -55,9 +55,11 @@ pub enum RetryReason {
     Status(StatusCode),
     /// A name of gRPC's, and the value of `grpc-status` that it stands for.
     Grpc(u8),
+    /// What never happens, and why.
+    Never(&'static str),
 }
 
-const RETRY_REASONS: [(&str, RetryReason); 13] = [
+const RETRY_REASONS: [(&str, RetryReason); 16] = [
     ("5xx", RetryReason::ServerError),
     ("gateway-error", RetryReason::GatewayError),
     ("reset", RetryReason::Reset),
@@ -71,12 +73,15 @@ const RETRY_REASONS: [(&str, RetryReason); 13] = [
     ("resource-exhausted", RetryReason::Grpc(8)),
     ("internal", RetryReason::Grpc(13)),
     ("unavailable", RetryReason::Grpc(14)),
-];
-
-const NO_RETRY_REASONS: [(&str, &str); 3] = [
-    ("envoy-ratelimited", "there is no rate limit; remove it"),
-    ("http3-post-connect-failure", "there is no HTTP/3; remove it"),
-    ("retriable-headers", "Istio has no way to say which; remove it"),
+    ("envoy-ratelimited", RetryReason::Never("envoy-ratelimited changes nothing, as there is no rate limit")),
+    (
+        "http3-post-connect-failure",
+        RetryReason::Never("http3-post-connect-failure changes nothing, as there is no HTTP/3"),
+    ),
+    (
+        "retriable-headers",
+        RetryReason::Never("retriable-headers changes nothing, as Istio has no way to say which they are"),
+    ),
 ];
 
 impl Text for RetryOn {
@@ -86,7 +91,7 @@ impl Text for RetryOn {
                 StatusCode::from_u16(number).map(RetryReason::Status).map_err(|_| format!("{number} is not a status"))
             }
             Ok(number) => Err(format!("{number} is not a final status; use 200 to 599")),
-            Err(_) => choose(text, &RETRY_REASONS, &NO_RETRY_REASONS),
+            Err(_) => choose(text, &RETRY_REASONS, &[]),
         };
         text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(reason).collect::<Result<_, _>>().map(Self)
     }

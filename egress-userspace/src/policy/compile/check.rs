@@ -6,7 +6,12 @@ use foldhash::HashMap;
 
 use egress_common::learned::NAME_PORTS;
 
-use super::{Compiler, host_map::HostMap, index::Destinations};
+use super::{
+    Compiler,
+    host_map::HostMap,
+    index::{Destinations, Service},
+    is_http,
+};
 use crate::{
     config::{
         Code, HostPattern, Located,
@@ -17,7 +22,7 @@ use crate::{
     policy::Rule,
 };
 
-impl Compiler<'_, '_> {
+impl<'d> Compiler<'_, 'd> {
     /// Looks for what `DestinationRule`s say in vain.
     pub(super) fn check_destinations(&mut self) {
         // For each rule the ports of the hosts that it covers.
@@ -40,9 +45,7 @@ impl Compiler<'_, '_> {
     }
 
     fn check_destination(&mut self, host: &HostPattern, rule: &DestinationRule, known: Option<&BTreeSet<NonZeroU16>>) {
-        let of_subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
-        let policies: Vec<_> = rule.traffic_policy.iter().chain(of_subsets).collect();
-        if !policies.iter().any(|policy| originates(policy)) && !is_annotated(rule) {
+        if !asks_for_tls(rule) && !is_annotated(rule) {
             return;
         }
         let Some(known) = known else {
@@ -50,7 +53,7 @@ impl Compiler<'_, '_> {
             self.reports.at(&rule.host, Code::UnusedDestinationRule.because(text));
             return;
         };
-        let settings = policies.iter().flat_map(|policy| &policy.port_level_settings);
+        let settings = policies(rule).flat_map(|policy| &policy.port_level_settings);
         for number in settings.map(|settings| &settings.port.number).filter(|number| !known.contains(&number.value)) {
             let text = format!("no ServiceEntry has port {} of {host}, so this does nothing", number.value);
             self.reports.at(number, Code::UnusedDestinationRule.because(text));
@@ -79,12 +82,53 @@ impl Compiler<'_, '_> {
         }
     }
 
+    /// Of the ports without TLS of their own says which have that of a wildcard, and gives the others.
+    pub(super) fn check_covered(&mut self) -> Vec<Service<'d>> {
+        let wildcards = wildcard_rules(&self.rules);
+        let mut others = Vec::new();
+        for service in std::mem::take(&mut self.without_tls) {
+            let Service { host, port, .. } = service;
+            let number = port.number.value;
+            let rules = wildcards.covering(host).flat_map(|(_, rules)| rules);
+            match rules.into_iter().find(|rule| rule.port == number.get()) {
+                Some(wider) if is_http(service) => {
+                    let text = format!(
+                        "requests for {host} and port {number} go over TLS all the same, by what is said of {} at {}, which has them \
+                         too, whatever there is for {host} itself; add a DestinationRule with `tls` for {host}, or leave its port out",
+                        wider.host, wider.location,
+                    );
+                    self.reports.at(&port.number, Code::Questionable.because(text));
+                }
+                Some(_) | None => others.push(service),
+            }
+        }
+        others
+    }
+
+    /// Says of a `VirtualService` that it does nothing, as no TLS is involved.
+    pub(super) fn report_unused(&mut self, routed: &[&Located<HostPattern>]) {
+        let wildcards = wildcard_rules(&self.rules);
+        for place in routed {
+            let host = &place.value;
+            let wider = wildcards.covering(host).flat_map(|(_, rules)| rules).next();
+            let text = match wider {
+                Some(wider) => format!(
+                    "no request for {host} is sent on over TLS by this, so it does nothing: what is said of {} at {} counts, which has \
+                     the host too; add a DestinationRule with `tls` for a destination",
+                    wider.host, wider.location,
+                ),
+                None => format!(
+                    "no request for {host} is sent on over TLS by this, so it is left alone and goes to where it was going; add a \
+                     DestinationRule with `tls` for a destination",
+                ),
+            };
+            self.reports.at(place, Code::UnusedVirtualService.because(text));
+        }
+    }
+
     /// Of wildcards within wildcards the more specific one counts, which is easily overlooked.
     pub(super) fn check_wildcards(&mut self) {
-        let mut wildcards: HostMap<'_, Vec<&Rule>> = HostMap::default();
-        for rule in self.rules.iter().filter(|rule| !rule.host.is_exact()) {
-            wildcards.entry(&rule.host, Vec::new).push(rule);
-        }
+        let wildcards = wildcard_rules(&self.rules);
         for (host, rules) in wildcards.iter() {
             for rule in rules {
                 let wider = wildcards.covering(host).skip(1).flat_map(|(_, rules)| rules);
@@ -129,7 +173,23 @@ fn is_annotated(rule: &DestinationRule) -> bool {
     rule.annotations != Annotations::default()
 }
 
-fn originates(policy: &TrafficPolicy) -> bool {
-    let of_ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
-    of_ports.chain(&policy.tls).any(|tls| matches!(tls.value, Tls::Originate(_)))
+/// Whether it, or a subset of it, originates TLS.
+pub(super) fn asks_for_tls(rule: &DestinationRule) -> bool {
+    policies(rule).any(|policy| {
+        let of_ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
+        of_ports.chain(&policy.tls).any(|tls| matches!(tls.value, Tls::Originate(_)))
+    })
+}
+
+fn policies(rule: &DestinationRule) -> impl Iterator<Item = &TrafficPolicy> {
+    let of_subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+    rule.traffic_policy.iter().chain(of_subsets)
+}
+
+fn wildcard_rules(rules: &[Rule]) -> HostMap<'_, Vec<&Rule>> {
+    let mut wildcards: HostMap<'_, Vec<&Rule>> = HostMap::default();
+    for rule in rules.iter().filter(|rule| !rule.host.is_exact()) {
+        wildcards.entry(&rule.host, Vec::new).push(rule);
+    }
+    wildcards
 }

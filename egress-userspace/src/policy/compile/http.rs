@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{StatusCode, header::HOST, uri::Authority};
 
 use crate::{
     config::{
@@ -66,13 +66,21 @@ pub(super) fn direct_response(raw: &raw::DirectResponse) -> DirectResponse {
     DirectResponse { status: raw.status, body: body.into() }
 }
 
-pub(super) fn rewrite(raw: &raw::Rewrite) -> Rewrite {
-    let matched = raw.uri.0.as_ref().map(|uri| PathRewrite::Matched(uri.as_str().into()));
+/// What is said of the Host in so many words counts before what is said of header fields, as in Istio.
+pub(super) fn rewrite(route: &raw::Route) -> Rewrite {
+    let raw = route.rewrite.as_ref();
+    let matched = raw.and_then(|raw| raw.uri.0.as_ref()).map(|uri| PathRewrite::Matched(uri.as_str().into()));
     let regex = raw
-        .uri_regex_rewrite
-        .as_ref()
+        .and_then(|raw| raw.uri_regex_rewrite.as_ref())
         .map(|regex| PathRewrite::Regex(regex.pattern.0.clone(), substitution(&regex.rewrite).into()));
-    Rewrite { path: matched.or(regex), authority: raw.authority.clone() }
+    let authority = raw.and_then(|raw| raw.authority.clone());
+    Rewrite { path: matched.or(regex), authority: authority.or_else(|| authority_of(route.headers.as_ref())) }
+}
+
+/// The Host that header fields are changed to.
+pub(super) fn authority_of(headers: Option<&raw::Headers>) -> Option<Authority> {
+    // One that is none has been refused.
+    headers?.authority()?.ok()
 }
 
 /// RE2's `\1` as the crate `regex` writes it, in which `$` is special. Other escapes than this one and `\\` have been refused.
@@ -96,10 +104,10 @@ fn substitution(text: &str) -> String {
 pub(super) fn changes(raw: Option<&raw::Headers>) -> HeaderChanges {
     let operations = |raw: Option<&raw::HeaderOperations>| {
         let Some(raw) = raw else { return HeaderOperations::default() };
-        let fields = |fields: &ByName<HeaderValue>| -> Vec<(HeaderName, HeaderValue)> { fields.0.clone() };
         HeaderOperations {
-            set: fields(&raw.set),
-            add: fields(&raw.add),
+            // The Host is rewritten.
+            set: raw.set.0.iter().filter(|(name, _)| *name != HOST).cloned().collect(),
+            add: raw.add.0.clone(),
             remove: raw.remove.iter().map(|name| name.value.clone()).collect(),
         }
     };
@@ -128,6 +136,7 @@ pub(super) fn retries(raw: &raw::Retries) -> Retries {
             RetryReason::RetriableStatus => on.statuses.push(StatusCode::SERVICE_UNAVAILABLE),
             RetryReason::Status(status) => on.statuses.push(status),
             RetryReason::Grpc(status) => on.grpc_statuses.push(status),
+            RetryReason::Never(_) => {}
         }
     }
     Retries {

@@ -115,7 +115,7 @@ impl<'d> Index<'d> {
                 Resource::VirtualService(service) => index.add_virtual_service(service, reports),
                 Resource::Secret(store) => index.add_store(StoreKind::Secret, store, document, reports),
                 Resource::ConfigMap(store) => index.add_store(StoreKind::ConfigMap, store, document, reports),
-                Resource::BackendTlsPolicy(_) => {}
+                Resource::BackendTlsPolicy(_) | Resource::Foreign(_) => {}
             }
         }
         // They are about hosts that may come later in the files.

@@ -1,10 +1,12 @@
 //! What there is to say of documents, each by itself.
 
+use std::collections::BTreeMap;
+
 use crate::config::{
-    Code, Diagnostic, Document, Located, Message, Resource, Severity,
-    destination_rule::{DestinationRule, Tls},
+    Code, Diagnostic, Document, Foreign, Located, Message, Resource, Severity,
+    destination_rule::{DestinationRule, Tls, WorkloadSelector},
     service_entry::ServiceEntry,
-    virtual_service::VirtualService,
+    virtual_service::{RetryReason, Route, VirtualService},
 };
 
 /// What there is to say.
@@ -22,8 +24,47 @@ impl Reports {
     }
 }
 
-/// Names the fields that are understood and change nothing.
-pub(super) fn report_no_effect(document: &Document, reports: &mut Reports) {
+/// What selects pods: the namespace that it does so in, which labels they have, and where that is said.
+pub(super) type Selectors<'d> = Vec<(Option<&'d str>, &'d Located<WorkloadSelector>)>;
+
+/// Those of `ServiceEntry`s.
+pub(super) fn selectors<'d>(documents: impl IntoIterator<Item = &'d Document>) -> Selectors<'d> {
+    let selector = |document: &'d Document| match &document.resource {
+        Resource::ServiceEntry(entry) => {
+            Some((document.metadata.namespace.as_deref(), entry.workload_selector.as_ref()?))
+        }
+        _ => None,
+    };
+    documents.into_iter().filter_map(selector).collect()
+}
+
+fn report_foreign(document: &Document, foreign: &Foreign, selectors: &Selectors<'_>, reports: &mut Reports) {
+    let Foreign { kind, workload } = foreign;
+    let place = kind.with(());
+    let selects = |labels: &BTreeMap<String, String>, selector: &WorkloadSelector| {
+        selector.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+    };
+    let selector = workload.as_ref().and_then(|labels| {
+        let namespace = document.metadata.namespace.as_deref();
+        selectors.iter().find(|(other, selector)| *other == namespace && selects(labels, selector))
+    });
+    match selector {
+        Some((_, selector)) => {
+            let text = format!(
+                "kind {} is not supported by egress yet, and the ServiceEntry at {} selects this one; list it among the endpoints there",
+                kind.value, selector.location,
+            );
+            reports.at(&place, Code::UnknownKind.because(text));
+        }
+        None => {
+            let text = format!("kind {} has no effect here: it is for Istio's own proxies", kind.value);
+            reports.at(&place, Code::NoEffect.because(text));
+        }
+    }
+}
+
+/// Names what is understood and changes nothing.
+pub(super) fn report_no_effect(document: &Document, selectors: &Selectors<'_>, reports: &mut Reports) {
     const KUBERNETES: &str = "is in force in Kubernetes alone: here this holds for all applications";
     let mut visible = |export_to: &Option<Located<Vec<String>>>| {
         if let Some(place) = export_to.as_ref().filter(|names| names.iter().any(|name| name != "*")) {
@@ -45,8 +86,23 @@ pub(super) fn report_no_effect(document: &Document, reports: &mut Reports) {
         }
         Resource::VirtualService(VirtualService::Mesh(service)) => {
             visible(&service.export_to);
+            service.http.iter().for_each(|route| report_route(route, reports));
         }
+        Resource::Foreign(foreign) => report_foreign(document, foreign, selectors, reports),
         Resource::VirtualService(_) | Resource::BackendTlsPolicy(_) | Resource::Secret(_) | Resource::ConfigMap(_) => {}
+    }
+}
+
+fn report_route(route: &Route, reports: &mut Reports) {
+    for place in route.matches.iter().filter_map(|matched| matched.stat_prefix.as_ref()) {
+        let text = "statPrefix changes nothing, as egress counts by host and not by match";
+        reports.at(place, Code::NoEffect.because(text));
+    }
+    let Some(retries) = &route.retries else { return };
+    for reason in retries.retry_on.iter().flat_map(|on| &on.0) {
+        if let RetryReason::Never(text) = reason {
+            reports.at(retries, Code::NoEffect.because(*text));
+        }
     }
 }
 

@@ -3,8 +3,11 @@
 use std::{iter, num::NonZeroU16, ptr, sync::Arc};
 
 use super::{
-    Compiler, Outcome, http,
+    Compiler, Outcome,
+    check::asks_for_tls,
+    http,
     index::{Routed, Service},
+    is_http,
     upstream::Shared,
 };
 use crate::{
@@ -13,13 +16,15 @@ use crate::{
         service_entry::Protocol as Spoken,
         virtual_service::{Destination, RequestMatch, Route},
     },
-    policy::{Action, Fault, HttpRoute, Mirror, Rewrite, Share, UpstreamIndex, Weighted},
+    policy::{Action, Fault, HttpRoute, Mirror, Share, UpstreamIndex, Weighted},
 };
 
 /// A destination of a route, and whether TLS is originated for it.
 enum Led<'d> {
     Tls(Shared),
     Clear(&'d Located<Destination>, String),
+    /// It has a host that no `ServiceEntry` has.
+    Unknown(&'d Located<Destination>),
 }
 
 /// A route with the matches that can apply to the port.
@@ -45,11 +50,16 @@ impl<'d> Compiler<'_, 'd> {
         if self.reports.errors > errors {
             return Outcome::Wrong;
         }
-        let own = self.own_tls(host, port, service);
+        let own = self.own_tls(host, port);
         let first_tls = routes.iter().zip(&led).find_map(|(route, led)| {
             led.iter().any(|led| matches!(led, Led::Tls(_))).then(|| route.route.location.to_string())
         });
-        let Some(tls) = own.or(first_tls) else { return Outcome::NotConcerned };
+        let tls = own.or(first_tls);
+        self.check_known(&led, service.is_some() || tls.is_some());
+        if self.reports.errors > errors {
+            return Outcome::Wrong;
+        }
+        let Some(tls) = tls else { return Outcome::NotConcerned };
         for led in led.iter().flatten() {
             if let Led::Clear(destination, what) = led {
                 let text = format!(
@@ -71,10 +81,24 @@ impl<'d> Compiler<'_, 'd> {
     }
 
     /// Where TLS is originated for the port without any routes, or for a wildcard that has the host.
-    fn own_tls(&mut self, host: &'d HostPattern, port: NonZeroU16, service: Option<Service<'d>>) -> Option<String> {
-        let covering = self.index.services.covering(host).filter_map(|(_, ports)| ports.get(&port)).copied().next();
-        let asked = self.asked(service.or(covering)?, None)?;
+    fn own_tls(&mut self, host: &'d HostPattern, port: NonZeroU16) -> Option<String> {
+        let covering = self.index.services.covering(host).filter_map(|(_, ports)| ports.get(&port)).copied();
+        let asked = covering.filter(|service| is_http(*service)).find_map(|service| self.asked(service, None))?;
         Some(asked.place().location.to_string())
+    }
+
+    /// Says which destinations there are not. What leads from one of a mesh's own services to another, without a word of TLS, is no
+    /// business of ours.
+    fn check_known(&mut self, led: &[Vec<Led<'d>>], is_ours: bool) {
+        for led in led.iter().flatten() {
+            let Led::Unknown(destination) = led else { continue };
+            let host = &destination.host.value;
+            let mut rules = self.index.destinations(host).into_iter().flat_map(|destinations| &destinations.rules);
+            if is_ours || rules.any(|(rule, _)| asks_for_tls(rule)) {
+                let text = format!("no ServiceEntry has the host {host}; add one, or correct the name");
+                self.reports.at(&destination.host, Code::UnknownDestination.because(text));
+            }
+        }
     }
 
     /// All destinations of a route in the order of its weighted ones and its mirrors. What is wrong with one is reported.
@@ -93,9 +117,7 @@ impl<'d> Compiler<'_, 'd> {
     ) -> Option<Led<'d>> {
         let host = &destination.host.value;
         let Some(ports) = self.index.services.get(host) else {
-            let text = format!("no ServiceEntry has the host {host}; add one, or correct the name");
-            self.reports.at(&destination.host, Code::UnknownDestination.because(text));
-            return None;
+            return Some(Led::Unknown(destination));
         };
         // As in Istio: the one that is named, the only one, or the one that the request came to.
         let number = match (&destination.port, ports.len()) {
@@ -124,7 +146,7 @@ impl<'d> Compiler<'_, 'd> {
             return Some(Led::Clear(destination, format!("port {number} of {host}")));
         };
         let protocol = service.port.protocol.as_ref().map(|protocol| protocol.value);
-        if let None | Some(Spoken::Opaque(_)) = protocol {
+        if let Some(Spoken::Opaque(_)) = protocol {
             let text = format!("port {number} of {host} is not said to be HTTP or HTTPS; give it such a protocol");
             self.reports.at(destination, Code::WrongProtocol.because(text));
             return None;
@@ -188,14 +210,15 @@ fn compile_route(applicable: &Applicable<'_>, led: Vec<Led<'_>>, upstreams: &mut
     let route = applicable.route;
     let mut led = led.into_iter().filter_map(|led| match led {
         Led::Tls(upstream) => Some(index_of(upstream, upstreams)),
-        Led::Clear(..) => None,
+        Led::Clear(..) | Led::Unknown(_) => None,
     });
     let mut up_to = 0;
     let weighted: Vec<_> = http::weights(&route.route)
         .zip(led.by_ref().take(http::weights(&route.route).count()))
         .map(|((destination, weight), upstream)| {
             up_to += weight;
-            Weighted { upstream, up_to, headers: http::changes(destination.headers.as_ref()) }
+            let headers = destination.headers.as_ref();
+            Weighted { upstream, up_to, headers: http::changes(headers), authority: http::authority_of(headers) }
         })
         .collect();
     let of_mirror = route.mirror.iter().map(|_| route.mirror_percentage.as_ref().map(|percentage| &percentage.value));
@@ -212,7 +235,7 @@ fn compile_route(applicable: &Applicable<'_>, led: Vec<Led<'_>>, upstreams: &mut
             (None, Some(response)) => Action::Respond(http::direct_response(response)),
             (None, None) => Action::Forward(weighted),
         },
-        rewrite: route.rewrite.as_ref().map_or_else(Rewrite::default, |rewrite| http::rewrite(rewrite)),
+        rewrite: http::rewrite(route),
         headers: http::changes(route.headers.as_ref()),
         timeout: route.timeout.filter(|time| !time.is_zero()),
         retries: route.retries.as_ref().map(|retries| http::retries(retries)),

@@ -46,15 +46,15 @@ pub(super) fn build<'d>(
     let http = settings.pool.and_then(|pool| pool.http.as_ref());
     let annotations = settings.annotations.cloned().unwrap_or_default();
     check_pins(host, asked, &annotations, reports);
+    let targets = match balancer {
+        Some(Simple::Passthrough) => Targets::Original,
+        _ => targets(service, target_port, subset, reports),
+    };
     Upstream {
         host: host.clone(),
         port: port.number.value.get(),
         subset: subset.map(|subset| subset.name.value.as_str().into()),
         target_port: target_port.get(),
-        targets: match balancer {
-            Some(Simple::Passthrough) => Targets::Original,
-            _ => targets(service, target_port, subset, reports),
-        },
         protocol: match (&port.protocol, http.and_then(|http| http.h2_upgrade_policy)) {
             (Some(Located { value: Spoken::Http2 | Spoken::Grpc, .. }), _) | (_, Some(H2UpgradePolicy::Upgrade)) => {
                 UpstreamProtocol::Http2
@@ -73,8 +73,9 @@ pub(super) fn build<'d>(
             Some(Simple::RoundRobin) => Some(LoadBalancer::RoundRobin),
             Some(Simple::LeastRequest) => Some(LoadBalancer::LeastRequest),
             Some(Simple::Random) => Some(LoadBalancer::Random),
-            Some(Simple::Unspecified | Simple::Passthrough) | None => None,
+            Some(Simple::Unspecified | Simple::Passthrough) | None => default_balancer(&targets),
         },
+        targets,
         tunnel: settings.tunnel.map(|tunnel| Tunnel {
             method: match tunnel.protocol {
                 Some(TunnelProtocol::Post) => TunnelMethod::Post,
@@ -104,6 +105,14 @@ fn check_pins(host: &HostPattern, asked: Asked<'_>, annotations: &Annotations, r
     }
 }
 
+/// As in Istio, endpoints that are listed share the requests. Several addresses of one name are what RFC 8305 is about.
+fn default_balancer(targets: &Targets) -> Option<LoadBalancer> {
+    match targets {
+        Targets::Endpoints(endpoints) if endpoints.len() > 1 => Some(LoadBalancer::LeastRequest),
+        Targets::Endpoints(_) | Targets::Resolve(_) | Targets::Original => None,
+    }
+}
+
 fn adjustments(annotations: &Annotations) -> Adjustments {
     Adjustments {
         strip_forwarded_headers: annotations.strip_forwarded_headers,
@@ -119,7 +128,9 @@ pub(super) fn targets(
     subset: Option<&Subset>,
     reports: &mut Reports,
 ) -> Targets {
-    let labels = subset.map(|subset| &subset.labels).filter(|labels| !labels.is_empty());
+    // Where the application chooses there are no endpoints that could have labels.
+    let is_chosen_here = !matches!(entry.resolution(), Resolution::None | Resolution::DynamicDns);
+    let labels = subset.map(|subset| &subset.labels).filter(|labels| is_chosen_here && !labels.is_empty());
     let endpoints: Vec<_> = entry
         .endpoints
         .iter()
@@ -270,7 +281,7 @@ fn pool(raw: Option<&raw::ConnectionPool>, preconnect: u16) -> ConnectionPool {
 fn connection_pool(pool: &raw::ConnectionPool) -> ConnectionPool {
     let (tcp, http) = (pool.tcp.as_ref(), pool.http.as_ref());
     let unlimited = ConnectionPool::default();
-    let limit = |given: Option<raw::Positive>| given.map_or(u32::MAX, |number| number.0.get());
+    let limit = |given: Option<u32>| given.filter(|number| *number > 0).unwrap_or(u32::MAX);
     let tcp_idle_timeout = tcp.and_then(|tcp| tcp.idle_timeout).filter(|time| !time.is_zero());
     ConnectionPool {
         max_connections: limit(tcp.and_then(|tcp| tcp.max_connections)),
@@ -285,10 +296,10 @@ fn connection_pool(pool: &raw::ConnectionPool) -> ConnectionPool {
         max_pending_requests: limit(http.and_then(|http| http.max_pending_requests)),
         max_requests: limit(http.and_then(|http| http.max_requests)),
         max_requests_per_connection: http.and_then(|http| http.max_requests_per_connection).and_then(NonZeroU32::new),
-        max_retries: http.and_then(|http| http.max_retries).unwrap_or(u32::MAX),
+        max_retries: limit(http.and_then(|http| http.max_retries)),
         // As in Istio.
         idle_timeout: http.and_then(|http| http.idle_timeout).map(|time| time.0).or(tcp_idle_timeout),
-        max_concurrent_streams: http.and_then(|http| http.max_concurrent_streams).map(|number| number.0),
+        max_concurrent_streams: http.and_then(|http| http.max_concurrent_streams).and_then(NonZeroU32::new),
     }
 }
 
@@ -303,7 +314,10 @@ fn outlier_detection(given: &raw::OutlierDetection) -> OutlierDetection {
         },
         interval: given.interval.map_or(Duration::from_secs(10), |time| time.0),
         base_ejection_time: given.base_ejection_time.map_or(Duration::from_secs(30), |time| time.0),
-        max_ejection_percent: given.max_ejection_percent.map_or(10, |percent| percent.0),
+        max_ejection_percent: match given.max_ejection_percent {
+            Some(percent) if percent.0 > 0 => percent.0,
+            Some(_) | None => 10,
+        },
         min_health_percent: given.min_health_percent.map_or(0, |percent| percent.0),
     }
 }

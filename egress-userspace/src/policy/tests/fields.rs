@@ -105,18 +105,19 @@ fn traffic_policies_are_compiled() {
         policy.rules().next().expect("a rule").upstreams[0].clone()
     };
     let plain = upstream(SIMPLE, "", "");
-    assert_eq!((plain.pool.clone(), plain.outlier_detection, plain.balancer), (ConnectionPool::default(), None, None));
+    let default = (ConnectionPool::default(), None, Some(LoadBalancer::LeastRequest));
+    assert_eq!((plain.pool.clone(), plain.outlier_detection, plain.balancer), default);
     assert_eq!((plain.adjustments, plain.preconnect), (Adjustments::default(), 0));
     let Targets::Endpoints(endpoints) = &plain.targets else { panic!("{:?}", plain.targets) };
     assert_eq!(endpoints.iter().map(|endpoint| endpoint.weight.get()).collect::<Vec<_>>(), [3, 1]);
 
     let annotations = "egress.dev/preconnect: '2', egress.dev/rewrite-location: 'true'";
     let pool = "connectionPool: {tcp: {maxConnections: 7, tcpKeepalive: {time: 60s}, idleTimeout: 0s}, \
-                http: {h2UpgradePolicy: DO_NOT_UPGRADE, maxRequestsPerConnection: 0, maxRetries: 0}}";
+                http: {h2UpgradePolicy: DO_NOT_UPGRADE, maxRequestsPerConnection: 0, maxRetries: 3}}";
     let rest = "outlierDetection: {splitExternalLocalOriginErrors: true, consecutive5xxErrors: 0}, loadBalancer: {simple: RANDOM}, \
                 tunnel: {targetHost: b.com, targetPort: 443}";
     let full = upstream(&format!("{SIMPLE}, {pool}, {rest}"), annotations, "");
-    assert_eq!((full.pool.max_connections, full.pool.max_retries, full.pool.max_requests), (7, 0, u32::MAX));
+    assert_eq!((full.pool.max_connections, full.pool.max_retries, full.pool.max_requests), (7, 3, u32::MAX));
     assert_eq!((full.pool.tcp_idle_timeout, full.pool.max_requests_per_connection), (None, None));
     assert_eq!(full.pool.keepalive.and_then(|keepalive| keepalive.time), Some(Duration::from_secs(60)));
     assert_eq!((full.protocol, full.balancer), (UpstreamProtocol::Http1, Some(LoadBalancer::Random)));
@@ -127,15 +128,25 @@ fn traffic_policies_are_compiled() {
     assert!(full.adjustments.rewrite_location && !full.adjustments.strip_forwarded_headers);
     assert_eq!(full.preconnect, 2);
 
+    // As in Istio, 0 is as good as nothing.
+    let zeros = "connectionPool: {tcp: {maxConnections: 0}, http: {http1MaxPendingRequests: 0, http2MaxRequests: 0, maxRetries: 0, \
+                 maxConcurrentStreams: 0}}, outlierDetection: {maxEjectionPercent: 0}";
+    let zero = upstream(&format!("{SIMPLE}, {zeros}"), "", "");
+    assert_eq!(zero.pool, ConnectionPool::default());
+    assert_eq!(zero.outlier_detection.map(|outliers| outliers.max_ejection_percent), Some(10));
+
     // A port's settings replace all of the host's but the tunnel; a subset's replace field by field.
     let on_port = "portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]";
     let port = upstream(&format!("{SIMPLE}, {pool}, {rest}, {on_port}"), "", "");
-    assert_eq!((port.pool.clone(), port.outlier_detection, port.balancer), (ConnectionPool::default(), None, None));
+    assert_eq!((port.pool.clone(), port.outlier_detection, port.balancer), default);
     assert!(port.tunnel.is_some());
     let subset = upstream(&format!("{SIMPLE}, {pool}, {rest}"), "", "loadBalancer: {simple: ROUND_ROBIN}");
     assert_eq!((subset.pool.max_connections, subset.balancer), (7, Some(LoadBalancer::RoundRobin)));
     let Targets::Endpoints(endpoints) = &subset.targets else { panic!("{:?}", subset.targets) };
     assert_eq!((subset.subset.as_deref(), endpoints.len()), (Some("v1"), 1));
     let passthrough = upstream(&format!("{SIMPLE}, loadBalancer: {{simple: PASSTHROUGH}}"), "", "");
-    assert_eq!(passthrough.targets, Targets::Original);
+    assert_eq!((&passthrough.targets, passthrough.balancer), (&Targets::Original, None));
+    // There is nothing to choose from.
+    let single = upstream(SIMPLE, "", "loadBalancer: {simple: UNSPECIFIED}");
+    assert_eq!(single.balancer, None);
 }
