@@ -62,9 +62,7 @@ impl Content {
 
     /// What comes from the client after that is of its next request.
     fn is_at_end(&self) -> bool {
-        self.complete.get()
-            || self.incoming.borrow().as_ref().is_none_or(Incoming::is_end_stream)
-            || self.bytes.get() == 0 && self.has_all()
+        self.is_complete() || self.incoming.borrow().as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     /// The same content once more, if all of it was read and kept.
@@ -90,14 +88,21 @@ impl Content {
         self.bytes.get()
     }
 
-    /// Whether the client has sent all of it: over HTTP/2 that can be known before the end of its stream.
+    /// Whether the client has sent all of it.
     pub fn is_complete(&self) -> bool {
-        self.complete.get() || self.has_all()
+        self.complete.get()
     }
 
-    /// Whether all of an announced length has come; trailers can follow.
-    fn has_all(&self) -> bool {
-        self.incoming.borrow().as_ref().is_some_and(|incoming| incoming.left() == Some(0))
+    /// Whether all of it or of an announced length has come, after which over HTTP/2 trailers can follow.
+    pub fn has_all(&self) -> bool {
+        self.is_complete() || self.incoming.borrow().as_ref().is_some_and(|incoming| incoming.left() == Some(0))
+    }
+
+    /// Lets the client go if it has sent all: what of that is still on its way to the origin can outlive it.
+    pub fn let_go(&self) {
+        if self.is_complete() {
+            *self.incoming.borrow_mut() = None;
+        }
     }
 
     /// A body that carries it from the beginning. Earlier ones come to an end.
@@ -150,7 +155,7 @@ impl Content {
     /// Reads on.
     pub fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut incoming = self.incoming.borrow_mut();
-        let Some(incoming) = incoming.as_mut().filter(|_| !self.complete.get()) else { return Poll::Ready(None) };
+        let Some(incoming) = incoming.as_mut().filter(|_| !self.is_complete()) else { return Poll::Ready(None) };
         let frame = ready!(incoming.poll_frame(cx));
         if frame.is_none() || incoming.is_end_stream() {
             self.complete.set(true);

@@ -27,9 +27,10 @@ use crate::{
     },
 };
 
-/// How long an HTTP/2 stream may take to end after its last content, and the origin to take the rest of a request after its response.
+/// How long an HTTP/2 stream may take to end after its last content, in each direction.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the rest of a response may take to come that nobody gets: others may wait for its connection's place.
+/// How long the rest of a response may take to come that nobody gets, or of a request to be sent that is answered: others may wait for
+/// the connection's place.
 const REST_TIMEOUT: Duration = Duration::from_millis(250);
 /// How much of it is read, if it has content, so that its connection serves others: more than that costs more than another one.
 const SHORT: u64 = 64 * 1024;
@@ -92,9 +93,9 @@ impl Lease {
     /// Gives the connection back once all has come of what is incoming, which is over then: the next content on it is somebody
     /// else's. A place on a connection of HTTP/2 is given back when this is dropped: all content can have come before the end.
     ///
-    /// What the client has sent of the request, and the origin has not taken before it answered, goes to it nevertheless.
+    /// What was read of a whole request, and the origin has not taken before it answered, goes to it nevertheless.
     fn give_back(&mut self, incoming: &mut Incoming) {
-        if self.http2 || !self.content.is_complete() {
+        if self.http2 || !self.content.has_all() {
             return;
         }
         let Some(mut connection) = self.connection.take() else { return };
@@ -102,9 +103,10 @@ impl Lease {
         if !connection.is_uploading() {
             return self.pool.put(&self.key, connection);
         }
+        self.content.let_go();
         let (pool, key) = (self.pool.clone(), self.key.clone());
         tokio::task::spawn_local(async move {
-            if timeout(END_TIMEOUT, connection.end_upload()).await.is_ok() {
+            if timeout(REST_TIMEOUT, connection.end_upload()).await.is_ok() {
                 pool.put(&key, connection);
             }
         });
@@ -228,6 +230,7 @@ impl Drop for ResponseBody {
                 && let Some(mut connection) = lease.connection.take()
                 && (!incoming.is_end_stream() || connection.is_uploading())
             {
+                lease.content.let_go();
                 tokio::task::spawn_local(async move {
                     // One that does not end, or has content after all, is reset.
                     if read_to_end(&mut incoming, 0, END_TIMEOUT).await {

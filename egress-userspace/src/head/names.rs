@@ -4,8 +4,8 @@
 use bytes::BytesMut;
 use http::HeaderName;
 
-/// Writes a name as is usual in HTTP/1.1: with a capital at the beginning of each word, but for those that are registered with
-/// another spelling (IANA, Hypertext Transfer Protocol Field Name Registry), or are known by one.
+/// Writes a name as is usual in HTTP/1.1: with a capital at the beginning of each word, but for those that are known by
+/// another spelling, above all as registered (IANA, Hypertext Transfer Protocol Field Name Registry).
 pub fn put(name: &HeaderName, out: &mut BytesMut) {
     let name = name.as_str();
     if let Some(spelling) = of_its_own(name) {
@@ -24,18 +24,29 @@ pub fn put(name: &HeaderName, out: &mut BytesMut) {
 
 fn of_its_own(name: &str) -> Option<&'static str> {
     Some(match name {
+        "a-im" => "A-IM",
+        "accept-ch" => "Accept-CH",
         "alpn" => "ALPN",
         "cdn-cache-control" => "CDN-Cache-Control",
         "cdn-loop" => "CDN-Loop",
         "content-id" => "Content-ID",
         "content-md5" => "Content-MD5",
+        "critical-ch" => "Critical-CH",
+        "dasl" => "DASL",
         "dav" => "DAV",
         "dnt" => "DNT",
         "dpop" => "DPoP",
         "dpop-nonce" => "DPoP-Nonce",
+        "ediint-features" => "EDIINT-Features",
         "etag" => "ETag",
+        "http2-settings" => "HTTP2-Settings",
+        "im" => "IM",
         "mime-version" => "MIME-Version",
         "nel" => "NEL",
+        "odata-entityid" => "OData-EntityId",
+        "odata-isolation" => "OData-Isolation",
+        "odata-maxversion" => "OData-MaxVersion",
+        "odata-version" => "OData-Version",
         "p3p" => "P3P",
         "sec-gpc" => "Sec-GPC",
         "sec-websocket-accept" => "Sec-WebSocket-Accept",
@@ -43,9 +54,11 @@ fn of_its_own(name: &str) -> Option<&'static str> {
         "sec-websocket-key" => "Sec-WebSocket-Key",
         "sec-websocket-protocol" => "Sec-WebSocket-Protocol",
         "sec-websocket-version" => "Sec-WebSocket-Version",
+        "slug" => "SLUG",
         "soapaction" => "SOAPAction",
         "sourcemap" => "SourceMap",
         "te" => "TE",
+        "ttl" => "TTL",
         "www-authenticate" => "WWW-Authenticate",
         "x-ua-compatible" => "X-UA-Compatible",
         "x-xss-protection" => "X-XSS-Protection",

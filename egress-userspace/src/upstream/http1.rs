@@ -327,7 +327,8 @@ impl Wire {
                         return Err(error);
                     }
                 }
-                if last || body.is_end_stream() {
+                // After an announced length nothing follows.
+                if last || body.is_end_stream() || encoder.is_complete() {
                     encoder.end(&mut self.output).map_err(Error::from)?;
                     self.upload = None;
                 }

@@ -179,15 +179,15 @@ fn a_connection_of_http2_is_idle_from_the_end_of_its_last_request_on() -> Result
     let handler = move |_: &Request| Reply::Later(released.clone(), Box::new(Reply::ok("fine")));
     let origin = origin(&bed)?.handler(handler).start()?;
     let config = configure(&bed)?;
-    let agent = Agent::start(&bed, &AgentOptions::new(config.path()).args(&["--idle-timeout", "3s"]))?;
+    let agent = Agent::start(&bed, &AgentOptions::new(config.path()).args(&["--idle-timeout", "6s"]))?;
     let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
     let mut get = frame(1, 5, &head());
     client.write_stdin(&[PREFACE, &frame(4, 0, &[]), &get].concat())?;
     origin.wait_for_requests(1)?;
-    std::thread::sleep(Duration::from_millis(2800));
+    std::thread::sleep(Duration::from_millis(5600));
     release.send_replace(true);
     client.wait_for_output("fine")?;
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(4));
     get[8] = 3;
     client.write_stdin(&get)?;
     agent.wait_for_records(2)?;

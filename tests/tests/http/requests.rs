@@ -264,17 +264,15 @@ fn an_early_answer_that_ends_with_its_connection_is_whole_though_the_request_is_
     // More than all buffers on the way take.
     let file = bed.dir().join("body");
     std::fs::write(&file, vec![b'x'; 64 << 20])?;
-    let content = format!("@{}", file.display());
-    let upload = ["-q", "-sS", "--max-time", "60", "-H", "Expect:", "--data-binary", &content, super::URL];
+    let upload = ["-q", "-sS", "--max-time", "60", "-H", "Expect:", "-T", &file.display().to_string(), super::URL];
     let mut client = bed.client_command("curl")?.args(upload).spawn()?;
-    let mut stands = 0;
-    let mut last = 0;
+    let (mut last, mut still) = (0, 0);
     harness::wait::wait_until("the upload to stand still", harness::wait::PATIENCE, || {
-        let read = std::fs::read_to_string(format!("/proc/{}/io", client.pid())).unwrap_or_default();
-        let read = read.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse::<u64>().ok()).unwrap_or(0);
-        stands = if read == last && read > 0 { stands + 1 } else { 0 };
-        last = read;
-        stands > 200
+        let counts = std::fs::read_to_string(format!("/proc/{}/io", client.pid())).unwrap_or_default();
+        let read = counts.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok()).unwrap_or(0);
+        still = if read == std::mem::replace(&mut last, read) { still + 1 } else { 0 };
+        // Not of the libraries that it begins with.
+        read > 2 << 20 && still > 200
     })?;
     answer.send(())?;
     ensure!(agent.wait_for_records(1)?[0].text("outcome") == "upgraded", "{:?}", agent.records());

@@ -52,7 +52,9 @@ pub(super) async fn answer(
     }
     match asks_for_web_socket {
         None => {
-            let content = Received::new(stream, &head.fields).answered_by(responder.clone());
+            let is_empty = http1::announced(&head.fields) == Some(0) && !head.fields.contains(&header::TRAILER);
+            let content = if is_empty { Received::nothing() } else { Received::new(stream, &head.fields) };
+            let content = content.answered_by(responder.clone());
             let Some(served) = serve(&conversation, head, content, &responder).await else { return };
             send(&responder, served.response, is_head).await;
         }
