@@ -41,7 +41,7 @@ counted! {
         ForeignListener = "foreign_listener",
         /// Rejected: the origin could not be recorded.
         OriginNotRecorded = "origin_not_recorded",
-        /// Rejected: the socket is bound to a device, and could not be released to reach the listener.
+        /// Rejected: the socket is bound to a device, and could not be released to reach the listener, or be bound again afterwards.
         BoundToDevice = "bound_to_device",
         /// Redirected, but the flow could not be published: the listener will close the connection.
         FlowNotPublished = "flow_not_published",

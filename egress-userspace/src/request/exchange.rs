@@ -21,10 +21,10 @@ use crate::{
     socket::Place,
     telemetry::access_log::{Outcome, Record},
     upstream::{
-        Cause, ExchangeError, Fate, Made, NotAnswered, Offer, UpstreamError,
+        Cause, Connection, ExchangeError, Fate, Made, NotAnswered, Offer, UpstreamError,
         limits::{Kind, Slot},
         outlier::Seen,
-        pool::{Key, To},
+        pool::{Key, To, Wanted},
     },
     worker::Worker,
 };
@@ -47,6 +47,15 @@ struct Failure {
     ended: Ended<'static>,
     /// Which address it was, if it came that far.
     address: Option<SocketAddr>,
+}
+
+impl Failure {
+    /// That of a try at an address, if one was chosen.
+    fn of(error: &UpstreamError, chosen: Option<SocketAddr>, ended: Ended<'static>) -> Self {
+        // That it is nobody of this name says nothing of what it is for others.
+        let is_of_name = matches!(error.cause(), Cause::WrongName | Cause::UnknownName);
+        Self { error: error.into(), ended, address: error.address().or(chosen).filter(|_| !is_of_name) }
+    }
 }
 
 /// How far a try has come.
@@ -214,34 +223,14 @@ impl Exchange<'_> {
         let key = Key { netns: netns.cookie(), device: *device, to };
         let first = chosen.and_then(|chosen| chosen.address);
         let active = self.cluster().map(|cluster| cluster.begin(first));
-        let failed = |error: &UpstreamError, ended| {
-            // That it is nobody of this name says nothing of what it is for others.
-            let is_of_name = matches!(error.cause(), Cause::WrongName | Cause::UnknownName);
-            let address = error.address().or(first).filter(|_| !is_of_name);
-            Failure { error: error.into(), ended, address }
-        };
         loop {
             stage.set(Stage::Waiting);
             record.connecting();
             let wanted = attempt.wanted(self.idle());
             let mut connection = match self.worker.pool.ready(&key, wanted) {
                 Some(connection) => connection,
-                None => {
-                    let usage = self.cluster().map(|cluster| &cluster.usage);
-                    let connect = |offer| {
-                        stage.set(Stage::Connecting);
-                        self.connect(chosen, offer)
-                    };
-                    // It takes room that most requests do without.
-                    let connecting = Box::pin(self.worker.pool.get(&key, wanted, usage, connect));
-                    connecting.await.map_err(|error| match &*error {
-                        // The address has nothing to do with it.
-                        UpstreamError::Overflow { .. } => {
-                            Failure { error: (&*error).into(), ended: Ended::Overflow, address: None }
-                        }
-                        error => failed(error, Ended::NotConnected),
-                    })?
-                }
+                // It takes room that most requests do without.
+                None => Box::pin(self.connected(&key, wanted, chosen, stage)).await?,
             };
             record.upstream(connection.info(), connection.is_reused());
             let address = connection.info().address;
@@ -285,13 +274,35 @@ impl Exchange<'_> {
                     Fate::Unprocessed { gone: true } => Ended::NotSent,
                     Fate::NeedsHttp1 | Fate::Lost | Fate::Failed => Ended::NoResponse,
                 };
-                return Err(failed(&connection.failure(error), ended));
+                return Err(Failure::of(&connection.failure(error), first, ended));
             }
             // One that has served others may want it for some requests only.
             if attempt.needs_http1() && !connection.is_reused() {
                 self.worker.pool.require_http1(&key);
             }
         }
+    }
+
+    /// A connection that is made for this, or that somebody else has done with meanwhile.
+    async fn connected(
+        &self,
+        key: &Key,
+        wanted: Wanted,
+        chosen: Option<&Chosen>,
+        stage: &Cell<Stage>,
+    ) -> Result<Connection, Failure> {
+        let usage = self.cluster().map(|cluster| &cluster.usage);
+        let connect = |offer| {
+            stage.set(Stage::Connecting);
+            self.connect(chosen, offer)
+        };
+        self.worker.pool.get(key, wanted, usage, connect).await.map_err(|error| match &*error {
+            // The address has nothing to do with it.
+            UpstreamError::Overflow { .. } => {
+                Failure { error: (&*error).into(), ended: Ended::Overflow, address: None }
+            }
+            error => Failure::of(error, chosen.and_then(|chosen| chosen.address), Ended::NotConnected),
+        })
     }
 
     /// Whether HTTP/1.1 will do where HTTP/2 is refused.

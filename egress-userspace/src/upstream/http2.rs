@@ -9,7 +9,7 @@ use std::{
     future::poll_fn,
     mem,
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -147,37 +147,13 @@ impl Shared {
         let load = Rc::new(Load::new(noted));
         let (kept, weak) = (load.clone(), Rc::downgrade(&sender));
         task::spawn_local(async move {
-            let mut told = UNTOLD;
-            let mut window = STREAM_WINDOW;
-            let ended = poll_fn(|cx| {
-                let before = kept.room();
-                kept.noted.turn();
-                let wanted = if kept.crowd.is_large() { CROWDED_WINDOW } else { STREAM_WINDOW };
-                // The origin may not have acknowledged the last one yet; then another turn will do.
-                if wanted != window && connection.set_initial_window_size(wanted).is_ok() {
-                    window = wanted;
-                }
-                let polled = Pin::new(&mut connection).poll(cx);
-                let said = connection.max_concurrent_send_streams();
-                if mem::replace(&mut told, said) != said {
-                    // One that takes none at all is asked nevertheless, rather than another one like it.
-                    kept.limit.set(said.max(1));
-                    kept.said.set(said.max(1));
-                }
-                // A connection that nobody holds any more ends by that.
-                kept.closed.set(weak.upgrade().is_none_or(|sender| is_closed(&sender.requests)));
-                if before != kept.room() {
-                    kept.changed();
-                }
-                polled
-            });
             let late = async {
                 gone.cancelled().await;
                 sleep(END_TIMEOUT).await;
             };
             let ended = tokio::select! {
                 biased;
-                ended = ended => ended,
+                ended = drive(&mut connection, &kept, &weak) => ended,
                 () = late => Ok(()),
             };
             // Only now it counts as closed.
@@ -320,6 +296,39 @@ impl Drop for User {
         self.0.idle_since.set(Instant::now());
         self.0.changed();
     }
+}
+
+/// Has a connection go on until it ends, and notes what is known of it on the way.
+async fn drive<I: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut client::Connection<Noting<I>>,
+    load: &Load,
+    sender: &Weak<Sender>,
+) -> Result<(), h2::Error> {
+    let mut told = UNTOLD;
+    let mut window = STREAM_WINDOW;
+    poll_fn(|cx| {
+        let before = load.room();
+        load.noted.turn();
+        let wanted = if load.crowd.is_large() { CROWDED_WINDOW } else { STREAM_WINDOW };
+        // The origin may not have acknowledged the last one yet; then another turn will do.
+        if wanted != window && connection.set_initial_window_size(wanted).is_ok() {
+            window = wanted;
+        }
+        let polled = Pin::new(&mut *connection).poll(cx);
+        let said = connection.max_concurrent_send_streams();
+        if mem::replace(&mut told, said) != said {
+            // One that takes none at all is asked nevertheless, rather than another one like it.
+            load.limit.set(said.max(1));
+            load.said.set(said.max(1));
+        }
+        // A connection that nobody holds any more ends by that.
+        load.closed.set(sender.upgrade().is_none_or(|sender| is_closed(&sender.requests)));
+        if before != load.room() {
+            load.changed();
+        }
+        polled
+    })
+    .await
 }
 
 /// Whether nothing more can be sent by it.

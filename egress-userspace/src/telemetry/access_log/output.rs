@@ -32,7 +32,7 @@ impl Output {
         (Self { writer, warned: None }, guard)
     }
 
-    /// Gives lines to the writer, or counts them as lost: how many of them are.
+    /// Gives lines to the writer, or counts them as lost. Gives how many were.
     pub(super) fn give(&mut self, lines: &[u8]) -> usize {
         let dropped = || self.writer.error_counter().dropped_lines();
         let before = dropped();

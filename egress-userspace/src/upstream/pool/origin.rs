@@ -15,7 +15,7 @@ use crate::upstream::{
     limits::{Need, Usage},
 };
 
-/// How long it is remembered which protocol an origin picks, after the last request.
+/// How long it is remembered which protocol an origin picks, after the last request, and that it has asked for HTTP/1.1 instead.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// What there is of one key.
