@@ -79,7 +79,10 @@ fn describe_action(rule: &Rule, route: &HttpRoute) -> String {
                 below = destination.up_to;
                 let mut upstream =
                     describe_upstream(rule.upstream(destination.upstream), &requested(rule, route, destination));
-                if let Some(authority) = &destination.authority {
+                // That of the route comes at the end, once for all of them.
+                if route.rewrite.authority.is_none()
+                    && let Some(authority) = &destination.authority
+                {
                     let _ = write!(upstream, ", Host replaced by {authority}");
                 }
                 describe_changes(&destination.headers, &mut upstream);
@@ -173,7 +176,7 @@ fn describe_redirect(redirect: &Redirect) -> String {
 
 /// The host that requests by a route are for when they are sent on.
 fn requested(rule: &Rule, route: &HttpRoute, to: &Weighted) -> String {
-    match (to.authority.as_ref().or(route.rewrite.authority.as_ref()), &rule.host) {
+    match (route.authority(to), &rule.host) {
         (Some(authority), _) => authority.host().to_owned(),
         (None, HostPattern::Exact(host)) => host.to_string(),
         (None, HostPattern::Wildcard(_)) => "of the request".to_owned(),

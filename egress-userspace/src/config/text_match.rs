@@ -99,7 +99,13 @@ impl Decode for TextMatch {
     fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
         let matcher = OptionalMatch::decode(node, path, errors)?.0;
         if matcher.is_none() {
-            let message = Code::MissingField.because("there is nothing to compare with; give exact, prefix or regex");
+            let mut fields = Fields::of(node, path, errors)?;
+            let regex: Option<String> = fields.take("regex", errors)?;
+            let message = match regex {
+                // Here Istio takes it for an expression, and it is none.
+                Some(_) => "\"*\" is not a regular expression; leave this out, or write .*, if all will do".into(),
+                None => Code::MissingField.because("there is nothing to compare with; give exact, prefix or regex"),
+            };
             errors.push(node.location.clone(), path, message);
         }
         matcher
@@ -113,21 +119,20 @@ impl Decode for OptionalMatch {
         let prefix: Option<String> = fields.take("prefix", errors)?;
         let regex: Option<String> = fields.take("regex", errors)?;
         fields.finish(&[], errors);
-        let mut given = [
-            exact.map(|text| Ok(TextMatch::Exact(text.into()))),
-            prefix.map(|text| Ok(TextMatch::Prefix(text.into()))),
+        let matcher = match (exact, prefix, regex) {
+            (None, None, None) => Ok(None),
+            (Some(text), None, None) => Ok(Some(TextMatch::Exact(text.into()))),
+            (None, Some(text), None) => Ok(Some(TextMatch::Prefix(text.into()))),
             // Which is no expression: Istio's word for whatever there is.
-            regex.filter(|source| source != "*").map(|source| Pattern::whole(&source).map(TextMatch::Regex)),
-        ]
-        .into_iter()
-        .flatten();
-        let (first, second) = (given.next(), given.next());
-        if second.is_some() {
-            let message = Code::Contradiction.because("exact, prefix and regex exclude each other; choose one");
-            errors.push(node.location.clone(), path, message);
-            return None;
-        }
-        match first.transpose() {
+            (None, None, Some(source)) if source == "*" => Ok(None),
+            (None, None, Some(source)) => Pattern::whole(&source).map(|pattern| Some(TextMatch::Regex(pattern))),
+            _ => {
+                let message = Code::Contradiction.because("exact, prefix and regex exclude each other; choose one");
+                errors.push(node.location.clone(), path, message);
+                return None;
+            }
+        };
+        match matcher {
             Ok(matcher) => Some(Self(matcher)),
             Err(error) => {
                 errors.push(node.location.clone(), path, why_no_expression(&error));

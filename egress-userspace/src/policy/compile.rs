@@ -20,10 +20,11 @@ use self::{
 };
 use super::{HttpRoute, Rule, Targets};
 use crate::config::{
-    Code, Diagnostic, Document, HostPattern, Location,
+    Code, Diagnostic, Document, HostPattern, Located, Location, Message,
     annotations::Annotations,
     destination_rule::{Subset, Tls},
     service_entry::{Protocol as Spoken, Resolution},
+    virtual_service::RequestMatch,
 };
 
 /// The rules that the documents ask for, and all that there is to say about them in the order of files and lines. The
@@ -38,6 +39,7 @@ pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Cl
     let mut compiler = Compiler::new(&index, reports);
     compiler.compile();
     compiler.leave_tls_alone();
+    compiler.check_without_protocol();
     for service in compiler.check_covered() {
         compiler.check_clear_text(service);
     }
@@ -50,14 +52,19 @@ pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Cl
     (rules, diagnostics)
 }
 
+/// The port for TLS.
+const HTTPS: u16 = 443;
+/// The port for HTTP.
+const HTTP: NonZeroU16 = NonZeroU16::new(80).expect("80 is not zero");
+
 struct Compiler<'i, 'd> {
     index: &'i Index<'d>,
     reports: Reports,
     rules: Vec<Rule>,
     /// By host, port and subset.
     upstreams: HashMap<(&'d HostPattern, NonZeroU16, Option<&'d str>), Shared>,
-    /// Ports of which nothing asks for TLS.
-    without_tls: Vec<Service<'d>>,
+    /// Ports that get no TLS of their own, and why not if it is asked for.
+    without_tls: Vec<(Service<'d>, Option<Reason>)>,
     /// Where a `VirtualService` leads from another port.
     led_to: HashSet<(&'d HostPattern, NonZeroU16)>,
     /// The annotations of an upstream.
@@ -82,7 +89,8 @@ impl<'i, 'd> Compiler<'i, 'd> {
 
     /// First what `VirtualService`s say, as that decides on ports that they lead to; then the ports that are left.
     fn compile(&mut self) {
-        // By the hosts that they list: those that a ServiceEntry's host falls under, and those that lead anywhere.
+        // By the hosts that they list: those that a ServiceEntry's host falls under, and those of which there is more to say than that
+        // they lead nowhere.
         let mut concerned: HashSet<*const HostPattern> = HashSet::default();
         let mut in_force: HashSet<*const HostPattern> = HashSet::default();
         let mut rest = Vec::new();
@@ -93,6 +101,14 @@ impl<'i, 'd> Compiler<'i, 'd> {
                 rest.push(service);
                 continue;
             };
+            if !self.is_concerned(routed, service) {
+                if self.leads_to_tls(routed) {
+                    self.report_not_concerned(routed, service);
+                    in_force.insert(&raw const routed.host.value);
+                }
+                rest.push(service);
+                continue;
+            }
             match self.compile_routed(routed, service) {
                 Outcome::Rule | Outcome::Wrong => _ = in_force.insert(&raw const routed.host.value),
                 Outcome::NotConcerned => rest.push(service),
@@ -109,15 +125,37 @@ impl<'i, 'd> Compiler<'i, 'd> {
             let is_known = concerned.contains(&(&raw const routed.host.value));
             let outcome = if is_known { Outcome::NotConcerned } else { self.compile_unknown(routed) };
             if matches!(outcome, Outcome::NotConcerned) {
-                unused.push(routed.host);
+                unused.push(routed);
             }
         }
         self.report_unused(&unused);
     }
 
+    /// Whether a `VirtualService` has a say in a port that may be one for HTTP. Of one without a protocol nothing says that it is,
+    /// be it ssh's, unless TLS is asked for there, or a match names it, or everybody knows.
+    fn is_concerned(&mut self, routed: &Routed<'d>, service: Service<'d>) -> bool {
+        let number = service.port.number.value;
+        let mut matches = routed.service.http.iter().flat_map(|route| &route.matches);
+        let names_it = |matched: &Located<RequestMatch>| {
+            matched.is_for_mesh() && matched.port.as_ref().is_some_and(|port| port.value == number)
+        };
+        service.port.protocol.is_some()
+            || number == HTTP
+            || matches.any(names_it)
+            || self.own_tls(service.host, number).is_some()
+    }
+
+    fn report_not_concerned(&mut self, routed: &Routed<'d>, Service { port, .. }: Service<'d>) {
+        let text = format!(
+            "port {} has no protocol, so the VirtualService at {} is not for it, and what is sent there stays as it is; if HTTP is \
+             spoken there, say so by protocol HTTP, and otherwise by TCP, or HTTPS",
+            port.number.value, routed.host.location,
+        );
+        self.reports.at(&port.number, Code::NotOriginated.because(text));
+    }
+
     /// A host with a `VirtualService` and no `ServiceEntry`: as in Istio it is in force on port 80.
     fn compile_unknown(&mut self, routed: &Routed<'d>) -> Outcome {
-        const HTTP: NonZeroU16 = NonZeroU16::new(80).expect("80 is not zero");
         self.compile_routes(routed, &routed.host.value, HTTP, None)
     }
 
@@ -130,7 +168,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
     fn compile_port(&mut self, service: Service<'d>) {
         let Service { host, port, .. } = service;
         let Some(asked) = self.asked(service, None) else {
-            self.without_tls.push(service);
+            self.without_tls.push((service, None));
             return;
         };
         let number = port.number.value;
@@ -148,7 +186,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
                 if !self.led_to.contains(&(host, number)) {
                     let text =
                         format!("port {number} of {host} is {} as it is, and gets no TLS around it", protocol.name());
-                    self.reports.at(&place, Code::AlreadyTls.because(text));
+                    self.without_tls.push((service, Some((place, Code::AlreadyTls.because(text)))));
                 }
             }
             Some(Spoken::Opaque(protocol)) if asked.for_this_port => {
@@ -163,7 +201,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
                     "port {number} of {host} has protocol {protocol}, which gets no TLS: what is sent there leaves in clear; if HTTP \
                      is spoken there, say so by protocol HTTP, and if applications make TLS themselves, by protocol TLS"
                 );
-                self.reports.at(&place, Code::NotOriginated.because(text));
+                self.without_tls.push((service, Some((place, Code::NotOriginated.because(text)))));
             }
         }
     }
@@ -192,6 +230,23 @@ impl<'i, 'd> Compiler<'i, 'd> {
                 port.number.value,
             );
             self.reports.at(&port.number, Code::AlreadyTls.because(text));
+        }
+    }
+
+    /// Says what a port without a protocol is taken for, once for all hosts that have it.
+    fn check_without_protocol(&mut self) {
+        for rule in &self.rules {
+            let ports = self.index.services.get(&rule.host);
+            let service = NonZeroU16::new(rule.port).and_then(|number| ports?.get(&number));
+            let Some(port) = service.map(|service| service.port).filter(|port| port.protocol.is_none()) else {
+                continue;
+            };
+            let text = format!(
+                "port {} has no protocol and is taken for HTTP: anything else is refused there; say so by protocol HTTP, or by \
+                 TCP or HTTPS if it is that",
+                rule.port,
+            );
+            self.reports.at(&port.number, Code::Questionable.because(text));
         }
     }
 
@@ -252,7 +307,9 @@ impl<'i, 'd> Compiler<'i, 'd> {
             Targets::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.port == number),
             Targets::Resolve(_) | Targets::Original => upstream.target_port == number,
         };
-        if is_same_port {
+        // What is wrong with 443 is that it is taken for HTTP, which is said.
+        let is_guess = port.protocol.is_none() && number == HTTPS;
+        if is_same_port && !is_guess {
             let text = format!(
                 "TLS is originated to port {number} itself, while servers mostly have it on 443; name its port as targetPort"
             );
@@ -271,10 +328,11 @@ impl<'i, 'd> Compiler<'i, 'd> {
     }
 
     /// Half of the seed's pair is the mistake to look for: a target port, and no TLS to it.
-    fn check_clear_text(&mut self, Service { host, port, .. }: Service<'d>) {
-        if port.protocol.as_ref().is_none_or(|protocol| protocol.value != Spoken::Http) {
+    fn check_clear_text(&mut self, service: Service<'d>) {
+        if !is_http(service) {
             return;
         }
+        let Service { host, port, .. } = service;
         let number = port.number.value;
         if let Some(target) = port.target_port.as_ref().filter(|target| target.value != number) {
             let text = format!(
@@ -284,7 +342,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
                 self.remedy_for_clear_text(host, number),
             );
             self.reports.at(target, Code::NotOriginated.because(text));
-        } else if number.get() == 443 {
+        } else if number.get() == HTTPS && port.protocol.is_some() {
             let text = format!(
                 "port 443 of {host} is said to be HTTP and nothing originates TLS for it, so what is sent there in clear stays \
                  so; use protocol HTTPS, or add a DestinationRule"
@@ -311,6 +369,9 @@ impl<'i, 'd> Compiler<'i, 'd> {
         }
     }
 }
+
+/// What there is to say of something, and where.
+type Reason = (Located<()>, Message);
 
 /// What a `VirtualService` makes of a port.
 enum Outcome {

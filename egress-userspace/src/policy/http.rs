@@ -60,7 +60,7 @@ pub struct Weighted {
     pub up_to: u64,
     /// Changes of the header fields, before those of the route.
     pub headers: HeaderChanges,
-    /// The Host of what is sent there, rather than that of [`HttpRoute::rewrite`].
+    /// The Host of what is sent there, unless [`HttpRoute::rewrite`] has one.
     pub authority: Option<Authority>,
 }
 
@@ -268,6 +268,12 @@ impl Share {
 }
 
 impl HttpRoute {
+    /// The Host of what is sent to a destination, if it is not the request's own. As in Istio the destination has a say in it only
+    /// where the route has none.
+    pub fn authority<'a>(&'a self, to: &'a Weighted) -> Option<&'a Authority> {
+        self.rewrite.authority.as_ref().or(to.authority.as_ref())
+    }
+
     /// The route that takes every request, to the rule's only upstream.
     pub fn catch_all(location: Location) -> Self {
         let all = Weighted { upstream: UpstreamIndex(0), up_to: 1, headers: HeaderChanges::default(), authority: None };

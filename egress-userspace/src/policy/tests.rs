@@ -149,7 +149,8 @@ fn rules() {
         (
             "ports: [{number: 80, name: a, targetPort: 443}, {number: 81, name: b, protocol: grpc-web, targetPort: 443}], resolution: DNS",
             SIMPLE,
-            "a.com:80 -> 443 verify=a.com (@9)\na.com:81 -> 443 verify=a.com (@9)",
+            "a.com:80 -> 443 verify=a.com (@9)\na.com:81 -> 443 verify=a.com (@9)\nwarning @4: spec.ports[0].number: port 80 has no \
+             protocol and is taken for HTTP: anything else is refused there; say so by protocol HTTP, or by TCP or HTTPS if it is that",
         ),
         // A port's settings replace those of the host, even where they say nothing of TLS.
         (

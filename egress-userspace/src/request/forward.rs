@@ -164,8 +164,7 @@ fn rewritten(
         let refused = || ProxyError::bad_request("the VirtualService rewrites this path to what is none");
         head.set_uri(rewrite::path(head.uri(), path, matched).ok_or_else(refused)?);
     }
-    let authority = weighted.authority.as_ref().or(selected.rewrite.authority.as_ref());
-    let Some(authority) = authority else { return Ok(None) };
+    let Some(authority) = selected.authority(weighted) else { return Ok(None) };
     headers::replace_host(&mut head.fields, authority);
     let refused = || ProxyError::bad_request("the VirtualService rewrites the Host to what is none");
     RequestHost::new(authority.clone()).map(Some).ok_or_else(refused)

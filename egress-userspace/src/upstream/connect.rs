@@ -225,9 +225,13 @@ impl Connector {
         let result = timeout(limit, attempts).await;
         // Those that had their time before the one that answered, or all.
         let winner = result.as_ref().ok().and_then(|result| result.as_ref().ok()).map(|(_, address)| *address);
-        let had_time = |begun: &Instant| begun.elapsed() >= ATTEMPT_DELAY.min(limit);
+        // The first had all of a limit that is over, whatever its clock says of a moment.
+        let had_all = result.is_err().then_some(first);
+        let had_time = |address: &SocketAddr, begun: &Instant| {
+            Some(*address) == had_all || begun.elapsed() >= ATTEMPT_DELAY.min(limit)
+        };
         let before = silent.into_iter().take_while(|(address, _)| Some(*address) != winner);
-        before.filter(|(_, begun)| had_time(begun)).for_each(|(address, _)| failed(address));
+        before.filter(|(address, begun)| had_time(address, begun)).for_each(|(address, _)| failed(address));
         result.unwrap_or(Err(UpstreamError::ConnectTimeout { address: first, limit }))
     }
 }

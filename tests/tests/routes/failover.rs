@@ -79,10 +79,10 @@ fn what_was_not_sent_in_time_is_sent_elsewhere_whatever_it_is() -> Result<()> {
         let (status, _, result) = get(&bed, "/", &["-d", "pay"])?;
         ensure!(status == 200 && shares(&bed, &origin)? == (0, 1), "{result:?}");
     }
-    // The second time it is known who does not answer.
+    // Then it is known who does not answer, and forgotten only after seconds, be it on a slow machine.
     let records = agent.wait_for_records(COUNT)?;
     let retried: Vec<_> = records.iter().map(|record| record.text("retries")).filter(|text| !text.is_empty()).collect();
-    ensure!(retried == ["1"], "{retried:?}");
+    ensure!((1..=4).contains(&retried.len()) && retried.iter().all(|text| text == "1"), "{retried:?}");
     Ok(())
 }
 

@@ -16,7 +16,9 @@ const ROUTES: &str = "  - match: [{uri: {prefix: /rewritten}}]
     route:
     - {destination: {host: second.example}, weight: 100, headers: {request: {set: {\":authority\": second.example}}}}
     - {destination: {host: edition.cnn.com}, weight: 0}
-    headers: {request: {set: {Host: other.example}}}
+  - match: [{uri: {prefix: /both}}]
+    route: [{destination: {host: second.example}, headers: {request: {set: {Host: other.example}}}}]
+    headers: {request: {set: {Host: second.example}}}
   - route: [{destination: {host: second.example}}]
 ";
 
@@ -30,8 +32,9 @@ fn it_is_the_host_of_the_request_as_it_is_sent() -> Result<()> {
         ensure!(bed.addresses(SECOND).both().contains(&request.server.ip()), "{request:?}");
         Ok((request.host, request.tls.context("not over TLS")?.sni))
     };
-    for (target, host) in [("/", HOST), ("/rewritten", SECOND), ("/", HOST), ("/set", SECOND), ("/one/of/two", SECOND)]
-    {
+    // The route's own word counts before that of a destination.
+    let set = ["/set", "/one/of/two", "/both"].map(|target| (target, SECOND));
+    for (target, host) in [("/", HOST), ("/rewritten", SECOND), ("/", HOST)].into_iter().chain(set) {
         let (status, _, result) = get(&bed, target, &[])?;
         ensure!(status == 200, "{target}: {result:?}");
         ensure!(asked()? == (host.to_owned(), Some(host.to_owned())), "{target}");

@@ -113,9 +113,12 @@ fn authorities(rule: &Rule, upstream: &Arc<Upstream>) -> Vec<Option<String>> {
             Action::Forward(destinations) => destinations.as_slice(),
             Action::Respond(_) | Action::Redirect(_) => &[],
         };
-        let of_route = route.rewrite.authority.as_ref();
-        let forwarded = destinations.iter().map(|to| (to.upstream, to.authority.as_ref().or(of_route)));
-        let mirrored = route.mirrors.iter().map(|mirror| (mirror.upstream, of_route));
+        let forwarded = destinations.iter().map(|to| (to.upstream, route.authority(to)));
+        // A copy has the Host of what is sent to the destination that was drawn.
+        let mirrored = route
+            .mirrors
+            .iter()
+            .flat_map(|mirror| destinations.iter().map(|to| (mirror.upstream, route.authority(to))));
         for (index, authority) in forwarded.chain(mirrored) {
             let authority = authority.map(|authority| authority.host().trim_end_matches('.').to_ascii_lowercase());
             if Arc::ptr_eq(rule.upstream(index), upstream) && !found.contains(&authority) {
@@ -211,6 +214,37 @@ spec:
             .filter(|probe| !probe.rules.contains(&"http://b.com:80".to_owned()))
             .map(|probe| name(probe.target))
             .collect()
+    }
+
+    #[test]
+    fn copies_have_the_host_of_what_is_sent_to_a_destination() {
+        let documents = "kind: ServiceEntry
+apiVersion: networking.istio.io/v1
+metadata: {name: a}
+spec: {hosts: [a.com, b.com], ports: [{number: 80, name: http, protocol: HTTP, targetPort: 443}], resolution: DNS}
+---
+kind: DestinationRule
+apiVersion: networking.istio.io/v1
+metadata: {name: a}
+spec: {host: '*.com', trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}}
+---
+kind: VirtualService
+apiVersion: networking.istio.io/v1
+metadata: {name: a}
+spec:
+  hosts: [a.com]
+  http:
+  - route:
+    - {destination: {host: a.com}, weight: 1, headers: {request: {set: {Host: c.com}}}}
+    - {destination: {host: a.com}, weight: 1}
+    mirror: {host: b.com}
+";
+        let documents = config::parse(documents, Path::new("rules.yaml")).expect("valid documents");
+        let (policy, _) = Policy::compile(&documents).expect("valid rules");
+        let [rule, _] = policy.rules().collect::<Vec<_>>()[..] else { panic!("not two rules") };
+        let found: Vec<_> = rule.upstreams.iter().map(|upstream| authorities(rule, upstream)).collect();
+        let both = vec![Some("c.com".to_owned()), None];
+        assert_eq!(found, [both.clone(), both]);
     }
 
     #[test]

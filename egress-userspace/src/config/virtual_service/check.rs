@@ -88,9 +88,26 @@ fn check_route(route: &Located<Route>, errors: &mut Errors) {
     }
     let of_destinations = route.route.iter().filter_map(|destination| destination.headers.as_ref());
     of_destinations.chain(&route.headers).for_each(|headers| check_headers(headers, route, errors));
+    check_authority(route, errors);
     let weights = route.route.iter().map(|destination| destination.weight.as_ref().map_or(0, |weight| weight.value));
     if route.route.len() > 1 && weights.map(u64::from).sum::<u64>() == 0 {
         errors.at(route, "no destination has a weight, so none gets a request; give each its `weight`");
+    }
+}
+
+/// Istio refuses this too: in one place there is one Host. That a destination has one and the route another is fine.
+fn check_authority(route: &Located<Route>, errors: &mut Errors) {
+    let set = |headers: Option<&Headers>| {
+        let request = headers.and_then(|headers| headers.request.as_ref());
+        request.map_or(0, |request| request.set.0.iter().filter(|(name, _)| *name == HOST).count())
+    };
+    let rewritten = route.rewrite.as_ref().is_some_and(|rewrite| rewrite.authority.is_some());
+    let of_route = usize::from(rewritten) + set(route.headers.as_ref());
+    let of_destinations = route.route.iter().map(|destination| set(destination.headers.as_ref()));
+    if of_destinations.chain([of_route]).any(|count| count > 1) {
+        let text =
+            "the Host is set more than once; choose one of rewrite.authority and a header field Host, or :authority";
+        errors.at(route, Code::Contradiction.because(text));
     }
 }
 

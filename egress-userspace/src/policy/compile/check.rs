@@ -7,9 +7,9 @@ use foldhash::HashMap;
 use egress_common::learned::NAME_PORTS;
 
 use super::{
-    Compiler,
+    Compiler, HTTP,
     host_map::HostMap,
-    index::{Destinations, Service},
+    index::{Destinations, Routed, Service},
     is_http,
 };
 use crate::{
@@ -86,12 +86,19 @@ impl<'d> Compiler<'_, 'd> {
     pub(super) fn check_covered(&mut self) -> Vec<Service<'d>> {
         let wildcards = wildcard_rules(&self.rules);
         let mut others = Vec::new();
-        for service in std::mem::take(&mut self.without_tls) {
+        for (service, otherwise) in std::mem::take(&mut self.without_tls) {
             let Service { host, port, .. } = service;
             let number = port.number.value;
             let rules = wildcards.covering(host).flat_map(|(_, rules)| rules);
-            match rules.into_iter().find(|rule| rule.port == number.get()) {
-                Some(wider) if is_http(service) => {
+            let Some(wider) = rules.into_iter().find(|rule| rule.port == number.get()) else {
+                match otherwise {
+                    Some((place, message)) => self.reports.at(&place, message),
+                    None => others.push(service),
+                }
+                continue;
+            };
+            match leads_elsewhere(wider) {
+                None if is_http(service) => {
                     let text = format!(
                         "requests for {host} and port {number} go over TLS all the same, by what is said of {} at {}, which has them \
                          too, whatever there is for {host} itself; add a DestinationRule with `tls` for {host}, or leave its port out",
@@ -99,30 +106,67 @@ impl<'d> Compiler<'_, 'd> {
                     );
                     self.reports.at(&port.number, Code::Questionable.because(text));
                 }
-                Some(_) | None => others.push(service),
+                Some(other) if is_http(service) => {
+                    let text = format!(
+                        "requests for {host} and port {number} would go to {other}, by what is said of {} at {}, which has them too, \
+                         whatever there is for {host} itself; add a DestinationRule with `tls` for {host}, or leave its port out",
+                        wider.host, wider.location,
+                    );
+                    self.reports.at(&port.number, Code::Conflict.because(text));
+                }
+                // Interception knows names and ports, and not what is spoken there over TCP.
+                Some(_) | None => {
+                    let protocol = port.protocol.as_ref().map_or("none", |protocol| protocol.value.name());
+                    if protocol == "UDP" {
+                        continue;
+                    }
+                    let text = format!(
+                        "port {number} of {host} has protocol {protocol}, yet what is said of {} at {} has it intercepted, and anything \
+                         but HTTP is refused there; list the hosts that are meant in place of the wildcard",
+                        wider.host, wider.location,
+                    );
+                    self.reports.at(&port.number, Code::Questionable.because(text));
+                }
             }
         }
         others
     }
 
     /// Says of a `VirtualService` that it does nothing, as no TLS is involved.
-    pub(super) fn report_unused(&mut self, routed: &[&Located<HostPattern>]) {
+    pub(super) fn report_unused(&mut self, unused: &[&Routed<'d>]) {
         let wildcards = wildcard_rules(&self.rules);
-        for place in routed {
-            let host = &place.value;
-            let wider = wildcards.covering(host).flat_map(|(_, rules)| rules).next();
-            let text = match wider {
-                Some(wider) => format!(
-                    "no request for {host} is sent on over TLS by this, so it does nothing: what is said of {} at {} counts, which has \
-                     the host too; add a DestinationRule with `tls` for a destination",
-                    wider.host, wider.location,
-                ),
-                None => format!(
-                    "no request for {host} is sent on over TLS by this, so it is left alone and goes to where it was going; add a \
-                     DestinationRule with `tls` for a destination",
-                ),
+        for routed in unused {
+            let host = &routed.host.value;
+            let wider: Vec<_> = wildcards.covering(host).flat_map(|(_, rules)| rules).collect();
+            // Of one that a ServiceEntry has it is said at its port.
+            let elsewhere = match self.index.services.get(host) {
+                None => {
+                    let rule = wider.iter().find(|rule| rule.port == HTTP.get());
+                    rule.and_then(|rule| Some((rule, leads_elsewhere(rule)?)))
+                }
+                Some(_) => None,
             };
-            self.reports.at(place, Code::UnusedVirtualService.because(text));
+            let nothing = format!("no request for {host} is sent on over TLS by this, so it");
+            let message = match (elsewhere, wider.first(), self.unknown_destination(routed)) {
+                (Some((wider, other)), ..) => Code::Conflict.because(format!(
+                    "requests for {host} would go to {other}, by what is said of {} at {}, which has the host too, and not by this, which \
+                     sends none on over TLS; add a DestinationRule with `tls` for a destination",
+                    wider.host, wider.location,
+                )),
+                (None, Some(wider), _) => Code::UnusedVirtualService.because(format!(
+                    "{nothing} does nothing: what is said of {} at {} counts, which has the host too; add a DestinationRule with `tls` \
+                     for a destination",
+                    wider.host, wider.location,
+                )),
+                (None, None, Some(unknown)) => Code::UnusedVirtualService.because(format!(
+                    "{nothing} is left alone and goes to where it was going: {unknown} is taken for a service of the cluster, as no \
+                     ServiceEntry has it; correct the name if it is none",
+                )),
+                (None, None, None) => Code::UnusedVirtualService.because(format!(
+                    "{nothing} is left alone and goes to where it was going; add a DestinationRule with `tls` for a destination",
+                )),
+            };
+            self.reports.at(routed.host, message);
         }
     }
 
@@ -184,6 +228,11 @@ pub(super) fn asks_for_tls(rule: &DestinationRule) -> bool {
 fn policies(rule: &DestinationRule) -> impl Iterator<Item = &TrafficPolicy> {
     let of_subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
     rule.traffic_policy.iter().chain(of_subsets)
+}
+
+/// The first host that a rule sends requests to which are for others.
+fn leads_elsewhere(rule: &Rule) -> Option<&HostPattern> {
+    rule.upstreams.iter().map(|upstream| &upstream.host).find(|host| **host != rule.host)
 }
 
 fn wildcard_rules(rules: &[Rule]) -> HostMap<'_, Vec<&Rule>> {

@@ -66,7 +66,7 @@ pub(super) fn direct_response(raw: &raw::DirectResponse) -> DirectResponse {
     DirectResponse { status: raw.status, body: body.into() }
 }
 
-/// What is said of the Host in so many words counts before what is said of header fields, as in Istio.
+/// The Host is said once: as what it is, or as a header field that is set. Both have been refused, as by Istio.
 pub(super) fn rewrite(route: &raw::Route) -> Rewrite {
     let raw = route.rewrite.as_ref();
     let matched = raw.and_then(|raw| raw.uri.0.as_ref()).map(|uri| PathRewrite::Matched(uri.as_str().into()));

@@ -46,7 +46,9 @@ fn report_foreign(document: &Document, foreign: &Foreign, selectors: &Selectors<
     };
     let selector = workload.as_ref().and_then(|labels| {
         let namespace = document.metadata.namespace.as_deref();
-        selectors.iter().find(|(other, selector)| *other == namespace && selects(labels, selector))
+        // One that is not written can be any, such as `default`.
+        let is_same = |other: Option<&str>| other.zip(namespace).is_none_or(|(one, other)| one == other);
+        selectors.iter().find(|(other, selector)| is_same(*other) && selects(labels, selector))
     });
     match selector {
         Some((_, selector)) => {

@@ -81,20 +81,38 @@ impl<'d> Compiler<'_, 'd> {
     }
 
     /// Where TLS is originated for the port without any routes, or for a wildcard that has the host.
-    fn own_tls(&mut self, host: &'d HostPattern, port: NonZeroU16) -> Option<String> {
+    pub(super) fn own_tls(&mut self, host: &'d HostPattern, port: NonZeroU16) -> Option<String> {
         let covering = self.index.services.covering(host).filter_map(|(_, ports)| ports.get(&port)).copied();
         let asked = covering.filter(|service| is_http(*service)).find_map(|service| self.asked(service, None))?;
         Some(asked.place().location.to_string())
     }
 
-    /// Says which destinations there are not. What leads from one of a mesh's own services to another, without a word of TLS, is no
-    /// business of ours.
+    /// Whether TLS is asked for on any port of any of its destinations.
+    pub(super) fn leads_to_tls(&self, routed: &Routed<'d>) -> bool {
+        let mut destinations = routed.service.http.iter().flat_map(|route| destinations_of(route));
+        destinations.any(|destination| self.is_asked_for_tls(&destination.host.value))
+    }
+
+    /// A destination that no `ServiceEntry` has.
+    pub(super) fn unknown_destination(&self, routed: &Routed<'d>) -> Option<&'d HostPattern> {
+        let hosts = routed.service.http.iter().flat_map(|route| destinations_of(route)).map(|to| &to.host.value);
+        hosts.into_iter().find(|host| self.index.services.get(host).is_none())
+    }
+
+    fn is_asked_for_tls(&self, host: &HostPattern) -> bool {
+        let mut rules = self.index.destinations(host).into_iter().flat_map(|destinations| &destinations.rules);
+        let mut ports = self.index.services.get(host).into_iter().flat_map(|ports| ports.values());
+        rules.any(|(rule, _)| asks_for_tls(rule))
+            || ports.any(|service| self.index.policy(service.host, service.port.number.value).is_some())
+    }
+
+    /// Says which destinations there are not. What leads to one of a mesh's own services, from a host that is none of ours and without
+    /// a word of TLS, is no business of ours.
     fn check_known(&mut self, led: &[Vec<Led<'d>>], is_ours: bool) {
         for led in led.iter().flatten() {
             let Led::Unknown(destination) = led else { continue };
             let host = &destination.host.value;
-            let mut rules = self.index.destinations(host).into_iter().flat_map(|destinations| &destinations.rules);
-            if is_ours || rules.any(|(rule, _)| asks_for_tls(rule)) {
+            if is_ours || !may_be_of_mesh(host) || self.is_asked_for_tls(host) {
                 let text = format!("no ServiceEntry has the host {host}; add one, or correct the name");
                 self.reports.at(&destination.host, Code::UnknownDestination.because(text));
             }
@@ -103,10 +121,7 @@ impl<'d> Compiler<'_, 'd> {
 
     /// All destinations of a route in the order of its weighted ones and its mirrors. What is wrong with one is reported.
     fn destinations(&mut self, route: &'d Route, host: &'d HostPattern, port: NonZeroU16) -> Vec<Led<'d>> {
-        let weighted = http::weights(&route.route).map(|(destination, _)| &destination.destination);
-        let mirrors = route.mirror.iter().chain(route.mirrors.iter().map(|mirror| &mirror.destination));
-        let destinations: Vec<_> = weighted.chain(mirrors).collect();
-        destinations.into_iter().filter_map(|destination| self.destination(destination, host, port)).collect()
+        destinations_of(route).filter_map(|destination| self.destination(destination, host, port)).collect()
     }
 
     fn destination(
@@ -195,6 +210,19 @@ impl<'d> Compiler<'_, 'd> {
             }
         }
     }
+}
+
+/// The weighted ones, and then those of mirrors.
+fn destinations_of(route: &Route) -> impl Iterator<Item = &Located<Destination>> {
+    let weighted = http::weights(&route.route).map(|(destination, _)| &destination.destination);
+    weighted.chain(&route.mirror).chain(route.mirrors.iter().map(|mirror| &mirror.destination))
+}
+
+/// Whether a host can be a service of the cluster, which no `ServiceEntry` has.
+fn may_be_of_mesh(host: &HostPattern) -> bool {
+    let HostPattern::Exact(name) = host else { return false };
+    let name = name.as_str();
+    !name.contains('.') || [".svc", ".local"].iter().any(|end| name.ends_with(end))
 }
 
 /// A route as far as it concerns a port; None if it does not.

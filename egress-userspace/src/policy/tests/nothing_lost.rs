@@ -42,10 +42,73 @@ fn a_host_below_a_wildcard_with_tls_keeps_it() {
         + &service("*.a.com", &to("b.com"))
         + &entry("www.a.com", HTTP)
         + &service("www.a.com", "{redirect: {uri: /}}");
-    let expected = "warning @29: spec.hosts[0]: no request for www.a.com is sent on over TLS by this, so it does nothing: what is said \
-                    of *.a.com at @19 counts, which has the host too; add a DestinationRule with `tls` for a destination";
-    let found = outcome(&text);
-    assert!(found.contains(expected) && !found.contains("left as it is"), "{found}");
+    let expected = "@24: spec.ports[0].number: requests for www.a.com and port 80 would go to b.com, by what is said of *.a.com at @19, \
+                    which has them too, whatever there is for www.a.com itself; add a DestinationRule with `tls` for www.a.com, or leave \
+                    its port out";
+    assert_eq!(outcome(&text), expected);
+    // Without an entry of its own it has port 80.
+    let text = entry("b.com", HTTP)
+        + &destination("b.com", SIMPLE)
+        + &service("*.a.com", &to("b.com"))
+        + &service("www.a.com", "{redirect: {uri: /}}");
+    let expected = "@19: spec.hosts[0]: requests for www.a.com would go to b.com, by what is said of *.a.com at @14, which has the host \
+                    too, and not by this, which sends none on over TLS; add a DestinationRule with `tls` for a destination";
+    assert_eq!(outcome(&text), expected);
+    // It may speak something else.
+    let tcp = "ports: [{number: 80, name: a, protocol: TCP}], resolution: DNS";
+    let expected = "warning @14: spec.ports[0].number: port 80 of www.a.com has protocol TCP, yet what is said of *.a.com at @9 has it \
+                    intercepted, and anything but HTTP is refused there; list the hosts that are meant in place of the wildcard";
+    assert_eq!(outcome(&(wildcard.clone() + &entry("www.a.com", tcp))), format!("{by_wildcard}\n{expected}"));
+    assert_eq!(outcome(&(wildcard + &entry("www.a.com", &tcp.replace("TCP", "UDP")))), by_wildcard);
+}
+
+#[test]
+fn a_port_without_a_protocol_is_taken_for_http_where_tls_is_asked_for_it() {
+    let taken = |number: u16| {
+        format!(
+            "warning @4: spec.ports[0].number: port {number} has no protocol and is taken for HTTP: anything else is refused there; say so \
+             by protocol HTTP, or by TCP or HTTPS if it is that"
+        )
+    };
+    let not_concerned = "warning @4: spec.ports[0].number: port 22 has no protocol, so the VirtualService at @14 is not for it, and what is \
+                         sent there stays as it is; if HTTP is spoken there, say so by protocol HTTP, and otherwise by TCP, or HTTPS";
+    let ports = |number: u16| {
+        format!("ports: [{{number: {number}, name: a}}, {{number: 443, name: b, protocol: HTTPS}}], resolution: DNS")
+    };
+    let on_443 = destination("a.com", "portLevelSettings: [{port: {number: 443}, tls: {mode: SIMPLE}}]");
+    let route = |matches: &str| {
+        service("a.com", &format!("{{{matches}route: [{{destination: {{host: a.com, port: {{number: 443}}}}}}]}}"))
+    };
+    for (text, expected) in [
+        (
+            entry("a.com", &ports(22)) + &on_443 + &route(""),
+            format!(
+                "{not_concerned}\nwarning @9: spec.trafficPolicy.portLevelSettings[0].tls: port 443 of a.com is HTTPS as it is, and gets \
+                 no TLS around it"
+            ),
+        ),
+        (
+            entry("a.com", &ports(22)) + &on_443 + &route("match: [{port: 22}], "),
+            format!("a.com:22 -> 443 verify=a.com (@14)\n{}", taken(22)),
+        ),
+        // Everybody knows this one.
+        (
+            entry("a.com", &ports(80)) + &on_443 + &route(""),
+            format!("a.com:80 -> 443 verify=a.com (@14)\n{}", taken(80)),
+        ),
+        (
+            entry("a.com", "ports: [{number: 443, name: a}], resolution: DNS") + &destination("a.com", SIMPLE),
+            format!("a.com:443 -> 443 verify=a.com (@9)\n{}", taken(443)),
+        ),
+    ] {
+        assert_eq!(outcome(&text), expected, "{text}");
+    }
+    // Of all hosts that have the port it is said once.
+    let text = entry("a.com', 'b.com", "ports: [{number: 81, name: a, targetPort: 443}], resolution: DNS")
+        + &destination("*.com", SIMPLE);
+    assert_eq!(outcome(&text).matches("warning").count(), 1, "{}", outcome(&text));
+    let text = entry("a.com", "ports: [{number: 81, name: a, targetPort: 443}], resolution: DNS");
+    assert!(outcome(&text).contains("nothing originates TLS for port 81 of a.com"), "{}", outcome(&text));
 }
 
 #[test]
@@ -56,12 +119,15 @@ fn a_mesh_s_own_services_are_left_alone() {
         )
     };
     let unused = "warning @4: spec.hosts[0]: no request for reviews is sent on over TLS by this, so it is left alone and goes to where \
-                  it was going; add a DestinationRule with `tls` for a destination";
+                  it was going: reviews is taken for a service of the cluster, as no ServiceEntry has it; correct the name if it is none";
     let known = entry("a.com", HTTP) + &destination("a.com", SIMPLE);
     let subset = "{route: [{destination: {host: reviews, subset: v1}}]}";
     for (text, expected) in [
         (service("reviews", &to("reviews")), unused.to_owned()),
         (service("reviews", subset), unused.to_owned()),
+        (service("reviews", &to("a.svc.cluster.local")), unused.replace(": reviews is", ": a.svc.cluster.local is")),
+        // What can be none is a mistake.
+        (service("reviews", &to("api.exmaple.com")), unknown(4).replace("reviews", "api.exmaple.com")),
         // With TLS it is our business.
         (service("reviews", &to("reviews")) + &destination("reviews", SIMPLE), unknown(4)),
         (

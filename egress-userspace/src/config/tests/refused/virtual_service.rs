@@ -49,6 +49,36 @@ fn rewrites_by_an_expression() {
 }
 
 #[test]
+fn whatever_there_is_excludes_what_there_must_be() {
+    const EXCLUDE: &str = "exact, prefix and regex exclude each other; choose one";
+    check_routes(&[
+        ("match: [{headers: {x-a: {regex: '*'}}}]", ""),
+        ("match: [{headers: {x-a: {exact: a, regex: '*'}}}]", &format!("match[0].headers.x-a: {EXCLUDE}")),
+        ("match: [{uri: {prefix: a, regex: '*'}}]", &format!("match[0].uri: {EXCLUDE}")),
+        (
+            "match: [{uri: {regex: '*'}}]",
+            "match[0].uri: \"*\" is not a regular expression; leave this out, or write .*, if all will do",
+        ),
+    ]);
+}
+
+#[test]
+fn a_host_is_set_once() {
+    const TWICE: &str = "@6: spec.http[0]: the Host is set more than once; choose one of rewrite.authority and a header field Host, or \
+                         :authority";
+    const B: &str = "headers: {request: {set: {Host: b.com}}}";
+    for (fields, expected) in [
+        (B, ""),
+        (&format!("{B}, rewrite: {{uri: /}}"), ""),
+        (&format!("{B}, rewrite: {{authority: b.com}}"), TWICE),
+        ("headers: {request: {set: {Host: b.com, ':authority': b.com}}}", TWICE),
+    ] {
+        let spec = format!("hosts: [a.com]\nhttp: [{{route: [{{destination: {{host: a.com}}}}], {fields}}}]");
+        check("VirtualService", &[(&spec, expected)]);
+    }
+}
+
+#[test]
 fn rewrites_and_redirects_to_nothing() {
     let nothing = "rewrite: nothing is rewritten; give uri, uriRegexRewrite or authority";
     let regex = "uriRegexRewrite: {match: a, rewrite: b}";
