@@ -5,12 +5,20 @@ mod fields;
 mod names;
 
 use bytes::Bytes;
-use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
+use http::{
+    Method, StatusCode, Uri, Version,
+    uri::{Authority, PathAndQuery},
+};
 
 pub use self::{
     fields::{Fields, Line, ascii},
     names::put as put_name,
 };
+
+/// The host of an authority in the form that rules use: in lower case, without port and trailing dots.
+pub fn host_of(authority: &Authority) -> String {
+    authority.host().trim_end_matches('.').to_ascii_lowercase()
+}
 
 /// The head of a request.
 #[derive(Clone, Debug)]

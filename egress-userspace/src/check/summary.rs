@@ -1,9 +1,10 @@
 //! Rules in words.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::IpAddr};
 
 use super::{Place, RouteReport, RuleReport};
 use crate::{
+    head::host_of,
     policy::{
         Abort, Action, EndpointAddress, Fault, HeaderChanges, HeaderMatch, HeaderOperations, HostName, HostPattern,
         HttpRoute, Match, PathRewrite, PinsMode, Redirect, RedirectPath, RedirectPort, Requirements, Rewrite, Roots,
@@ -177,7 +178,11 @@ fn describe_redirect(redirect: &Redirect) -> String {
 /// The host that requests by a route are for when they are sent on.
 fn requested(rule: &Rule, route: &HttpRoute, to: &Weighted) -> String {
     match (route.authority(to), &rule.host) {
-        (Some(authority), _) => authority.host().to_owned(),
+        // Servers are asked for names.
+        (Some(authority), _) if authority.host().trim_matches(['[', ']']).parse::<IpAddr>().is_ok() => {
+            "of the destination".to_owned()
+        }
+        (Some(authority), _) => host_of(authority),
         (None, HostPattern::Exact(host)) => host.to_string(),
         (None, HostPattern::Wildcard(_)) => "of the request".to_owned(),
     }

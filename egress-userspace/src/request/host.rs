@@ -3,7 +3,7 @@
 use http::{header::HOST, uri::Authority};
 
 use super::respond::ProxyError;
-use crate::head::{RequestHead, ascii};
+use crate::head::{RequestHead, ascii, host_of};
 
 /// The host that a request names, in the form that rules use, beside the form that it was sent in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl RequestHost {
         } else if text.contains('@') {
             return None;
         } else {
-            Some(authority.host().trim_end_matches('.').to_ascii_lowercase().into())
+            Some(host_of(&authority).into())
         };
         let host = Self { authority, name };
         (!host.as_str().is_empty()).then_some(host)

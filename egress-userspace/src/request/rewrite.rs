@@ -6,7 +6,7 @@ use http::{
 };
 
 use crate::{
-    head::Fields,
+    head::{Fields, host_of},
     policy::{HeaderOperations, Match, PathRewrite, TextMatch},
 };
 
@@ -69,8 +69,7 @@ pub fn lead_back(fields: &mut Fields, is_ours: impl Fn(&str) -> bool) {
             continue;
         };
         let is_default_port = authority.port_u16().is_none_or(|port| port == 443);
-        let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
-        if !is_default_port || !is_ours(&host) {
+        if !is_default_port || !is_ours(&host_of(&authority)) {
             continue;
         }
         if let Ok(value) = HeaderValue::from_bytes(&[b"http://", authority.host().as_bytes(), rest].concat()) {

@@ -6,6 +6,7 @@ use rustls_pki_types::ServerName;
 
 use crate::{
     config::{Code, Diagnostic, Location},
+    head::host_of,
     policy::{Action, HostName, HostPattern, Policy, Rule, Targets, Upstream},
     upstream::tls::{Clients, Originator, Workshop},
 };
@@ -36,6 +37,8 @@ pub(super) struct Target {
 }
 
 const WILDCARD: &str = "a wildcard is no host to be asked for; --probe-host names one that it stands for";
+const NO_NAME: &str =
+    "its requests are refused: the Host that they are given is no name of DNS, so that no server can be asked for it";
 const APPLICATIONS_CHOICE: &str =
     "the address is the application's choice (resolution NONE); --probe-host has the name resolved here";
 
@@ -79,8 +82,8 @@ fn targets(
     used: &mut [bool],
 ) -> Vec<Result<Target, &'static str>> {
     let target = |name: &HostName, requested: &str| {
-        let server_name = originator.server_name(requested).unwrap_or_else(|| name.to_server_name());
-        Target { name: name.clone(), server_name, originator: originator.clone() }
+        let server_name = originator.server_name(requested).ok_or(NO_NAME)?;
+        Ok(Target { name: name.clone(), server_name, originator: originator.clone() })
     };
     // The place is the upstream's own, or that of the host that is asked for.
     let (place, reason) = match (&upstream.host, &upstream.targets) {
@@ -92,13 +95,13 @@ fn targets(
     let mut found = Vec::new();
     for authority in requested {
         match (place, &authority, &rule.host) {
-            (Some(place), Some(authority), _) => found.push(Ok(target(place, authority))),
-            (Some(place), None, HostPattern::Exact(own)) => found.push(Ok(target(place, own.as_str()))),
-            (Some(place), None, _) if !originator.follows_requests() => found.push(Ok(target(place, place.as_str()))),
+            (Some(place), Some(authority), _) => found.push(target(place, authority)),
+            (Some(place), None, HostPattern::Exact(own)) => found.push(target(place, own.as_str())),
+            (Some(place), None, _) if !originator.follows_requests() => found.push(target(place, place.as_str())),
             _ if named.is_empty() => found.push(Err(reason)),
             _ => found.extend(named.iter().map(|&(index, name)| {
                 used[index] = true;
-                Ok(target(place.unwrap_or(name), authority.as_deref().unwrap_or(name.as_str())))
+                target(place.unwrap_or(name), authority.as_deref().unwrap_or(name.as_str()))
             })),
         }
     }
@@ -120,7 +123,7 @@ fn authorities(rule: &Rule, upstream: &Arc<Upstream>) -> Vec<Option<String>> {
             .iter()
             .flat_map(|mirror| destinations.iter().map(|to| (mirror.upstream, route.authority(to))));
         for (index, authority) in forwarded.chain(mirrored) {
-            let authority = authority.map(|authority| authority.host().trim_end_matches('.').to_ascii_lowercase());
+            let authority = authority.map(host_of);
             if Arc::ptr_eq(rule.upstream(index), upstream) && !found.contains(&authority) {
                 found.push(authority);
             }
