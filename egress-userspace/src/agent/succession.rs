@@ -121,10 +121,15 @@ impl Agent {
         while !self.names.all_tried() {
             self.names.next().await;
         }
-        if let Some(error) = self.names.unanswered() {
-            return Err(AgentError::Unanswered(error.clone()));
+        let mut given = predecessor.legacy(self.flows.id()?).await;
+        if given.is_ok() {
+            // One that hangs, or is gone, knows nothing that is of use. This one lives, and nothing has been changed yet.
+            if let Some(error) = self.names.unanswered() {
+                return Err(AgentError::Unanswered(error.clone()));
+            }
+            given = predecessor.take().await.and(given);
         }
-        match predecessor.legacy(self.flows.id()?).await {
+        match given {
             Ok(legacy) => Ok(Some(legacy)),
             Err(error) => {
                 tracing::warn!(%error, "the agent that runs does not hand over; starting without it");
