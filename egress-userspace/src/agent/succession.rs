@@ -16,6 +16,7 @@ use crate::{
     handover::{Legacy, Predecessor, StateDir, Successor, Successors, descriptors},
     kernel::KernelError,
     netns::{self, Netns},
+    resolve::ResolveError,
 };
 
 /// How long a connection may be on its way to our listeners after the hooks have ceased to send any there.
@@ -124,8 +125,8 @@ impl Agent {
         let mut given = predecessor.legacy(self.flows.id()?).await;
         if given.is_ok() {
             // One that hangs, or is gone, knows nothing that is of use. This one lives, and nothing has been changed yet.
-            if let Some(error) = self.names.unanswered() {
-                return Err(AgentError::Unanswered(error.clone()));
+            if let Some(error) = self.knows_nothing() {
+                return Err(AgentError::Unanswered(error));
             }
             given = predecessor.take().await.and(given);
         }
@@ -136,6 +137,11 @@ impl Agent {
                 Ok(None)
             }
         }
+    }
+
+    /// Why next to nothing would be intercepted in the place of an agent that knows addresses, if that is so.
+    fn knows_nothing(&self) -> Option<ResolveError> {
+        self.routes.load().unanswered(&self.names).filter(|_| !self.captured.is_by_port())
     }
 
     /// Serves the admin endpoint if its address was another agent's, and is not any more.
