@@ -33,12 +33,18 @@ pub(super) struct Namespaces {
     kernel: Listeners,
     served: HashMap<NetnsInode, Served>,
     /// Those that could not be served: what they have learned is still true.
-    unserved: HashMap<NetnsInode, Option<NetnsCookie>>,
+    unserved: HashMap<NetnsInode, Unserved>,
     population: Population,
     /// Listening sockets of the agent before us, in namespaces that are not served yet.
     inherited: HashMap<NetnsCookie, Vec<TcpListener>>,
     /// Served even if no process in scope lives in it.
     kept: Option<NetnsInode>,
+}
+
+struct Unserved {
+    /// None if it could not even be entered.
+    cookie: Option<NetnsCookie>,
+    witness: ThreadSeen,
 }
 
 struct Served {
@@ -76,7 +82,7 @@ impl Namespaces {
 
     /// The names in the kernel's maps of the namespaces that are there, be it that they cannot be served.
     pub(super) fn known(&self) -> HashSet<NetnsCookie> {
-        self.cookies().chain(self.unserved.values().copied().flatten()).collect()
+        self.cookies().chain(self.unserved.values().filter_map(|unserved| unserved.cookie)).collect()
     }
 
     /// A process in a namespace, for people to know it by; 0 if there is none.
@@ -162,7 +168,12 @@ impl Namespaces {
                 self.try_to_serve(inode, Netns::of_process(pid), ThreadSeen { pid, tid: pid }, workers);
             }
         }
-        self.unserved.retain(|inode, _| found.contains_key(inode));
+        // A walk does not see those of single threads.
+        self.unserved.retain(|&inode, unserved| found.contains_key(&inode) || is_in(unserved.witness, inode));
+        let unseen = self.unserved.iter().filter(|(inode, _)| !found.contains_key(inode));
+        for (inode, witness) in unseen.map(|(inode, unserved)| (*inode, unserved.witness)).collect::<Vec<_>>() {
+            self.try_to_serve(inode, Netns::of_thread(witness.pid, witness.tid), witness, workers);
+        }
         let mut gone = Vec::new();
         for (&inode, served) in &mut self.served {
             let is_used = || served.is_used() || served.has_clients(&self.marks);
@@ -204,7 +215,7 @@ impl Namespaces {
             // The process ended meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                if self.unserved.insert(inode, cookie).is_none() {
+                if self.unserved.insert(inode, Unserved { cookie, witness }).is_none() {
                     tracing::warn!(pid, %error, "cannot serve a network namespace; its connects are refused");
                 }
             }
@@ -248,8 +259,7 @@ impl Namespaces {
 impl Served {
     /// Whether the witness still is in this namespace, so that somebody is left to be served.
     fn is_used(&self) -> bool {
-        let ThreadSeen { pid, tid } = self.witness;
-        inode_of_thread(pid, tid).is_ok_and(|inode| inode == self.handle.netns.inode())
+        is_in(self.witness, self.handle.netns.inode())
     }
 
     /// Whether somebody has a connection to us: a process can have gone to another namespace, and keeps its sockets.
@@ -269,6 +279,10 @@ impl Served {
             }
         }
     }
+}
+
+fn is_in(ThreadSeen { pid, tid }: ThreadSeen, netns: NetnsInode) -> bool {
+    inode_of_thread(pid, tid).is_ok_and(|inode| inode == netns)
 }
 
 /// Why listeners are closed.
