@@ -26,7 +26,7 @@ pub use self::{
     destinations::{Destinations, Intercepted},
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
-    learned::{LearnedNames, NameRules, Swept, Watched},
+    learned::{LearnedNames, NameRules, Room, Watched},
     load::LoadError,
     maps::{Flows, Learnings, Listeners, Marks, Outcomes, OwnSockets},
 };
