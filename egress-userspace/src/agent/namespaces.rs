@@ -7,6 +7,7 @@ use std::{
     os::fd::AsFd as _,
     path::PathBuf,
     sync::atomic::Ordering,
+    time::Instant,
 };
 
 use egress_common::listener::ThreadSeen;
@@ -24,6 +25,10 @@ use crate::{
     socket::SocketFactory,
     worker::Workers,
 };
+
+/// Of how many namespaces without processes the kernel is asked for the connections in one walk: it looks through all of the
+/// machine's for each.
+const ASKED_AT_ONCE: usize = 4;
 
 /// Finds namespaces, and lets them go when their last process is gone: our listeners would keep them alive.
 pub(super) struct Namespaces {
@@ -54,6 +59,8 @@ struct Served {
     /// The last walk found no process in it. One may have come in while it went on, which the kernel does not report of a
     /// namespace that is served: so it takes two.
     was_empty: bool,
+    /// When the kernel was last asked for its connections.
+    asked: Option<Instant>,
 }
 
 impl Namespaces {
@@ -174,10 +181,28 @@ impl Namespaces {
         for (inode, witness) in unseen.map(|(inode, unserved)| (*inode, unserved.witness)).collect::<Vec<_>>() {
             self.try_to_serve(inode, Netns::of_thread(witness.pid, witness.tid), witness, workers);
         }
-        let mut gone = Vec::new();
+        let (mut deserted, mut gone) = (Vec::new(), Vec::new());
         for (&inode, served) in &mut self.served {
-            let is_used = || served.is_used() || served.has_clients(&self.marks);
-            let is_empty = !found.contains_key(&inode) && self.kept != Some(inode) && !is_used();
+            if found.contains_key(&inode) || self.kept == Some(inode) || served.is_used() {
+                served.was_empty = false;
+            } else {
+                deserted.push((inode, served));
+            }
+        }
+        // Each has its turn.
+        deserted.sort_unstable_by_key(|(_, served)| served.asked);
+        let mut asked = 0;
+        for (inode, served) in deserted {
+            let is_empty = if !served.has_connections() {
+                true
+            } else if asked < ASKED_AT_ONCE {
+                asked += 1;
+                served.asked = Some(Instant::now());
+                !served.has_clients(&self.marks)
+            } else {
+                // For the next walk to see.
+                continue;
+            };
             match (mem::replace(&mut served.was_empty, is_empty), is_empty) {
                 (true, true) => gone.push(inode),
                 // To be looked at again before long.
@@ -234,7 +259,7 @@ impl Namespaces {
         // Listening first: the hooks refuse what nobody listens to.
         self.kernel.insert(netns.cookie(), handle.v4, handle.v6).map_err(io::Error::other)?;
         tracing::debug!(netns = ?netns.cookie(), v4 = handle.v4, v6 = handle.v6, "serving a network namespace");
-        self.served.insert(netns.inode(), Served { handle, witness, was_empty: false });
+        self.served.insert(netns.inode(), Served { handle, witness, was_empty: false, asked: None });
         Ok(())
     }
 
@@ -262,12 +287,14 @@ impl Served {
         is_in(self.witness, self.handle.netns.inode())
     }
 
-    /// Whether somebody has a connection to us: a process can have gone to another namespace, and keeps its sockets.
+    /// Whether connections to us have yet to end.
+    fn has_connections(&self) -> bool {
+        self.handle.connections.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether somebody has one of them, as far as we know: a process can have gone to another namespace, and keeps its sockets.
     fn has_clients(&self, marks: &Marks) -> bool {
-        let Handle { netns, connections, v4, v6, .. } = &self.handle;
-        if connections.load(Ordering::Relaxed) == 0 {
-            return false;
-        }
+        let Handle { netns, v4, v6, .. } = &self.handle;
         let kernel = SockDiag::open(netns);
         match kernel.and_then(|kernel| kernel.connections(Protocol::Tcp, marks.as_fd())) {
             Ok(sockets) => sockets.iter().any(|socket| {
@@ -275,7 +302,7 @@ impl Served {
             }),
             Err(error) => {
                 tracing::debug!(netns = ?netns.cookie(), %error, "cannot list connections");
-                false
+                true
             }
         }
     }
