@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time;
 
-use super::{Agent, AgentError, io_error, namespaces::Why, prepare::names_to_learn};
+use super::{Agent, AgentError, interception::Step, io_error, namespaces::Why, prepare::names_to_learn};
 use crate::{
     admin,
     drain::Drain,
@@ -99,10 +99,7 @@ impl Agent {
             predecessor.dismiss().await?;
             tracing::info!("took over from the agent that was running");
             self.succession = Succession::None;
-            // There is no way back from here.
-            if let Err(error) = self.redirector.let_others_go(self.namespaces.cgroups()) {
-                tracing::error!(%error, "other cgroups go on to be intercepted");
-            }
+            // There is no way back from here: what it had is removed.
             self.catch_up();
         }
         if !hangs {
@@ -250,9 +247,12 @@ impl Agent {
         // It may have left programs and maps of another layout, and other names in ours.
         self.redirector.unsettle();
         self.to_learn = Some(names_to_learn(&self.policy));
-        let announced = self.namespaces.announce().map_err(AgentError::from);
-        if let Err(error) = announced.and_then(|()| self.attach()) {
+        let announced = self.namespaces.announce();
+        let inherited = self.destinations.inherit().and_then(|()| self.learned.inherit());
+        if let Err(error) = announced.and(inherited).map_err(AgentError::from).and_then(|()| self.attach()) {
             tracing::error!(%error, "not everything that is configured is intercepted");
+            // What the other one has changed is set right as soon as something happens.
+            self.step = Step::Behind;
         }
     }
 
