@@ -196,9 +196,6 @@ impl Agent {
         if self.redirector.attach(self.namespaces.cgroups())? {
             self.existing.expect_askers();
         }
-        if !self.is_taking() {
-            self.redirector.let_others_go(self.namespaces.cgroups())?;
-        }
         for learned in self.redirector.learned_by_others()? {
             self.learned.adopt(learned)?;
         }

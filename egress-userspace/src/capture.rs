@@ -89,6 +89,11 @@ impl Captured {
         Ok(true)
     }
 
+    /// Whether connections are redirected whatever is known of hosts.
+    pub fn is_by_port(&self) -> bool {
+        matches!(self.mode, CaptureMode::Ports(_))
+    }
+
     /// All that the kernel must know of networks, for these routes.
     pub fn destinations(&self, routes: &RouteTable, names: &Names) -> HashMap<Intercepted, Capture> {
         let mut wanted = HashMap::default();

@@ -66,8 +66,8 @@ pub struct Legacy {
 pub struct Late;
 
 impl Predecessor {
-    /// Asks for what it has to give. From now on it changes nothing in the kernel, until it is told more or this value is
-    /// dropped. `maps` tells whether the sockets of its listeners are of use: see [`crate::kernel::Flows::id`].
+    /// Asks for what it has to give. From now on it changes nothing in the kernel, until it is told more, or this value is
+    /// dropped and it goes on. It waits for [`Self::take`] as long as for an answer. `maps` tells whether the sockets of its listeners are of use: see [`crate::kernel::Flows::id`].
     ///
     /// # Errors
     /// It does not answer in time, or not as it should.
@@ -88,10 +88,17 @@ impl Predecessor {
                     message => return Err(unexpected(&message)),
                 }
             }
-            self.0.send(&Message::Taking, &[]).await?;
             Ok(legacy)
         };
         time::timeout(ANSWER_LIMIT, ask).await?
+    }
+
+    /// Says that its place is taken now. Before that nothing is to be changed.
+    ///
+    /// # Errors
+    /// It has gone.
+    pub async fn take(&self) -> io::Result<()> {
+        time::timeout(ANSWER_LIMIT, self.0.send(&Message::Taking, &[])).await?
     }
 
     /// Tells it to go.
@@ -280,7 +287,11 @@ mod tests {
                 waiting.maps = maps;
                 waiting.give(None, &descriptors(&listeners)).await
             };
-            let (given, taken) = tokio::join!(give, predecessor.legacy(7));
+            let take = async {
+                let legacy = predecessor.legacy(7).await?;
+                predecessor.take().await.map(|()| legacy)
+            };
+            let (given, taken) = tokio::join!(give, take);
             given.expect("all are given");
             let taken = taken.expect("all are taken");
             assert_eq!(addresses(&taken.sockets), addresses(&listeners));

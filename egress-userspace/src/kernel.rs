@@ -26,7 +26,7 @@ pub use self::{
     destinations::{Destinations, Intercepted},
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
-    learned::{LearnedNames, NameRules, Swept, Watched},
+    learned::{LearnedNames, NameRules, Room, Watched},
     load::LoadError,
     maps::{Flows, Learnings, Listeners, Marks, Outcomes, OwnSockets},
 };
@@ -133,8 +133,19 @@ pub struct Redirector {
     pins: Option<Pins>,
     /// What is to be found there by the next agent.
     pinned: Vec<(&'static str, OwnedFd)>,
-    /// Whether nothing of another layout is left.
-    settled: bool,
+    /// What earlier agents may have left.
+    left: Left,
+}
+
+/// What earlier agents may have left, from the most to the least.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// Links of other cgroups, and maps and links of other layouts.
+    All,
+    /// Those of other layouts.
+    Layouts,
+    /// Nothing.
+    Nothing,
 }
 
 /// What [`Redirector::open`] gives.
@@ -191,9 +202,9 @@ impl Redirector {
         let threads = ThreadEvents::new(take(map::THREADS_SEEN)?)?;
         let scopes = Scopes::new(take(map::SCOPES)?)?;
         let pinned = if pins.is_some() { linked.pinned().map_err(KernelError::Descriptor)? } else { Vec::new() };
-        let (programs, exec, settled) = (HashMap::new(), None, false);
+        let (programs, exec, left) = (HashMap::new(), None, Left::All);
         Ok(Kernel {
-            redirector: Self { linked: Some(linked), log, programs, exec, scopes, pins, pinned, settled },
+            redirector: Self { linked: Some(linked), log, programs, exec, scopes, pins, pinned, left },
             destinations,
             learned,
             listeners,
@@ -242,15 +253,6 @@ impl Redirector {
         Ok(is_new)
     }
 
-    /// Detaches what earlier agents had attached to other cgroups than these. To be called when ours are attached to these, and no
-    /// earlier agent can go on.
-    ///
-    /// # Errors
-    /// Something cannot be removed.
-    pub fn let_others_go(&self, cgroups: &[PathBuf]) -> Result<(), KernelError> {
-        self.pins.as_ref().map_or(Ok(()), |pins| Ok(pins.prune(cgroups)?))
-    }
-
     /// What agents with another layout of maps have learned, for [`LearnedNames::adopt`]. To be called when our programs
     /// are attached: both learn from then on.
     ///
@@ -258,28 +260,34 @@ impl Redirector {
     /// Their maps cannot be opened.
     pub fn learned_by_others(&self) -> Result<Vec<OwnedFd>, KernelError> {
         match &self.pins {
-            Some(pins) if !self.settled => Ok(pins.maps_of_other_layouts(map::LEARNED)?),
+            Some(pins) if self.left != Left::Nothing => Ok(pins.maps_of_other_layouts(map::LEARNED)?),
             _ => Ok(Vec::new()),
         }
     }
 
-    /// Detaches what agents with another layout of maps have left, once all that they intercepted is intercepted here. Says
-    /// whether there was something.
+    /// Detaches what earlier agents have left, when none of them can go on: what they had attached to other cgroups than these, to
+    /// which ours are attached; and what is of another layout of maps, once all that was intercepted by it `is_known` here. Says
+    /// whether there was something of that kind. What fails is tried again the next time.
     ///
     /// # Errors
     /// Something cannot be removed.
-    pub fn settle(&mut self) -> Result<bool, KernelError> {
-        let removed = match &self.pins {
-            Some(pins) if !self.settled => pins.prune_layouts()?,
-            _ => false,
-        };
-        self.settled = true;
+    pub fn settle(&mut self, cgroups: &[PathBuf], is_known: bool) -> Result<bool, KernelError> {
+        let Some(pins) = &self.pins else { return Ok(false) };
+        if self.left == Left::All {
+            pins.prune(cgroups)?;
+            self.left = Left::Layouts;
+        }
+        if self.left == Left::Nothing || !is_known {
+            return Ok(false);
+        }
+        let removed = pins.prune_layouts()?;
+        self.left = Left::Nothing;
         Ok(removed)
     }
 
-    /// Says that agents with another layout may have left something since.
+    /// Says that other agents may have left something since.
     pub fn unsettle(&mut self) {
-        self.settled = false;
+        self.left = Left::All;
     }
 
     /// Redirects nothing any more, for another agent that does so by maps of its own; `flows` is the id of our map of

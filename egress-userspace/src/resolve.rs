@@ -67,12 +67,14 @@ pub struct Answer {
     pub v6: Result<Vec<IpAddr>, String>,
     /// When to ask again.
     pub valid_for: Duration,
+    /// Whether it is the hosts file's, rather than a name server's.
+    pub listed: bool,
 }
 
 impl Answer {
     /// None, for both families for the same reason.
     fn failed(reason: &str) -> Self {
-        Self { v4: Err(reason.to_owned()), v6: Err(reason.to_owned()), valid_for: HOSTS_TTL }
+        Self { v4: Err(reason.to_owned()), v6: Err(reason.to_owned()), valid_for: HOSTS_TTL, listed: false }
     }
 }
 
@@ -172,12 +174,15 @@ impl Resolver {
         };
         let current = self.current.load_full();
         let listed = |kind| current.hosts.lookup_static_host(&Query::query(query.clone(), kind));
-        let (v4, v6) = match (listed(RecordType::A), listed(RecordType::AAAA)) {
-            (None, None) => current.servers.look_up(&query).await.map(Found::answered).into(),
-            (v4, v6) => (Ok(Found::listed(v4.as_ref())), Ok(Found::listed(v6.as_ref()))),
+        let entries = [listed(RecordType::A), listed(RecordType::AAAA)];
+        let listed = entries.iter().any(Option::is_some);
+        let (v4, v6) = if listed {
+            entries.map(|entry| Ok(Found::listed(entry.as_ref()))).into()
+        } else {
+            current.servers.look_up(&query).await.map(Found::answered).into()
         };
         let valid_for = valid_for([&v4, &v6].map(|found| found.as_ref().ok()));
-        Answer { v4: v4.map(|found| found.addresses), v6: v6.map(|found| found.addresses), valid_for }
+        Answer { v4: v4.map(|found| found.addresses), v6: v6.map(|found| found.addresses), valid_for, listed }
     }
 }
 

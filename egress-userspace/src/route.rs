@@ -231,4 +231,17 @@ impl RouteTable {
             .filter_map(|host| names.failure(host).cloned())
             .collect()
     }
+
+    /// What went wrong with one of the hosts, if no name server has answered for any, and none is intercepted without. Those that
+    /// the hosts file has say nothing of that.
+    pub fn unanswered(&self, names: &Names) -> Option<ResolveError> {
+        let mut unanswered = None;
+        for route in self.routes() {
+            let host = route.host().filter(|_| route.rule.addresses.is_empty())?;
+            if !names.is_listed(host) {
+                unanswered = Some(names.unanswered(host)?);
+            }
+        }
+        unanswered.cloned()
+    }
 }

@@ -127,6 +127,7 @@ impl Site {
         for socket in legacy.sockets {
             assert_eq!(socket.local_addr().expect("its address"), address);
         }
+        predecessor.take().await.expect("there is room for it");
         let is_late = predecessor.dismiss().await.is_err();
         assert_eq!(is_late, matches!(said.next().flatten(), Some((Message::Late, _))));
     }

@@ -192,8 +192,9 @@ fn what_cannot_be_learned_is_not_answered() -> Result<()> {
     }
     ensure!(ask()? == "nothing\n");
     ensure!(agent.metrics()?.sum(ANSWERS, &[("result", "refused")]) == 1.0);
-    // The agent looks once a minute.
-    wait_until("the log to say so", 3 * PATIENCE, || agent.log_text().contains("no more addresses can be learned"))
+    let told =
+        || agent.log().iter().filter(|line| line.message().starts_with("no more addresses can be learned")).count();
+    wait_until("the log to say so", PATIENCE, || told() == 1)
 }
 
 /// An agent in scope, as one is without kubepods or in a pod itself, asks for more names than there is room for.

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions},
@@ -74,11 +74,17 @@ impl Site {
     }
 
     fn agent(&self, arguments: &[&str]) -> Result<Agent<'_>> {
+        let mut agent = self.spawn(arguments)?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    fn spawn(&self, arguments: &[&str]) -> Result<Agent<'_>> {
         let config = self.bed.config_dir()?;
         let endpoint = format!("  resolution: DNS\n  endpoints: [{{address: {BACKEND}}}]\n");
         config.write("host.yaml", &rules(HOST, &endpoint))?;
         config.write("other.yaml", &rules(OTHER, "  resolution: DNS\n"))?;
-        Agent::start(&self.bed, &AgentOptions::new(config.path()).args(arguments))
+        Agent::spawn(&self.bed, &AgentOptions::new(config.path()).args(arguments))
     }
 
     fn status(&self) -> Result<Vec<u16>> {
@@ -153,6 +159,30 @@ fn a_name_that_is_denied_is_dropped_at_once_and_intercepted_on() -> Result<()> {
     site.check_interception()?;
     ensure!(agent.metrics()?.sum("egress_destinations", &[]) == destinations);
     tripwire.assert_silent()
+}
+
+/// Of one that does not exist nothing can leave in clear; of one that nobody answers for it can.
+#[test]
+fn hosts_without_addresses_are_counted() -> Result<()> {
+    for (mode, is_ready) in [(Mode::Denies, true), (Mode::IsSilent, false)] {
+        let site = Site::new("names-counted")?;
+        let _dns = site.name_server()?;
+        site.set(mode);
+        let agent = site.spawn(&[])?;
+        let wait_for = |unresolved: f64, ready: bool| {
+            wait_until(&format!("{unresolved} hosts without addresses"), PATIENCE, || {
+                let found = |name| agent.metrics().is_ok_and(|metrics| metrics.sum(name, &[]) == unresolved);
+                let status = if ready { 200 } else { 503 };
+                found("egress_hosts_unresolved") && agent.admin("/readyz").is_ok_and(|(found, _)| found == status)
+            })
+            .with_context(|| agent.log_text())
+        };
+        // The other one is in the hosts file. What its requests go to is no host.
+        wait_for(1.0, is_ready)?;
+        site.set(Mode::Answers);
+        wait_for(0.0, true)?;
+    }
+    Ok(())
 }
 
 /// Two name servers, by which the agent is to find the name's address, whoever has it.

@@ -48,7 +48,7 @@ pub enum AgentError {
     #[error(transparent)]
     Late(#[from] Late),
     /// No name server answers us, while an agent runs that knows addresses.
-    #[error("{0}; as no host can be looked up, the agent that runs goes on")]
+    #[error("{0}; as no name server answers for any host, the agent that runs goes on")]
     Unanswered(ResolveError),
     /// Something of the operating system failed.
     #[error("{what}: {source}")]

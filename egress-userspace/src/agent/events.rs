@@ -13,6 +13,7 @@ use super::{Agent, ConfigError, interception::Step, prepare::Prepared, successio
 use crate::{
     existing::Listing,
     handover::{START_LIMIT, Successor},
+    kernel::Room,
     memory,
     self_test::Finding,
 };
@@ -149,6 +150,7 @@ impl Agent {
         self.reconcile();
         self.names.refresh();
         self.retry_admin();
+        self.look_for_room();
         match self.flows.sweep(FLOW_AGE) {
             Ok(0) => {}
             Ok(removed) => tracing::debug!(removed, "removed flows that nobody accepted"),
@@ -156,22 +158,26 @@ impl Agent {
         }
     }
 
+    /// Says where no more can be learned. What is learned there is kept: an application may hold it for as long as it runs.
+    fn look_for_room(&mut self) {
+        let Room { full, relieved } = self.learned.room(&self.namespaces.known());
+        for netns in full {
+            let pid = self.namespaces.pid_of(netns);
+            tracing::warn!(
+                ?netns,
+                pid,
+                "no more addresses can be learned in a network namespace: answers of name servers with others are kept from it; \
+                 if it asks for the sake of others, as a forwarder of DNS does, leave it out of scope (--cgroup)"
+            );
+        }
+        for netns in relieved {
+            tracing::info!(?netns, "a network namespace has room for addresses again");
+        }
+    }
+
     async fn forget(&mut self) {
         match self.learned.sweep(&self.namespaces.known()) {
-            Ok(swept) => {
-                self.metrics.learned.set(swept.left as i64);
-                for netns in swept.full {
-                    let pid = self.namespaces.pid_of(netns);
-                    tracing::warn!(
-                        ?netns,
-                        pid,
-                        "no more addresses can be learned in a network namespace: answers of name servers with others are kept from it"
-                    );
-                }
-                for netns in swept.relieved {
-                    tracing::info!(?netns, "a network namespace has room for addresses again");
-                }
-            }
+            Ok(left) => _ = self.metrics.learned.set(left as i64),
             Err(error) => tracing::warn!(%error, "cannot sweep learned addresses"),
         }
         match self.captured.refresh().await {

@@ -129,8 +129,9 @@ impl Agent {
     /// Sees what follows from what is intercepted now, and tells whether that is all.
     fn settle(&mut self, result: Result<(), KernelError>) {
         let result = match result {
-            Ok(()) if self.is_known() && self.attached && !self.is_taking() => {
-                self.redirector.settle().map(|removed| {
+            Ok(()) if self.attached && !self.is_taking() => {
+                let is_known = self.is_known();
+                self.redirector.settle(self.namespaces.cgroups(), is_known).map(|removed| {
                     if removed {
                         // They were in the way.
                         self.test_self();

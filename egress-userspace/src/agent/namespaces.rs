@@ -7,6 +7,7 @@ use std::{
     os::fd::AsFd as _,
     path::PathBuf,
     sync::atomic::Ordering,
+    time::Instant,
 };
 
 use egress_common::listener::ThreadSeen;
@@ -25,6 +26,10 @@ use crate::{
     worker::Workers,
 };
 
+/// Of how many namespaces without processes the kernel is asked for the connections in one walk: it looks through all of the
+/// machine's for each.
+const ASKED_AT_ONCE: usize = 4;
+
 /// Finds namespaces, and lets them go when their last process is gone: our listeners would keep them alive.
 pub(super) struct Namespaces {
     cgroups: Vec<PathBuf>,
@@ -33,12 +38,18 @@ pub(super) struct Namespaces {
     kernel: Listeners,
     served: HashMap<NetnsInode, Served>,
     /// Those that could not be served: what they have learned is still true.
-    unserved: HashMap<NetnsInode, Option<NetnsCookie>>,
+    unserved: HashMap<NetnsInode, Unserved>,
     population: Population,
     /// Listening sockets of the agent before us, in namespaces that are not served yet.
     inherited: HashMap<NetnsCookie, Vec<TcpListener>>,
     /// Served even if no process in scope lives in it.
     kept: Option<NetnsInode>,
+}
+
+struct Unserved {
+    /// None if it could not even be entered.
+    cookie: Option<NetnsCookie>,
+    witness: ThreadSeen,
 }
 
 struct Served {
@@ -48,6 +59,8 @@ struct Served {
     /// The last walk found no process in it. One may have come in while it went on, which the kernel does not report of a
     /// namespace that is served: so it takes two.
     was_empty: bool,
+    /// When the kernel was last asked for its connections.
+    asked: Option<Instant>,
 }
 
 impl Namespaces {
@@ -76,7 +89,7 @@ impl Namespaces {
 
     /// The names in the kernel's maps of the namespaces that are there, be it that they cannot be served.
     pub(super) fn known(&self) -> HashSet<NetnsCookie> {
-        self.cookies().chain(self.unserved.values().copied().flatten()).collect()
+        self.cookies().chain(self.unserved.values().filter_map(|unserved| unserved.cookie)).collect()
     }
 
     /// A process in a namespace, for people to know it by; 0 if there is none.
@@ -162,11 +175,34 @@ impl Namespaces {
                 self.try_to_serve(inode, Netns::of_process(pid), ThreadSeen { pid, tid: pid }, workers);
             }
         }
-        self.unserved.retain(|inode, _| found.contains_key(inode));
-        let mut gone = Vec::new();
+        // A walk does not see those of single threads.
+        self.unserved.retain(|&inode, unserved| found.contains_key(&inode) || is_in(unserved.witness, inode));
+        let unseen = self.unserved.iter().filter(|(inode, _)| !found.contains_key(inode));
+        for (inode, witness) in unseen.map(|(inode, unserved)| (*inode, unserved.witness)).collect::<Vec<_>>() {
+            self.try_to_serve(inode, Netns::of_thread(witness.pid, witness.tid), witness, workers);
+        }
+        let (mut deserted, mut gone) = (Vec::new(), Vec::new());
         for (&inode, served) in &mut self.served {
-            let is_used = || served.is_used() || served.has_clients(&self.marks);
-            let is_empty = !found.contains_key(&inode) && self.kept != Some(inode) && !is_used();
+            if found.contains_key(&inode) || self.kept == Some(inode) || served.is_used() {
+                served.was_empty = false;
+            } else {
+                deserted.push((inode, served));
+            }
+        }
+        // Each has its turn.
+        deserted.sort_unstable_by_key(|(_, served)| served.asked);
+        let mut asked = 0;
+        for (inode, served) in deserted {
+            let is_empty = if !served.has_connections() {
+                true
+            } else if asked < ASKED_AT_ONCE {
+                asked += 1;
+                served.asked = Some(Instant::now());
+                !served.has_clients(&self.marks)
+            } else {
+                // For the next walk to see.
+                continue;
+            };
             match (mem::replace(&mut served.was_empty, is_empty), is_empty) {
                 (true, true) => gone.push(inode),
                 // To be looked at again before long.
@@ -204,7 +240,7 @@ impl Namespaces {
             // The process ended meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                if self.unserved.insert(inode, cookie).is_none() {
+                if self.unserved.insert(inode, Unserved { cookie, witness }).is_none() {
                     tracing::warn!(pid, %error, "cannot serve a network namespace; its connects are refused");
                 }
             }
@@ -223,7 +259,7 @@ impl Namespaces {
         // Listening first: the hooks refuse what nobody listens to.
         self.kernel.insert(netns.cookie(), handle.v4, handle.v6).map_err(io::Error::other)?;
         tracing::debug!(netns = ?netns.cookie(), v4 = handle.v4, v6 = handle.v6, "serving a network namespace");
-        self.served.insert(netns.inode(), Served { handle, witness, was_empty: false });
+        self.served.insert(netns.inode(), Served { handle, witness, was_empty: false, asked: None });
         Ok(())
     }
 
@@ -248,16 +284,17 @@ impl Namespaces {
 impl Served {
     /// Whether the witness still is in this namespace, so that somebody is left to be served.
     fn is_used(&self) -> bool {
-        let ThreadSeen { pid, tid } = self.witness;
-        inode_of_thread(pid, tid).is_ok_and(|inode| inode == self.handle.netns.inode())
+        is_in(self.witness, self.handle.netns.inode())
     }
 
-    /// Whether somebody has a connection to us: a process can have gone to another namespace, and keeps its sockets.
+    /// Whether connections to us have yet to end.
+    fn has_connections(&self) -> bool {
+        self.handle.connections.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether somebody has one of them, as far as we know: a process can have gone to another namespace, and keeps its sockets.
     fn has_clients(&self, marks: &Marks) -> bool {
-        let Handle { netns, connections, v4, v6, .. } = &self.handle;
-        if connections.load(Ordering::Relaxed) == 0 {
-            return false;
-        }
+        let Handle { netns, v4, v6, .. } = &self.handle;
         let kernel = SockDiag::open(netns);
         match kernel.and_then(|kernel| kernel.connections(Protocol::Tcp, marks.as_fd())) {
             Ok(sockets) => sockets.iter().any(|socket| {
@@ -265,10 +302,14 @@ impl Served {
             }),
             Err(error) => {
                 tracing::debug!(netns = ?netns.cookie(), %error, "cannot list connections");
-                false
+                true
             }
         }
     }
+}
+
+fn is_in(ThreadSeen { pid, tid }: ThreadSeen, netns: NetnsInode) -> bool {
+    inode_of_thread(pid, tid).is_ok_and(|inode| inode == netns)
 }
 
 /// Why listeners are closed.

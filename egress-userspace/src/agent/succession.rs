@@ -9,13 +9,14 @@ use std::{
 
 use tokio::time;
 
-use super::{Agent, AgentError, io_error, namespaces::Why, prepare::names_to_learn};
+use super::{Agent, AgentError, interception::Step, io_error, namespaces::Why, prepare::names_to_learn};
 use crate::{
     admin,
     drain::Drain,
     handover::{Legacy, Predecessor, StateDir, Successor, Successors, descriptors},
     kernel::KernelError,
     netns::{self, Netns},
+    resolve::ResolveError,
 };
 
 /// How long a connection may be on its way to our listeners after the hooks have ceased to send any there.
@@ -98,10 +99,7 @@ impl Agent {
             predecessor.dismiss().await?;
             tracing::info!("took over from the agent that was running");
             self.succession = Succession::None;
-            // There is no way back from here.
-            if let Err(error) = self.redirector.let_others_go(self.namespaces.cgroups()) {
-                tracing::error!(%error, "other cgroups go on to be intercepted");
-            }
+            // There is no way back from here: what it had is removed.
             self.catch_up();
         }
         if !hangs {
@@ -121,16 +119,26 @@ impl Agent {
         while !self.names.all_tried() {
             self.names.next().await;
         }
-        if let Some(error) = self.names.unanswered() {
-            return Err(AgentError::Unanswered(error.clone()));
+        let mut given = predecessor.legacy(self.flows.id()?).await;
+        if given.is_ok() {
+            // One that hangs, or is gone, knows nothing that is of use. This one lives, and nothing has been changed yet.
+            if let Some(error) = self.knows_nothing() {
+                return Err(AgentError::Unanswered(error));
+            }
+            given = predecessor.take().await.and(given);
         }
-        match predecessor.legacy(self.flows.id()?).await {
+        match given {
             Ok(legacy) => Ok(Some(legacy)),
             Err(error) => {
                 tracing::warn!(%error, "the agent that runs does not hand over; starting without it");
                 Ok(None)
             }
         }
+    }
+
+    /// Why next to nothing would be intercepted in the place of an agent that knows addresses, if that is so.
+    fn knows_nothing(&self) -> Option<ResolveError> {
+        self.routes.load().unanswered(&self.names).filter(|_| !self.captured.is_by_port())
     }
 
     /// Serves the admin endpoint if its address was another agent's, and is not any more.
@@ -239,9 +247,12 @@ impl Agent {
         // It may have left programs and maps of another layout, and other names in ours.
         self.redirector.unsettle();
         self.to_learn = Some(names_to_learn(&self.policy));
-        let announced = self.namespaces.announce().map_err(AgentError::from);
-        if let Err(error) = announced.and_then(|()| self.attach()) {
+        let announced = self.namespaces.announce();
+        let inherited = self.destinations.inherit().and_then(|()| self.learned.inherit());
+        if let Err(error) = announced.and(inherited).map_err(AgentError::from).and_then(|()| self.attach()) {
             tracing::error!(%error, "not everything that is configured is intercepted");
+            // What the other one has changed is set right as soon as something happens.
+            self.step = Step::Behind;
         }
     }
 

@@ -35,10 +35,8 @@ use crate::{
 const MANY: u32 = LEARNED_PER_NETNS / 2;
 /// How long that is.
 const LONG: Duration = Duration::from_secs(24 * 3600);
-/// One that has learned more than this does so sooner, the oldest first: one whose room is used up is told nothing more. Such
-/// are name servers' forwarders, which connect to nothing of it.
-const TOO_MANY: u32 = LEARNED_PER_NETNS / 4 * 3;
-const LESS_LONG: Duration = Duration::from_secs(3600);
+/// One that had no room for more has room again when it has no more than this: it is not to be told of each entry that goes.
+const ROOM_AGAIN: u32 = LEARNED_PER_NETNS / 4 * 3;
 /// What namespaces have learned that are not there is forgotten sooner. Some are not found yet, or will be found again.
 const LONG_GONE: Duration = Duration::from_secs(3600);
 /// The same when there are more entries, or namespaces that have some, than half of what there is room for.
@@ -83,12 +81,10 @@ enum Used {
     Forgotten,
 }
 
-/// What [`LearnedNames::sweep`] has found.
+/// What [`LearnedNames::room`] has found.
 #[derive(Debug, Default)]
-pub struct Swept {
-    /// How many entries are left.
-    pub left: usize,
-    /// The network namespaces that had no room for more, and are not known to.
+pub struct Room {
+    /// The network namespaces that have no room for more, and had some the last time.
     pub full: Vec<NetnsCookie>,
     /// Those that have room again.
     pub relieved: Vec<NetnsCookie>,
@@ -101,7 +97,7 @@ pub struct LearnedNames {
     learned: BpfHashMap<MapData, LearnedKey, Learned>,
     shared: SharedMap,
     counts: BpfHashMap<MapData, u64, u32>,
-    /// Network namespaces that had no room for more the last time.
+    /// Network namespaces that had no room for more, and have had little since.
     full: HashSet<NetnsCookie>,
 }
 
@@ -143,7 +139,7 @@ impl LearnedNames {
         }
         // Which name an address was learned for is not known, nor whether others have it too. The Host decides anyway.
         let ports: HashSet<_> = self.present.values().flat_map(|rule| rule.ports).collect();
-        self.forget(Used::Forgotten, |key, _, _| !ports.contains(&key.destination.port)).map(drop)
+        self.forget(Used::Forgotten, |key, _, _, _| !ports.contains(&key.destination.port)).map(drop)
     }
 
     /// Takes in what another agent's map has: what applications were told stays true, whoever reads the answers now. One of
@@ -161,37 +157,43 @@ impl LearnedNames {
             self.keep(&key, learned)?;
         }
         // The counts are corrected by it.
-        self.forget(Used::Kept, |_, _, _| false).map(drop)
+        self.forget(Used::Kept, |_, _, _, _| false).map(drop)
     }
 
-    /// Forgets what is of no use any more, where these network namespaces are there.
+    /// Looks which of these network namespaces have no room for more.
+    pub fn room(&mut self, there: &std::collections::HashSet<NetnsCookie>) -> Room {
+        let counted = self.counts.iter().filter_map(Result::ok).map(|(netns, count)| (NetnsCookie(netns), count));
+        let is_full = |netns, count| count >= LEARNED_PER_NETNS || count > ROOM_AGAIN && self.full.contains(&netns);
+        let full = counted.filter(|&(netns, count)| is_full(netns, count) && there.contains(&netns));
+        let full: HashSet<_> = full.map(|(netns, _)| netns).collect();
+        let before = mem::replace(&mut self.full, full);
+        Room {
+            full: self.full.difference(&before).copied().collect(),
+            relieved: before.difference(&self.full).filter(|netns| there.contains(netns)).copied().collect(),
+        }
+    }
+
+    /// Forgets what is of no use any more, where these network namespaces are there. Says how much is left.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn sweep(&mut self, there: &std::collections::HashSet<NetnsCookie>) -> Result<Swept, KernelError> {
+    pub fn sweep(&mut self, there: &std::collections::HashSet<NetnsCookie>) -> Result<usize, KernelError> {
         let now = since_boot();
-        let counted = self.counts.iter().filter_map(Result::ok);
-        let full: HashSet<_> = counted
-            .filter(|(netns, count)| *count >= LEARNED_PER_NETNS && there.contains(&NetnsCookie(*netns)))
-            .map(|(netns, _)| NetnsCookie(netns))
-            .collect();
-        let left = self.forget(Used::Kept, |key, learned, room| {
+        self.forget(Used::Kept, |key, learned, count, is_crowded| {
             let age = now.saturating_sub(Duration::from_nanos(learned.seen_ns));
-            room.is_obsolete(age, there.contains(&NetnsCookie(key.netns)))
-        })?;
-        let before = mem::replace(&mut self.full, full);
-        Ok(Swept {
-            left,
-            full: self.full.difference(&before).copied().collect(),
-            relieved: before.difference(&self.full).copied().collect(),
+            match there.contains(&NetnsCookie(key.netns)) {
+                true => count > MANY && age > LONG,
+                false => age > if is_crowded { LONG_GONE_CROWDED } else { LONG_GONE },
+            }
         })
     }
 
-    /// Forgets entries, the oldest first, and corrects the counts.
+    /// Forgets entries, the oldest first, and corrects the counts. An entry is judged by how many its namespace has, too, and
+    /// whether there are many.
     fn forget(
         &mut self,
         used: Used,
-        obsolete: impl Fn(&LearnedKey, &Learned, Room) -> bool,
+        obsolete: impl Fn(&LearnedKey, &Learned, u32, bool) -> bool,
     ) -> Result<usize, KernelError> {
         // One that vanishes meanwhile is none that we miss.
         let mut entries: Vec<_> = self.learned.iter().filter_map(Result::ok).collect();
@@ -204,7 +206,7 @@ impl LearnedNames {
         let mut left = entries.len();
         for (key, learned) in entries {
             let count = counts.entry(key.netns).or_default();
-            if obsolete(&key, &learned, Room { count: *count, is_crowded }) && self.remove(&key, learned, used)? {
+            if obsolete(&key, &learned, *count, is_crowded) && self.remove(&key, learned, used)? {
                 *count -= 1;
                 left -= 1;
             }
@@ -234,26 +236,6 @@ impl LearnedNames {
     /// Adds an entry, unless there is one.
     fn keep(&mut self, key: &LearnedKey, learned: Learned) -> Result<(), KernelError> {
         insert_new(&mut self.learned, key, learned).map_err(error(map::LEARNED))
-    }
-}
-
-/// What an entry is judged by, beside its age.
-#[derive(Clone, Copy)]
-struct Room {
-    /// How many its namespace has.
-    count: u32,
-    /// Whether there are many of others.
-    is_crowded: bool,
-}
-
-impl Room {
-    /// Whether an entry that was neither told nor used for so long is of use no more.
-    fn is_obsolete(self, age: Duration, is_there: bool) -> bool {
-        match (is_there, self.is_crowded) {
-            (true, _) => self.count > MANY && age > LONG || self.count > TOO_MANY && age > LESS_LONG,
-            (false, false) => age > LONG_GONE,
-            (false, true) => age > LONG_GONE_CROWDED,
-        }
     }
 }
 
@@ -346,24 +328,6 @@ mod tests {
         assert!(all.covers(&all) && all.covers(&rules(&[("other.example", 80)])) && all.covers(&rules(&[])));
         assert!(!rules(&[]).covers(&all) && !rules(&[("*.example.com", 80), ("a.example.com", 81)]).covers(&all));
         assert!(!all.covers(&rules(&[("other.example", 81)])));
-    }
-
-    #[test]
-    fn whose_room_runs_out_forgets_sooner() {
-        let check = |count, age: Duration, is_crowded, expected: [bool; 2]| {
-            let room = Room { count, is_crowded };
-            let found = [true, false].map(|is_there| room.is_obsolete(age, is_there));
-            assert_eq!(found, expected, "{count} entries after {age:?}, crowded: {is_crowded}");
-        };
-        let second = Duration::from_secs(1);
-        check(1, 2 * LONG, false, [false, true]);
-        check(MANY, 2 * LONG, true, [false, true]);
-        check(MANY + 1, LONG, false, [false, true]);
-        check(MANY + 1, LONG + second, false, [true, true]);
-        check(TOO_MANY, LESS_LONG + second, false, [false, true]);
-        check(TOO_MANY + 1, LESS_LONG, false, [false, false]);
-        check(LEARNED_PER_NETNS, LESS_LONG + second, false, [true, true]);
-        check(LEARNED_PER_NETNS, LONG_GONE_CROWDED + second, true, [false, true]);
     }
 
     #[test]

@@ -67,6 +67,8 @@ struct Entry {
     families: [Family; 2],
     /// Until when each address was good by the last answer that gave it, or would have been if a look-up had been answered.
     seen: HashMap<IpAddr, Instant>,
+    /// Whether the last answer was the hosts file's.
+    listed: bool,
     /// What went wrong the last time; None before the first attempt.
     last: Option<Result<(), ResolveError>>,
     /// When it is looked up next; None while it is.
@@ -179,13 +181,14 @@ impl Names {
         self.untried == 0
     }
 
-    /// That there are names, and none of them could be asked for; with what went wrong with one.
-    pub fn unanswered(&self) -> Option<&ResolveError> {
-        let failure = |entry: &Entry| {
-            entry.last.as_ref().is_some_and(|last| last.as_ref().is_err_and(|error| !error.authoritative))
-        };
-        let is_all = self.entries.values().all(|entry| failure(entry) && entry.seen.is_empty());
-        self.entries.values().next().filter(|_| is_all)?.last.as_ref()?.as_ref().err()
+    /// Whether the last answer for a name was the hosts file's.
+    pub fn is_listed(&self, name: &HostName) -> bool {
+        self.entries.get(name).is_some_and(|entry| entry.listed)
+    }
+
+    /// Why nothing has ever been known of a name, if that is as no name server has answered.
+    pub fn unanswered(&self, name: &HostName) -> Option<&ResolveError> {
+        self.failure(name).filter(|error| !error.authoritative && self.intercepted(name).next().is_none())
     }
 
     /// What went wrong with a name the last time it was looked up.
@@ -249,7 +252,8 @@ impl Entry {
     /// Takes an answer in, and says whether it is news. A family that was not answered for keeps the addresses that it had:
     /// for interception until it is answered for, to connect to for `max_stale`.
     fn take_in(&mut self, name: &HostName, answer: Answer, max_stale: Duration, now: Instant) -> bool {
-        let Answer { v4, v6, valid_for } = answer;
+        let Answer { v4, v6, valid_for, listed } = answer;
+        self.listed = listed;
         let mut unanswered = None;
         for (family, found) in self.families.iter_mut().zip([v4, v6]) {
             match found {
@@ -326,7 +330,7 @@ mod tests {
             v6: Result<Vec<IpAddr>, String>,
         ) -> bool {
             self.1 += after;
-            self.0.take_in(&name(), Answer { v4, v6, valid_for: TTL }, STALE, self.1)
+            self.0.take_in(&name(), Answer { v4, v6, valid_for: TTL, listed: false }, STALE, self.1)
         }
 
         fn check(&self, usable: &[IpAddr], intercepted: &[IpAddr]) {
@@ -369,7 +373,7 @@ mod tests {
     fn what_was_good_for_long_lingers_after_that() {
         let (mut entry, start) = (Entry::default(), Instant::now());
         let mut take_in = |addresses, valid_for, at| {
-            let answer = Answer { v4: Ok(addresses), v6: Ok(Vec::new()), valid_for };
+            let answer = Answer { v4: Ok(addresses), v6: Ok(Vec::new()), valid_for, listed: false };
             entry.take_in(&name(), answer, STALE, at);
             entry.seen.contains_key(&V4)
         };

@@ -12,7 +12,7 @@ use aya::maps::MapInfo;
 use egress_common::{LAYOUT_VERSION, names::map};
 use harness::{
     TestBed,
-    agent::{Agent, binary},
+    agent::{Agent, AgentOptions, ConfigDir, binary},
     cgroup::PROGRAMS,
     origin::Reply,
     wait::{PATIENCE, wait_until},
@@ -126,19 +126,54 @@ fn a_successor_removes_nothing_before_it_has_the_place() -> Result<()> {
 /// As when the node's resolver is down: what the agent that runs knows is of more use than an agent that knows nothing.
 #[test]
 fn a_successor_that_can_look_nothing_up_leaves_the_old_agent_serving() -> Result<()> {
-    // Nobody answers there.
-    let bed = TestBed::builder("unresolved").host(HOST).resolv_conf("nameserver 127.0.0.1\n").build()?;
+    const LISTED: &str = "listed.example";
+    let bed = unresolving("unresolved")?;
     let _origin = origin(&bed)?;
     let options = options(&bed)?;
     let agent = Agent::start(&bed, &options)?;
-    let address = bed.sockets(HOST, 80)[0];
-    fs::write(bed.dir().join("hosts"), "127.0.0.1 localhost\n")?;
-    let mut successor = Agent::spawn(&bed, &options)?;
-    ensure!(successor.wait()?.code() == Some(1), "{}", successor.log_text());
-    ensure!(successor.log_text().contains("the agent that runs goes on"), "{}", successor.log_text());
-    let known = format!("{HOST}:80:{}", address.ip());
-    ensure!(bed.curl(URL)?.args(["--resolve", &known]).response()?.body == b"over TLS\n", "{}", agent.log_text());
+    let known = format!("{HOST}:80:{}", bed.sockets(HOST, 80)[0].ip());
+    fs::write(bed.dir().join("hosts"), format!("127.0.0.1 localhost\n192.0.2.99 {LISTED}\n"))?;
+    // That a file has one of the hosts says nothing of the others.
+    for options in [options.clone(), options.args(&["--host", LISTED])] {
+        let mut successor = Agent::spawn(&bed, &options)?;
+        ensure!(successor.wait()?.code() == Some(1), "{}", successor.log_text());
+        ensure!(successor.log_text().contains("the agent that runs goes on"), "{}", successor.log_text());
+        let response = bed.curl(URL)?.args(["--resolve", &known]).response()?;
+        ensure!(response.body == b"over TLS\n", "{}", agent.log_text());
+    }
     Ok(())
+}
+
+/// Where something is intercepted without name servers, or the agent that runs is of no use, waiting for them helps nobody.
+#[test]
+fn a_successor_that_can_do_without_name_servers_takes_over() -> Result<()> {
+    const RULES: &str = include_str!("../../seed/tls-origination.yaml");
+    let bed = unresolving("unneeded")?;
+    let _origin = origin(&bed)?;
+    let options = options(&bed)?;
+    let mut agent = Agent::start(&bed, &options)?;
+    fs::write(bed.dir().join("hosts"), "127.0.0.1 localhost\n")?;
+    let config = ConfigDir::create(&bed.dir().join("addresses"))?;
+    config.write("rules.yaml", &RULES.replace("  resolution: DNS", "  addresses: [192.0.2.99]\n  resolution: DNS"))?;
+    for options in [
+        options.clone().args(&["--capture", "ports"]),
+        options.clone().args(&["--host", "*.cnn.com"]),
+        AgentOptions::new(config.path()),
+    ] {
+        let mut next = Agent::spawn(&bed, &options)?;
+        next.process().wait_for_line("it to take over", |line| line.contains("took over from the agent"))?;
+        ensure!(agent.wait()?.code() == Some(0), "{}", agent.log_text());
+        agent = next;
+    }
+    agent.process().stop()?;
+    let mut next = Agent::spawn(&bed, &options)?;
+    next.process().wait_for_line("its attachment", |line| line.contains("\"attached\""))?;
+    Ok(())
+}
+
+/// Where no name server answers.
+fn unresolving(name: &str) -> Result<TestBed> {
+    TestBed::builder(name).host(HOST).resolv_conf("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n").build()
 }
 
 /// With programs of its own it leaves more than an agent with our maps can: what only it knew would be refused from then on.
