@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 mod destinations;
+mod error;
 mod events;
 mod features;
 mod learned;
@@ -13,17 +14,17 @@ mod syscall;
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
-    io,
+    fs::File,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use aya::{EbpfError, maps::Map};
+use aya::maps::Map;
 use egress_common::names::{self, map, program};
 
 pub use self::{
     destinations::{Destinations, Intercepted},
+    error::{KernelError, privilege_hint},
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
     learned::{LearnedNames, NameRules, Room, Watched},
@@ -37,87 +38,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eg
 
 /// What follows if started programs are not reported.
 const NOTICED_LATER: &str = "new network namespaces are noticed later, by their first socket";
-
-/// What the kernel refused, and what to do about it.
-#[derive(Debug, thiserror::Error)]
-pub enum KernelError {
-    /// The kernel lacks what the programs need.
-    #[error(transparent)]
-    Features(#[from] FeatureError),
-    /// The object or one of its maps could not be loaded.
-    #[error("cannot load the eBPF programs: {0}{hint}", hint = privilege_hint())]
-    Load(#[source] Box<EbpfError>),
-    /// The verifier or the kernel's version stands against a program.
-    #[error("cannot load the eBPF program {name}: {source}{hint}", hint = privilege_hint())]
-    Program {
-        /// The program's name in the object.
-        name: &'static str,
-        /// The kernel's answer.
-        source: LoadError,
-    },
-    /// A program could not be attached.
-    #[error("cannot attach the eBPF program {name} to {cgroup}: {source}")]
-    Attach {
-        /// The program's name in the object.
-        name: &'static str,
-        /// The cgroup directory.
-        cgroup: String,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// The cgroup to attach to cannot be opened.
-    #[error("cannot open the cgroup {cgroup}: {source}")]
-    Cgroup {
-        /// The cgroup directory.
-        cgroup: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// A map operation failed.
-    #[error("eBPF map {name}: {source}")]
-    Map {
-        /// The map's name in the object.
-        name: &'static str,
-        /// The kernel's answer.
-        source: aya::maps::MapError,
-    },
-    /// Something cannot be pinned.
-    #[error(transparent)]
-    Pins(#[from] pins::PinError),
-    /// The destinations map is full.
-    #[error("more than {capacity} addresses to intercept; none of the new ones was added")]
-    TooManyDestinations {
-        /// How many the map holds.
-        capacity: usize,
-    },
-    /// The object lacks a program or map that the names say it has.
-    #[error("the eBPF object has no {0}; egress and its eBPF object were built from different sources")]
-    Missing(&'static str),
-    /// There is no descriptor left.
-    #[error("cannot keep the eBPF maps open: {0}")]
-    Descriptor(#[source] io::Error),
-    /// An asynchronous descriptor could not be registered.
-    #[error("cannot watch an eBPF ring buffer: {0}")]
-    Watch(#[source] io::Error),
-}
-
-/// What egress needs, by the numbers of linux/capability.h.
-const CAPABILITIES: [(u32, &str); 4] =
-    [(39, "CAP_BPF"), (12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (19, "CAP_SYS_PTRACE")];
-
-/// Which privileges this process lacks, if that is what an error may come from.
-pub(crate) fn privilege_hint() -> String {
-    fs::read_to_string("/proc/self/status").map_or_else(|_| String::new(), |status| lacks(&status))
-}
-
-/// The user's id says nothing: root in a container can lack any.
-fn lacks(status: &str) -> String {
-    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
-    let Some(effective) = effective else { return String::new() };
-    let lacking = CAPABILITIES.iter().filter(|(number, _)| effective >> number & 1 == 0);
-    let lacking: Vec<_> = lacking.map(|(_, name)| *name).collect();
-    if lacking.is_empty() { String::new() } else { format!(" (egress needs root: it lacks {})", lacking.join(", ")) }
-}
 
 /// Owns the programs and their links. Interception lasts as long as this value, or for good if it is pinned.
 pub struct Redirector {
@@ -350,18 +270,6 @@ fn shared(map: Map, name: &'static str) -> Result<maps::SharedMap, KernelError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_lacking_is_named() {
-        let check = |effective, expected| assert_eq!(lacks(&format!("Uid:\t0\nCapEff:\t{effective}\n")), expected);
-        check("000001ffffffffff", "");
-        check(
-            "00000000a80425fb",
-            " (egress needs root: it lacks CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE)",
-        );
-        check("000001ffffdfffff", " (egress needs root: it lacks CAP_SYS_ADMIN)");
-        check("none", "");
-    }
 
     #[test]
     fn the_object_has_every_name() {

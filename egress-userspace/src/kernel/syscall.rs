@@ -203,7 +203,8 @@ fn object_id(object: BorrowedFd<'_>) -> io::Result<u32> {
         length: u32,
         information: u64,
     }
-    // Type and id are what `struct bpf_prog_info` and `struct bpf_map_info` begin with; the kernel writes no more than it is given room for.
+    // Type and id are what `struct bpf_prog_info` and `struct bpf_map_info` begin with; the kernel writes no more than it is given room
+    // for.
     let mut information = [0_u32; 2];
     let object = object.as_raw_fd().cast_unsigned();
     let length = size_of_val(&information) as u32;
