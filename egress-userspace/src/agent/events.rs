@@ -147,6 +147,7 @@ impl Agent {
     }
 
     fn keep_house(&mut self) {
+        self.retry_restore();
         self.reconcile();
         self.names.refresh();
         self.retry_admin();

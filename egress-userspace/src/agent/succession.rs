@@ -244,15 +244,23 @@ impl Agent {
         if !self.pinned {
             return;
         }
+        // Until that is done nothing is removed: what is attached may be the other one's.
+        self.attached = false;
         // It may have left programs and maps of another layout, and other names in ours.
         self.redirector.unsettle();
         self.to_learn = Some(names_to_learn(&self.policy));
         let announced = self.namespaces.announce();
         let inherited = self.destinations.inherit().and_then(|()| self.learned.inherit());
         if let Err(error) = announced.and(inherited).map_err(AgentError::from).and_then(|()| self.attach()) {
-            tracing::error!(%error, "not everything that is configured is intercepted");
-            // What the other one has changed is set right as soon as something happens.
+            tracing::error!(%error, "not everything that is configured is intercepted; this is tried again");
             self.step = Step::Behind;
+        }
+    }
+
+    /// Tries again to make what is pinned ours, if that has failed.
+    pub(super) fn retry_restore(&mut self) {
+        if !self.attached {
+            self.restore();
         }
     }
 

@@ -98,6 +98,11 @@ impl Content {
         self.is_complete() || self.incoming.borrow().as_ref().is_some_and(|incoming| incoming.left() == Some(0))
     }
 
+    /// Takes it for complete, of which all has come that its receiver has room for.
+    pub fn finish(&self) {
+        self.complete.set(true);
+    }
+
     /// Lets the client go if it has sent all: what of that is still on its way to the origin can outlive it.
     pub fn let_go(&self) {
         if self.is_complete() {

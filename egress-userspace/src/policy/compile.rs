@@ -147,11 +147,11 @@ impl<'i, 'd> Compiler<'i, 'd> {
 
     fn report_not_concerned(&mut self, routed: &Routed<'d>, Service { port, .. }: Service<'d>) {
         let text = format!(
-            "port {} has no protocol, so the VirtualService at {} is not for it, and what is sent there stays as it is; if HTTP is \
-             spoken there, say so by protocol HTTP, and otherwise by TCP, or HTTPS",
+            "port {} has no protocol, so the VirtualService at {}, which leads to TLS, is not for it: HTTP would leave in clear there; if \
+             that is spoken, say so by protocol HTTP, and otherwise by TCP, or HTTPS",
             port.number.value, routed.host.location,
         );
-        self.reports.at(&port.number, Code::NotOriginated.because(text));
+        self.reports.at(&port.number, Code::ClearText.because(text));
     }
 
     /// A host with a `VirtualService` and no `ServiceEntry`: as in Istio it is in force on port 80.

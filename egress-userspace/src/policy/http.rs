@@ -274,6 +274,14 @@ impl HttpRoute {
         self.rewrite.authority.as_ref().or(to.authority.as_ref())
     }
 
+    /// Where its requests go, if it sends them on.
+    pub fn destinations(&self) -> &[Weighted] {
+        match &self.action {
+            Action::Forward(destinations) => destinations,
+            Action::Respond(_) | Action::Redirect(_) => &[],
+        }
+    }
+
     /// The route that takes every request, to the rule's only upstream.
     pub fn catch_all(location: Location) -> Self {
         let all = Weighted { upstream: UpstreamIndex(0), up_to: 1, headers: HeaderChanges::default(), authority: None };

@@ -327,8 +327,11 @@ impl Wire {
                         return Err(error);
                     }
                 }
-                // After an announced length nothing follows.
-                if last || body.is_end_stream() || encoder.is_complete() {
+                if encoder.is_complete() {
+                    // Over HTTP/2 the end of the stream can still be to come, which says no more.
+                    body.content().finish();
+                }
+                if last || body.is_end_stream() {
                     encoder.end(&mut self.output).map_err(Error::from)?;
                     self.upload = None;
                 }

@@ -7,7 +7,7 @@ use rustls_pki_types::ServerName;
 use crate::{
     config::{Code, Diagnostic, Location},
     head::host_of,
-    policy::{Action, HostName, HostPattern, Policy, Rule, Targets, Upstream},
+    policy::{HostName, HostPattern, Policy, Rule, Targets, Upstream},
     upstream::tls::{Clients, Originator, Workshop},
 };
 
@@ -112,10 +112,7 @@ fn targets(
 fn authorities(rule: &Rule, upstream: &Arc<Upstream>) -> Vec<Option<String>> {
     let mut found = Vec::new();
     for route in &rule.routes {
-        let destinations = match &route.action {
-            Action::Forward(destinations) => destinations.as_slice(),
-            Action::Respond(_) | Action::Redirect(_) => &[],
-        };
+        let destinations = route.destinations();
         let forwarded = destinations.iter().map(|to| (to.upstream, route.authority(to)));
         // A copy has the Host of what is sent to the destination that was drawn.
         let mirrored = route

@@ -19,7 +19,7 @@ use crate::{
         destination_rule::{DestinationRule, Tls},
         traffic_policy::TrafficPolicy,
     },
-    policy::Rule,
+    policy::{HttpRoute, Rule},
 };
 
 impl<'d> Compiler<'_, 'd> {
@@ -230,9 +230,13 @@ fn policies(rule: &DestinationRule) -> impl Iterator<Item = &TrafficPolicy> {
     rule.traffic_policy.iter().chain(of_subsets)
 }
 
-/// The first host that a rule sends requests to which are for others.
+/// The first host that a rule sends requests to which are for others. Copies harm nobody.
 fn leads_elsewhere(rule: &Rule) -> Option<&HostPattern> {
-    rule.upstreams.iter().map(|upstream| &upstream.host).find(|host| **host != rule.host)
+    rule.routes
+        .iter()
+        .flat_map(HttpRoute::destinations)
+        .map(|to| &rule.upstream(to.upstream).host)
+        .find(|host| **host != rule.host)
 }
 
 fn wildcard_rules(rules: &[Rule]) -> HostMap<'_, Vec<&Rule>> {

@@ -222,7 +222,7 @@ fn destinations_of(route: &Route) -> impl Iterator<Item = &Located<Destination>>
 fn may_be_of_mesh(host: &HostPattern) -> bool {
     let HostPattern::Exact(name) = host else { return false };
     let name = name.as_str();
-    !name.contains('.') || [".svc", ".local"].iter().any(|end| name.ends_with(end))
+    !name.contains('.') || name.contains(".svc.") || [".svc", ".local"].iter().any(|end| name.ends_with(end))
 }
 
 /// A route as far as it concerns a port; None if it does not.
