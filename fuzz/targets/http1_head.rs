@@ -174,9 +174,9 @@ fn check_rewritten(fields: &mut Fields) {
     if let (Some(old), Some(new)) = (before.get(&header::LOCATION), fields.get(&header::LOCATION))
         && old != new
     {
-        let (old, new) = (ascii(old).expect("a URI"), ascii(new).expect("a URI"));
-        assert!(old.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://")), "{old:?}");
-        assert!(new.starts_with("http://"), "{new:?}");
+        // Beyond its authority it can be in any encoding.
+        assert!(old.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https://")), "{old:?}");
+        assert!(new.starts_with(b"http://"), "{new:?}");
     }
     drop_secure(fields);
     let once = fields.clone();
