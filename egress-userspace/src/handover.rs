@@ -67,7 +67,8 @@ pub struct Late;
 
 impl Predecessor {
     /// Asks for what it has to give. From now on it changes nothing in the kernel, until it is told more, or this value is
-    /// dropped and it goes on. It waits for [`Self::take`] as long as for an answer. `maps` tells whether the sockets of its listeners are of use: see [`crate::kernel::Flows::id`].
+    /// dropped and it goes on. It waits for [`Self::take`] as long as for an answer. `maps` tells whether the sockets of its
+    /// listeners are of use: see [`crate::kernel::Flows::id`].
     ///
     /// # Errors
     /// It does not answer in time, or not as it should.

@@ -250,6 +250,7 @@ impl Agent {
         self.redirector.unsettle();
         self.to_learn = Some(names_to_learn(&self.policy));
         let announced = self.namespaces.announce();
+        // Known whatever fails: what is put right meanwhile is put right from there.
         let inherited = self.destinations.inherit().and_then(|()| self.learned.inherit());
         if let Err(error) = announced.and(inherited).map_err(AgentError::from).and_then(|()| self.attach()) {
             tracing::error!(%error, "not everything that is configured is intercepted; this is tried again");

@@ -297,11 +297,7 @@ impl Outcomes {
 
     /// How often each outcome occurred since the programs were loaded, over all CPUs.
     pub fn read(&self) -> impl Iterator<Item = (Outcome, u64)> {
-        Outcome::ALL.iter().map(|&outcome| {
-            // A counter that cannot be read counts nothing; the map exists as long as we do.
-            let sum = self.0.get(&(outcome as u32), 0).map_or(0, |values| values.iter().sum());
-            (outcome, sum)
-        })
+        Outcome::ALL.iter().map(|&outcome| (outcome, count(&self.0, outcome as u32)))
     }
 }
 
@@ -321,10 +317,11 @@ impl Learnings {
 
     /// How often each occurred since the programs were loaded, over all CPUs.
     pub fn read(&self) -> impl Iterator<Item = (Learning, u64)> {
-        Learning::ALL.iter().map(|&learning| {
-            // A counter that cannot be read counts nothing; the map exists as long as we do.
-            let sum = self.0.get(&(learning as u32), 0).map_or(0, |values| values.iter().sum());
-            (learning, sum)
-        })
+        Learning::ALL.iter().map(|&learning| (learning, count(&self.0, learning as u32)))
     }
+}
+
+/// A counter's value over all CPUs. One that cannot be read counts nothing; the map exists as long as we do.
+fn count(counters: &PerCpuArray<MapData, u64>, index: u32) -> u64 {
+    counters.get(&index, 0).map_or(0, |values| values.iter().sum())
 }

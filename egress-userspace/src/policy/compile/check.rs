@@ -97,36 +97,28 @@ impl<'d> Compiler<'_, 'd> {
                 }
                 continue;
             };
-            match leads_elsewhere(wider) {
-                None if is_http(service) => {
-                    let text = format!(
-                        "requests for {host} and port {number} go over TLS all the same, by what is said of {} at {}, which has them \
-                         too, whatever there is for {host} itself; add a DestinationRule with `tls` for {host}, or leave its port out",
-                        wider.host, wider.location,
-                    );
-                    self.reports.at(&port.number, Code::Questionable.because(text));
-                }
-                Some(other) if is_http(service) => {
-                    let text = format!(
-                        "requests for {host} and port {number} would go to {other}, by what is said of {} at {}, which has them too, \
-                         whatever there is for {host} itself; add a DestinationRule with `tls` for {host}, or leave its port out",
-                        wider.host, wider.location,
-                    );
-                    self.reports.at(&port.number, Code::Conflict.because(text));
-                }
-                // Interception knows names and ports, and not what is spoken there over TCP.
-                Some(_) | None => {
-                    let protocol = port.protocol.as_ref().map_or("none", |protocol| protocol.value.name());
-                    if protocol == "UDP" {
-                        continue;
-                    }
-                    let text = format!(
-                        "port {number} of {host} has protocol {protocol}, yet what is said of {} at {} has it intercepted, and anything \
-                         but HTTP is refused there; list the hosts that are meant in place of the wildcard",
-                        wider.host, wider.location,
-                    );
-                    self.reports.at(&port.number, Code::Questionable.because(text));
-                }
+            if is_http(service) {
+                let (go, code) = match leads_elsewhere(wider) {
+                    None => ("go over TLS all the same".to_owned(), Code::Questionable),
+                    Some(other) => (format!("would go to {other}"), Code::Conflict),
+                };
+                let text = format!(
+                    "requests for {host} and port {number} {go}, by what is said of {} at {}, which has them too, whatever there is for \
+                     {host} itself; add a DestinationRule with `tls` for {host}, or leave its port out",
+                    wider.host, wider.location,
+                );
+                self.reports.at(&port.number, code.because(text));
+                continue;
+            }
+            // Interception knows names and ports, and not what is spoken there over TCP.
+            let protocol = port.protocol.as_ref().map_or("none", |protocol| protocol.value.name());
+            if protocol != "UDP" {
+                let text = format!(
+                    "port {number} of {host} has protocol {protocol}, yet what is said of {} at {} has it intercepted, and anything but \
+                     HTTP is refused there; list the hosts that are meant in place of the wildcard",
+                    wider.host, wider.location,
+                );
+                self.reports.at(&port.number, Code::Questionable.because(text));
             }
         }
         others
