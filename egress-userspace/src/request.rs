@@ -220,9 +220,9 @@ impl Conversation {
                 failed(ProxyError::unknown_coding(), is_grpc, record).into()
             }
             Ok(Reply::Upstream(answer)) => {
-                let has_length = answer.response.head.fields.contains(&header::CONTENT_LENGTH);
+                let ends_by_close = !knows_chunks && !answer.response.head.fields.contains(&header::CONTENT_LENGTH);
                 let (response, tunnel) = respond(*answer, record);
-                Served { response, tunnel, ends_by_close: !knows_chunks && !has_length }
+                Served { response, tunnel, ends_by_close }
             }
             Ok(Reply::Local(response)) => {
                 attempt::discard(&content).await;

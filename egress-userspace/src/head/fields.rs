@@ -56,12 +56,13 @@ impl Line {
     }
 
     fn is(&self, text: &[u8], name: &Name<'_>) -> bool {
-        self.mark == name.mark && self.name(text).eq_ignore_ascii_case(name.text)
+        self.mark == name.mark && name.is(self.name(text))
     }
 }
 
 /// A name that is looked for.
 struct Name<'a> {
+    /// In lower case.
     text: &'a [u8],
     mark: u8,
 }
@@ -71,11 +72,47 @@ impl<'a> Name<'a> {
         let text = name.as_str().as_bytes();
         Self { text, mark: mark(text) }
     }
+
+    /// Whether a name is this one, in whatever case. All of it is looked at at once: what has the same mark nearly always is.
+    fn is(&self, name: &[u8]) -> bool {
+        let pairs = name.iter().zip(self.text);
+        name.len() == self.text.len() && pairs.fold(true, |is, (one, other)| is & (one.to_ascii_lowercase() == *other))
+    }
+}
+
+/// Names that are looked for together.
+#[derive(Debug)]
+pub struct Names {
+    /// In lower case.
+    names: &'static [&'static str],
+    /// A bit for the mark of each.
+    marks: u64,
+}
+
+impl Names {
+    /// These, which are in lower case.
+    pub const fn new(names: &'static [&'static str]) -> Self {
+        let (mut marks, mut at) = (0, 0);
+        while at < names.len() {
+            marks |= 1 << mark(names[at].as_bytes());
+            at += 1;
+        }
+        Self { names, marks }
+    }
+
+    /// Whether this name is one of them, in whatever case.
+    pub fn has(&self, name: &[u8]) -> bool {
+        self.may_have(mark(name)) && self.names.iter().any(|one| name.eq_ignore_ascii_case(one.as_bytes()))
+    }
+
+    fn may_have(&self, mark: u8) -> bool {
+        self.marks & 1 << mark != 0
+    }
 }
 
 /// A number below 64 for a name, the same in any case.
-fn mark(name: &[u8]) -> u8 {
-    let first = name.first().copied().unwrap_or_default().to_ascii_lowercase();
+const fn mark(name: &[u8]) -> u8 {
+    let first = if name.is_empty() { 0 } else { name[0].to_ascii_lowercase() };
     ((name.len() as u8).wrapping_mul(5) ^ first) % 64
 }
 
@@ -130,9 +167,21 @@ impl Fields {
         self.marks & 1 << name.mark != 0
     }
 
+    /// Whether there may be fields of these names.
+    pub fn may_have_any(&self, names: &Names) -> bool {
+        self.marks & names.marks != 0
+    }
+
     /// The value of the first field of this name.
+    #[inline]
     pub fn get(&self, name: &HeaderName) -> Option<&[u8]> {
-        self.get_all(name).next()
+        let name = Name::new(name);
+        if self.may_have(&name) { self.find(&name) } else { None }
+    }
+
+    fn find(&self, name: &Name<'_>) -> Option<&[u8]> {
+        let line = self.lines.iter().find(|line| line.is(&self.text, name))?;
+        Some(line.value(&self.text))
     }
 
     /// The same, if it is ASCII.
@@ -156,6 +205,11 @@ impl Fields {
         if self.may_have(&name) {
             self.lines.retain(|line| !line.is(&self.text, &name));
         }
+    }
+
+    /// Removes all of these names.
+    pub fn remove_any(&mut self, names: &Names) {
+        self.lines.retain(|line| !names.may_have(line.mark) || !names.has(line.name(&self.text)));
     }
 
     /// Makes this the one field of its name, in the place and with the name of the first that there was, and with one blank before

@@ -118,10 +118,11 @@ enum End {
 impl Codings {
     /// What the fields say, if there are any.
     fn of(fields: &Fields) -> Option<Self> {
-        let mut values = fields.get_all(&header::TRANSFER_ENCODING).peekable();
-        values.peek()?;
+        if !fields.contains(&header::TRANSFER_ENCODING) {
+            return None;
+        }
         let mut codings = Self { are_known: true, ..Self::default() };
-        for value in values {
+        for value in fields.get_all(&header::TRANSFER_ENCODING) {
             let Some(value) = ascii(value) else { return Some(Self { end: End::Ambiguous, ..codings }) };
             for coding in value.split(',').map(str::trim) {
                 let is = |other: &str| coding.eq_ignore_ascii_case(other);
@@ -187,13 +188,12 @@ fn length(fields: &mut Fields) -> Result<Option<u64>, Fault> {
     };
     let Some(first) = first else { return Ok(None) };
     let parse = |value: &[u8]| {
-        let digits = value.trim_ascii();
-        let all = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-        let number = all.then(|| std::str::from_utf8(digits).ok()?.parse::<u64>().ok()).flatten();
-        number.ok_or(Fault::Length)
+        // A number of Rust's can have a sign.
+        let digits = std::str::from_utf8(value.trim_ascii()).ok().filter(|digits| !digits.starts_with('+'));
+        digits.and_then(|digits| digits.parse::<u64>().ok()).ok_or(Fault::Length)
     };
-    if second.is_none() && !first.contains(&b',') {
-        return parse(first).map(Some);
+    if let (Ok(number), None) = (parse(first), second) {
+        return Ok(Some(number));
     }
     let all = fields.get_all(&header::CONTENT_LENGTH);
     let mut all = all.flat_map(|value| value.split(|byte| *byte == b',')).map(parse);

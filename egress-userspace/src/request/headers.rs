@@ -2,20 +2,16 @@
 
 use http::{HeaderName, HeaderValue, Version, header, uri::Authority};
 
-use crate::head::{Fields, ResponseHead};
+use crate::head::{Fields, Names, ResponseHead};
 
 /// Hop-by-hop whether or not Connection names them (RFC 9110 section 7.6.1). Transfer-Encoding stays: `http1` ends and
 /// renews the coding, and keeps the field as it was written.
-static HOP_BY_HOP: [HeaderName; 5] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::TE,
-    header::UPGRADE,
-];
+const HOP_BY_HOP: Names = Names::new(&["connection", "keep-alive", "proxy-connection", "te", "upgrade"]);
+/// Those of them that it does not take to switch protocols.
+const NOT_OF_SWITCH: Names = Names::new(&["keep-alive", "proxy-connection", "te"]);
 /// What Connection says that is no name, as no field may have it (RFC 9112 section 12.1), and names that are not the client's to
 /// take away, as framing and routing rest on them.
-const NOT_NAMED: [&[u8]; 5] = [b"close", b"host", b"content-length", b"transfer-encoding", b"expect"];
+const NOT_NAMED: Names = Names::new(&["close", "host", "content-length", "transfer-encoding", "expect"]);
 
 /// Whether a request asks to switch to a protocol that can be passed on, such as WebSocket.
 pub fn asks_to_switch(fields: &Fields) -> bool {
@@ -32,22 +28,22 @@ pub fn authenticates_connection(fields: &Fields) -> bool {
 
 /// Whether a request says that its client takes trailers (RFC 9110 section 10.1.4).
 pub fn takes_trailers(fields: &Fields) -> bool {
-    tokens(fields, &header::TE).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
+    says(fields, &header::TE, "trailers")
 }
 
 /// Whether the connection can go on after a message of this version (RFC 9112 section 9.3).
 pub fn keeps_alive(version: Version, fields: &Fields) -> bool {
-    let says = |option: &[u8]| tokens(fields, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(option));
-    if version >= Version::HTTP_11 { !says(b"close") } else { says(b"keep-alive") && !says(b"close") }
+    let says = |option| says(fields, &header::CONNECTION, option);
+    !says("close") && (version >= Version::HTTP_11 || says("keep-alive"))
 }
 
 /// Removes hop-by-hop fields and those that Connection names, except for what it takes to switch protocols.
 pub fn remove_hop_by_hop(fields: &mut Fields) {
-    if !HOP_BY_HOP.iter().any(|name| fields.contains(name)) {
+    if !fields.may_have_any(&HOP_BY_HOP) {
         return;
     }
     let mut named: Vec<&[u8]> = tokens(fields, &header::CONNECTION)
-        .filter(|option| !is_hop_by_hop(option) && !NOT_NAMED.iter().any(|other| option.eq_ignore_ascii_case(other)))
+        .filter(|option| !HOP_BY_HOP.has(option) && !NOT_NAMED.has(option))
         .collect();
     let order =
         |one: &[u8], other: &[u8]| one.iter().map(u8::to_ascii_lowercase).cmp(other.iter().map(u8::to_ascii_lowercase));
@@ -59,24 +55,17 @@ pub fn remove_hop_by_hop(fields: &mut Fields) {
         fields.retain(|_, _| stay.next().unwrap_or_default());
     }
     let protocols = protocols(fields);
-    let switches = |name: &HeaderName| *name == header::CONNECTION || *name == header::UPGRADE;
-    for name in HOP_BY_HOP.iter().filter(|name| protocols.is_none() || !switches(name)) {
-        fields.remove(name);
-    }
+    fields.remove_any(if protocols.is_some() { &NOT_OF_SWITCH } else { &HOP_BY_HOP });
     if let Some(protocols) = protocols {
         fields.set(&header::CONNECTION, &HeaderValue::from_static("Upgrade"));
         fields.set(&header::UPGRADE, &protocols);
     }
 }
 
-fn is_hop_by_hop(name: &[u8]) -> bool {
-    HOP_BY_HOP.iter().any(|one| name.eq_ignore_ascii_case(one.as_str().as_bytes()))
-}
-
 /// The protocols of an Upgrade field that Connection names, less those that are not the other end's business: TLS, which
 /// Java's client offers (RFC 2817), is ours to make, and HTTP/2 is agreed on by ALPN.
 fn protocols(fields: &Fields) -> Option<HeaderValue> {
-    if !tokens(fields, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade")) {
+    if !fields.contains(&header::UPGRADE) || !says(fields, &header::CONNECTION, "upgrade") {
         return None;
     }
     let ours = |protocol: &[u8]| {
@@ -87,10 +76,19 @@ fn protocols(fields: &Fields) -> Option<HeaderValue> {
     (!kept.is_empty()).then(|| HeaderValue::from_bytes(&kept.join(&b", "[..])).ok())?
 }
 
-/// The members of a list field (RFC 9110 section 5.6.1).
+/// Whether a list field has this member.
+fn says(fields: &Fields, name: &HeaderName, member: &str) -> bool {
+    fields.get_all(name).any(|value| members(value).any(|other| other.eq_ignore_ascii_case(member.as_bytes())))
+}
+
+/// The members of list fields.
 fn tokens<'a>(fields: &'a Fields, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    let members = fields.get_all(name).flat_map(|value| value.split(|byte| *byte == b','));
-    members.map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+    fields.get_all(name).flat_map(members)
+}
+
+/// The members of one of them (RFC 9110 section 5.6.1).
+fn members(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 
 /// Makes the head of a response what the client should see: what the origin sent, less what concerns the connection to it.
