@@ -143,8 +143,7 @@ impl Fields {
         while let Some(line) = lines.next() {
             let mut end = line.end;
             let follows = |next: &Line, end: u32| {
-                let is_next = next.own.is_none() && next.start == end + 2;
-                is_next && self.text[end as usize..].starts_with(b"\r\n")
+                next.own.is_none() && self.text.get(end as usize..next.start as usize) == Some(b"\r\n")
             };
             while line.own.is_none()
                 && let Some(next) = lines.next_if(|next| follows(next, end))

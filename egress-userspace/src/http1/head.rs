@@ -123,20 +123,20 @@ fn fault(error: httparse::Error, limits: &Limits) -> Fault {
 fn of_request(head: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<RequestHead, Fault> {
     let (Some(method), Some(target)) = (parsed.method, parsed.path) else { return Err(Fault::NotHttp) };
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| Fault::NotHttp)?;
-    let target = head.slice_ref(target.as_bytes());
-    let uri = uri(&target, &method)?;
-    let is_so_written = uri.path_and_query().is_some_and(|path| path.as_str().as_bytes() == target);
+    let uri = uri(head, target.as_bytes(), &method)?;
+    let is_so_written = uri.path_and_query().is_some_and(|path| path.as_str() == target);
     let request = RequestHead::new(method, uri, version(parsed.version), fields(head, parsed.headers)?);
-    Ok(if is_so_written { request } else { request.written_as(target) })
+    Ok(if is_so_written { request } else { request.written_as(head.slice_ref(target.as_bytes())) })
 }
 
 fn of_response(head: &Bytes, parsed: &httparse::Response<'_, '_>) -> Result<ResponseHead, Fault> {
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Fault::NotHttp)?;
-    // httparse gives none if it has bytes beyond ASCII.
-    let line = head.split(|byte| b"\r\n".contains(byte)).next().unwrap_or_default();
-    let reason = line.get("HTTP/1.1 200 ".len()..).unwrap_or_default();
-    let usual = status.canonical_reason().unwrap_or_default();
-    let reason = (reason != usual.as_bytes()).then(|| Bytes::copy_from_slice(reason));
+    let usual = status.canonical_reason();
+    let reason = (usual.is_none() || parsed.reason != usual).then(|| {
+        // httparse gives none if it has bytes beyond ASCII.
+        let line = head.split(|byte| b"\r\n".contains(byte)).next().unwrap_or_default();
+        Bytes::copy_from_slice(line.get("HTTP/1.1 200 ".len()..).unwrap_or_default())
+    });
     Ok(ResponseHead { status, version: version(parsed.version), reason, fields: fields(head, parsed.headers)? })
 }
 
@@ -144,26 +144,26 @@ fn version(minor: Option<u8>) -> Version {
     if minor == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 }
 }
 
-/// The target as a URI, of which routes see path and query. What is sent on are the bytes that came.
-fn uri(target: &Bytes, method: &Method) -> Result<Uri, Fault> {
+/// The target in this head as a URI, of which routes see path and query. What is sent on are the bytes that came.
+fn uri(head: &Bytes, target: &[u8], method: &Method) -> Result<Uri, Fault> {
     if target.len() > MAX_TARGET {
         return Err(Fault::TargetTooLong(MAX_TARGET));
     }
     if !target.starts_with(b"/") {
-        let uri = Uri::from_maybe_shared(target.clone()).map_err(|_| Fault::Target)?;
+        let uri = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Fault::Target)?;
         // A path without its slash would look like a host, which only CONNECT has alone (RFC 9112 section 3.2.3).
         let is_host = uri.authority().is_some() && uri.scheme().is_none();
         return if is_host && *method != Method::CONNECT { Err(Fault::Target) } else { Ok(uri) };
     }
     // A fragment has no place in a target. What there is goes on, but is nothing that a server takes for a part of the path.
     let end = memchr::memchr(b'#', target).unwrap_or(target.len());
-    let target = target.slice(..end);
-    if let Ok(path) = PathAndQuery::from_maybe_shared(target.clone()) {
+    let target = &target[..end];
+    if let Ok(path) = PathAndQuery::from_maybe_shared(head.slice_ref(target)) {
         return Ok(path.into());
     }
     // Some characters a URI has encoded only.
     let mut encoded = String::with_capacity(target.len() + 8);
-    for byte in target {
+    for &byte in target {
         if matches!(byte, b'<' | b'>' | b'`' | b'\\' | b'^' | b'"' | b'{' | b'}' | 0x80..) {
             encoded.push_str(&format!("%{byte:02X}"));
         } else {
@@ -179,25 +179,24 @@ fn uri(target: &Bytes, method: &Method) -> Result<Uri, Fault> {
 /// The fields, in the lines that httparse has found.
 fn fields(head: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<Fields, Fault> {
     let at = |part: &[u8]| part.as_ptr().addr() - head.as_ptr().addr();
-    let mut next = head.len();
-    let mut lines: Vec<Line> = Vec::with_capacity(parsed.len());
-    for field in parsed.iter().rev() {
+    let mut lines = Vec::with_capacity(parsed.len());
+    for field in parsed {
         let start = at(field.name.as_bytes());
         let colon = start + field.name.len();
         if field.name.len() > MAX_NAME {
             return Err(Fault::Field);
         }
-        // An empty value is somewhere else. The last line is followed by the empty one.
+        // An empty value is somewhere else.
         let value = if field.value.is_empty() {
             (colon, colon)
         } else {
             (at(field.value), at(field.value) + field.value.len())
         };
-        let length = head[value.1..next].iter().rposition(|byte| !b"\r\n".contains(byte)).map_or(0, |last| last + 1);
+        // Before the line's end there can be blanks.
+        let rest = &head[value.1..];
+        let length = rest.iter().position(|byte| b"\r\n".contains(byte)).unwrap_or(rest.len());
         lines.push(Line::at(start, colon, value, value.1 + length));
-        next = start;
     }
-    lines.reverse();
     Ok(Fields::new(head.clone(), lines))
 }
 
