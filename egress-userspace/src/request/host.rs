@@ -3,7 +3,7 @@
 use http::{header::HOST, uri::Authority};
 
 use super::respond::ProxyError;
-use crate::head::{RequestHead, ascii, host_of};
+use crate::head::{RequestHead, host_of};
 
 /// The host that a request names, in the form that rules use, beside the form that it was sent in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,15 +36,20 @@ impl RequestHost {
     }
 
     /// The host that a field names.
-    pub fn parse(value: &[u8]) -> Option<Self> {
-        Self::new(ascii(value)?.trim_matches([' ', '\t']).parse().ok()?)
+    pub fn parse(mut value: &[u8]) -> Option<Self> {
+        // There can be blanks around it.
+        while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+            value = rest;
+        }
+        Self::new(value.try_into().ok()?)
     }
 
     /// The host of an authority; None if it has user information, which would let one host look like another.
     pub fn new(authority: Authority) -> Option<Self> {
         let text = authority.as_str();
-        // As nearly always, there is nothing but the name.
-        let is_name = text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'));
+        // As nearly always, there is nothing but the name: it is looked through to its end, many bytes at a time.
+        let is_of_name = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
+        let is_name = text.bytes().fold(true, |is_name, byte| is_name & is_of_name(byte));
         let name = if is_name && !text.ends_with('.') {
             None
         } else if text.contains('@') {

@@ -66,7 +66,9 @@ impl Originator {
 
     /// Whom to ask for, for a request to `host` (lower case, no port, no trailing dot). None if TLS has no such name.
     pub fn server_name(&self, host: &str) -> Option<ServerName<'static>> {
-        if self.asks_for(host) {
+        // As a rule it is for the rule's own, which needs no looking into.
+        let is_own = self.host.as_ref().is_some_and(|own| own.to_str() == host);
+        if !is_own && self.asks_for(host) {
             return ServerName::try_from(host.trim_matches(['[', ']'])).ok().map(|name| name.to_owned());
         }
         self.server_name.as_ref().or(self.host.as_ref()).cloned()
