@@ -112,12 +112,12 @@ async fn serve(
     connection: &Rc<Connection>,
     draining: &watch::Receiver<Drain>,
     patience: &mut Patience,
-    head: RequestHead,
+    head: Box<RequestHead>,
     asked: Asked,
 ) -> bool {
     let served = {
         let stalled = pin!(patience.stalled(connection));
-        let serving = pin!(conversation.serve(head, Incoming::Client(connection.clone()), stalled));
+        let serving = pin!(conversation.serve(*head, Incoming::Client(connection.clone()), stalled));
         connection.unless_reset(serving).await
     };
     let Served { response, tunnel, ends_by_close } = match served {

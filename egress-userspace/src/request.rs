@@ -128,7 +128,7 @@ struct Sending<'a> {
 /// What the origin answered.
 struct Answer {
     response: Response<Incoming>,
-    lease: Lease,
+    lease: Box<Lease>,
     outcome: Outcome,
     /// Whether no content follows, whatever the head says.
     is_bare: bool,
@@ -277,7 +277,7 @@ impl Conversation {
 }
 
 /// Passes an origin's response on, and what follows it if it switches protocols.
-fn respond(answer: Answer, mut record: Record) -> (Response<ResponseBody>, Option<Box<Tunnel>>) {
+fn respond(answer: Answer, mut record: Box<Record>) -> (Response<ResponseBody>, Option<Box<Tunnel>>) {
     let Response { mut head, body } = answer.response;
     headers::prepare_response(&mut head);
     record.respond(head.status, answer.outcome);
@@ -294,14 +294,14 @@ fn respond(answer: Answer, mut record: Record) -> (Response<ResponseBody>, Optio
 }
 
 /// The response to a request that fails.
-fn failed(error: ProxyError, is_grpc: bool, mut record: Record) -> Response<ResponseBody> {
+fn failed(error: ProxyError, is_grpc: bool, mut record: Box<Record>) -> Response<ResponseBody> {
     let response = error.response();
     error.note(&mut record);
     own(response, is_grpc, record)
 }
 
 /// A response of our own.
-fn own(mut response: Response<Bytes>, is_grpc: bool, record: Record) -> Response<ResponseBody> {
+fn own(mut response: Response<Bytes>, is_grpc: bool, record: Box<Record>) -> Response<ResponseBody> {
     if is_grpc {
         response = grpc::told(response);
     }

@@ -40,10 +40,9 @@ const SHORT: u64 = 64 * 1024;
 pub struct ResponseBody {
     source: Source,
     /// None once somebody else has it.
-    record: Option<Record>,
+    record: Option<Box<Record>>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "nearly all are from origins, and it is in no collection")]
 enum Source {
     /// From the origin.
     Upstream {
@@ -51,7 +50,7 @@ enum Source {
         http2: bool,
         /// Whether the origin is waited for, rather than the client.
         awaited: bool,
-        lease: Lease,
+        lease: Box<Lease>,
         timer: Option<Pin<Box<Sleep>>>,
         /// What sends the rest of the request, if that is not who takes the response.
         upload: Option<AbortOnDropHandle<()>>,
@@ -113,8 +112,8 @@ impl Lease {
     }
 
     /// Ends an exchange whose response nobody gets. Others have its connection if the rest is short.
-    pub fn release(self, mut incoming: Incoming, is_bare: bool) {
-        let Self { connection, http2, pool, key, content, .. } = self;
+    pub fn release(self: Box<Self>, mut incoming: Incoming, is_bare: bool) {
+        let Self { connection, http2, pool, key, content, .. } = *self;
         let is_short = is_bare || incoming.left().is_none_or(|left| left <= SHORT);
         let Some(connection) = connection.filter(|_| content.is_complete() && is_short) else { return };
         // The client can be gone before that.
@@ -135,7 +134,7 @@ impl Lease {
 
 impl ResponseBody {
     /// Streams the origin's content, of which there is none if the response `is_bare`: one to HEAD, 204 or 304.
-    pub fn upstream(mut incoming: Incoming, is_bare: bool, mut lease: Lease, mut record: Record) -> Self {
+    pub fn upstream(mut incoming: Incoming, is_bare: bool, mut lease: Box<Lease>, mut record: Box<Record>) -> Self {
         if is_bare || incoming.is_end_stream() || incoming.left() == Some(0) {
             record.complete();
             lease.give_back(&mut incoming);
@@ -163,7 +162,7 @@ impl ResponseBody {
         if let (false, Some(Connection::Http2(stream))) = (*awaited || has_all, &mut lease.connection) {
             stream.note_unread(true);
         }
-        let is_over = self.record.as_ref().is_none_or(Record::is_over);
+        let is_over = self.record.as_ref().is_none_or(|record| record.is_over());
         if let Incoming::Http1(wire) = incoming {
             let along = wire.borrow_mut().poll_along(cx);
             // A response that has come is sent whatever becomes of the request.
@@ -188,7 +187,7 @@ impl ResponseBody {
     }
 
     /// Drops it for another answer, which has its record, if there is one.
-    pub fn replaced(mut self) -> Option<Record> {
+    pub fn replaced(mut self) -> Option<Box<Record>> {
         self.record.take()
     }
 
@@ -208,7 +207,7 @@ impl ResponseBody {
     }
 
     /// A text of our own.
-    pub fn message(text: Bytes, mut record: Record) -> Self {
+    pub fn message(text: Bytes, mut record: Box<Record>) -> Self {
         record.complete();
         Self { source: Source::Message((!text.is_empty()).then_some(text)), record: Some(record) }
     }

@@ -67,10 +67,9 @@ enum Expects {
 }
 
 /// What comes of waiting for a request.
-#[expect(clippy::large_enum_variant, reason = "it lives for a moment, and nearly all are requests")]
 pub enum Waited {
     /// A request, whose content is still to come.
-    Request(RequestHead, Asked),
+    Request(Box<RequestHead>, Asked),
     /// The client speaks HTTP/2. Nothing of that has been taken.
     Http2,
     /// The client has ended the connection.
@@ -143,7 +142,7 @@ impl Connection {
                         .get(&header::EXPECT)
                         .is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
                 io.expects = if expects && !io.content.is_end() { Expects::Origin } else { Expects::Nothing };
-                return Poll::Ready(Ok(Waited::Request(head, asked)));
+                return Poll::Ready(Ok(Waited::Request(Box::new(head), asked)));
             }
             if ready!(io.input.poll_fill(&mut io.stream, cx))? == 0 {
                 let begun = !io.input.bytes.is_empty();

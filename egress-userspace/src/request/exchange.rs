@@ -248,7 +248,7 @@ impl Exchange<'_> {
                         self.worker.warm.note(&key, cluster, name, self.accepted);
                     }
                     let is_bare = is_head || http1::is_bare(response.head.status);
-                    let lease = Lease {
+                    let lease = Box::new(Lease {
                         http2: connection.is_http2(),
                         connection: Some(connection),
                         pool: self.worker.pool.clone(),
@@ -257,7 +257,7 @@ impl Exchange<'_> {
                         trailers: self.sending.trailers,
                         deadline: None,
                         held: Held { active, ..Held::default() },
-                    };
+                    });
                     let tunnel_idle = self.cluster().and_then(|cluster| cluster.upstream.pool.tcp_idle_timeout);
                     return Ok(Box::new(Answer { response, lease, outcome, is_bare, switches, tunnel_idle, address }));
                 }

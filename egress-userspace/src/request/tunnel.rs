@@ -18,7 +18,7 @@ use crate::{body::Held, telemetry::access_log::Record, upstream::Switched};
 /// The upstream end of a connection whose origin has switched protocols, to be run once the client has been told.
 pub struct Tunnel {
     upstream: Switched,
-    record: Record,
+    record: Box<Record>,
     /// When it ends if nobody says anything.
     idle_timeout: Option<Duration>,
     /// It is still under way.
@@ -27,7 +27,7 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// The tunnel to an upstream end; the request's record stays open until it ends.
-    pub fn new(upstream: Switched, record: Record, held: Held, idle_timeout: Option<Duration>) -> Self {
+    pub fn new(upstream: Switched, record: Box<Record>, held: Held, idle_timeout: Option<Duration>) -> Self {
         Self { upstream, record, idle_timeout, _held: held }
     }
 
@@ -65,7 +65,7 @@ enum Side {
 
 /// What has come of both ends. It is recorded however the tunnel ends.
 struct Heard {
-    record: Record,
+    record: Box<Record>,
     last: Cell<Instant>,
     /// From the client, and from the origin.
     bytes: Cell<(u64, u64)>,
@@ -74,7 +74,7 @@ struct Heard {
 }
 
 impl Heard {
-    fn new(record: Record) -> Self {
+    fn new(record: Box<Record>) -> Self {
         Self { record, last: Cell::new(Instant::now()), bytes: Cell::default(), failed: Cell::default() }
     }
 

@@ -83,7 +83,7 @@ impl Client {
     }
 }
 
-/// A request's record, to be filled while it is served.
+/// A request's record, to be filled while it is served. It goes from hand to hand, so it is in a box.
 pub struct Record {
     metrics: Arc<Metrics>,
     started: Instant,
@@ -108,8 +108,8 @@ pub struct Record {
 
 impl Record {
     /// Opens the record of a request that is not yet routed.
-    pub fn open(metrics: Arc<Metrics>, client: Rc<Client>, method: Method, host: &str, path: &str) -> Self {
-        Self {
+    pub fn open(metrics: Arc<Metrics>, client: Rc<Client>, method: Method, host: &str, path: &str) -> Box<Self> {
+        Box::new(Self {
             metrics,
             started: Instant::now(),
             client,
@@ -127,7 +127,7 @@ impl Record {
             complete: false,
             error: None,
             cause: None,
-        }
+        })
     }
 
     /// Notes the response's status, and what the request comes to if all of the response is delivered.
