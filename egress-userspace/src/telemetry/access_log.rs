@@ -9,7 +9,7 @@ use std::{rc::Rc, sync::Arc, time::Instant};
 use egress_common::origin::Origin;
 use http::{Method, StatusCode};
 
-use self::lines::{Value, field};
+use self::lines::name;
 pub use self::{
     lines::{Format, Rendered, flush, keep_flushing, write_to_standard_error},
     output::LOST,
@@ -218,45 +218,46 @@ impl Drop for Record {
         let received = self.received + self.content.as_ref().map_or(0, |content| content.bytes());
         let duration = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         lines::write(|line| {
-            line.put(&[
-                field!("outcome", Some(Value::Word(outcome.label()))),
-                field!("method", Some(Value::Word(self.method.as_str()))),
-                field!("host", Some(Value::Text(&self.host))),
-                field!("path", Some(Value::Text(&self.path))),
-                field!("status", self.status.map(|status| Value::Number(status.as_u16().into()))),
-                field!("received", Some(Value::Number(received))),
-                field!("sent", Some(Value::Number(self.sent))),
-                field!("duration_us", Some(Value::Number(duration))),
-            ]);
-            let Client { origin, process, logged } = &*self.client;
-            line.put_rendered(logged, || {
-                [
-                    field!("pid", Some(Value::Number(origin.pid.into()))),
-                    field!("process", Some(Value::Text(process))),
-                    field!("origin", Some(Value::Address(origin.socket_addr()))),
-                ]
-            });
-            line.put(&[
-                field!("route", self.route.as_deref().map(Value::Text)),
-                field!("retries", (self.retries > 0).then(|| Value::Number(self.retries.into()))),
-            ]);
-            if let Some((info, reused)) = &self.upstream {
-                line.put_rendered(&info.logged, || {
-                    let tls = info.tls.as_ref();
-                    [
-                        field!("upstream", Some(Value::Address(info.address))),
-                        field!("protocol", Some(Value::Word(info.protocol))),
-                        field!("tls", tls.map(|tls| Value::Word(tls.version))),
-                        field!("cipher", tls.map(|tls| Value::Word(tls.cipher))),
-                        field!("group", tls.map(|tls| Value::Word(tls.group))),
-                    ]
-                });
-                line.put(&[field!("reused", Some(Value::Flag(*reused)))]);
+            line.word(name!("outcome"), outcome.label());
+            line.word(name!("method"), self.method.as_str());
+            line.text(name!("host"), &self.host);
+            line.text(name!("path"), &self.path);
+            if let Some(status) = self.status {
+                line.number(name!("status"), status.as_u16().into());
             }
-            line.put(&[
-                field!("cause", self.cause.map(|cause| Value::Word(cause.label()))),
-                field!("error", self.error.as_deref().map(Value::Text)),
-            ]);
+            line.number(name!("received"), received);
+            line.number(name!("sent"), self.sent);
+            line.number(name!("duration_us"), duration);
+            let Client { origin, process, logged } = &*self.client;
+            line.rendered(logged, |line| {
+                line.number(name!("pid"), origin.pid.into());
+                line.text(name!("process"), process);
+                line.address(name!("origin"), origin.socket_addr());
+            });
+            if let Some(route) = &self.route {
+                line.text(name!("route"), route);
+            }
+            if self.retries > 0 {
+                line.number(name!("retries"), self.retries.into());
+            }
+            if let Some((info, reused)) = &self.upstream {
+                line.rendered(&info.logged, |line| {
+                    line.address(name!("upstream"), info.address);
+                    line.word(name!("protocol"), info.protocol);
+                    if let Some(tls) = &info.tls {
+                        line.word(name!("tls"), tls.version);
+                        line.word(name!("cipher"), tls.cipher);
+                        line.word(name!("group"), tls.group);
+                    }
+                });
+                line.flag(name!("reused"), *reused);
+            }
+            if let Some(cause) = self.cause {
+                line.word(name!("cause"), cause.label());
+            }
+            if let Some(error) = &self.error {
+                line.text(name!("error"), error);
+            }
         });
     }
 }

@@ -31,41 +31,25 @@ pub enum Format {
     Text,
 }
 
-/// A field: its name with what is around it, as JSON and as text have it, and its value, without which it is left out.
-pub struct Field<'a> {
+/// A field's name with what is around it.
+#[derive(Clone, Copy)]
+pub struct Name {
     /// As JSON has it.
     pub json: &'static str,
     /// As text has it.
     pub text: &'static str,
-    /// The value.
-    pub value: Option<Value<'a>>,
 }
 
-/// A [`Field`] by its name, which is put together when this is compiled.
-macro_rules! field {
-    ($name:literal, $value:expr) => {
-        $crate::telemetry::access_log::lines::Field {
+/// A [`Name`], which is put together when this is compiled.
+macro_rules! name {
+    ($name:literal) => {
+        $crate::telemetry::access_log::lines::Name {
             json: concat!(",\"", $name, "\":"),
             text: concat!(" ", $name, "="),
-            value: $value,
         }
     };
 }
-pub(super) use field;
-
-/// The value of a field.
-pub enum Value<'a> {
-    /// A text.
-    Text(&'a str),
-    /// A text of ours, which has nothing in it that would have to be escaped.
-    Word(&'a str),
-    /// An address.
-    Address(SocketAddr),
-    /// A number.
-    Number(u64),
-    /// Yes or no.
-    Flag(bool),
-}
+pub(super) use name;
 
 /// Fields as they are written, kept for all the lines that have the same.
 #[derive(Debug, Default)]
@@ -118,10 +102,10 @@ fn give(lines: &mut Vec<u8>) {
 
 impl Rendered {
     /// As they were the first time.
-    fn bytes<'a, const N: usize>(&self, fields: impl FnOnce() -> [Field<'a>; N], format: Format) -> &[u8] {
+    fn bytes(&self, format: Format, put: impl FnOnce(&mut Line<'_>)) -> &[u8] {
         self.0.get_or_init(|| {
             let mut bytes = Vec::new();
-            put_all(&mut bytes, &fields(), format);
+            put(&mut Line { bytes: &mut bytes, format });
             bytes.into()
         })
     }
@@ -134,14 +118,55 @@ pub struct Line<'l> {
 }
 
 impl Line<'_> {
-    /// Adds fields.
-    pub fn put(&mut self, fields: &[Field<'_>]) {
-        put_all(self.bytes, fields, self.format);
+    /// Adds a text.
+    #[inline(always)]
+    pub fn text(&mut self, name: Name, value: &str) {
+        self.name(name);
+        quoted(self.bytes, value);
+    }
+
+    /// Adds a text of ours, which has nothing in it that would have to be escaped.
+    #[inline(always)]
+    pub fn word(&mut self, name: Name, value: &str) {
+        self.name(name);
+        in_quotes(self.bytes, value);
+    }
+
+    /// Adds an address. It needs no quotes by itself, but is no number either.
+    pub fn address(&mut self, name: Name, value: SocketAddr) {
+        self.name(name);
+        let quotes: &[u8] = if self.format == Format::Json { b"\"" } else { b"" };
+        self.bytes.extend_from_slice(quotes);
+        address(self.bytes, value);
+        self.bytes.extend_from_slice(quotes);
+    }
+
+    /// Adds a number.
+    #[inline(always)]
+    pub fn number(&mut self, name: Name, value: u64) {
+        self.name(name);
+        self.bytes.extend_from_slice(Buffer::new().format(value).as_bytes());
+    }
+
+    /// Adds a yes or no.
+    #[inline(always)]
+    pub fn flag(&mut self, name: Name, value: bool) {
+        self.name(name);
+        self.bytes.extend_from_slice(if value { b"true" } else { b"false" });
     }
 
     /// Adds fields that many lines have.
-    pub fn put_rendered<'a, const N: usize>(&mut self, kept: &Rendered, fields: impl FnOnce() -> [Field<'a>; N]) {
-        self.bytes.extend_from_slice(kept.bytes(fields, self.format));
+    pub fn rendered(&mut self, kept: &Rendered, put: impl FnOnce(&mut Line<'_>)) {
+        self.bytes.extend_from_slice(kept.bytes(self.format, put));
+    }
+
+    /// As it is inlined, the length is known when this is compiled, and no call is needed to write so little.
+    #[inline(always)]
+    fn name(&mut self, name: Name) {
+        match self.format {
+            Format::Json => self.bytes.extend_from_slice(name.json.as_bytes()),
+            Format::Text => self.bytes.extend_from_slice(name.text.as_bytes()),
+        }
     }
 }
 
@@ -173,31 +198,6 @@ fn line(lines: &mut Vec<u8>, format: Format, put: impl FnOnce(&mut Line<'_>)) {
         Format::Json => concat!(",\"target\":\"", target!(), "\"}\n").as_bytes(),
         Format::Text => b"\n",
     });
-}
-
-fn put_all(line: &mut Vec<u8>, fields: &[Field<'_>], format: Format) {
-    for Field { json, text, value } in fields {
-        let Some(value) = value else { continue };
-        let (name, quotes) = if format == Format::Json { (json, "\"") } else { (text, "") };
-        line.extend_from_slice(name.as_bytes());
-        put(line, value, quotes);
-    }
-}
-
-/// A value; between `quotes` if it needs none by itself, but is no number either.
-fn put(line: &mut Vec<u8>, value: &Value<'_>, quotes: &str) {
-    // To a vector nothing fails.
-    match value {
-        Value::Text(text) => quoted(line, text),
-        Value::Word(text) => in_quotes(line, text),
-        Value::Address(value) => {
-            line.extend_from_slice(quotes.as_bytes());
-            address(line, *value);
-            line.extend_from_slice(quotes.as_bytes());
-        }
-        Value::Number(number) => line.extend_from_slice(Buffer::new().format(*number).as_bytes()),
-        Value::Flag(flag) => line.extend_from_slice(if *flag { b"true" } else { b"false" }),
-    }
 }
 
 /// An address, as its `Display` would have it, which takes several times as long.
@@ -278,18 +278,14 @@ mod tests {
         for host in ["b.example", "a.example"] {
             lines.clear();
             line(&mut lines, format, |line| {
-                line.put(&[
-                    field!("host", Some(Value::Word(host))),
-                    field!("path", Some(Value::Text("/a\"b\\\n"))),
-                    field!("error", None),
-                ]);
-                line.put_rendered(&kept, || {
-                    [
-                        field!("origin", Some(Value::Address(([127, 0, 0, 1], 80).into()))),
-                        field!("upstream", Some(Value::Address((std::net::Ipv6Addr::LOCALHOST, 443).into()))),
-                    ]
+                line.word(name!("host"), host);
+                line.text(name!("path"), "/a\"b\\\n");
+                line.rendered(&kept, |line| {
+                    line.address(name!("origin"), ([127, 0, 0, 1], 80).into());
+                    line.address(name!("upstream"), (std::net::Ipv6Addr::LOCALHOST, 443).into());
                 });
-                line.put(&[field!("status", Some(Value::Number(200))), field!("reused", Some(Value::Flag(true)))]);
+                line.number(name!("status"), 200);
+                line.flag(name!("reused"), true);
             });
         }
         String::from_utf8(lines).expect("UTF-8")
@@ -309,7 +305,6 @@ mod tests {
             now.ends_with('Z') && now.as_bytes()[19] == b'.' && now[20..26].bytes().all(|byte| byte.is_ascii_digit())
         );
         assert_eq!(object["timestamp"].as_str().map(str::len), Some("2026-01-01T00:00:00.000000Z".len()));
-        assert!(object.get("error").is_none());
     }
 
     #[test]
