@@ -3,6 +3,7 @@
 mod http2;
 
 use std::{
+    cell::Cell,
     future::{Future, pending, poll_fn},
     io,
     pin::{Pin, pin},
@@ -56,6 +57,7 @@ pub fn hold(
     let conversation = Rc::new(Conversation::new(worker, accepted));
     async move {
         tokio::select! {
+            biased;
             () = converse(&conversation, &connection, &load, draining) => {}
             () = gone.cancelled() => {}
         }
@@ -78,17 +80,18 @@ async fn converse(
     conversation: &Rc<Conversation>,
     connection: &Rc<Connection>,
     load: &Load,
-    mut draining: watch::Receiver<Drain>,
+    draining: watch::Receiver<Drain>,
 ) {
-    let mut first = true;
+    let first = Cell::new(true);
+    let mut drained = pin!(drained(draining.clone(), &first));
     let mut patience = Patience::new(&conversation.worker.limits);
     loop {
         let next = tokio::select! {
             biased;
             next = patience.wait(connection) => next,
-            () = drained(&mut draining, first) => Ok(Waited::Closed),
+            () = drained.as_mut() => Ok(Waited::Closed),
         };
-        first = false;
+        first.set(false);
         // While a connection is idle it takes no more room than it needs.
         let more = match next {
             Ok(Waited::Closed) => return connection.close_in_order(),
@@ -206,10 +209,10 @@ async fn end(connection: &Connection, heard: bool) {
 }
 
 /// Waits until an idle connection has to end.
-async fn drained(draining: &mut watch::Receiver<Drain>, first: bool) {
+async fn drained(mut draining: watch::Receiver<Drain>, first: &Cell<bool>) {
     // The agent is there for as long as its connections.
     let _ = draining.wait_for(|drain| *drain == Drain::Now).await;
-    if first {
+    if first.get() {
         Box::pin(sleep(DRAIN_GRACE)).await;
     }
 }
