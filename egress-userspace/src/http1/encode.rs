@@ -9,12 +9,13 @@ use http_body::Frame;
 use super::{Fault, Framing, Output, decode::may_be_trailer};
 use crate::head::{Fields, RequestHead, ResponseHead, put_name};
 
-/// Room for a head and some content, in bytes.
-const ROOM: usize = 2 * 1024;
+/// Room for the head of a request, which as a rule has no content, and for that of a response and some content, in bytes.
+const REQUEST: usize = 1024;
+const RESPONSE: usize = 2 * 1024;
 
 /// Writes the head of a request, followed by `more` fields.
 pub fn request_head(head: &RequestHead, more: &[(&str, &str)], out: &mut BytesMut) {
-    out.reserve(ROOM);
+    make_room(out, REQUEST);
     out.put_slice(head.method.as_str().as_bytes());
     out.put_u8(b' ');
     out.put_slice(head.target());
@@ -24,7 +25,7 @@ pub fn request_head(head: &RequestHead, more: &[(&str, &str)], out: &mut BytesMu
 
 /// Writes the head of a response to a client of this version, followed by `more` fields.
 pub fn response_head(head: &ResponseHead, version: Version, more: &[(&str, &str)], out: &mut BytesMut) {
-    out.reserve(ROOM);
+    make_room(out, RESPONSE);
     out.put_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.put_slice(head.status.as_str().as_bytes());
     out.put_u8(b' ');
@@ -34,6 +35,14 @@ pub fn response_head(head: &ResponseHead, version: Version, more: &[(&str, &str)
     }
     out.put_slice(b"\r\n");
     put_fields(&head.fields, more, out);
+}
+
+fn make_room(out: &mut BytesMut, bytes: usize) {
+    if out.is_empty() {
+        *out = BytesMut::with_capacity(bytes);
+    } else {
+        out.reserve(bytes);
+    }
 }
 
 /// Writes fields, and the empty line that ends them.

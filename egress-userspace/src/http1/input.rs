@@ -56,7 +56,11 @@ impl Input {
             let mut buffer = ReadBuf::uninit(&mut room);
             // What does not fill it is as a rule all that there is.
             let read = Pin::new(stream).poll_read(cx, &mut buffer);
-            self.bytes.extend_from_slice(buffer.filled());
+            if self.bytes.is_empty() {
+                self.bytes = buffer.filled().into();
+            } else {
+                self.bytes.extend_from_slice(buffer.filled());
+            }
             self.is_large = buffer.remaining() == 0;
             read
         };

@@ -118,7 +118,11 @@ impl Output {
             }
         }
         if self.length == 0 {
-            (self.pieces, self.last) = Default::default();
+            self.last = BytesMut::new();
+            // As a rule there were none.
+            if self.pieces.capacity() > 0 {
+                self.pieces = VecDeque::new();
+            }
         }
     }
 }
