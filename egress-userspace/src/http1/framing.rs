@@ -73,7 +73,18 @@ pub fn is_bare(status: StatusCode) -> bool {
 
 /// The length that a head announces which was read before, or made by us: there it is one number.
 pub fn announced(fields: &Fields) -> Option<u64> {
-    fields.text(&header::CONTENT_LENGTH)?.parse().ok()
+    number(fields.get(&header::CONTENT_LENGTH)?)
+}
+
+/// A number in digits alone, of which there are some.
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |number, digit| {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        number.checked_mul(10)?.checked_add(digit.into())
+    })
 }
 
 /// Whether content is coded besides being in chunks, for the connection alone.
@@ -187,11 +198,7 @@ fn length(fields: &mut Fields) -> Result<Option<u64>, Fault> {
         (values.next(), values.next())
     };
     let Some(first) = first else { return Ok(None) };
-    let parse = |value: &[u8]| {
-        // A number of Rust's can have a sign.
-        let digits = std::str::from_utf8(value.trim_ascii()).ok().filter(|digits| !digits.starts_with('+'));
-        digits.and_then(|digits| digits.parse::<u64>().ok()).ok_or(Fault::Length)
-    };
+    let parse = |value: &[u8]| number(value.trim_ascii()).ok_or(Fault::Length);
     if let (Ok(number), None) = (parse(first), second) {
         return Ok(Some(number));
     }

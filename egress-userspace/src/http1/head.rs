@@ -40,7 +40,7 @@ impl Head {
     pub fn take(&mut self, input: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, Fault> {
         if self.scanned == 0 {
             // Empty lines before a message are to be ignored (RFC 9112 section 2.2).
-            let empty = input.iter().take_while(|byte| b"\r\n".contains(byte)).count();
+            let empty = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
             input.advance(empty);
         }
         if input.is_empty() {
@@ -194,7 +194,7 @@ fn fields(head: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<Fields, Fault
         };
         // Before the line's end there can be blanks.
         let rest = &head[value.1..];
-        let length = rest.iter().position(|byte| b"\r\n".contains(byte)).unwrap_or(rest.len());
+        let length = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(rest.len());
         lines.push(Line::at(start, colon, value, value.1 + length));
     }
     Ok(Fields::new(head.clone(), lines))

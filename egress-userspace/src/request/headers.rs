@@ -42,9 +42,10 @@ pub fn remove_hop_by_hop(fields: &mut Fields) {
     if !fields.may_have_any(&HOP_BY_HOP) {
         return;
     }
-    let mut named: Vec<&[u8]> = tokens(fields, &header::CONNECTION)
-        .filter(|option| !HOP_BY_HOP.has(option) && !NOT_NAMED.has(option))
-        .collect();
+    let mut named = Vec::new();
+    for value in fields.get_all(&header::CONNECTION) {
+        named.extend(members(value).filter(|option| !HOP_BY_HOP.has(option) && !NOT_NAMED.has(option)));
+    }
     let order =
         |one: &[u8], other: &[u8]| one.iter().map(u8::to_ascii_lowercase).cmp(other.iter().map(u8::to_ascii_lowercase));
     named.sort_unstable_by(|one, other| order(one, other));
@@ -72,7 +73,8 @@ fn protocols(fields: &Fields) -> Option<HeaderValue> {
         let protocol = protocol.to_ascii_lowercase();
         protocol.starts_with(b"tls/") || protocol == b"h2c" || protocol == b"h2" || protocol.starts_with(b"http/")
     };
-    let kept: Vec<&[u8]> = tokens(fields, &header::UPGRADE).filter(|protocol| !ours(protocol)).collect();
+    let all = fields.get_all(&header::UPGRADE).flat_map(members);
+    let kept: Vec<&[u8]> = all.filter(|protocol| !ours(protocol)).collect();
     (!kept.is_empty()).then(|| HeaderValue::from_bytes(&kept.join(&b", "[..])).ok())?
 }
 
@@ -81,12 +83,7 @@ fn says(fields: &Fields, name: &HeaderName, member: &str) -> bool {
     fields.get_all(name).any(|value| members(value).any(|other| other.eq_ignore_ascii_case(member.as_bytes())))
 }
 
-/// The members of list fields.
-fn tokens<'a>(fields: &'a Fields, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    fields.get_all(name).flat_map(members)
-}
-
-/// The members of one of them (RFC 9110 section 5.6.1).
+/// The members of a list (RFC 9110 section 5.6.1).
 fn members(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
