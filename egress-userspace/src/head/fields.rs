@@ -88,7 +88,12 @@ impl Names {
     pub const fn new(names: &'static [&'static str]) -> Self {
         let (mut marks, mut at) = (0, 0);
         while at < names.len() {
-            marks |= 1 << mark(names[at].as_bytes());
+            let (name, mut byte) = (names[at].as_bytes(), 0);
+            while byte < name.len() {
+                assert!(!name[byte].is_ascii_uppercase(), "a name is not in lower case");
+                byte += 1;
+            }
+            marks |= 1 << mark(name);
             at += 1;
         }
         Self { names, marks }

@@ -132,7 +132,7 @@ fn of_request(head: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<Reques
 fn of_response(head: &Bytes, parsed: &httparse::Response<'_, '_>) -> Result<ResponseHead, Fault> {
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Fault::NotHttp)?;
     let usual = status.canonical_reason();
-    let reason = (usual.is_none() || parsed.reason != usual).then(|| {
+    let reason = (parsed.reason != usual).then(|| {
         // httparse gives none if it has bytes beyond ASCII.
         let line = head.split(|byte| b"\r\n".contains(byte)).next().unwrap_or_default();
         Bytes::copy_from_slice(line.get("HTTP/1.1 200 ".len()..).unwrap_or_default())

@@ -118,11 +118,7 @@ impl Output {
             }
         }
         if self.length == 0 {
-            self.last = BytesMut::new();
-            // As a rule there were none.
-            if self.pieces.capacity() > 0 {
-                self.pieces = VecDeque::new();
-            }
+            (self.pieces, self.last) = Default::default();
         }
     }
 }

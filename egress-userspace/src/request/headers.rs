@@ -33,8 +33,8 @@ pub fn takes_trailers(fields: &Fields) -> bool {
 
 /// Whether the connection can go on after a message of this version (RFC 9112 section 9.3).
 pub fn keeps_alive(version: Version, fields: &Fields) -> bool {
-    let says = |option| says(fields, &header::CONNECTION, option);
-    !says("close") && (version >= Version::HTTP_11 || says("keep-alive"))
+    let connection_says = |option| says(fields, &header::CONNECTION, option);
+    !connection_says("close") && (version >= Version::HTTP_11 || connection_says("keep-alive"))
 }
 
 /// Removes hop-by-hop fields and those that Connection names, except for what it takes to switch protocols.
