@@ -1,5 +1,6 @@
 //! What the streams of HTTP/2 have in common, whoever has opened them (RFC 9113).
 
+pub mod hpack;
 mod switched;
 
 use std::{

@@ -231,7 +231,7 @@ impl Fields {
     /// Adds a field after all others.
     pub fn append(&mut self, name: &HeaderName, value: &HeaderValue) {
         let mut written = BytesMut::with_capacity(name.as_str().len());
-        names::put(name, &mut written);
+        names::put(name.as_str().as_bytes(), &mut written);
         let line = Line::new(&written, value.as_bytes());
         self.marks |= 1 << line.mark;
         self.lines.push(line);
@@ -281,7 +281,7 @@ impl<'a> FromIterator<(&'a HeaderName, &'a HeaderValue)> for Fields {
         let mut lines = Vec::with_capacity(fields.size_hint().0);
         for (name, value) in fields {
             let start = text.len();
-            names::put(name, &mut text);
+            names::put(name.as_str().as_bytes(), &mut text);
             text.extend_from_slice(b": ");
             let first = text.len();
             text.extend_from_slice(value.as_bytes());

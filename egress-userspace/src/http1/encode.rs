@@ -94,7 +94,7 @@ impl Encoder {
                     let mut buffer = out.buffer();
                     buffer.put_slice(b"0\r\n");
                     for (name, value) in trailers.iter().filter(|(name, _)| may_be_trailer(name)) {
-                        put_name(name, &mut buffer);
+                        put_name(name.as_str().as_bytes(), &mut buffer);
                         put_value(value.as_bytes(), &mut buffer);
                     }
                     buffer.put_slice(b"\r\n");
