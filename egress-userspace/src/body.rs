@@ -11,7 +11,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::Reason;
 use http_body::Frame;
 
 pub use self::{
@@ -20,7 +19,7 @@ pub use self::{
 };
 use crate::{
     http1::{self, server},
-    http2::Received,
+    http2::{self, Reason, Received},
     upstream::{ExchangeError, http1::Wire},
 };
 
@@ -56,8 +55,8 @@ impl From<http1::Fault> for BodyError {
     }
 }
 
-impl From<h2::Error> for BodyError {
-    fn from(error: h2::Error) -> Self {
+impl From<http2::Error> for BodyError {
+    fn from(error: http2::Error) -> Self {
         if error.is_reset() && error.reason() == Some(Reason::NO_ERROR) {
             Self::Reset
         } else {
@@ -127,7 +126,7 @@ mod tests {
 
     #[test]
     fn the_reason_of_a_reset_is_passed_on_unless_it_looks_like_none() {
-        let reason = |reason: Reason| BodyError::from(h2::Error::from(reason)).reason();
+        let reason = |reason: Reason| BodyError::from(http2::Error::from(reason)).reason();
         assert_eq!(reason(Reason::CANCEL), Reason::CANCEL);
         assert_eq!(reason(Reason::NO_ERROR), Reason::INTERNAL_ERROR);
         assert_eq!(BodyError::from(http1::Error::Closed { begun: true }).reason(), Reason::INTERNAL_ERROR);

@@ -11,7 +11,7 @@ use http::{
 };
 
 pub use self::{
-    fields::{Fields, Line, Names, ascii},
+    fields::{Builder, Fields, Line, Names, ascii},
     names::put as put_name,
 };
 

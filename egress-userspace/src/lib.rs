@@ -15,7 +15,7 @@
 //! - [`conversation`]: a client's connection from the first request to the last.
 //! - [`head`]: heads of messages, with fields as they were written.
 //! - [`http1`]: HTTP/1.1 as a forwarder needs it.
-//! - [`http2`]: what the streams of HTTP/2 have in common.
+//! - [`http2`]: HTTP/2 as one needs it, to origins and from applications that begin with it.
 //! - [`request`]: which rule a request falls under, and its exchange with the origin.
 //! - [`body`]: bodies on their way through.
 //! - [`upstream`]: connections to origins, TLS, and the pool.

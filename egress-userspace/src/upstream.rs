@@ -126,7 +126,7 @@ pub enum Connection {
 }
 
 /// What comes after the head by which an origin has switched protocols.
-pub type Switched = Either<http1::Switched, crate::http2::Switched<http2::Stream>>;
+pub type Switched = Either<http1::Switched, crate::http2::Switched<crate::http2::Writer, http2::Stream>>;
 
 impl Connection {
     /// The connection as it is, if its origin has switched protocols.
@@ -184,12 +184,6 @@ impl Connection {
 
     /// Why a request got no response on it.
     pub fn failure(&self, source: ExchangeError) -> UpstreamError {
-        let info = self.info();
-        match self {
-            Self::Http2(stream) if let Some(error) = stream.connection().tls_failure() => {
-                UpstreamError::of_ended(info, &error)
-            }
-            _ => UpstreamError::of_exchange(info, source),
-        }
+        UpstreamError::of_exchange(self.info(), source)
     }
 }

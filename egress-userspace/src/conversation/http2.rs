@@ -1,32 +1,22 @@
 //! Clients that speak HTTP/2 in clear, knowing that it is understood (RFC 9113 section 3.3), as those of gRPC do.
 
-mod begun;
 mod stream;
 
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-};
+use std::{cell::Cell, rc::Rc};
 
-use bytes::Bytes;
-use h2::{
-    RecvStream,
-    server::{Builder, Connection as Http2, SendResponse},
-};
-use http::Request;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
     task,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_util::{io::InspectReader, sync::CancellationToken};
+use tokio_util::sync::CancellationToken;
 
-use self::begun::Begun;
 use super::{DRAIN_GRACE, LINGER};
 use crate::{
     drain::Drain,
     http1::server::{Connection, Switched},
+    http2::{self, Config, Link, Reader, Requested, Role, Writer},
     request::Conversation,
     worker::Load,
 };
@@ -38,12 +28,6 @@ const STREAMS: u32 = 128;
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// The same for all requests of a connection: so much that origins who stand still hold up nobody else.
 const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
-/// Requests that have been answered before all of their content had come, of which is known for a second that what still comes is
-/// theirs. Beyond that h2 takes it for an error.
-const GIVEN_UP: usize = 1024;
-/// What is kept of one response until the client takes it, in bytes.
-const SEND_BUFFER: usize = 256 * 1024;
-
 /// Serves a connection until it ends.
 pub(super) async fn converse(
     conversation: Rc<Conversation>,
@@ -51,57 +35,42 @@ pub(super) async fn converse(
     load: &Load,
     mut draining: watch::Receiver<Drain>,
 ) {
-    let (last, begun) = (Rc::<Cell<_>>::default(), RefCell::new(Begun::new()));
-    let io = InspectReader::new(Switched::new(connection.clone()), |bytes: &[u8]| begun.borrow_mut().read(bytes));
-    let life = Life { conversation: &conversation, connection: &connection, last: &last, begun: &begun };
-    let handshake = tokio::select! {
-        made = builder(&conversation).handshake::<_, Bytes>(io) => made,
-        _ = life.outstayed() => return connection.close_in_order(),
+    let windows = Config {
+        stream_window: STREAM_WINDOW,
+        connection_window: CONNECTION_WINDOW,
+        streams: STREAMS,
+        heads: conversation.worker.limits.head,
     };
+    let mut serving = http2::Connection::new(Switched::new(connection.clone()), Role::Server, windows);
+    let (last, link) = (Rc::<Cell<_>>::default(), serving.link());
+    let life = Life { conversation: &conversation, connection: &connection, last: &last, link: &link };
     // What a request has become that has switched protocols ends with the connection, however that ends.
     let ended = Rc::new(CancellationToken::new());
     let _ends = (*ended).clone().drop_guard();
-    let take = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
+    let take = |head: Requested, reader: Reader, writer: Writer| {
         last.set(Some(Instant::now()));
         let load = conversation.worker.one_more(load);
         let (conversation, ended, last) = (conversation.clone(), ended.clone(), last.clone());
         task::spawn_local(async move {
-            stream::answer(conversation, request, respond, load, ended).await;
+            stream::answer(conversation, head, (reader, writer), load, ended).await;
             last.set(Some(Instant::now()));
         });
     };
-    let ended = match handshake {
-        Ok(mut serving) => life.serve(&mut serving, &take, &mut draining).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = ended {
+    if let Err(error) = life.serve(&mut serving, &take, &mut draining).await {
         conversation.ended(&error);
     }
+    drop(serving);
     // Each stream says by itself where it ends.
     connection.close_in_order();
 }
 
-fn builder(conversation: &Conversation) -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .max_concurrent_streams(STREAMS)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buffer_size(SEND_BUFFER)
-        .max_concurrent_reset_streams(GIVEN_UP)
-        .max_header_list_size(u32::try_from(conversation.worker.limits.head.head).unwrap_or(u32::MAX))
-        .enable_connect_protocol();
-    builder
-}
-
 /// Takes requests until the connection has ended.
 async fn accept<I: AsyncRead + AsyncWrite + Unpin>(
-    serving: &mut Http2<I, Bytes>,
-    take: &impl Fn(Request<RecvStream>, SendResponse<Bytes>),
-) -> Result<(), h2::Error> {
-    while let Some(accepted) = serving.accept().await {
-        let (request, respond) = accepted?;
-        take(request, respond);
+    serving: &mut http2::Connection<I>,
+    take: &impl Fn(Requested, Reader, Writer),
+) -> Result<(), http2::Error> {
+    while let Some((head, reader, writer)) = serving.accept().await? {
+        take(head, reader, writer);
     }
     Ok(())
 }
@@ -113,7 +82,7 @@ struct Life<'a> {
     /// When a request has come or was answered last.
     last: &'a Cell<Option<Instant>>,
     /// What the client has begun.
-    begun: &'a RefCell<Begun>,
+    link: &'a Link,
 }
 
 /// Why a connection has taken longer than it may.
@@ -129,16 +98,20 @@ impl Life<'_> {
     /// Takes requests until the connection has ended, or has to.
     async fn serve<I: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        serving: &mut Http2<I, Bytes>,
-        take: &impl Fn(Request<RecvStream>, SendResponse<Bytes>),
+        serving: &mut http2::Connection<I>,
+        take: &impl Fn(Requested, Reader, Writer),
         draining: &mut watch::Receiver<Drain>,
-    ) -> Result<(), h2::Error> {
+    ) -> Result<(), http2::Error> {
         let mut why = tokio::select! {
             ended = accept(serving, take) => return ended,
             () = self.drained(draining) => None,
             why = self.outstayed() => Some(why),
         };
-        serving.graceful_shutdown();
+        if why.is_some() && self.link.limit().is_none() {
+            // It has not even begun.
+            return Ok(());
+        }
+        self.link.close_gracefully();
         // What is under way, and what crosses this on the wire, is served to its end.
         loop {
             if let Some(why) = why {
@@ -182,7 +155,7 @@ impl Life<'_> {
         loop {
             let now = Instant::now();
             // What is begun meanwhile has at least as long.
-            let end = self.begun.borrow().since().unwrap_or(now) + limit;
+            let end = self.link.owed_since().unwrap_or(now) + limit;
             if end <= now {
                 return;
             }

@@ -133,6 +133,11 @@ impl Fields {
         Self { text, lines, marks }
     }
 
+    /// How long those are together that have come, in bytes.
+    pub fn size(&self) -> usize {
+        self.text.len()
+    }
+
     /// Names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.lines.iter().map(|line| (line.name(&self.text), line.value(&self.text)))
@@ -274,22 +279,57 @@ pub fn ascii(value: &[u8]) -> Option<&str> {
     std::str::from_utf8(value).ok().filter(|text| text.is_ascii())
 }
 
+/// Fields that come one by one, to be written as in HTTP/1.1.
+pub struct Builder {
+    text: BytesMut,
+    lines: Vec<Line>,
+}
+
+impl Builder {
+    /// None yet. There is room for as many as are usual.
+    pub fn new() -> Self {
+        Self { text: BytesMut::with_capacity(512), lines: Vec::with_capacity(16) }
+    }
+
+    /// Adds one after all others, whose name is written by `put`.
+    fn add(&mut self, put: impl FnOnce(&mut BytesMut), value: &[u8]) {
+        let start = self.text.len();
+        put(&mut self.text);
+        let colon = self.text.len();
+        self.text.extend_from_slice(b": ");
+        let first = self.text.len() + value.len() - value.trim_ascii_start().len();
+        self.text.extend_from_slice(value);
+        let end = self.text.len();
+        let last = first + value.trim_ascii().len();
+        self.lines.push(Line::at(start, colon, (first, last), end));
+        // Nobody sees it, but they are written as one.
+        self.text.extend_from_slice(b"\r\n");
+    }
+
+    /// Adds one after all others, whose name is written as usual.
+    pub fn push(&mut self, name: &[u8], value: &[u8]) {
+        self.add(|text| text.extend_from_slice(name), value);
+    }
+
+    /// Those that have come.
+    pub fn finish(self) -> Fields {
+        Fields::new(self.text.freeze(), self.lines)
+    }
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<'a> FromIterator<(&'a HeaderName, &'a HeaderValue)> for Fields {
     fn from_iter<I: IntoIterator<Item = (&'a HeaderName, &'a HeaderValue)>>(fields: I) -> Self {
-        let fields = fields.into_iter();
-        let mut text = BytesMut::with_capacity(512);
-        let mut lines = Vec::with_capacity(fields.size_hint().0);
+        let mut builder = Builder::new();
         for (name, value) in fields {
-            let start = text.len();
-            names::put(name.as_str().as_bytes(), &mut text);
-            text.extend_from_slice(b": ");
-            let first = text.len();
-            text.extend_from_slice(value.as_bytes());
-            lines.push(Line::at(start, first - 2, (first, text.len()), text.len()));
-            // Nobody sees it, but they are written as one.
-            text.extend_from_slice(b"\r\n");
+            builder.add(|text| names::put(name.as_str().as_bytes(), text), value.as_bytes());
         }
-        Self::new(text.freeze(), lines)
+        builder.finish()
     }
 }
 

@@ -8,16 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{
-    HeaderValue, Method, Request, Uri, Version, header, request,
-    uri::{PathAndQuery, Scheme},
-};
+use http::{Method, Uri, uri::PathAndQuery};
 
-use super::{headers, host::RequestHost, respond::ProxyError, web_socket};
+use super::{headers, host::RequestHost, web_socket};
 use crate::{
     body::{Content, Incoming},
     head::{RequestHead, Response, origin_form},
-    http2,
+    http2::Asked,
     upstream::{
         Connection, Fate, NotAnswered,
         pool::{self, Wanted},
@@ -80,24 +77,30 @@ impl<'a> Attempt<'a> {
     /// Sends the request, as `connection` takes it.
     ///
     /// # Errors
-    /// It cannot be said in HTTP/2, or there is no response to it.
-    pub(super) async fn send(
-        &self,
-        connection: &mut Connection,
-    ) -> Result<Result<Response<Incoming>, NotAnswered>, ProxyError> {
+    /// There is no response to it.
+    pub(super) async fn send(&self, connection: &mut Connection) -> Result<Response<Incoming>, NotAnswered> {
         match connection {
-            Connection::Http1(exclusive) => Ok(exclusive.send(self.head, self.content.body()).await),
+            Connection::Http1(exclusive) => exclusive.send(self.head, self.content.body()).await,
             Connection::Http2(stream) => {
-                let scheme = if stream.connection().info.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
-                let head = translate(self.head, scheme, self.host, self.trailers, self.web_socket().is_some())?;
+                let key = self.web_socket();
+                let asked = Asked {
+                    method: &self.head.method,
+                    scheme: if stream.connection().info.tls.is_some() { "https" } else { "http" },
+                    authority: self.host.authority().as_str(),
+                    path: self.head.uri().path_and_query().map_or("/", PathAndQuery::as_str),
+                    protocol: key.map(|_| web_socket::PROTOCOL),
+                    fields: &self.head.fields,
+                    left_out: key.map(|_| &web_socket::LEFT_OUT),
+                    trailers: self.trailers,
+                };
                 self.content.keep();
-                let mut answered = stream.send(head, self.content.body()).await;
+                let mut answered = stream.send(&asked, self.content.body()).await;
                 if let Ok(response) = &mut answered
-                    && let Some(key) = self.web_socket().filter(|_| stream.has_switched())
+                    && let Some(key) = key.filter(|_| stream.has_switched())
                 {
                     web_socket::agree(&mut response.head, key);
                 }
-                Ok(answered)
+                answered
             }
         }
     }
@@ -181,77 +184,4 @@ pub(super) fn prepare(head: &mut RequestHead, host: &RequestHost) {
 fn has_no_path(head: &RequestHead) -> bool {
     // As a URI it has its slash.
     head.uri().path() == "/" && head.uri().query().is_none() && !head.target().ends_with(b"/")
-}
-
-/// Says in HTTP/2 what the head says in HTTP/1.1 (RFC 9113 sections 8.2.2 and 8.3.1). Fields keep their order.
-fn translate(
-    head: &RequestHead,
-    scheme: Scheme,
-    host: &RequestHost,
-    trailers: bool,
-    web_socket: bool,
-) -> Result<request::Parts, ProxyError> {
-    let mut target = head.uri().clone().into_parts();
-    target.scheme = Some(scheme);
-    target.authority = Some(host.authority().clone());
-    let target = Uri::from_parts(target).map_err(|_| ProxyError::bad_request("HTTP/2 has no such target"))?;
-    let fields = head.fields.to_map(|name| {
-        let is_left_out = web_socket && web_socket::LEFT_OUT.contains(name);
-        name != header::HOST && name != header::TE && !http2::is_of_http1(name) && !is_left_out
-    });
-    let mut fields = fields.ok_or_else(|| ProxyError::bad_request("HTTP/2 has no room for so many header fields"))?;
-    if trailers {
-        fields.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
-    let (mut translated, ()) = Request::new(()).into_parts();
-    translated.method = head.method.clone();
-    translated.uri = target;
-    translated.version = Version::HTTP_2;
-    translated.headers = fields;
-    if web_socket {
-        web_socket::ask(&mut translated);
-    }
-    Ok(translated)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::head::Fields;
-
-    fn check(target: &str, fields: &[(&str, &str)], trailers: bool, uri: &str, expected: &[(&str, &str)]) {
-        let head = RequestHead::get(target, Fields::of(fields));
-        let host = RequestHost::of(&head).expect("a valid host");
-        let head = translate(&head, Scheme::HTTPS, &host, trailers, false).expect("HTTP/2 can say it");
-        assert_eq!(head.uri.to_string(), uri);
-        let found: Vec<_> =
-            head.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("ASCII values"))).collect();
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn host_becomes_the_authority_and_the_rest_keeps_its_order() {
-        check(
-            "/a?b=%7E",
-            &[("host", "Edition.CNN.com:80"), ("cookie", "a=1; b=2"), ("accept", "*/*"), ("x-a", "1")],
-            false,
-            "https://Edition.CNN.com:80/a?b=%7E",
-            &[("cookie", "a=1; b=2"), ("accept", "*/*"), ("x-a", "1")],
-        );
-        check(
-            "/",
-            &[("x-a", "1"), ("host", "a.example."), ("transfer-encoding", "chunked"), ("trailer", "x-sum")],
-            true,
-            "https://a.example./",
-            &[("x-a", "1"), ("trailer", "x-sum"), ("te", "trailers")],
-        );
-    }
-
-    #[test]
-    fn the_asterisk_is_a_target_as_well() {
-        let head = RequestHead::get("*", Fields::of(&[("host", "a.example")]));
-        let host = RequestHost::of(&head).expect("a valid host");
-        let head = translate(&head, Scheme::HTTPS, &host, false, false).expect("HTTP/2 can say it");
-        assert_eq!(head.uri.path(), "*");
-    }
 }

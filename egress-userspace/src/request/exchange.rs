@@ -236,7 +236,7 @@ impl Exchange<'_> {
             let address = connection.info().address;
             stage.set(Stage::Asked(address));
             let refused = |error| Failure { error, ended: Ended::NoResponse, address: None };
-            let failure = match attempt.send(&mut connection).await.map_err(refused)? {
+            let failure = match attempt.send(&mut connection).await {
                 Ok(response) => {
                     let switches = response.head.status == StatusCode::SWITCHING_PROTOCOLS;
                     if switches && !self.sending.asks_to_switch {

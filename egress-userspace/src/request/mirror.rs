@@ -95,7 +95,7 @@ impl Copy {
             async move { connector.tls(&from, &cluster, &name, candidates, has_others, offer).await }
         });
         let mut connection = connecting.await.ok()?;
-        let mut body = attempt.send(&mut connection).await.ok()?.ok()?.body;
+        let mut body = attempt.send(&mut connection).await.ok()?.body;
         while let Some(frame) = poll_fn(|cx| body.poll_frame(cx)).await {
             frame.ok()?;
         }

@@ -2,15 +2,15 @@
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use h2::ext::Protocol;
-use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, request};
+use http::{HeaderValue, Method, StatusCode, Version, header};
 
-use crate::head::{RequestHead, ResponseHead};
+use crate::head::{Names, RequestHead, ResponseHead};
 
 /// What of a handshake HTTP/2 can have, but must not. A length of 0 would be one of what follows, too (RFC 9113 section 8.1.1).
-pub static LEFT_OUT: [HeaderName; 2] = [header::SEC_WEBSOCKET_KEY, header::CONTENT_LENGTH];
+pub const LEFT_OUT: Names = Names::new(&["content-length", "sec-websocket-key"]);
 
-const PROTOCOL: &str = "websocket";
+/// Its name.
+pub const PROTOCOL: &str = "websocket";
 /// Proves that a server has understood the handshake of HTTP/1.1 (RFC 6455 section 1.3).
 const PROOF: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -19,12 +19,6 @@ pub fn key(head: &RequestHead) -> Option<&[u8]> {
     let upgrade = head.fields.get(&header::UPGRADE)?;
     let asks = head.method == Method::GET && upgrade.eq_ignore_ascii_case(PROTOCOL.as_bytes());
     head.fields.get(&header::SEC_WEBSOCKET_KEY).filter(|_| asks)
-}
-
-/// Makes a request, which has nothing left that only HTTP/1.1 has, ask for a WebSocket in HTTP/2.
-pub fn ask(head: &mut request::Parts) {
-    head.method = Method::CONNECT;
-    head.extensions.insert(Protocol::from_static(PROTOCOL));
 }
 
 /// Says in HTTP/1.1 that the origin has agreed, to a client with this key.
@@ -39,12 +33,7 @@ pub fn agree(head: &mut ResponseHead, key: &[u8]) {
     }
 }
 
-/// Whether a client asks for a WebSocket in HTTP/2; none if it does not ask for another protocol at all.
-pub fn is_asked(head: &request::Parts) -> Option<bool> {
-    head.extensions.get::<Protocol>().map(|protocol| protocol.as_str() == PROTOCOL)
-}
-
-/// Makes such a request ask in HTTP/1.1, with the key that this gives. Its content is the other protocol's.
+/// Makes a request that asks for a WebSocket in HTTP/2 ask in HTTP/1.1, with the key that this gives. Its content is the other protocol's.
 pub fn ask_in_http1(head: &mut RequestHead) -> Option<HeaderValue> {
     let key = HeaderValue::try_from(BASE64_STANDARD.encode(fastrand::u128(..).to_ne_bytes())).ok()?;
     head.method = Method::GET;

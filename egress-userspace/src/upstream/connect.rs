@@ -55,7 +55,7 @@ impl Connector {
         let stream = self.tcp(from, origin).await?;
         let info = |protocol| ConnectionInfo::new(origin, protocol, None);
         if http2 {
-            return Shared::start(stream, self.heads, info("HTTP/2")).await.map(Made::Http2);
+            return Ok(Made::Http2(Shared::start(stream, self.heads, info("HTTP/2"))));
         }
         Ok(Made::Http1(Exclusive::new(http1::Stream::Left(stream), self.heads, info("HTTP/1.1"))))
     }
@@ -106,7 +106,7 @@ impl Connector {
                 Err(_) => {}
             }
             match handshake {
-                Ok((stream, tls)) => return self.http(stream, address, tls, offer).await,
+                Ok((stream, tls)) => return Ok(self.http(stream, address, tls, offer)),
                 Err(error) if error.is_of_address() => {
                     candidates.retain(|candidate| *candidate != address);
                     broken = Some(error);
@@ -156,20 +156,14 @@ impl Connector {
     }
 
     /// Starts what the origin has picked. If it does not know ALPN, that is HTTP/1.1, unless nothing but HTTP/2 will do.
-    async fn http(
-        &self,
-        stream: TlsStream,
-        address: SocketAddr,
-        tls: TlsInfo,
-        offer: Offer,
-    ) -> Result<Made, UpstreamError> {
+    fn http(&self, stream: TlsStream, address: SocketAddr, tls: TlsInfo, offer: Offer) -> Made {
         let http2 = stream.get_ref().1.alpn_protocol().map_or(offer == Offer::Http2, |picked| picked == HTTP2);
         let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
         let info = ConnectionInfo::new(address, protocol, Some(tls));
         if http2 {
-            Shared::start(stream, self.heads, info).await.map(Made::Http2)
+            Made::Http2(Shared::start(stream, self.heads, info))
         } else {
-            Ok(Made::Http1(Exclusive::new(http1::Stream::Right(Box::new(stream)), self.heads, info)))
+            Made::Http1(Exclusive::new(http1::Stream::Right(Box::new(stream)), self.heads, info))
         }
     }
 

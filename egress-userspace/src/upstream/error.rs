@@ -5,7 +5,7 @@ use std::{error::Error, io, iter, net::SocketAddr, time::Duration};
 use rustls::AlertDescription;
 
 use super::{Cause, ConnectionInfo, limits::Kind, tls::Refusal, tunnel::TunnelError};
-use crate::{body::BodyError, http1};
+use crate::{body::BodyError, http1, http2};
 
 /// A request that got no response on its connection.
 pub struct NotAnswered {
@@ -23,14 +23,14 @@ pub enum ExchangeError {
     Http1(#[from] http1::Error),
     /// HTTP/2 has failed. The error is no source: `causes` would say it twice.
     #[error("HTTP/2: {0}")]
-    Http2(h2::Error),
+    Http2(http2::Error),
     /// The content of the request has not come to its end.
     #[error("the content of the request: {0}")]
     Content(Box<BodyError>),
 }
 
-impl From<h2::Error> for ExchangeError {
-    fn from(error: h2::Error) -> Self {
+impl From<http2::Error> for ExchangeError {
+    fn from(error: http2::Error) -> Self {
         Self::Http2(error)
     }
 }
@@ -46,7 +46,7 @@ impl ExchangeError {
     fn io(&self) -> Option<&io::Error> {
         match self {
             Self::Http1(http1::Error::Io(error)) => Some(error),
-            Self::Http2(error) => error.get_io(),
+            Self::Http2(error) => error.io(),
             Self::Http1(_) | Self::Content(_) => None,
         }
     }
@@ -169,9 +169,7 @@ impl UpstreamError {
             Self::Http { source: ExchangeError::Content(_), .. } => Cause::ConnectionLost,
             Self::Http { source: ExchangeError::Http2(error), .. } => match error {
                 error if error.is_remote() => Cause::HttpIncomplete,
-                error if error.is_library() || error.reason() == Some(h2::Reason::PROTOCOL_ERROR) => {
-                    Cause::HttpProtocol
-                }
+                error if error.is_of_protocol() => Cause::HttpProtocol,
                 _ => Cause::ConnectionLost,
             },
         }
@@ -226,9 +224,9 @@ impl Fate {
         match error.reason() {
             // Only streams above the last one that GOAWAY names get this; the others go on.
             _ if error.is_go_away() && error.is_remote() => Self::Unprocessed { gone: true },
-            Some(h2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Unprocessed { gone: false },
-            Some(h2::Reason::HTTP_1_1_REQUIRED) if error.is_remote() => Self::NeedsHttp1,
-            _ if error.is_io() => Self::Lost,
+            Some(http2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Unprocessed { gone: false },
+            Some(http2::Reason::HTTP_1_1_REQUIRED) if error.is_remote() => Self::NeedsHttp1,
+            _ if error.io().is_some() => Self::Lost,
             _ => Self::Failed,
         }
     }

@@ -1,21 +1,16 @@
 //! HTTP/2 connections, which many requests share (RFC 9113).
 
-mod noting;
 mod stream;
 mod unread;
 
 use std::{
-    cell::{Cell, OnceCell, RefCell},
+    cell::{Cell, OnceCell},
     future::poll_fn,
-    mem,
-    pin::Pin,
-    rc::{Rc, Weak},
-    task::{Context, Poll, Waker},
+    rc::Rc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use h2::client::{self, SendRequest};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
@@ -25,15 +20,15 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::stream::Stream;
-use self::{
-    noting::{Noted, Noting},
-    unread::Crowd,
-};
+use self::unread::Crowd;
 use super::{
-    ConnectionInfo, UpstreamError,
+    ConnectionInfo,
     limits::{GivenUp, Place},
 };
-use crate::http1::Limits;
+use crate::{
+    http1::Limits,
+    http2::{self, Config, Link, Role},
+};
 
 /// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
 /// keep, and what one response can have under way: 2 MiB for each round trip.
@@ -44,40 +39,35 @@ const CROWDED_WINDOW: u32 = 64 * 1024;
 const STREAMS: u32 = 128;
 /// What it may send of all responses of a connection: so much that readers who stand still hold up nobody else.
 const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
-/// What frames of less than 256 bytes may fall short of that, together, until they are read: h2 ends a connection beyond. A few
-/// readers of messages of ten bytes may be `STREAM_WINDOW` behind, and all others `CROWDED_WINDOW`, or what comes within a second.
-const SMALL_FRAMES: usize = 448 * 1024 * 1024;
-/// What is kept of one request's body until the origin takes it, in bytes.
-const SEND_BUFFER: usize = 256 * 1024;
 /// A connection on which nothing has come for so long since it was made, or since a request was sent, takes no others: it may be dead.
 /// That the request was given up meanwhile makes no difference.
 pub const SILENCE: Duration = Duration::from_secs(5);
-/// Requests that were given up of which is known for so long that what still comes is theirs, so that it is dropped. Beyond that h2
-/// takes it for an error.
-const GIVEN_UP: usize = 1024;
-const GIVEN_UP_FOR: Duration = Duration::from_secs(10);
-/// How many such errors end the connection, on which others are.
-const MISTAKEN: usize = 100_000;
 /// How long a connection that nobody holds any more may take to end. It says so to the origin, which may not read.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-/// Streams that are begun before the origin has said how many it takes (SETTINGS_MAX_CONCURRENT_STREAMS). If it takes fewer than
-/// were begun, h2 keeps the others back until some have ended, and nobody else can have them.
+/// Requests that are sent before the origin has said how many it takes (SETTINGS_MAX_CONCURRENT_STREAMS). If it takes fewer than
+/// are to be sent, the others wait until some have ended, and nobody else can have them.
 const UNTOLD: usize = 1;
 
 /// A connection that many requests use at the same time. It closes when the last of these handles is dropped.
 #[derive(Clone)]
 pub struct Shared {
-    sender: Rc<Sender>,
+    _holders: Rc<Holders>,
     /// Facts for the log.
     pub info: Rc<ConnectionInfo>,
     load: Rc<Load>,
 }
 
-/// What begins requests on a connection.
-struct Sender {
-    requests: RefCell<SendRequest<Bytes>>,
+/// Those who hold a connection. It ends with the last request when they are gone.
+struct Holders {
+    link: Link,
     /// Tells that this is dropped.
     _gone: DropGuard,
+}
+
+impl Drop for Holders {
+    fn drop(&mut self) {
+        self.link.close();
+    }
 }
 
 /// What a connection is busy with.
@@ -92,8 +82,7 @@ struct Load {
     said: Cell<usize>,
     /// How many may, whatever the origin says.
     own_limit: Cell<usize>,
-    /// What is seen of it.
-    noted: Rc<Noted>,
+    link: Link,
     /// Those whose responses nobody reads.
     crowd: Crowd,
     /// Whether it takes no more requests, or has ended.
@@ -113,39 +102,18 @@ struct Load {
 impl Shared {
     /// Starts HTTP/2 on a connection, for responses with heads within these limits, in bytes as RFC 9113 section 10.5.1 counts
     /// them. A task of its own drives it until it ends.
-    ///
-    /// # Errors
-    /// The connection breaks at once.
-    pub async fn start<I>(io: I, heads: Limits, info: ConnectionInfo) -> Result<Self, UpstreamError>
+    pub fn start<I>(io: I, heads: Limits, info: ConnectionInfo) -> Self
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let address = info.address;
-        let noted = Rc::<Noted>::default();
-        // It has to answer our settings.
-        noted.silent_since.set(Some(Instant::now()));
-        let io = Noting::new(io, noted.clone());
-        let (sender, mut connection) = client::Builder::new()
-            .enable_push(false)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buffer_size(SEND_BUFFER)
-            .max_header_list_size(u32::try_from(heads.head).unwrap_or(u32::MAX))
-            .initial_max_send_streams(UNTOLD)
-            .max_concurrent_reset_streams(GIVEN_UP)
-            .reset_stream_duration(GIVEN_UP_FOR)
-            .max_local_error_reset_streams(Some(MISTAKEN))
-            .data_frame_budget(SMALL_FRAMES)
-            .handshake::<_, Bytes>(io)
-            .await
-            .map_err(|source| match noted.tls_failure.take() {
-                Some(error) => UpstreamError::of_ended(&info, &error),
-                None => UpstreamError::of_exchange(&info, source.into()),
-            })?;
+        let windows = Config { stream_window: STREAM_WINDOW, connection_window: CONNECTION_WINDOW, streams: 0, heads };
+        let mut connection = http2::Connection::new(io, Role::Client, windows);
         let gone = CancellationToken::new();
-        let sender = Rc::new(Sender { requests: RefCell::new(sender), _gone: gone.clone().drop_guard() });
-        let load = Rc::new(Load::new(noted));
-        let (kept, weak) = (load.clone(), Rc::downgrade(&sender));
+        let link = connection.link();
+        let holders = Rc::new(Holders { link: link.clone(), _gone: gone.clone().drop_guard() });
+        let load = Rc::new(Load::new(link));
+        let kept = load.clone();
         task::spawn_local(async move {
             let late = async {
                 gone.cancelled().await;
@@ -153,7 +121,7 @@ impl Shared {
             };
             let ended = tokio::select! {
                 biased;
-                ended = drive(&mut connection, &kept, &weak) => ended,
+                ended = drive(&mut connection, &kept) => ended,
                 () = late => Ok(()),
             };
             // Only now it counts as closed.
@@ -167,7 +135,7 @@ impl Shared {
                 tracing::debug!(%address, %error, "upstream connection ended");
             }
         });
-        Ok(Self { sender, info: Rc::new(info), load })
+        Self { _holders: holders, info: Rc::new(info), load }
     }
 
     /// Whether the connection has ended, or takes no more requests.
@@ -178,11 +146,6 @@ impl Shared {
     /// Whether it is of no use to anybody: it has ended, or it is silent and no request is left that waits for it.
     pub fn is_dead(&self) -> bool {
         self.is_closed() || self.is_silent() && self.streams() == 0
-    }
-
-    /// Why TLS has ended, if it has failed.
-    pub fn tls_failure(&self) -> Option<rustls::Error> {
-        self.load.noted.tls_failure.borrow().clone()
     }
 
     /// When it was made.
@@ -228,16 +191,16 @@ impl Shared {
 
     /// Whether it may have room as soon as the origin says how many requests it takes.
     pub fn is_untold(&self) -> bool {
-        !self.load.noted.heard.get() && !self.is_silent() && !self.is_closed()
+        self.load.link.limit().is_none() && !self.is_silent() && !self.is_closed()
     }
 
     /// Whether a request on it can become a WebSocket.
     pub fn takes_web_sockets(&self) -> bool {
-        self.sender.requests.borrow().is_extended_connect_protocol_enabled()
+        self.load.link.takes_switches()
     }
 
     fn is_silent(&self) -> bool {
-        self.load.noted.silent_since.get().is_some_and(|since| since.elapsed() > SILENCE)
+        self.load.link.silence() > SILENCE
     }
 
     /// Whether nobody has used it for `max_idle`.
@@ -256,7 +219,7 @@ impl Shared {
 
 impl Load {
     /// That of a connection which was made just now.
-    fn new(noted: Rc<Noted>) -> Self {
+    fn new(link: Link) -> Self {
         let now = Instant::now();
         Self {
             made: now,
@@ -264,7 +227,7 @@ impl Load {
             limit: Cell::new(UNTOLD),
             said: Cell::new(UNTOLD),
             own_limit: Cell::new(STREAMS as usize),
-            noted,
+            link,
             crowd: Crowd::default(),
             closed: Cell::new(false),
             room: OnceCell::new(),
@@ -277,7 +240,7 @@ impl Load {
 
     /// What the origin says of it.
     fn room(&self) -> (bool, usize, bool) {
-        (self.noted.heard.get(), self.limit.get(), self.closed.get())
+        (self.link.limit().is_some(), self.limit.get(), self.closed.get())
     }
 
     fn changed(&self) {
@@ -300,40 +263,30 @@ impl Drop for User {
 
 /// Has a connection go on until it ends, and notes what is known of it on the way.
 async fn drive<I: AsyncRead + AsyncWrite + Unpin>(
-    connection: &mut client::Connection<Noting<I>>,
+    connection: &mut http2::Connection<I>,
     load: &Load,
-    sender: &Weak<Sender>,
-) -> Result<(), h2::Error> {
-    let mut told = UNTOLD;
+) -> Result<(), http2::Error> {
     let mut window = STREAM_WINDOW;
     poll_fn(|cx| {
         let before = load.room();
-        load.noted.turn();
         let wanted = if load.crowd.is_large() { CROWDED_WINDOW } else { STREAM_WINDOW };
-        // The origin may not have acknowledged the last one yet; then another turn will do.
-        if wanted != window && connection.set_initial_window_size(wanted).is_ok() {
+        if wanted != window {
+            load.link.set_stream_window(wanted);
             window = wanted;
         }
-        let polled = Pin::new(&mut *connection).poll(cx);
-        let said = connection.max_concurrent_send_streams();
-        if mem::replace(&mut told, said) != said {
+        let polled: Poll<_> = connection.poll(cx);
+        if let Some(said) = load.link.limit()
+            && load.said.replace(said.max(1)) != said.max(1)
+        {
             // One that takes none at all is asked nevertheless, rather than another one like it.
             load.limit.set(said.max(1));
-            load.said.set(said.max(1));
         }
         // A connection that nobody holds any more ends by that.
-        load.closed.set(sender.upgrade().is_none_or(|sender| is_closed(&sender.requests)));
+        load.closed.set(load.link.is_closed());
         if before != load.room() {
             load.changed();
         }
         polled
     })
     .await
-}
-
-/// Whether nothing more can be sent by it.
-fn is_closed(sender: &RefCell<SendRequest<Bytes>>) -> bool {
-    // Nobody is to be woken: this is looked at each time that something has come.
-    let mut cx = Context::from_waker(Waker::noop());
-    matches!(sender.borrow_mut().poll_ready(&mut cx), Poll::Ready(Err(_)))
 }

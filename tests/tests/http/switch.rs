@@ -186,7 +186,7 @@ fn a_client_of_http2_can_have_a_web_socket() -> Result<()> {
         talk(ask_in_http2("websocket", "/declined"))?.wait_for_output("not you")?;
         if version == "HTTP/1.1" {
             // A page is none, though its status would say so: 502.
-            talk(ask_in_http2("websocket", "/page"))?.wait_for_bytes(b"\x82\x6c\x02")?;
+            talk(ask_in_http2("websocket", "/page"))?.wait_for_bytes(b"\x03502")?;
             let record = agent.wait_for_records(4)?.pop().context("no record")?;
             ensure!(record.text("status") == "502" && record.text("outcome") == "failed", "{record:?}");
             ensure!(
@@ -197,8 +197,8 @@ fn a_client_of_http2_can_have_a_web_socket() -> Result<()> {
             talk(ask_in_http2("websocket", "/fake"))?.wait_for_bytes(&frame(3, 0, &[0, 0, 0, 1]))?;
         }
         origin.take_requests();
-        // 501 in Huffman's code (RFC 7541 appendix B); the origin hears nothing of it.
-        talk(ask_in_http2("connect-udp", "/"))?.wait_for_bytes(b"\x82\x6c\x01")?;
+        // 501; the origin hears nothing of it.
+        talk(ask_in_http2("connect-udp", "/"))?.wait_for_bytes(b"\x03501")?;
         ensure!(origin.take_requests().is_empty());
         let record = agent.wait_for_records(if version == "HTTP/1.1" { 6 } else { 4 })?.pop().context("no record")?;
         ensure!(record.text("status") == "501" && record.text("outcome") == "refused", "{record:?}");

@@ -1,24 +1,21 @@
 //! One request of a client that speaks HTTP/2.
 
 use std::{
-    cell::RefCell,
     future::{pending, poll_fn},
     pin::pin,
     rc::Rc,
     task::Poll,
 };
 
-use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, request};
+use http::{HeaderValue, Uri, Version, header, uri::PathAndQuery};
 use http_body::Body as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     body::{Incoming, ResponseBody},
-    head::{Fields, RequestHead, Response, ResponseHead, origin_form},
+    head::{RequestHead, Response, ResponseHead, origin_form},
     http1::{self, Fault},
-    http2::{self, Received, Responder, Sending, Switched},
+    http2::{Reader, Reason, Received, Requested, Sending, Switched, Writer},
     limits::Beyond,
     memory::boxed,
     request::{Conversation, ProxyError, Served, tunnel::Tunnel, web_socket},
@@ -28,43 +25,37 @@ use crate::{
 /// Serves one request, for as long as its client wants that, and what it switches to until the connection has `ended`.
 pub(super) async fn answer(
     conversation: Rc<Conversation>,
-    request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    request: Requested,
+    (reader, writer): (Reader, Writer),
     load: Result<Load, Beyond>,
     ended: Rc<CancellationToken>,
 ) {
-    let (head, stream) = request.into_parts();
-    let responder = Rc::new(RefCell::new(respond));
-    let is_head = head.method == Method::HEAD;
-    let (fields, most) = (head.headers.len(), conversation.worker.limits.head.fields);
-    let asks_for_web_socket = web_socket::is_asked(&head);
-    let mut head = translate(head);
-    if fields > most {
-        let error = ProxyError::malformed(Fault::TooManyFields(most));
-        return send(&responder, conversation.turn_away(&head, error), is_head).await;
+    let responder = Rc::new(writer);
+    let is_head = request.method == http::Method::HEAD;
+    let protocol = request.protocol.clone();
+    let (mut head, fault) = translate(request);
+    if let Some(fault) = fault {
+        return send(&responder, conversation.turn_away(&head, ProxyError::malformed(fault)), is_head).await;
     }
     let _load = match load {
         Ok(load) => load,
         Err(why) => return send(&responder, conversation.turn_away(&head, ProxyError::too_many(why)), is_head).await,
     };
-    if let Err(fault) = http1::of_http2(&mut head.fields) {
-        return send(&responder, conversation.turn_away(&head, ProxyError::malformed(fault)), is_head).await;
-    }
-    match asks_for_web_socket {
+    match protocol.as_deref() {
         None => {
             let is_empty = http1::announced(&head.fields) == Some(0) && !head.fields.contains(&header::TRAILER);
-            let content = if is_empty { Received::nothing() } else { Received::new(stream, &head.fields) };
+            let content = if is_empty { Received::nothing() } else { Received::new(reader, &head.fields) };
             let content = content.answered_by(responder.clone());
             let Some(served) = serve(&conversation, head, content, &responder).await else { return };
             send(&responder, served.response, is_head).await;
         }
-        Some(true) => {
+        Some(protocol) if protocol == web_socket::PROTOCOL.as_bytes() => {
             let Some(key) = web_socket::ask_in_http1(&mut head) else { return };
             let content = Received::nothing().answered_by(responder.clone());
             let Some(served) = serve(&conversation, head, content, &responder).await else { return };
             match served.tunnel {
                 Some(tunnel) => {
-                    let switched = switch(&responder, served.response, &key, stream, *tunnel);
+                    let switched = switch(&responder, served.response, &key, reader, *tunnel);
                     _ = ended.run_until_cancelled(switched).await;
                 }
                 None if served.response.head.status.is_success() => {
@@ -73,7 +64,7 @@ pub(super) async fn answer(
                 None => send(&responder, served.response, is_head).await,
             }
         }
-        Some(false) => {
+        Some(_) => {
             let response = conversation.turn_away(&head, ProxyError::unknown_protocol());
             send(&responder, response, is_head).await;
         }
@@ -84,21 +75,22 @@ async fn serve(
     conversation: &Conversation,
     head: RequestHead,
     content: Received,
-    responder: &Responder,
+    responder: &Rc<Writer>,
 ) -> Option<Served> {
     let never = pin!(pending());
     // What follows the response does not need its room.
     let mut serving = boxed(|| conversation.serve(head, Incoming::Http2(content), never));
-    let served = poll_fn(|cx| match serving.as_mut().poll(cx) {
-        Poll::Ready(served) => Poll::Ready(Some(served)),
-        Poll::Pending => responder.borrow_mut().poll_reset(cx).map(|_| None),
+    // What was given up already goes to no origin.
+    let served = poll_fn(|cx| match responder.poll_reset(cx) {
+        Poll::Ready(_) => Poll::Ready(None),
+        Poll::Pending => serving.as_mut().poll(cx).map(Some),
     });
     let mut served = served.await?;
     served.response.body.upload_apart();
     Some(served)
 }
 
-async fn send(responder: &Responder, response: Response<ResponseBody>, is_head: bool) {
+async fn send(responder: &Rc<Writer>, response: Response<ResponseBody>, is_head: bool) {
     let Response { mut head, body } = response;
     let is_bare = http1::is_bare(head.status);
     if let Some(length) = body.size_hint().exact().filter(|_| !body.is_end_stream() && !is_bare)
@@ -107,10 +99,8 @@ async fn send(responder: &Responder, response: Response<ResponseBody>, is_head: 
         head.fields.append(&header::CONTENT_LENGTH, &length.into());
     }
     let is_all = is_head || is_bare || body.is_end_stream();
-    if let Some(stream) = send_head(responder, &head, is_all)
-        && !is_all
-    {
-        let mut sending = Sending::new(stream, body);
+    if send_head(responder, &head, is_all) && !is_all {
+        let mut sending = Sending::new(&**responder, body);
         // The record says how it has ended, and the client sees it.
         let _ = poll_fn(|cx| match sending.poll(cx) {
             Poll::Ready(ended) => Poll::Ready(ended),
@@ -123,93 +113,104 @@ async fn send(responder: &Responder, response: Response<ResponseBody>, is_head: 
     }
 }
 
-fn send_head(responder: &Responder, head: &ResponseHead, is_all: bool) -> Option<SendStream<Bytes>> {
-    let mut responder = responder.borrow_mut();
-    let sent = match http2::response(head) {
-        Some(response) => responder.send_response(response, is_all).map_err(|error| error.to_string()),
-        None => Err("it has more fields than there is room for".to_owned()),
-    };
+fn send_head(responder: &Writer, head: &ResponseHead, is_all: bool) -> bool {
+    let sent = responder.respond(head, is_all);
     if let Err(error) = &sent {
         tracing::debug!(%error, "a response cannot be sent");
-        responder.send_reset(Reason::INTERNAL_ERROR);
+        responder.reset(Reason::INTERNAL_ERROR);
     }
-    sent.ok()
+    sent.is_ok()
 }
 
 /// Tells a client that the origin has switched to the protocol which it has asked for, and passes that on.
 async fn switch(
-    responder: &Responder,
+    responder: &Rc<Writer>,
     mut response: Response<ResponseBody>,
     key: &HeaderValue,
-    stream: RecvStream,
+    reader: Reader,
     tunnel: Tunnel,
 ) {
     if !web_socket::agree_in_http2(&mut response.head, key) {
         tracing::debug!("the origin agrees to a WebSocket without the proof that it understands");
-        return responder.borrow_mut().send_reset(Reason::PROTOCOL_ERROR);
+        return responder.reset(Reason::PROTOCOL_ERROR);
     }
-    if let Some(send) = send_head(responder, &response.head, false) {
-        // It ends as both ends of its stream do.
-        tunnel.run(Switched::new(send, stream, ())).await;
+    if send_head(responder, &response.head, false) {
+        // A tunnel that waits for its origin does not see that its client is gone.
+        let given_up = poll_fn(|cx| match responder.poll_reset(cx) {
+            Poll::Ready(error) if error.reason() != Some(Reason::NO_ERROR) => Poll::Ready(()),
+            _ => Poll::Pending,
+        });
+        tokio::select! {
+            biased;
+            // It ends as both ends of its stream do.
+            _ = tunnel.run(Switched::new(responder.clone(), reader, ())) => {}
+            () = given_up => {}
+        }
     }
 }
 
-/// Says in HTTP/1.1 what a head says in HTTP/2 (RFC 9113 sections 8.2.3 and 8.3.1), with Host first. One that differs from
+/// Says in HTTP/1.1 what a head says in HTTP/2 (RFC 9113 sections 8.2.3 and 8.3.1), and what is wrong with it. A Host that differs from
 /// `:authority` stays beside it: nobody can say whose request that is.
-fn translate(head: request::Parts) -> RequestHead {
-    let target = head.uri.into_parts();
-    let uri = Uri::from(origin_form(target.path_and_query));
-    let host = target.authority.and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
-    let cookies = cookies(&head.headers);
-    let mut left = cookies.as_ref();
-    let fields = head.headers.iter().filter_map(|(name, value)| {
-        let value = match name {
-            name if *name == header::COOKIE => left.take(),
-            name if *name == header::HOST => (host.as_ref() != Some(value)).then_some(value),
-            _ => Some(value),
-        };
-        Some((name, value?))
-    });
-    let fields: Fields = host.iter().map(|host| (&header::HOST, host)).chain(fields).collect();
-    RequestHead::new(head.method, uri, head.version, fields)
-}
-
-/// All cookies, which clients may send in pieces.
-fn cookies(fields: &HeaderMap) -> Option<HeaderValue> {
-    let pieces: Vec<_> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    HeaderValue::from_bytes(&pieces.join(&b"; "[..])).ok()
+fn translate(request: Requested) -> (RequestHead, Option<Fault>) {
+    let Requested { method, path, mut fields, fault, .. } = request;
+    let mut hosts = fields.get_all(&header::HOST);
+    let is_said_twice =
+        matches!((hosts.next(), hosts.next(), hosts.next()), (Some(first), Some(second), None) if first == second);
+    drop(hosts);
+    if is_said_twice {
+        let mut is_first = true;
+        fields.retain(|name, _| !name.eq_ignore_ascii_case(b"host") || std::mem::take(&mut is_first));
+    }
+    // Clients may send them in pieces.
+    let cookies: Vec<_> = fields.get_all(&header::COOKIE).collect();
+    let all = if cookies.len() > 1 { HeaderValue::from_bytes(&cookies.join(&b"; "[..])).ok() } else { None };
+    if let Some(all) = all {
+        fields.set(&header::COOKIE, &all);
+    }
+    let (target, fault) = match PathAndQuery::from_maybe_shared(path) {
+        Ok(target) => (Some(target), fault),
+        Err(_) => (None, fault.or(Some(Fault::Target))),
+    };
+    (RequestHead::new(method, Uri::from(origin_form(target)), Version::HTTP_2, fields), fault)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bytes::Bytes;
+    use http::Method;
 
-    fn check(target: &str, fields: &[(&'static str, &str)], uri: &str, expected: &[(&str, &str)]) {
-        let mut request = Request::builder().uri(target);
-        for (name, value) in fields {
-            request = request.header(*name, *value);
-        }
-        let (head, ()) = request.body(()).expect("a valid request").into_parts();
-        let head = translate(head);
-        assert_eq!((head.uri().to_string().as_str(), head.target()), (uri, uri.as_bytes()));
+    use super::*;
+    use crate::head::Fields;
+
+    fn check(path: &'static str, fields: &[(&str, &str)], uri: &str, expected: &[(&str, &str)]) {
+        let (fields, path) = (Fields::of(fields), Bytes::from_static(path.as_bytes()));
+        let request = Requested { method: Method::GET, path, protocol: None, fields, fault: None };
+        let (head, fault) = translate(request);
+        assert_eq!((head.uri().to_string().as_str(), head.target(), fault), (uri, uri.as_bytes(), None));
         assert_eq!(head.fields.listed(), expected);
     }
 
     #[test]
-    fn the_authority_becomes_host_and_the_rest_keeps_its_order() {
+    fn pieces_of_cookies_become_one_and_the_rest_keeps_its_order() {
         check(
-            "http://a.example:80/x?y",
-            &[("x-a", "1"), ("cookie", "a=1"), ("te", "trailers"), ("cookie", "b=2"), ("x-b", "2")],
             "/x?y",
-            &[("Host", "a.example:80"), ("X-A", "1"), ("Cookie", "a=1; b=2"), ("TE", "trailers"), ("X-B", "2")],
+            &[("Host", "a"), ("X-A", "1"), ("Cookie", "a=1"), ("TE", "trailers"), ("Cookie", "b=2"), ("X-B", "2")],
+            "/x?y",
+            &[("Host", "a"), ("X-A", "1"), ("Cookie", "a=1; b=2"), ("TE", "trailers"), ("X-B", "2")],
         );
-        check("/", &[("x-a", "1"), ("host", "a.example")], "/", &[("X-A", "1"), ("Host", "a.example")]);
-        check("http://a.example/", &[("host", "a.example")], "/", &[("Host", "a.example")]);
-        check("http://a.example?x", &[], "/?x", &[("Host", "a.example")]);
+        check("?x", &[("X-A", "1"), ("Host", "a.example")], "/?x", &[("X-A", "1"), ("Host", "a.example")]);
+        check("/", &[("Host", "a.example"), ("Host", "a.example")], "/", &[("Host", "a.example")]);
     }
 
     #[test]
     fn two_hosts_stay_two() {
-        check("http://a.example/", &[("host", "b.example")], "/", &[("Host", "a.example"), ("Host", "b.example")]);
+        check("/", &[("Host", "a"), ("Host", "b")], "/", &[("Host", "a"), ("Host", "b")]);
+    }
+
+    #[test]
+    fn what_is_no_path_is_told() {
+        let path = Bytes::from_static(b"/a b");
+        let request = Requested { method: Method::GET, path, protocol: None, fields: Fields::default(), fault: None };
+        assert_eq!(translate(request).1, Some(Fault::Target));
     }
 }

@@ -1,0 +1,334 @@
+//! What the two ends of a connection have agreed on, and what is to be sent. The connection's task and the users of its streams share it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    task::{Context, Waker},
+    time::Instant,
+};
+
+use slab::Slab;
+use tokio::time;
+
+use super::{
+    By, Error, Reason,
+    frame::{self, DEFAULT_WINDOW, MAX_SIZE, PREFACE, setting},
+    hpack::{Decoder, Encoder},
+    receive::{Accepted, Block, Content},
+    stream::Stream,
+};
+use crate::http1::{Limits, Output};
+
+/// Stream identifiers there are for each end (section 5.1.1).
+const LAST_ID: u32 = (1 << 31) - 1;
+
+/// Which end we are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// The one that asks.
+    Client,
+    /// The one that is asked.
+    Server,
+}
+
+/// What we let the other end do.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What it may send of a stream before that was read on, in bytes.
+    pub stream_window: u32,
+    /// The same for all streams together.
+    pub connection_window: u32,
+    /// How many streams it may have at the same time.
+    pub streams: u32,
+    /// Heads, in bytes as section 10.5.1 counts them.
+    pub heads: Limits,
+}
+
+/// What the other end's settings say.
+pub(super) struct Peer {
+    /// Whether they have come.
+    pub(super) is_known: bool,
+    pub(super) initial_window: u32,
+    pub(super) max_frame: usize,
+    pub(super) max_streams: u32,
+    pub(super) connect_protocol: bool,
+}
+
+/// How far the end of the connection is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Closing {
+    No,
+    /// The other end was told so, and streams that it has begun before it knew are served (section 6.8).
+    Announced,
+    /// It ends as soon as no stream is left.
+    Draining,
+    /// The other end was told for the last time.
+    Told,
+}
+
+pub(super) struct Core {
+    pub(super) role: Role,
+    pub(super) config: Config,
+    pub(super) streams: Slab<Stream>,
+    /// Those that are open.
+    pub(super) ids: HashMap<u32, usize, foldhash::fast::FixedState>,
+    /// The next stream that we begin.
+    pub(super) next: u32,
+    /// The last one that the other end has begun.
+    pub(super) last: u32,
+    /// Those that nobody has taken up yet.
+    pub(super) accepted: VecDeque<Accepted>,
+    pub(super) acceptor: Option<Waker>,
+    pub(super) decoder: Decoder,
+    pub(super) encoder: Encoder,
+    /// A head of which more frames are to come.
+    pub(super) block: Option<Block>,
+    /// Content of which more is to come in its frame.
+    pub(super) content: Option<Content>,
+    /// How much of the preface is to come.
+    pub(super) preface: usize,
+    pub(super) out: Output,
+    pub(super) send_window: i64,
+    pub(super) receive_window: i64,
+    /// What has come on all streams, and was not read.
+    pub(super) unread: usize,
+    pub(super) peer: Peer,
+    /// The window that streams begin with as far as the other end has acknowledged it, and what it has not: None is a change of
+    /// something else.
+    pub(super) initial_window: u32,
+    pub(super) unacknowledged: VecDeque<u32>,
+    /// Streams that wait for room.
+    pub(super) waiting: VecDeque<u32>,
+    /// How many of them, at the front, had been called before and found no room.
+    pub(super) returned: usize,
+    /// How many had to wait, and have not sent anything since it was their turn.
+    pub(super) called: usize,
+    /// Who wants to begin a stream.
+    pub(super) openers: Vec<Waker>,
+    driver: Option<Waker>,
+    /// The last stream that the other end will look at, if it has said so.
+    pub(super) gone: Option<u32>,
+    pub(super) closing: Closing,
+    /// Why the connection has ended.
+    pub(super) failure: Option<Error>,
+    /// Since when something that was asked has been unanswered.
+    pub(super) silent_since: Option<Instant>,
+    /// Since when the other end has owed the rest of what it has begun: the preface and its settings, a frame, or a head in several
+    /// frames. Content does not count: for that it has all the time it wants.
+    pub(super) owed_since: Option<time::Instant>,
+}
+
+impl Core {
+    pub(super) fn new(role: Role, config: Config) -> Self {
+        let is_server = role == Role::Server;
+        let mut core = Self {
+            role,
+            streams: Slab::new(),
+            ids: HashMap::default(),
+            next: 1,
+            last: 0,
+            accepted: VecDeque::new(),
+            acceptor: None,
+            decoder: Decoder::new(),
+            encoder: Encoder::new(),
+            block: None,
+            content: None,
+            preface: if is_server { PREFACE.len() } else { 0 },
+            out: Output::default(),
+            send_window: DEFAULT_WINDOW.into(),
+            receive_window: config.connection_window.max(DEFAULT_WINDOW).into(),
+            unread: 0,
+            peer: Peer {
+                is_known: false,
+                initial_window: DEFAULT_WINDOW,
+                max_frame: MAX_SIZE,
+                max_streams: u32::MAX,
+                connect_protocol: false,
+            },
+            initial_window: DEFAULT_WINDOW,
+            unacknowledged: VecDeque::from([config.stream_window]),
+            waiting: VecDeque::new(),
+            returned: 0,
+            called: 0,
+            openers: Vec::new(),
+            driver: None,
+            gone: None,
+            closing: Closing::No,
+            failure: None,
+            // It has to answer our settings.
+            silent_since: Some(Instant::now()),
+            owed_since: Some(time::Instant::now()),
+            config,
+        };
+        core.greet();
+        core
+    }
+
+    /// Says what we are and take.
+    fn greet(&mut self) {
+        let config = &self.config;
+        let head = u32::try_from(config.heads.head).unwrap_or(u32::MAX);
+        let window = (setting::INITIAL_WINDOW_SIZE, config.stream_window);
+        let most = (setting::MAX_HEADER_LIST_SIZE, head);
+        let more = i64::from(config.connection_window) - i64::from(DEFAULT_WINDOW);
+        let mut out = self.out.buffer();
+        match self.role {
+            Role::Client => {
+                out.extend_from_slice(PREFACE);
+                frame::put_settings(&mut out, &[(setting::ENABLE_PUSH, 0), window, most]);
+            }
+            Role::Server => {
+                let streams = (setting::MAX_CONCURRENT_STREAMS, config.streams);
+                let connect = (setting::ENABLE_CONNECT_PROTOCOL, 1);
+                frame::put_settings(&mut out, &[streams, window, most, connect]);
+            }
+        }
+        if more > 0 {
+            frame::put_window_update(&mut out, 0, more as u32);
+        }
+    }
+
+    /// Notes whom to wake when there is something to do for the connection's task.
+    pub(super) fn drive_by(&mut self, cx: &Context<'_>) {
+        note(&mut self.driver, cx);
+    }
+
+    /// Has the connection's task send what there is, or look whether it has to end.
+    pub(super) fn wake_driver(&self) {
+        if let Some(driver) = &self.driver {
+            driver.wake_by_ref();
+        }
+    }
+
+    /// How many streams the other end takes at the same time. Before it has said so, that is one.
+    pub(super) fn max_streams(&self) -> u32 {
+        if self.peer.is_known { self.peer.max_streams } else { 1 }
+    }
+
+    /// Takes over how much the other end keeps of what heads have in common.
+    pub(super) fn set_table_size(&mut self, size: u32) {
+        self.encoder.set_table_size(size);
+    }
+
+    /// Whether nobody has begun a stream of this number yet.
+    pub(super) fn is_idle(&self, id: u32) -> bool {
+        let is_own = (id % 2 == 1) == (self.role == Role::Client);
+        // What comes after the last word is nobody's.
+        if is_own { id >= self.next } else { id > self.last && self.closing != Closing::Told }
+    }
+
+    /// Whether no stream can be begun any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.failure.is_some() || self.gone.is_some() || self.closing != Closing::No || self.next > LAST_ID
+    }
+
+    /// Notes a stream as closed if it is.
+    pub(super) fn close_if_ended(&mut self, key: usize) {
+        let stream = &self.streams[key];
+        if stream.is_closed() && self.ids.remove(&stream.id).is_some() {
+            self.leave(key);
+            self.openers.drain(..).for_each(Waker::wake);
+            if self.ids.is_empty() && (self.closing != Closing::No || self.gone.is_some()) {
+                self.wake_driver();
+            }
+        }
+    }
+
+    /// Resets a stream, unless it is closed.
+    pub(super) fn reset(&mut self, key: usize, error: Error) {
+        let stream = &mut self.streams[key];
+        if stream.is_closed() {
+            return;
+        }
+        let id = stream.id;
+        let reason = error.reason().unwrap_or(Reason::INTERNAL_ERROR);
+        stream.fail(error);
+        self.close_if_ended(key);
+        self.say_reset(id, reason);
+    }
+
+    /// Tells the other end that a stream is reset.
+    pub(super) fn say_reset(&mut self, id: u32, reason: Reason) {
+        frame::put_reset(&mut self.out.buffer(), id, reason);
+        self.wake_driver();
+    }
+
+    /// One user less of a stream. When it was the last one, nobody waits for its end.
+    pub(super) fn release(&mut self, key: usize) {
+        let stream = &mut self.streams[key];
+        stream.users -= 1;
+        if stream.users > 0 {
+            return;
+        }
+        // A server that has answered wants no more of the request (section 8.1).
+        let is_answered = self.role == Role::Server && stream.is_sent;
+        let reason = if is_answered { Reason::NO_ERROR } else { Reason::CANCEL };
+        self.reset(key, Error::Reset { reason, by: By::User });
+        let stream = self.streams.remove(key);
+        self.read(stream.queue.len());
+    }
+
+    /// Notes that so much was read of what has come, and lets the other end send more once that is worth a frame.
+    pub(super) fn read(&mut self, count: usize) {
+        self.unread -= count;
+        let wanted = i64::from(self.config.connection_window.max(DEFAULT_WINDOW)) - self.unread as i64;
+        let more = wanted - self.receive_window;
+        // Half of what there is left: readers who stand still must not keep that from others.
+        if more >= (wanted / 2).max(1) {
+            self.receive_window += more;
+            frame::put_window_update(&mut self.out.buffer(), 0, more as u32);
+            self.wake_driver();
+        }
+    }
+
+    /// The same for a stream.
+    pub(super) fn widen(&mut self, key: usize) {
+        let stream = &mut self.streams[key];
+        if stream.is_received || stream.error.is_some() {
+            return;
+        }
+        let more = i64::from(self.initial_window) - stream.queue.len() as i64 - stream.receive_window;
+        if more >= i64::from(self.initial_window / 2).max(1) {
+            stream.receive_window += more;
+            frame::put_window_update(&mut self.out.buffer(), stream.id, more as u32);
+            self.wake_driver();
+        }
+    }
+
+    /// Changes the window of all streams.
+    pub(super) fn set_initial_window(&mut self, window: u32) {
+        self.unacknowledged.push_back(window);
+        frame::put_settings(&mut self.out.buffer(), &[(setting::INITIAL_WINDOW_SIZE, window)]);
+    }
+
+    /// Lets those go on who wait to begin a stream.
+    pub(super) fn wake_openers(&mut self) {
+        self.openers.drain(..).for_each(Waker::wake);
+    }
+
+    /// Ends the connection: all streams end with it.
+    pub(super) fn fail(&mut self, error: &Error) {
+        if self.failure.is_none() {
+            if let Error::GoAway { reason, .. } = error {
+                frame::put_go_away(&mut self.out.buffer(), self.last, *reason);
+            }
+            self.failure = Some(error.clone());
+        }
+        for (_, key) in self.ids.drain() {
+            let stream = &mut self.streams[key];
+            stream.fail(error.clone());
+        }
+        self.closing = Closing::Told;
+        self.wake_openers();
+        if let Some(acceptor) = self.acceptor.take() {
+            acceptor.wake();
+        }
+    }
+}
+
+/// Notes whom to wake.
+pub(super) fn note(waker: &mut Option<Waker>, cx: &Context<'_>) {
+    match waker {
+        Some(waker) if waker.will_wake(cx.waker()) => {}
+        _ => *waker = Some(cx.waker().clone()),
+    }
+}

@@ -1,0 +1,225 @@
+//! What goes: heads and content, as far as the other end has room for it (RFC 9113 sections 5.2 and 6).
+
+use std::{
+    mem,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use super::{
+    By, Error, Reason,
+    core::{Core, note},
+    frame::{HEADER, Header, flag, kind},
+    heads::Sent,
+    stream::{Stream, Turn},
+};
+
+/// What waits to be written at most before nobody may add content to it, in bytes.
+const ROOM: usize = 64 * 1024;
+/// The same of all that is to be written: heads, and answers to frames. Beyond that nothing is read.
+const MOST_UNWRITTEN: usize = 1024 * 1024;
+
+impl Core {
+    /// Waits until a stream can be begun.
+    pub(super) fn poll_open(&mut self, cx: &Context<'_>) -> Poll<Result<(), Error>> {
+        if let Some(error) = &self.failure {
+            return Poll::Ready(Err(error.clone()));
+        }
+        if self.is_closed() {
+            return Poll::Ready(Err(Error::GoAway { reason: Reason::NO_ERROR, by: By::Peer }));
+        }
+        if self.ids.len() < self.max_streams() as usize && !self.is_full() {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.openers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.openers.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Begins a stream with the head of a request, which may be all.
+    pub(super) fn open(&mut self, head: &Sent<'_>, is_all: bool) -> usize {
+        let mut stream = Stream::new(self.next, self.initial_window, self.peer.initial_window);
+        stream.users = 1;
+        stream.asks_for = head.asks_for();
+        let (id, key) = (self.next, self.streams.insert(stream));
+        self.next += 2;
+        self.ids.insert(id, key);
+        self.silent_since.get_or_insert_with(Instant::now);
+        self.send_head(key, head, is_all);
+        key
+    }
+
+    /// Sends a head, be it before or after content.
+    pub(super) fn send_head(&mut self, key: usize, head: &Sent<'_>, is_last: bool) {
+        let id = self.streams[key].id;
+        let mut out = self.out.buffer();
+        let start = out.len() + HEADER;
+        out.extend_from_slice(&[0; HEADER]);
+        self.encoder.begin(&mut out);
+        head.encode(&mut self.encoder, &mut out);
+        let length = out.len() - start;
+        let flags = flag::END_HEADERS | if is_last { flag::END_STREAM } else { 0 };
+        let mut header = Header { length, kind: kind::HEADERS, flags, stream: id };
+        let most = self.peer.max_frame;
+        if length <= most {
+            out[start - HEADER..start].copy_from_slice(&header.bytes());
+        } else {
+            let mut rest = out.split_off(start);
+            out.truncate(start - HEADER);
+            while !rest.is_empty() {
+                let piece = rest.split_to(rest.len().min(most));
+                header.length = piece.len();
+                if !rest.is_empty() {
+                    header.flags &= !flag::END_HEADERS;
+                } else {
+                    header.flags |= flag::END_HEADERS;
+                }
+                out.extend_from_slice(&header.bytes());
+                out.extend_from_slice(&piece);
+                (header.kind, header.flags) = (kind::CONTINUATION, 0);
+            }
+        }
+        drop(out);
+        if is_last {
+            self.sent(key);
+        }
+        self.wake_driver();
+    }
+
+    /// Sends trailers.
+    pub(super) fn send_trailers(&mut self, key: usize, trailers: &HeaderMap) -> Result<(), Error> {
+        self.check_sendable(key)?;
+        self.send_head(key, &Sent::Trailers(trailers), true);
+        Ok(())
+    }
+
+    /// Whether more can be sent on a stream.
+    pub(super) fn check_sendable(&self, key: usize) -> Result<(), Error> {
+        let stream = &self.streams[key];
+        match &stream.error {
+            Some(error) => Err(error.clone()),
+            None if stream.is_sent => Err(Error::Reset { reason: Reason::STREAM_CLOSED, by: By::User }),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for room to send content. Those who find none have it in turn.
+    pub(super) fn poll_room(&mut self, key: usize, cx: &Context<'_>) -> Poll<Result<(), Error>> {
+        self.check_sendable(key)?;
+        let (has_room, has_others) = (self.has_room(), self.has_others(key));
+        let stream = &mut self.streams[key];
+        let was_called = stream.turn == Turn::Called;
+        if stream.send_window > 0 && has_room && (was_called || !has_others) {
+            return Poll::Ready(Ok(()));
+        }
+        note(&mut stream.writer, cx);
+        if stream.send_window > 0 && stream.turn != Turn::Waiting {
+            // Those who were called and find that others have taken the room are the next ones.
+            let at = if was_called { self.returned.min(self.waiting.len()) } else { self.waiting.len() };
+            self.waiting.insert(at, stream.id);
+            self.returned += usize::from(was_called);
+            self.set_turn(key, Turn::Waiting);
+            self.wake_driver();
+        } else if was_called {
+            self.set_turn(key, Turn::None);
+        }
+        Poll::Pending
+    }
+
+    /// Whether content may be added to what is to be written.
+    fn has_room(&self) -> bool {
+        self.send_window > 0 && self.has_room_for_more()
+    }
+
+    /// Whether there may be more to be written that is not content.
+    pub(super) fn has_room_for_more(&self) -> bool {
+        self.out.len() < ROOM
+    }
+
+    /// Whether so much is to be written that nothing may be asked of us before the other end has read some of it.
+    pub(super) fn is_full(&self) -> bool {
+        self.out.len() >= MOST_UNWRITTEN
+    }
+
+    /// Whether others have something to send.
+    fn has_others(&self, key: usize) -> bool {
+        let own = usize::from(self.streams[key].turn != Turn::None);
+        self.waiting.len() + self.called > own
+    }
+
+    fn set_turn(&mut self, key: usize, turn: Turn) {
+        let before = mem::replace(&mut self.streams[key].turn, turn);
+        self.called -= usize::from(before == Turn::Called);
+        self.called += usize::from(turn == Turn::Called);
+    }
+
+    /// Sends as much as there is room for, and leaves the rest. While others wait, that is one frame.
+    pub(super) fn send_data(&mut self, key: usize, data: &mut Bytes, is_last: bool) -> Result<(), Error> {
+        self.check_sendable(key)?;
+        let has_others = self.has_others(key);
+        loop {
+            let stream = &mut self.streams[key];
+            let window = self.send_window.min(stream.send_window).max(0) as usize;
+            let length = data.len().min(window).min(self.peer.max_frame);
+            let is_end = is_last && length == data.len();
+            if length == 0 && !is_end {
+                break;
+            }
+            let flags = if is_end { flag::END_STREAM } else { 0 };
+            let header = Header { length, kind: kind::DATA, flags, stream: stream.id };
+            self.out.buffer().extend_from_slice(&header.bytes());
+            self.out.push(data.split_to(length));
+            self.send_window -= length as i64;
+            stream.send_window -= length as i64;
+            if is_end {
+                self.sent(key);
+            }
+            if data.is_empty() || has_others || self.out.len() >= ROOM {
+                break;
+            }
+        }
+        if self.streams[key].turn == Turn::Called {
+            self.set_turn(key, Turn::None);
+        }
+        self.wake_driver();
+        Ok(())
+    }
+
+    /// Notes that all of a stream was sent.
+    fn sent(&mut self, key: usize) {
+        self.streams[key].is_sent = true;
+        self.close_if_ended(key);
+    }
+
+    /// Lets those go on who wait for room.
+    pub(super) fn wake_waiting(&mut self) {
+        if !self.is_full() {
+            self.wake_openers();
+        }
+        if !self.has_room() {
+            return;
+        }
+        self.returned = 0;
+        for id in mem::take(&mut self.waiting) {
+            if let Some(key) = self.ids.get(&id).copied() {
+                self.set_turn(key, Turn::Called);
+                if let Some(writer) = self.streams[key].writer.take() {
+                    writer.wake();
+                }
+            }
+        }
+    }
+
+    /// Notes that a stream sends nothing more.
+    pub(super) fn leave(&mut self, key: usize) {
+        if self.streams[key].turn == Turn::Waiting {
+            let id = self.streams[key].id;
+            self.waiting.retain(|waiting| *waiting != id);
+        }
+        self.set_turn(key, Turn::None);
+    }
+}

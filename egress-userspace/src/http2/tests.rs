@@ -1,0 +1,295 @@
+//! Both ends of a connection, by what they say.
+
+use std::{
+    collections::HashMap,
+    task::{Context, Waker},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::Method;
+
+use super::{
+    core::Core,
+    frame::{HEADER, Header, MAX_SIZE, PREFACE, flag, kind},
+    heads::Sent,
+    *,
+};
+use crate::{
+    head::Fields,
+    http1::{Fault, Limits, Output},
+};
+
+const WINDOW: u32 = 64 * 1024;
+const STREAMS: u32 = 8;
+const HEADS: Limits = Limits { head: 64 * 1024, fields: 100 };
+/// What a server says: 200. GET, https, / and POST, as RFC 7541 has them by its appendix A, with an authority.
+const OK: &[u8] = b"\x88";
+const GET: &[u8] = b"\x82\x87\x84\x41\x01a";
+const POST: &[u8] = b"\x83\x87\x84\x41\x01a";
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    [&Header { length: payload.len(), kind, flags, stream }.bytes()[..], payload].concat()
+}
+
+fn head(stream: u32, block: &[u8], is_last: bool) -> Vec<u8> {
+    frame(kind::HEADERS, flag::END_HEADERS | u8::from(is_last), stream, block)
+}
+
+fn data(stream: u32, payload: &[u8], is_last: bool) -> Vec<u8> {
+    frame(kind::DATA, u8::from(is_last), stream, payload)
+}
+
+/// An end whose other one has said that it has no settings.
+fn core(role: Role) -> Core {
+    let config = Config { stream_window: WINDOW, connection_window: STREAMS * WINDOW, streams: STREAMS, heads: HEADS };
+    let mut core = Core::new(role, config);
+    let preface: &[u8] = if role == Role::Server { PREFACE } else { b"" };
+    let acknowledged = frame(kind::SETTINGS, flag::ACK, 0, b"");
+    feed(&mut core, &[preface, &frame(kind::SETTINGS, 0, 0, b""), &acknowledged].concat()).expect("it is in order");
+    said(&mut core);
+    core
+}
+
+/// A client that has asked for three things, in streams 1, 3 and 5; the second one goes on.
+fn client() -> Core {
+    let mut core = core(Role::Client);
+    for is_all in [true, false, true] {
+        ask(&mut core, &Fields::default(), is_all);
+    }
+    said(&mut core);
+    core
+}
+
+fn ask(core: &mut Core, fields: &Fields, is_all: bool) -> usize {
+    let head = Asked {
+        method: &Method::GET,
+        scheme: "https",
+        authority: "a.example",
+        path: "/x",
+        protocol: None,
+        fields,
+        left_out: None,
+        trailers: false,
+    };
+    core.open(&Sent::Request(&head), is_all)
+}
+
+fn feed(core: &mut Core, bytes: &[u8]) -> Result<(), Error> {
+    core.receive(&mut BytesMut::from(bytes))
+}
+
+/// All that is to be written.
+fn written(core: &mut Core) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(std::mem::take(&mut core.out).poll_write(&mut bytes, &mut cx).is_ready());
+    core.out = Output::default();
+    bytes
+}
+
+/// The same, as type, stream and payload.
+fn said(core: &mut Core) -> Vec<(u8, u32, Vec<u8>)> {
+    let bytes = written(core);
+    let mut rest = bytes.strip_prefix(PREFACE).unwrap_or(&bytes);
+    let mut frames = Vec::new();
+    while let Some(Header { length, kind, stream, .. }) = Header::read(rest) {
+        assert!(length <= MAX_SIZE);
+        frames.push((kind, stream, rest[HEADER..HEADER + length].to_vec()));
+        rest = &rest[HEADER + length..];
+    }
+    assert!(rest.is_empty());
+    frames
+}
+
+fn key(core: &Core, id: u32) -> usize {
+    *core.ids.get(&id).expect("it is open")
+}
+
+#[test]
+fn who_does_not_keep_to_the_protocol_loses_the_connection() {
+    let long = frame(kind::PING, 0, 0, &vec![0; MAX_SIZE + 1]);
+    for (role, bytes, reason) in [
+        (Role::Client, long, Reason::FRAME_SIZE_ERROR),
+        (Role::Client, frame(kind::PING, 0, 0, b"1234567"), Reason::FRAME_SIZE_ERROR),
+        (Role::Client, frame(kind::PING, 0, 1, b"12345678"), Reason::PROTOCOL_ERROR),
+        (Role::Client, frame(kind::SETTINGS, 0, 0, b"12345"), Reason::FRAME_SIZE_ERROR),
+        (Role::Client, frame(kind::SETTINGS, flag::ACK, 0, b""), Reason::PROTOCOL_ERROR),
+        (Role::Client, frame(kind::SETTINGS, 0, 0, b"\0\x04\x80\0\0\0"), Reason::FLOW_CONTROL_ERROR),
+        (Role::Client, frame(kind::PUSH_PROMISE, flag::END_HEADERS, 1, b"\0\0\0\x02\x82"), Reason::PROTOCOL_ERROR),
+        (Role::Client, head(2, OK, true), Reason::PROTOCOL_ERROR),
+        (Role::Client, head(7, OK, true), Reason::PROTOCOL_ERROR),
+        (Role::Client, data(7, b"x", false), Reason::PROTOCOL_ERROR),
+        (Role::Client, frame(kind::RST_STREAM, 0, 7, b"\0\0\0\x08"), Reason::PROTOCOL_ERROR),
+        (Role::Client, frame(kind::WINDOW_UPDATE, 0, 0, b"\0\0\0\0"), Reason::PROTOCOL_ERROR),
+        (Role::Client, frame(kind::WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff"), Reason::FLOW_CONTROL_ERROR),
+        (Role::Client, frame(kind::DATA, flag::PADDED, 1, b"\x05abc"), Reason::PROTOCOL_ERROR),
+        (Role::Client, frame(kind::CONTINUATION, flag::END_HEADERS, 1, OK), Reason::PROTOCOL_ERROR),
+        (Role::Client, [frame(kind::HEADERS, 0, 1, OK), data(3, b"x", false)].concat(), Reason::PROTOCOL_ERROR),
+        (Role::Client, head(1, b"\xff\xff\xff\xff\xff\xff", true), Reason::COMPRESSION_ERROR),
+        (Role::Server, head(2, GET, true), Reason::PROTOCOL_ERROR),
+        (Role::Server, data(1, b"x", false), Reason::PROTOCOL_ERROR),
+    ] {
+        let mut core = if role == Role::Client { client() } else { core(role) };
+        let result = feed(&mut core, &bytes);
+        let told = &bytes[..bytes.len().min(20)];
+        assert!(
+            matches!(&result, Err(Error::GoAway { reason: found, by: By::Us }) if *found == reason),
+            "{told:?}: {result:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_wrong_with_one_stream_ends_no_other() {
+    let too_many = [OK, &b"\x00\x01a\x011".repeat(HEADS.fields + 1)].concat();
+    for (bytes, reason) in [
+        (data(1, b"x", true), Reason::PROTOCOL_ERROR),
+        (head(1, b"\x0f\x0d\x011", true), Reason::PROTOCOL_ERROR),
+        (head(1, b"\x88\x88", true), Reason::PROTOCOL_ERROR),
+        (head(1, b"\x88\x82", true), Reason::PROTOCOL_ERROR),
+        (head(1, b"\x88\x00\x01A\x011", true), Reason::PROTOCOL_ERROR),
+        (head(1, b"\x88\x00\x01a\x01\n", true), Reason::PROTOCOL_ERROR),
+        (head(1, b"\x88\x00\x07upgrade\x01x", true), Reason::PROTOCOL_ERROR),
+        (head(1, b"\x08\x03101", false), Reason::PROTOCOL_ERROR),
+        (head(1, b"\x08\x03103", true), Reason::PROTOCOL_ERROR),
+        (head(1, &too_many, true), Reason::PROTOCOL_ERROR),
+        (head(1, b"\x88\x0f\x0d\x011", true), Reason::PROTOCOL_ERROR),
+        ([head(1, b"\x88\x0f\x0d\x011", false), data(1, b"xy", true)].concat(), Reason::PROTOCOL_ERROR),
+        ([head(1, b"\x88\x0f\x0d\x012", false), data(1, b"x", true)].concat(), Reason::PROTOCOL_ERROR),
+        ([head(1, OK, false), head(1, b"\x00\x01a\x011", false)].concat(), Reason::PROTOCOL_ERROR),
+        ([head(1, OK, false), head(1, OK, true)].concat(), Reason::PROTOCOL_ERROR),
+        ([head(3, OK, true), data(3, b"x", false)].concat(), Reason::STREAM_CLOSED),
+        (frame(kind::WINDOW_UPDATE, 0, 1, b"\0\0\0\0"), Reason::PROTOCOL_ERROR),
+        (frame(kind::WINDOW_UPDATE, 0, 1, b"\x7f\xff\xff\xff"), Reason::FLOW_CONTROL_ERROR),
+    ] {
+        let mut core = client();
+        feed(&mut core, &bytes).expect("the connection goes on");
+        let resets: Vec<_> = said(&mut core).into_iter().filter(|(kind, ..)| *kind == kind::RST_STREAM).collect();
+        let told = &bytes[..bytes.len().min(20)];
+        assert!(
+            matches!(&resets[..], [(_, 1 | 3, why)] if *why == u32::from(reason).to_be_bytes()),
+            "{told:?}: {resets:?}"
+        );
+        // What comes of it later is nobody's.
+        feed(&mut core, &[head(resets[0].1, OK, false), data(resets[0].1, b"x", true)].concat())
+            .expect("it is let past");
+        feed(&mut core, &[head(5, OK, false), data(5, b"fine", true)].concat()).expect("another one goes on");
+        let other = core.streams.iter_mut().find(|(_, stream)| stream.id == 5).expect("it has its users").1;
+        assert!(other.error.is_none() && other.is_received && other.queue.pop().is_some_and(|piece| piece == "fine"));
+    }
+}
+
+#[test]
+fn a_head_can_be_longer_than_a_frame() {
+    let value = "x".repeat(40_000);
+    let fields = Fields::of(&[("X-A", "1"), ("Host", "b"), ("Te", "gzip"), ("x-long", &value), ("Cookie", "a=1")]);
+    let (mut client, mut server) = (core(Role::Client), core(Role::Server));
+    ask(&mut client, &fields, true);
+    let bytes = written(&mut client);
+    feed(&mut server, &bytes).expect("it is in order");
+    let head = server.accepted.pop_front().expect("a request").head;
+    let expected = [("Host", "a.example"), ("X-A", "1"), ("X-Long", &*value), ("Cookie", "a=1")];
+    assert_eq!((head.method, &head.path[..], head.fault), (Method::GET, &b"/x"[..], None));
+    assert!(head.fields.listed() == expected);
+}
+
+#[test]
+fn a_request_that_is_too_long_is_told_so() {
+    let mut server = core(Role::Server);
+    let field = [&b"\x00\x01a\x7f\x81\x7c"[..], &[b'x'; 16_000]].concat();
+    let block = [GET, &field.repeat(5)].concat();
+    let mut pieces = block.chunks(MAX_SIZE).peekable();
+    let mut bytes = frame(kind::HEADERS, flag::END_STREAM, 1, pieces.next().expect("the first"));
+    while let Some(piece) = pieces.next() {
+        let flags = if pieces.peek().is_none() { flag::END_HEADERS } else { 0 };
+        bytes.extend(frame(kind::CONTINUATION, flags, 1, piece));
+    }
+    bytes.extend(head(3, GET, true));
+    feed(&mut server, &bytes).expect("the connection goes on");
+    let faults: Vec<_> = server.accepted.iter().map(|accepted| accepted.head.fault).collect();
+    assert_eq!(faults, [Some(Fault::HeadTooLong(HEADS.head)), None]);
+}
+
+#[test]
+fn readers_who_stand_still_take_nothing_from_others() {
+    let mut server = core(Role::Server);
+    let upload = |id| [head(id, POST, false), data(id, &[b'x'; MAX_SIZE], false).repeat(4)].concat();
+    for id in [1, 3, 5, 7, 9] {
+        feed(&mut server, &upload(id)).expect("there is room");
+    }
+    feed(&mut server, &head(11, POST, false)).expect("there is room");
+    let (mut read, own) = (0, key(&server, 11));
+    for _ in 0..100 {
+        feed(&mut server, &data(11, &[b'x'; MAX_SIZE], false)).expect("there is room for one who reads");
+        while let Some(piece) = server.streams[own].queue.pop() {
+            read += piece.len();
+            server.read(piece.len());
+            server.widen(own);
+        }
+    }
+    assert_eq!(read, 100 * MAX_SIZE);
+    // The others have had what they may.
+    feed(&mut server, &data(1, b"x", false)).expect("the connection goes on");
+    let reset = [(kind::RST_STREAM, 1, u32::from(Reason::FLOW_CONTROL_ERROR).to_be_bytes().to_vec())];
+    assert!(said(&mut server).ends_with(&reset));
+}
+
+#[test]
+fn those_who_send_do_so_in_turn() {
+    let mut client = core(Role::Client);
+    feed(&mut client, &frame(kind::WINDOW_UPDATE, 0, 0, b"\x3f\0\0\0")).expect("it is in order");
+    feed(&mut client, &frame(kind::SETTINGS, 0, 0, b"\0\x04\x3f\0\0\0")).expect("it is in order");
+    let keys: Vec<_> = (0..20).map(|_| ask(&mut client, &Fields::default(), false)).collect();
+    said(&mut client);
+    let data = Bytes::from(vec![b'x'; 1000 * MAX_SIZE]);
+    let mut left: HashMap<_, _> = keys.iter().map(|key| (*key, data.clone())).collect();
+    let (cx, mut sent) = (Context::from_waker(Waker::noop()), HashMap::new());
+    let mut called = keys;
+    for _ in 0..1000 {
+        // Each sends as often as it may.
+        for key in &called {
+            while client.poll_room(*key, &cx).is_ready() {
+                client.send_data(*key, left.get_mut(key).expect("its data"), false).expect("it is open");
+            }
+        }
+        for (kind, id, _) in said(&mut client) {
+            *sent.entry(id).or_insert(0) += u32::from(kind == kind::DATA);
+        }
+        let order: Vec<_> = client.waiting.iter().copied().collect();
+        called = order.into_iter().map(|id| key(&client, id)).collect();
+        client.wake_waiting();
+    }
+    let (least, most) = (sent.values().min(), sent.values().max());
+    assert!(sent.len() == 20 && least > Some(&150) && most < Some(&250), "{sent:?}");
+}
+
+#[test]
+fn who_drains_serves_what_has_begun_and_nothing_after_its_last_word() {
+    let mut server = core(Role::Server);
+    feed(&mut server, &head(1, POST, false)).expect("it is in order");
+    server.close_gracefully();
+    let frames = said(&mut server);
+    assert_eq!(frames[0], (kind::GOAWAY, 0, b"\x7f\xff\xff\xff\0\0\0\0".to_vec()));
+    let pong = frame(kind::PING, flag::ACK, 0, &frames[1].2);
+    let bytes = [head(3, POST, false), pong, head(5, POST, false), data(5, b"x", true), data(1, b"x", true)].concat();
+    feed(&mut server, &bytes).expect("it is in order");
+    assert_eq!(said(&mut server), [(kind::GOAWAY, 0, b"\0\0\0\x03\0\0\0\0".to_vec())]);
+    assert_eq!(server.accepted.len(), 2);
+    assert!(server.streams[key(&server, 1)].is_received);
+}
+
+#[test]
+fn short_pieces_that_wait_do_not_keep_what_was_read_with_them() {
+    let mut queue = stream::Queue::default();
+    let read = Bytes::from(vec![b'x'; 64 * 1024]);
+    for _ in 0..1000 {
+        queue.push(read.slice(..10), WINDOW);
+    }
+    let pieces: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+    assert_eq!(pieces.iter().map(Bytes::len).collect::<Vec<_>>(), [10, 9990]);
+    for _ in 0..10 {
+        queue.push(read.slice(..MAX_SIZE), WINDOW);
+    }
+    assert_eq!(std::iter::from_fn(|| queue.pop()).map(|piece| piece.len()).sum::<usize>(), 10 * MAX_SIZE);
+    assert_eq!(queue.len(), 0);
+}
