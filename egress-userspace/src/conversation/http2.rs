@@ -28,6 +28,7 @@ const STREAMS: u32 = 128;
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// The same for all requests of a connection: so much that origins who stand still hold up nobody else.
 const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+
 /// Serves a connection until it ends.
 pub(super) async fn converse(
     conversation: Rc<Conversation>,

@@ -28,13 +28,15 @@ pub struct Line {
     end: u32,
     /// That of the name, by which others are told from it at once.
     mark: u8,
+    /// Whether nobody on the way may put it into a table (RFC 7541 section 7.1.3).
+    is_secret: bool,
 }
 
 impl Line {
     /// A line from `start` to `end` of the text of all; there is a colon at `colon`.
     pub fn at(start: usize, colon: usize, value: (usize, usize), end: usize) -> Self {
         let [start, colon, first, last, end] = [start, colon, value.0, value.1, end].map(|at| at as u32);
-        Self { own: None, start, colon, value: (first, last), end, mark: 0 }
+        Self { own: None, start, colon, value: (first, last), end, mark: 0, is_secret: false }
     }
 
     fn new(name: &[u8], value: &[u8]) -> Self {
@@ -143,6 +145,11 @@ impl Fields {
         self.lines.iter().map(|line| (line.name(&self.text), line.value(&self.text)))
     }
 
+    /// The same, with whether nobody on the way may put it into a table (RFC 7541 section 7.1.3).
+    pub fn marked(&self) -> impl Iterator<Item = (&[u8], &[u8], bool)> {
+        self.lines.iter().map(|line| (line.name(&self.text), line.value(&self.text), line.is_secret))
+    }
+
     /// The lines as they are written, without line breaks.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
         self.lines.iter().map(|line| line.part(&self.text, line.start, line.end))
@@ -228,7 +235,9 @@ impl Fields {
         let (looked_for, mut found) = (Name::new(name), false);
         self.lines.retain(|line| !line.is(&self.text, &looked_for) || !std::mem::replace(&mut found, true));
         match self.lines.iter_mut().find(|line| line.is(&self.text, &looked_for)) {
-            Some(line) => *line = Line::new(line.name(&self.text), value.as_bytes()),
+            Some(line) => {
+                *line = Line { is_secret: line.is_secret, ..Line::new(line.name(&self.text), value.as_bytes()) }
+            }
             None => self.append(name, value),
         }
     }
@@ -248,7 +257,7 @@ impl Fields {
         for line in self.lines.iter_mut().filter(|line| line.is(&self.text, &name)) {
             let value = line.value(&self.text);
             if let Some(other) = other(value).filter(|other| other.as_bytes() != value) {
-                *line = Line::new(line.name(&self.text), other.as_bytes());
+                *line = Line { is_secret: line.is_secret, ..Line::new(line.name(&self.text), other.as_bytes()) };
             }
         }
     }
@@ -267,7 +276,9 @@ impl Fields {
                     Some(_) => HeaderValue::from_bytes(line.value(&self.text)),
                     None => HeaderValue::from_maybe_shared(self.text.slice_ref(line.value(&self.text))),
                 };
-                map.try_append(name, value.ok()?).ok()?;
+                let mut value = value.ok()?;
+                value.set_sensitive(line.is_secret);
+                map.try_append(name, value).ok()?;
             }
         }
         Some(map)
@@ -292,7 +303,7 @@ impl Builder {
     }
 
     /// Adds one after all others, whose name is written by `put`.
-    fn add(&mut self, put: impl FnOnce(&mut BytesMut), value: &[u8]) {
+    fn add(&mut self, put: impl FnOnce(&mut BytesMut), value: &[u8], is_secret: bool) {
         let start = self.text.len();
         put(&mut self.text);
         let colon = self.text.len();
@@ -301,14 +312,14 @@ impl Builder {
         self.text.extend_from_slice(value);
         let end = self.text.len();
         let last = first + value.trim_ascii().len();
-        self.lines.push(Line::at(start, colon, (first, last), end));
+        self.lines.push(Line { is_secret, ..Line::at(start, colon, (first, last), end) });
         // Nobody sees it, but they are written as one.
         self.text.extend_from_slice(b"\r\n");
     }
 
-    /// Adds one after all others, whose name is written as usual.
-    pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        self.add(|text| text.extend_from_slice(name), value);
+    /// Adds one after all others, whose name is written as usual. `is_secret` says that nobody on the way may put it into a table.
+    pub fn push(&mut self, name: &[u8], value: &[u8], is_secret: bool) {
+        self.add(|text| text.extend_from_slice(name), value, is_secret);
     }
 
     /// Those that have come.
@@ -327,7 +338,7 @@ impl<'a> FromIterator<(&'a HeaderName, &'a HeaderValue)> for Fields {
     fn from_iter<I: IntoIterator<Item = (&'a HeaderName, &'a HeaderValue)>>(fields: I) -> Self {
         let mut builder = Builder::new();
         for (name, value) in fields {
-            builder.add(|text| names::put(name.as_str().as_bytes(), text), value.as_bytes());
+            builder.add(|text| names::put(name.as_str().as_bytes(), text), value.as_bytes(), value.is_sensitive());
         }
         builder.finish()
     }

@@ -32,7 +32,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Where bytes can be added; `length` must be told what was.
+    /// Where bytes can be added.
     pub fn buffer(&mut self) -> Appending<'_> {
         let before = self.last.len();
         Appending { output: self, before }

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Asked, Config, Error, Reason, Requested, Role,
-    core::{Closing, Core, note},
+    core::{Closing, Core},
     frame,
     handles::{Handle, Reader, Writer},
     heads::Sent,
@@ -87,7 +87,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         if !self.is_over {
             return Poll::Pending;
         }
-        if core.failure.as_ref().is_none_or(|error| error.io().is_none()) {
+        // Who has only ended its own side is owed what was answered before.
+        let is_writable = |error: &io::Error| core.role == Role::Server && error.kind() == io::ErrorKind::UnexpectedEof;
+        if core.failure.as_ref().and_then(Error::io).is_none_or(is_writable) {
             ready!(written);
             // Whether or not the other end hears of it.
             let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
@@ -124,6 +126,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         let core = &mut *self.link.0.borrow_mut();
         if self.is_over || !core.ids.is_empty() {
             return;
+        }
+        if self.input.bytes.is_empty() {
+            self.input.calm();
         }
         let is_gone = core.role == Role::Client && core.gone.is_some();
         match core.closing {
@@ -169,7 +174,6 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
                 cx.waker().wake_by_ref();
                 return Poll::Ready(Ok(Some(accepted)));
             }
-            note(&mut self.link.0.borrow_mut().acceptor, cx);
             polled.map(|ended| ended.map(|()| None))
         })
         .await

@@ -11,13 +11,15 @@ use tokio::time;
 
 use super::{
     By, Error, Reason,
-    frame::{self, DEFAULT_WINDOW, MAX_SIZE, PREFACE, setting},
+    frame::{self, DEFAULT_WINDOW, PREFACE, setting},
     hpack::{Decoder, Encoder},
     receive::{Accepted, Block, Content},
     stream::Stream,
 };
 use crate::http1::{Limits, Output};
 
+/// Streams for which a connection keeps room while it has none.
+const FEW: usize = 16;
 /// Stream identifiers there are for each end (section 5.1.1).
 const LAST_ID: u32 = (1 << 31) - 1;
 
@@ -48,7 +50,6 @@ pub(super) struct Peer {
     /// Whether they have come.
     pub(super) is_known: bool,
     pub(super) initial_window: u32,
-    pub(super) max_frame: usize,
     pub(super) max_streams: u32,
     pub(super) connect_protocol: bool,
 }
@@ -77,7 +78,6 @@ pub(super) struct Core {
     pub(super) last: u32,
     /// Those that nobody has taken up yet.
     pub(super) accepted: VecDeque<Accepted>,
-    pub(super) acceptor: Option<Waker>,
     pub(super) decoder: Decoder,
     pub(super) encoder: Encoder,
     /// A head of which more frames are to come.
@@ -92,8 +92,7 @@ pub(super) struct Core {
     /// What has come on all streams, and was not read.
     pub(super) unread: usize,
     pub(super) peer: Peer,
-    /// The window that streams begin with as far as the other end has acknowledged it, and what it has not: None is a change of
-    /// something else.
+    /// The window that streams begin with as far as the other end has acknowledged it, and what it has not.
     pub(super) initial_window: u32,
     pub(super) unacknowledged: VecDeque<u32>,
     /// Streams that wait for room.
@@ -127,7 +126,6 @@ impl Core {
             next: 1,
             last: 0,
             accepted: VecDeque::new(),
-            acceptor: None,
             decoder: Decoder::new(),
             encoder: Encoder::new(),
             block: None,
@@ -140,7 +138,6 @@ impl Core {
             peer: Peer {
                 is_known: false,
                 initial_window: DEFAULT_WINDOW,
-                max_frame: MAX_SIZE,
                 max_streams: u32::MAX,
                 connect_protocol: false,
             },
@@ -226,7 +223,7 @@ impl Core {
         let stream = &self.streams[key];
         if stream.is_closed() && self.ids.remove(&stream.id).is_some() {
             self.leave(key);
-            self.openers.drain(..).for_each(Waker::wake);
+            self.wake_openers();
             if self.ids.is_empty() && (self.closing != Closing::No || self.gone.is_some()) {
                 self.wake_driver();
             }
@@ -265,6 +262,10 @@ impl Core {
         self.reset(key, Error::Reset { reason, by: By::User });
         let stream = self.streams.remove(key);
         self.read(stream.queue.len());
+        if self.streams.is_empty() && self.streams.capacity() > FEW {
+            // An idle connection keeps nothing of what it had to do.
+            (self.streams, self.ids, self.accepted, self.waiting) = Default::default();
+        }
     }
 
     /// Notes that so much was read of what has come, and lets the other end send more once that is worth a frame.
@@ -319,9 +320,6 @@ impl Core {
         }
         self.closing = Closing::Told;
         self.wake_openers();
-        if let Some(acceptor) = self.acceptor.take() {
-            acceptor.wake();
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::Reason;
 pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The header of each frame, in bytes.
 pub(super) const HEADER: usize = 9;
-/// What a frame has at most, in bytes, unless SETTINGS_MAX_FRAME_SIZE says more; ours do not.
+/// What a frame has at most, in bytes: more can be agreed on (SETTINGS_MAX_FRAME_SIZE), and is not.
 pub(super) const MAX_SIZE: usize = 16 * 1024;
 /// The window of a connection, and that of each stream as long as SETTINGS_INITIAL_WINDOW_SIZE says nothing else, in bytes.
 pub(super) const DEFAULT_WINDOW: u32 = 65_535;

@@ -70,8 +70,8 @@ impl Sent<'_> {
                     encoder.field(b":protocol", protocol.as_bytes(), out);
                 }
                 let goes = |name: &[u8]| !NOT_ASKED.has(name) && asked.left_out.is_none_or(|names| !names.has(name));
-                for (name, value) in asked.fields.iter().filter(|(name, _)| goes(name)) {
-                    encoder.field(name, value, out);
+                for (name, value, is_secret) in asked.fields.marked().filter(|(name, ..)| goes(name)) {
+                    put(encoder, name, value, is_secret, out);
                 }
                 if asked.trailers {
                     encoder.field(b"te", b"trailers", out);
@@ -79,16 +79,24 @@ impl Sent<'_> {
             }
             Self::Response(head) => {
                 encoder.field(b":status", head.status.as_str().as_bytes(), out);
-                for (name, value) in head.fields.iter().filter(|(name, _)| !OF_HTTP1.has(name)) {
-                    encoder.field(name, value, out);
+                for (name, value, is_secret) in head.fields.marked().filter(|(name, ..)| !OF_HTTP1.has(name)) {
+                    put(encoder, name, value, is_secret, out);
                 }
             }
             Self::Trailers(trailers) => {
                 for (name, value) in trailers.iter().filter(|(name, _)| !NOT_ASKED.has(name.as_str().as_bytes())) {
-                    encoder.field(name.as_str().as_bytes(), value.as_bytes(), out);
+                    put(encoder, name.as_str().as_bytes(), value.as_bytes(), value.is_sensitive(), out);
                 }
             }
         }
+    }
+}
+
+fn put(encoder: &mut Encoder, name: &[u8], value: &[u8], is_secret: bool, out: &mut BytesMut) {
+    if is_secret {
+        encoder.secret(name, value, out);
+    } else {
+        encoder.field(name, value, out);
     }
 }
 
@@ -114,10 +122,10 @@ pub(super) fn response(
 ) -> Result<Result<Option<ResponseHead>, Error>, Undecodable> {
     let mut taken = Taken::new(limits);
     let mut status = None;
-    let is_sound = decoder.decode(block, |name, value| {
+    let is_sound = decoder.decode(block, |name, value, is_secret| {
         if name.first() != Some(&b':') {
-            taken.field(name, value);
-        } else if taken.is_first(name, b":status", status.is_some()) {
+            taken.field(name, value, is_secret);
+        } else if taken.pseudo(name, value, name == b":status" && status.is_none()) {
             status = StatusCode::from_bytes(value).ok();
         }
     })?;
@@ -138,19 +146,31 @@ pub(super) fn response(
 pub(super) fn request(decoder: &mut Decoder, block: &[u8], limits: &Limits) -> Result<Option<Requested>, Undecodable> {
     let mut taken = Taken::new(limits);
     let (mut method, mut path, mut protocol, mut scheme, mut authority) = (None, None, None, false, false);
-    let is_sound = decoder.decode(block, |name, value| match name {
-        b":method" if taken.is_first(name, name, method.is_some()) => method = Some(Bytes::copy_from_slice(value)),
-        b":path" if taken.is_first(name, name, path.is_some()) => path = Some(Bytes::copy_from_slice(value)),
-        b":protocol" if taken.is_first(name, name, protocol.is_some()) => {
-            protocol = Some(Bytes::copy_from_slice(value));
+    let is_sound = decoder.decode(block, |name, value, is_secret| {
+        if name.first() != Some(&b':') {
+            return taken.field(name, value, is_secret);
         }
-        b":scheme" if taken.is_first(name, name, scheme) => scheme = true,
-        b":authority" if taken.is_first(name, name, authority) => {
-            authority = true;
-            taken.add(b"Host", value);
+        let is_first = match name {
+            b":method" => method.is_none(),
+            b":path" => path.is_none(),
+            b":protocol" => protocol.is_none(),
+            b":scheme" => !scheme,
+            b":authority" => !authority,
+            _ => false,
+        };
+        if !taken.pseudo(name, value, is_first) {
+            return;
         }
-        [b':', ..] => taken.is_message = false,
-        _ => taken.field(name, value),
+        match name {
+            b":method" => method = Some(Bytes::copy_from_slice(value)),
+            b":path" => path = Some(Bytes::copy_from_slice(value)),
+            b":protocol" => protocol = Some(Bytes::copy_from_slice(value)),
+            b":scheme" => scheme = true,
+            _ => {
+                authority = true;
+                taken.fields.push(b"Host", value, false);
+            }
+        }
     })?;
     let (fields, fault) = taken.finish(is_sound);
     let (Some(fields), Some(method)) = (fields, method) else { return Ok(None) };
@@ -160,7 +180,9 @@ pub(super) fn request(decoder: &mut Decoder, block: &[u8], limits: &Limits) -> R
     let is_complete = is_tunnel == (!scheme && path.is_none())
         && (is_tunnel || path.as_ref().is_some_and(|path| !path.is_empty()) && scheme);
     let is_switch_allowed = protocol.is_none() || method == Method::CONNECT;
-    Ok((is_complete && is_switch_allowed).then(|| Requested {
+    // Of one that is too long not all was taken.
+    let is_request = matches!(fault, Some(Fault::HeadTooLong(_))) || is_complete && is_switch_allowed;
+    Ok(is_request.then(|| Requested {
         method,
         path: path.unwrap_or(Bytes::from_static(b"/")),
         protocol,
@@ -176,9 +198,9 @@ pub(super) fn trailers(
     limits: &Limits,
 ) -> Result<Result<HeaderMap, Error>, Undecodable> {
     let mut taken = Taken::new(limits);
-    let is_sound = decoder.decode(block, |name, value| match name {
+    let is_sound = decoder.decode(block, |name, value, is_secret| match name {
         [b':', ..] => taken.is_message = false,
-        _ => taken.field(name, value),
+        _ => taken.field(name, value, is_secret),
     })?;
     Ok(match taken.finish(is_sound) {
         (_, Some(fault)) => Err(Error::Head(fault)),
@@ -203,26 +225,22 @@ impl<'a> Taken<'a> {
         Self { fields: Builder::new(), count: 0, size: 0, limits, is_message: true }
     }
 
-    /// Notes a pseudo-header field. They come before all others, each once.
-    fn is_first(&mut self, name: &[u8], known: &[u8], was_there: bool) -> bool {
-        let is_in_order = name == known && !was_there && self.count == 0;
-        self.is_message &= is_in_order;
-        is_in_order
+    /// Notes a pseudo-header field. They come before all others, each once. Says whether it is to be taken.
+    fn pseudo(&mut self, name: &[u8], value: &[u8], is_first: bool) -> bool {
+        self.is_message &= is_first && self.count == 0;
+        self.size += name.len() + value.len() + FIELD;
+        self.is_message && self.is_within()
     }
 
-    fn field(&mut self, name: &[u8], value: &[u8]) {
+    fn field(&mut self, name: &[u8], value: &[u8], is_secret: bool) {
         self.count += 1;
         let is_coding = || name.eq_ignore_ascii_case(b"te") && !value.eq_ignore_ascii_case(b"trailers");
         if OF_HTTP1.has(name) || is_coding() {
             self.is_message = false;
         }
-        self.add(name, value);
-    }
-
-    fn add(&mut self, name: &[u8], value: &[u8]) {
         self.size += name.len() + value.len() + FIELD;
         if self.is_within() {
-            self.fields.push(name, value);
+            self.fields.push(name, value, is_secret);
         }
     }
 

@@ -47,7 +47,7 @@ mod tests {
             for (name, value) in fields {
                 self.0.field(name, value, &mut block);
             }
-            let are_sound = self.1.decode(&block, |name, value| taken.push((name.into(), value.into())));
+            let are_sound = self.1.decode(&block, |name, value, _| taken.push((name.into(), value.into())));
             let expected: Fields = fields.iter().map(|(name, value)| (cased(name), value.clone())).collect();
             assert_eq!(taken, expected, "{block:x?}");
             assert_eq!(are_sound, Ok(true), "{fields:?}");

@@ -25,6 +25,7 @@ const MOST_FRAMES: usize = 8;
 /// stand for many of them.
 const MOST_INTERIM: usize = 8;
 const LONGEST_INTERIM: usize = 16 * 1024;
+
 /// A stream that the other end has begun.
 pub(super) struct Accepted {
     pub(super) key: usize,
@@ -197,7 +198,7 @@ impl Core {
             Some(key) => self.take_response(key, block, is_last),
             None if self.role == Role::Server && id > self.last => self.take_request(id, block, is_last),
             None if self.is_idle(id) => Err(Error::go_away(Reason::PROTOCOL_ERROR)),
-            None => self.decoder.decode(block, |_, _| {}).map(drop).map_err(undecodable),
+            None => self.decoder.decode(block, |_, _, _| {}).map(drop).map_err(undecodable),
         }
     }
 
@@ -290,9 +291,6 @@ impl Core {
         self.accepted.push_back(Accepted { key, head });
         if is_last {
             self.end(key);
-        }
-        if let Some(acceptor) = self.acceptor.take() {
-            acceptor.wake();
         }
         Ok(())
     }

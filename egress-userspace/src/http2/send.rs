@@ -12,7 +12,7 @@ use http::HeaderMap;
 use super::{
     By, Error, Reason,
     core::{Core, note},
-    frame::{HEADER, Header, flag, kind},
+    frame::{HEADER, Header, MAX_SIZE, flag, kind},
     heads::Sent,
     stream::{Stream, Turn},
 };
@@ -64,14 +64,13 @@ impl Core {
         let length = out.len() - start;
         let flags = flag::END_HEADERS | if is_last { flag::END_STREAM } else { 0 };
         let mut header = Header { length, kind: kind::HEADERS, flags, stream: id };
-        let most = self.peer.max_frame;
-        if length <= most {
+        if length <= MAX_SIZE {
             out[start - HEADER..start].copy_from_slice(&header.bytes());
         } else {
             let mut rest = out.split_off(start);
             out.truncate(start - HEADER);
             while !rest.is_empty() {
-                let piece = rest.split_to(rest.len().min(most));
+                let piece = rest.split_to(rest.len().min(MAX_SIZE));
                 header.length = piece.len();
                 if !rest.is_empty() {
                     header.flags &= !flag::END_HEADERS;
@@ -164,7 +163,7 @@ impl Core {
         loop {
             let stream = &mut self.streams[key];
             let window = self.send_window.min(stream.send_window).max(0) as usize;
-            let length = data.len().min(window).min(self.peer.max_frame);
+            let length = data.len().min(window).min(MAX_SIZE);
             let is_end = is_last && length == data.len();
             if length == 0 && !is_end {
                 break;

@@ -6,7 +6,8 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::Method;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
     core::Core,
@@ -15,7 +16,7 @@ use super::{
     *,
 };
 use crate::{
-    head::Fields,
+    head::{Fields, ResponseHead},
     http1::{Fault, Limits, Output},
 };
 
@@ -194,6 +195,38 @@ fn a_head_can_be_longer_than_a_frame() {
 }
 
 #[test]
+fn what_nobody_may_put_into_a_table_goes_on_so() {
+    let mut server = core(Role::Server);
+    // Never indexed (RFC 7541 section 6.2.3), and without indexing.
+    let block = [GET, b"\x10\x05x-key\x06secret", b"\x00\x03x-a\x011"].concat();
+    feed(&mut server, &head(1, &block, true)).expect("it is in order");
+    let mut fields = server.accepted.pop_front().expect("a request").head.fields;
+    fields.change(&HeaderName::from_static("x-key"), |_| Some(HeaderValue::from_static("other")));
+    let mut client = core(Role::Client);
+    for _ in 0..3 {
+        ask(&mut client, &fields, true);
+        assert!(written(&mut client).windows(13).any(|window| window == b"\x10\x05x-key\x05other"));
+    }
+}
+
+#[test]
+fn a_path_counts_as_part_of_its_head() {
+    let mut server = core(Role::Server);
+    // 16,000 bytes: 127 and 15,873 more.
+    let long = [&b"\x7f\x81\x7c"[..], &[b'/'; 16_000]].concat();
+    let block = [b"\x82\x87\x04", &long[..], &[&b"\x00\x01a"[..], &long].concat().repeat(4)].concat();
+    let (first, rest) = block.split_at(MAX_SIZE);
+    feed(&mut server, &frame(kind::HEADERS, flag::END_STREAM, 1, first)).expect("it is in order");
+    let mut pieces = rest.chunks(MAX_SIZE).peekable();
+    while let Some(piece) = pieces.next() {
+        let flags = if pieces.peek().is_none() { flag::END_HEADERS } else { 0 };
+        feed(&mut server, &frame(kind::CONTINUATION, flags, 1, piece)).expect("it is in order");
+    }
+    let faults: Vec<_> = server.accepted.iter().map(|accepted| accepted.head.fault).collect();
+    assert_eq!(faults, [Some(Fault::HeadTooLong(HEADS.head))]);
+}
+
+#[test]
 fn a_request_that_is_too_long_is_told_so() {
     let mut server = core(Role::Server);
     let field = [&b"\x00\x01a\x7f\x81\x7c"[..], &[b'x'; 16_000]].concat();
@@ -232,6 +265,61 @@ fn readers_who_stand_still_take_nothing_from_others() {
     feed(&mut server, &data(1, b"x", false)).expect("the connection goes on");
     let reset = [(kind::RST_STREAM, 1, u32::from(Reason::FLOW_CONTROL_ERROR).to_be_bytes().to_vec())];
     assert!(said(&mut server).ends_with(&reset));
+}
+
+#[test]
+fn a_window_that_shrinks_is_not_shut() {
+    let mut client = client();
+    let own = key(&client, 1);
+    feed(&mut client, &[head(1, OK, false), data(1, &[b'x'; 10_000], false).repeat(2)].concat())
+        .expect("there is room");
+    while let Some(piece) = client.streams[own].queue.pop() {
+        client.read(piece.len());
+        client.widen(own);
+    }
+    assert!(said(&mut client).is_empty(), "there is room enough");
+    client.set_initial_window(16 * 1024);
+    feed(&mut client, &frame(kind::SETTINGS, flag::ACK, 0, b"")).expect("it was asked for");
+    let more = (kind::WINDOW_UPDATE, 1, 20_000_u32.to_be_bytes().to_vec());
+    assert_eq!(said(&mut client)[1..], [more]);
+    feed(&mut client, &data(1, &[b'x'; MAX_SIZE], false)).expect("there is room");
+    assert!(client.streams[own].error.is_none());
+}
+
+#[test]
+fn an_origin_that_goes_away_says_what_it_has_not_looked_at() {
+    let mut client = client();
+    let third = key(&client, 5);
+    feed(&mut client, &frame(kind::GOAWAY, 0, 0, b"\0\0\0\x03\0\0\0\0")).expect("it is in order");
+    assert!(client.is_closed());
+    assert!(matches!(&client.streams[third].error, Some(Error::GoAway { by: By::Peer, .. })));
+    feed(&mut client, &[head(1, OK, true), head(3, OK, false)].concat()).expect("others go on");
+    client.fail(&std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+    let ends = client.streams.iter().map(|(_, stream)| (stream.id, stream.is_received, stream.error.is_some()));
+    assert_eq!(ends.collect::<Vec<_>>(), [(1, true, false), (3, false, true), (5, false, true)]);
+}
+
+/// What one end says the other end reads, until it ends.
+#[tokio::test]
+async fn who_ends_its_own_side_gets_what_was_answered_before() {
+    let (mut peer, own) = tokio::io::duplex(1000);
+    let config = Config { stream_window: WINDOW, connection_window: STREAMS * WINDOW, streams: STREAMS, heads: HEADS };
+    let mut serving = Connection::new(own, Role::Server, config);
+    let request = [PREFACE, &frame(kind::SETTINGS, 0, 0, b"")[..], &head(1, GET, true), &head(3, POST, false)].concat();
+    peer.write_all(&request).await.expect("it is read");
+    let Ok(Some((_, _reader, writer))) = serving.accept().await else { panic!("no request") };
+    let Ok(Some(other)) = serving.accept().await else { panic!("no other request") };
+    writer.respond(&ResponseHead::from(StatusCode::OK), false).expect("it is open");
+    writer.send(&mut Bytes::from(vec![b'x'; 10_000]), true).expect("it is open");
+    peer.shutdown().await.expect("it is open");
+    let read = async {
+        let mut all = Vec::new();
+        peer.read_to_end(&mut all).await.expect("it comes to its end");
+        all
+    };
+    let (ended, all) = tokio::join!(serving.accept(), read);
+    assert!(ended.is_err() && other.1.poll_data(&Context::from_waker(Waker::noop())).is_ready());
+    assert!(all.windows(9000).any(|window| window.iter().all(|byte| *byte == b'x')), "{} bytes", all.len());
 }
 
 #[test]

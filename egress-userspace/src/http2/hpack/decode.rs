@@ -33,9 +33,9 @@ impl Decoder {
     }
 
     /// Decodes a block from its beginning to its end. Each field goes to `take`, with its name as HTTP/1.1 has it but for those
-    /// of pseudo-headers. Gives whether all are such as HTTP/2 has them (RFC 9113 section 8.2.1); those that are not go to
-    /// `take` as well.
-    pub fn decode(&mut self, block: &[u8], mut take: impl FnMut(&[u8], &[u8])) -> Result<bool, Undecodable> {
+    /// of pseudo-headers, and with whether nobody on the way may put it into a table (RFC 7541 section 6.2.3). Gives whether all are such
+    /// as HTTP/2 has them (RFC 9113 section 8.2.1), blanks around values apart; those that are not go to `take` as well.
+    pub fn decode(&mut self, block: &[u8], mut take: impl FnMut(&[u8], &[u8], bool)) -> Result<bool, Undecodable> {
         let mut rest = block;
         while let Some(0x20..0x40) = rest.first() {
             self.table.resize(take_integer(&mut rest, 5)?)?;
@@ -43,10 +43,11 @@ impl Decoder {
         let mut are_sound = true;
         while let Some(first) = rest.first() {
             are_sound &= match first {
-                0x80.. => self.indexed(&mut rest, &mut take),
-                0x40.. => self.literal(&mut rest, 6, &mut take),
+                0x80.. => self.indexed(&mut rest, |name, value| take(name, value, false)),
+                0x40.. => self.literal(&mut rest, 6, |name, value| take(name, value, false)),
                 0x20.. => Err(Undecodable),
-                _ => self.literal(&mut rest, 4, &mut take),
+                0x10.. => self.literal(&mut rest, 4, |name, value| take(name, value, true)),
+                _ => self.literal(&mut rest, 4, |name, value| take(name, value, false)),
             }?;
         }
         self.room.shrink();
@@ -68,6 +69,7 @@ impl Decoder {
         prefix: u32,
         mut take: impl FnMut(&[u8], &[u8]),
     ) -> Result<bool, Undecodable> {
+        let mut shared = None;
         let name = match take_integer(rest, prefix)? {
             0 => {
                 let name = match take_string(rest)? {
@@ -76,7 +78,10 @@ impl Decoder {
                 };
                 cased(name, &mut self.room.cased)
             }
-            index => self.table.get(index)?.0,
+            index => {
+                shared = self.table.name(index);
+                self.table.get(index)?.0
+            }
         };
         let (bytes, control) = match take_string(rest)? {
             Sent::Plain(value) => (value, has_control(value)),
@@ -86,7 +91,7 @@ impl Decoder {
         take(name.bytes, value.bytes);
         let is_sound = name.is_sound && value.is_sound;
         if prefix == 6 {
-            let entry = Entry::new(name, value);
+            let entry = Entry::new(name, shared, value);
             self.table.add(entry);
         }
         Ok(is_sound)
@@ -147,7 +152,7 @@ mod tests {
 
     fn decoded(decoder: &mut Decoder, block: &[u8]) -> Result<(Vec<String>, bool), Undecodable> {
         let mut fields = Vec::new();
-        let are_sound = decoder.decode(block, |name, value| {
+        let are_sound = decoder.decode(block, |name, value, _| {
             fields.push(format!("{}={}", name.escape_ascii(), value.escape_ascii()));
         })?;
         Ok((fields, are_sound))

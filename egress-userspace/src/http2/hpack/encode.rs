@@ -58,6 +58,18 @@ impl Encoder {
         self.lower.shrink_to(KEPT);
     }
 
+    /// Adds a field to the block that nobody on the way may put into a table. The name can be in any case.
+    pub fn secret(&mut self, name: &[u8], value: &[u8], out: &mut BytesMut) {
+        match statics::of_name(name) {
+            Some(index) => Form::Never.put(index, out),
+            None => {
+                Form::Never.put(0, out);
+                put_string(&name.to_ascii_lowercase(), out);
+            }
+        }
+        put_string(value, out);
+    }
+
     /// Adds a field to the block. The name can be in any case.
     pub fn field(&mut self, name: &[u8], value: &[u8], out: &mut BytesMut) {
         let Some(index) = statics::of_name(name) else {

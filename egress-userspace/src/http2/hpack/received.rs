@@ -1,6 +1,6 @@
 //! What the other end has put into its dynamic table.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, rc::Rc};
 
 use super::{MOST, Undecodable, size, statics};
 
@@ -23,9 +23,9 @@ pub struct Received {
 
 /// A field in it.
 pub struct Entry {
-    /// The name and the value.
-    text: Box<[u8]>,
-    name: usize,
+    /// The one of another entry, if it was sent by its index.
+    name: Rc<[u8]>,
+    value: Box<[u8]>,
     is_sound: [bool; 2],
 }
 
@@ -42,9 +42,13 @@ impl Received {
             return Ok((Text { bytes: name, is_sound: true }, Text { bytes: value, is_sound: true }));
         };
         let entry = self.entries.get(at).ok_or(Undecodable)?;
-        let (name, value) = entry.text.split_at(entry.name);
         let [is_sound, value_is] = entry.is_sound;
-        Ok((Text { bytes: name, is_sound }, Text { bytes: value, is_sound: value_is }))
+        Ok((Text { bytes: &entry.name, is_sound }, Text { bytes: &entry.value, is_sound: value_is }))
+    }
+
+    /// The name of an entry at an index, if that is not what everybody has.
+    pub fn name(&self, index: usize) -> Option<&Rc<[u8]>> {
+        Some(&self.entries.get(index.checked_sub(statics::END)?)?.name)
     }
 
     /// Adds a field; one that there is no room for empties the table, and that is all (RFC 7541 section 4.4).
@@ -83,17 +87,16 @@ impl Received {
 }
 
 impl Entry {
-    /// One of these. It has to be there before others go, as its name can be that of one of them.
-    pub fn new(name: Text<'_>, value: Text<'_>) -> Self {
+    /// One of these, whose name may be `shared` with another. It has to be there before others go, as its name can be that of one of them.
+    pub fn new(name: Text<'_>, shared: Option<&Rc<[u8]>>, value: Text<'_>) -> Self {
         Self {
-            text: [name.bytes, value.bytes].concat().into(),
-            name: name.bytes.len(),
+            name: shared.map_or_else(|| name.bytes.into(), Rc::clone),
+            value: value.bytes.into(),
             is_sound: [name.is_sound, value.is_sound],
         }
     }
 
     fn size(&self) -> usize {
-        let (name, value) = self.text.split_at(self.name);
-        size(name, value)
+        size(&self.name, &self.value)
     }
 }

@@ -19,9 +19,8 @@ impl Core {
                 setting::HEADER_TABLE_SIZE => self.set_table_size(value),
                 setting::MAX_CONCURRENT_STREAMS => self.peer.max_streams = value,
                 setting::INITIAL_WINDOW_SIZE => self.take_initial_window(value)?,
-                setting::MAX_FRAME_SIZE if (MAX_SIZE..1 << 24).contains(&(value as usize)) => {
-                    // Longer ones would only hold up others.
-                }
+                // Longer ones would only hold up others.
+                setting::MAX_FRAME_SIZE if (MAX_SIZE..1 << 24).contains(&(value as usize)) => {}
                 setting::ENABLE_CONNECT_PROTOCOL if value <= 1 => self.peer.connect_protocol = value == 1,
                 setting::ENABLE_PUSH if value == 0 || value == 1 && self.role == Role::Server => {}
                 setting::MAX_FRAME_SIZE | setting::ENABLE_CONNECT_PROTOCOL | setting::ENABLE_PUSH => {
@@ -61,8 +60,11 @@ impl Core {
         };
         let more = i64::from(window) - i64::from(self.initial_window);
         self.initial_window = window;
-        for key in self.ids.values() {
-            self.streams[*key].receive_window += more;
+        let keys: Vec<_> = self.ids.values().copied().collect();
+        for key in keys {
+            self.streams[key].receive_window += more;
+            // Where less is left than before nothing may come that would have it widened.
+            self.widen(key);
         }
         Ok(())
     }
