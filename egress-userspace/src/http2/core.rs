@@ -92,7 +92,8 @@ pub(super) struct Core {
     /// What has come on all streams, and was not read.
     pub(super) unread: usize,
     pub(super) peer: Peer,
-    /// The window that streams begin with as far as the other end has acknowledged it, and what it has not.
+    /// The window that streams begin with, and those that the other end has not acknowledged. It may use a larger one before it says so;
+    /// what was sent before it knew of a smaller one is in order, too.
     pub(super) initial_window: u32,
     pub(super) unacknowledged: VecDeque<u32>,
     /// Streams that wait for room.
@@ -141,7 +142,7 @@ impl Core {
                 max_streams: u32::MAX,
                 connect_protocol: false,
             },
-            initial_window: DEFAULT_WINDOW,
+            initial_window: config.stream_window,
             unacknowledged: VecDeque::from([config.stream_window]),
             waiting: VecDeque::new(),
             returned: 0,
@@ -298,6 +299,9 @@ impl Core {
     /// Changes the window of all streams.
     pub(super) fn set_initial_window(&mut self, window: u32) {
         self.unacknowledged.push_back(window);
+        if window > self.initial_window {
+            self.begin_window(window);
+        }
         frame::put_settings(&mut self.out.buffer(), &[(setting::INITIAL_WINDOW_SIZE, window)]);
     }
 

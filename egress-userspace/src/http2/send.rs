@@ -31,13 +31,17 @@ impl Core {
         if self.is_closed() {
             return Poll::Ready(Err(Error::GoAway { reason: Reason::NO_ERROR, by: By::Peer }));
         }
-        if self.ids.len() < self.max_streams() as usize && !self.is_full() {
+        if self.may_open() {
             return Poll::Ready(Ok(()));
         }
         if !self.openers.iter().any(|waker| waker.will_wake(cx.waker())) {
             self.openers.push(cx.waker().clone());
         }
         Poll::Pending
+    }
+
+    fn may_open(&self) -> bool {
+        self.ids.len() < self.max_streams() as usize && !self.is_full()
     }
 
     /// Begins a stream with the head of a request, which may be all.
@@ -67,18 +71,15 @@ impl Core {
         if length <= MAX_SIZE {
             out[start - HEADER..start].copy_from_slice(&header.bytes());
         } else {
-            let mut rest = out.split_off(start);
+            let block = out.split_off(start);
             out.truncate(start - HEADER);
-            while !rest.is_empty() {
-                let piece = rest.split_to(rest.len().min(MAX_SIZE));
-                header.length = piece.len();
-                if !rest.is_empty() {
-                    header.flags &= !flag::END_HEADERS;
-                } else {
-                    header.flags |= flag::END_HEADERS;
-                }
+            let mut pieces = block.chunks(MAX_SIZE).peekable();
+            header.flags &= !flag::END_HEADERS;
+            while let Some(piece) = pieces.next() {
+                let end = if pieces.peek().is_none() { flag::END_HEADERS } else { 0 };
+                header = Header { length: piece.len(), flags: header.flags | end, ..header };
                 out.extend_from_slice(&header.bytes());
-                out.extend_from_slice(&piece);
+                out.extend_from_slice(piece);
                 (header.kind, header.flags) = (kind::CONTINUATION, 0);
             }
         }
@@ -196,7 +197,7 @@ impl Core {
 
     /// Lets those go on who wait for room.
     pub(super) fn wake_waiting(&mut self) {
-        if !self.is_full() {
+        if self.may_open() {
             self.wake_openers();
         }
         if !self.has_room() {

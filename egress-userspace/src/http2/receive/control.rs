@@ -58,6 +58,12 @@ impl Core {
         let Some(window) = self.unacknowledged.pop_front() else {
             return Err(Error::go_away(Reason::PROTOCOL_ERROR));
         };
+        self.begin_window(window);
+        Ok(())
+    }
+
+    /// Has streams have this window from now on.
+    pub(in crate::http2) fn begin_window(&mut self, window: u32) {
         let more = i64::from(window) - i64::from(self.initial_window);
         self.initial_window = window;
         let keys: Vec<_> = self.ids.values().copied().collect();
@@ -66,7 +72,6 @@ impl Core {
             // Where less is left than before nothing may come that would have it widened.
             self.widen(key);
         }
-        Ok(())
     }
 
     pub(super) fn take_ping(&mut self, is_answer: bool, payload: [u8; 8]) {
