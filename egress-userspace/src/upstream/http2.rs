@@ -7,7 +7,6 @@ use std::{
     cell::{Cell, OnceCell},
     future::poll_fn,
     rc::Rc,
-    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -274,7 +273,7 @@ async fn drive<I: AsyncRead + AsyncWrite + Unpin>(
             load.link.set_stream_window(wanted);
             window = wanted;
         }
-        let polled: Poll<_> = connection.poll(cx);
+        let polled = connection.poll(cx);
         if let Some(said) = load.link.limit()
             && load.said.replace(said.max(1)) != said.max(1)
         {
