@@ -147,7 +147,7 @@ impl Connector {
         let result = handshake(&cluster.originator, server_name.clone(), offer, way).await;
         self.metrics.handshake(result.as_ref().ok().map(|stream| tls_info(stream, cluster)).as_ref());
         let stream = result.map_err(|source| UpstreamError::Tls { host: host(), address, source })?;
-        if let Some(mismatch) = cluster.originator.unenforced_pins(stream.get_ref().1.peer_certificates()) {
+        if let Some(mismatch) = cluster.originator.unenforced_pins(stream.session().peer_certificates()) {
             self.metrics.unenforced_pins.inc();
             tracing::warn!(host = host(), %address, "pins: {mismatch}");
         }
@@ -157,7 +157,7 @@ impl Connector {
 
     /// Starts what the origin has picked. If it does not know ALPN, that is HTTP/1.1, unless nothing but HTTP/2 will do.
     fn http(&self, stream: TlsStream, address: SocketAddr, tls: TlsInfo, offer: Offer) -> Made {
-        let http2 = stream.get_ref().1.alpn_protocol().map_or(offer == Offer::Http2, |picked| picked == HTTP2);
+        let http2 = stream.session().alpn_protocol().map_or(offer == Offer::Http2, |picked| picked == HTTP2);
         let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
         let info = ConnectionInfo::new(address, protocol, Some(tls));
         if http2 {
@@ -241,5 +241,5 @@ fn set_keepalive(stream: &TcpStream, wanted: &Keepalive) {
 }
 
 fn tls_info(stream: &TlsStream, cluster: &Cluster) -> TlsInfo {
-    TlsInfo::of(stream.get_ref().1, cluster.upstream.tls.client.is_some())
+    TlsInfo::of(stream.session(), cluster.upstream.tls.client.is_some())
 }

@@ -16,6 +16,7 @@ mod originator;
 mod read_ahead;
 mod refusal;
 mod sessions;
+mod stream;
 mod verify;
 mod witness;
 
@@ -23,11 +24,12 @@ use rustls::crypto::aws_lc_rs;
 
 pub use self::{
     certificate::{Facts, date, listed, rfc3339},
-    handshake::{HTTP2, TlsStream, handshake},
+    handshake::{HTTP2, handshake},
     material::{TlsError, root_places},
     observe::{Observation, observe, observe_anyone},
     originator::{Clients, Originator, Workshop},
     refusal::{Refusal, alert_name},
+    stream::TlsStream,
     verify::PinMismatch,
     witness::{Seen, ServerHello, Witness, Witnessed},
 };

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 use tokio::time::timeout;
-use tokio_rustls::{TlsConnector, client};
+use tokio_rustls::TlsConnector;
 
-use super::{Originator, Refusal, read_ahead::ReadAhead, witness::Witnessed};
+use super::{Originator, Refusal, TlsStream, read_ahead::ReadAhead, witness::Witnessed};
 use crate::upstream::{Offer, tunnel::Way};
 
 /// HTTP/2 and HTTP/1.1 by their names in ALPN.
@@ -15,9 +15,6 @@ pub(super) const HTTP1: &[u8] = b"http/1.1";
 
 /// For the handshake as a whole.
 const LIMIT: Duration = Duration::from_secs(10);
-
-/// A connection over TLS.
-pub type TlsStream = client::TlsStream<Witnessed<ReadAhead<Way>>>;
 
 /// Originates TLS on a way to the origin, and verifies who is at its other end.
 ///
@@ -39,7 +36,7 @@ pub async fn handshake(
     match timeout(LIMIT, connecting).await {
         Ok(Ok(mut stream)) => {
             stream.get_mut().0.release();
-            Ok(stream)
+            Ok(TlsStream::new(stream))
         }
         Ok(Err(error)) => Err(Refusal::of_handshake(&error, &witness.seen(), originator.offer())),
         Err(_) => Err(Refusal::of_timeout(LIMIT, &witness.seen())),

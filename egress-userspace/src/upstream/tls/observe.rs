@@ -111,7 +111,7 @@ impl Observer {
         match made {
             Ok(mut stream) => {
                 let has_certificate = self.client.as_ref().is_some_and(|client| client.has_certs());
-                let (_, session) = stream.get_ref();
+                let session = stream.session();
                 let is_tls13 = session.protocol_version() == Some(ProtocolVersion::TLSv1_3);
                 agreed = Some(TlsInfo::of(session, has_certificate));
                 protocol = session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
@@ -137,7 +137,7 @@ async fn opinion(stream: &mut TlsStream, has_certificate: bool) -> Result<(), Re
         OPINION,
         poll_fn(|context| match Pin::new(&mut *stream).poll_read(context, &mut buffer) {
             Poll::Ready(result) => Poll::Ready(result.map(|()| !buffer.filled().is_empty())),
-            Poll::Pending if stream.get_ref().1.tls13_tickets_received() > 0 => Poll::Ready(Ok(true)),
+            Poll::Pending if stream.session().tls13_tickets_received() > 0 => Poll::Ready(Ok(true)),
             Poll::Pending => Poll::Pending,
         }),
     );

@@ -20,7 +20,7 @@ pub struct ReadAhead<S> {
     buffer: Vec<u8>,
     /// Up to where it has been given.
     given: usize,
-    /// Whether the last read got all that it asked for.
+    /// Whether the last read got all that was asked for, or more.
     more: bool,
 }
 
@@ -30,9 +30,14 @@ impl<S> ReadAhead<S> {
         Self { stream, buffer: Vec::new(), given: 0, more: false }
     }
 
-    /// The stream.
-    pub fn inner(&self) -> &S {
-        &self.stream
+    /// The stream, if nothing is left of what was read of it.
+    pub fn drained(&self) -> Option<&S> {
+        (self.given == self.buffer.len()).then_some(&self.stream)
+    }
+
+    /// Lets the buffer go, of which all was given, until something comes.
+    pub fn release(&mut self) {
+        (self.buffer, self.given) = (Vec::new(), 0);
     }
 }
 
@@ -41,8 +46,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
         let this = &mut *self;
         if this.given == this.buffer.len() {
             if !this.more {
-                this.buffer = Vec::new();
-                this.given = 0;
+                this.release();
                 let before = buffer.filled().len();
                 ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
                 this.more = buffer.remaining() == 0 && buffer.filled().len() > before;
@@ -54,13 +58,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
             let mut ahead = ReadBuf::uninit(this.buffer.spare_capacity_mut());
             let polled = Pin::new(&mut this.stream).poll_read(cx, &mut ahead);
             let count = ahead.filled().len();
-            this.more = count >= ROOM;
             // SAFETY: so many bytes beyond the length, which is 0, were filled.
             unsafe { this.buffer.set_len(count) };
             if polled.is_pending() {
-                this.buffer = Vec::new();
+                this.release();
             }
             ready!(polled)?;
+            this.more = count >= buffer.remaining();
         }
         let some = (this.buffer.len() - this.given).min(buffer.remaining());
         buffer.put_slice(&this.buffer[this.given..this.given + some]);

@@ -36,8 +36,8 @@ impl<S> Witnessed<S> {
     }
 
     /// The stream.
-    pub fn inner(&self) -> &S {
-        &self.stream
+    pub fn inner(&mut self) -> &mut S {
+        &mut self.stream
     }
 }
 
