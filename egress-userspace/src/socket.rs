@@ -2,12 +2,14 @@
 //! connect or be found, so that the connect hooks leave it alone.
 
 use std::{
-    io, mem,
+    io,
+    mem::{self, MaybeUninit},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd as _},
     time::Duration,
 };
 
+use bytes::BytesMut;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
@@ -20,6 +22,9 @@ use crate::{
 const BACKLOG: i32 = 4096;
 /// Finds peers that vanished without a word.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// What is read of a connection at once before anybody waits for it, in bytes.
+const FIRST: usize = 4 * 1024;
 
 /// What is kept for an application that does not read on, in bytes. The kernel doubles it, for what a packet takes beside its content.
 const UNSENT: usize = 128 * 1024;
@@ -105,6 +110,15 @@ impl SocketFactory {
 pub fn close_in_order(socket: &impl AsFd) {
     // This cannot fail on a socket.
     let _ = SockRef::from(socket).set_linger(None);
+}
+
+/// What has come on a socket that nobody waits for yet; of much of it the beginning.
+pub fn read_now(socket: &impl AsFd) -> BytesMut {
+    let mut room = [MaybeUninit::uninit(); FIRST];
+    // That it has ended, be it by an error, is seen by whoever waits.
+    let count = SockRef::from(socket).recv_with_flags(&mut room, libc::MSG_DONTWAIT).unwrap_or_default();
+    // SAFETY: so many bytes have been filled.
+    BytesMut::from(unsafe { room[..count].assume_init_ref() })
 }
 
 /// Has the kernel keep little of what the application has not read yet: else it is up to 4 MiB (`net.ipv4.tcp_wmem`), which are in

@@ -38,7 +38,7 @@ use crate::{
     passthrough::{self, Passed},
     request::Accepted,
     route::RouteTable,
-    socket::SocketFactory,
+    socket::{self, SocketFactory},
     telemetry::{access_log, metrics::Metrics},
     upstream::{connect::Connector, pool::Pool, tls, warm::Warm},
 };
@@ -310,6 +310,8 @@ impl Worker {
         load: Load,
         draining: watch::Receiver<Drain>,
     ) {
+        // As a rule a client has sent its request by now, and need not be waited for.
+        let begun = if accepted.origin.by_port_alone() { BytesMut::new() } else { socket::read_now(&stream) };
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => return tracing::warn!(%error, "an accepted connection cannot be served"),
@@ -318,7 +320,7 @@ impl Worker {
         if accepted.origin.by_port_alone() {
             tokio::task::spawn_local(self.pass(stream, accepted, load, draining));
         } else {
-            tokio::task::spawn_local(conversation::hold(self, stream, BytesMut::new(), accepted, load, draining));
+            tokio::task::spawn_local(conversation::hold(self, stream, begun, accepted, load, draining));
         }
     }
 
