@@ -1,6 +1,7 @@
 //! The end towards an application.
 
 mod asked;
+mod outgoing;
 mod switched;
 mod told;
 

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Connection;
+use super::{Connection, outgoing::Outgoing};
 
 /// What comes after the head by which both ends have switched to another protocol.
 pub struct Switched(Rc<Connection>);
@@ -31,7 +31,7 @@ impl AsyncRead for Switched {
 impl AsyncWrite for Switched {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let io = &mut *self.0.io.borrow_mut();
-        let written = Pin::new(&mut io.stream).poll_write(cx, bytes);
+        let written = Pin::new(&mut Outgoing { stream: &io.stream, is_last: false }).poll_write(cx, bytes);
         io.limited(written)
     }
 
@@ -41,7 +41,7 @@ impl AsyncWrite for Switched {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let io = &mut *self.0.io.borrow_mut();
-        let written = Pin::new(&mut io.stream).poll_write_vectored(cx, slices);
+        let written = Pin::new(&mut Outgoing { stream: &io.stream, is_last: false }).poll_write_vectored(cx, slices);
         io.limited(written)
     }
 

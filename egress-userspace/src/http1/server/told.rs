@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    mem,
+    io, mem,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -11,7 +11,7 @@ use std::{
 use http::{StatusCode, Version};
 use http_body::Body as _;
 
-use super::{AHEAD, Asked, Connection, Expects, Io};
+use super::{AHEAD, Asked, Connection, Expects, Io, outgoing::Outgoing};
 use crate::{
     body::{BodyError, ResponseBody},
     head::ResponseHead,
@@ -28,10 +28,15 @@ impl Io {
         written
     }
 
+    /// Writes what there is, after which the connection may be ended at once.
+    fn poll_write(&mut self, is_last: bool, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.output.poll_write(&mut Outgoing { stream: &self.stream, is_last }, cx)
+    }
+
     /// Sends interim responses on. What does not go before the response goes with that.
     pub(super) fn poll_inform(&mut self, cx: &mut Context<'_>) {
         if self.is_informing {
-            self.is_informing = self.output.poll_write(&mut self.stream, cx).is_pending();
+            self.is_informing = self.poll_write(false, cx).is_pending();
         }
     }
 }
@@ -111,7 +116,7 @@ impl Connection {
                         None => break,
                     }
                 }
-                let written = io.output.poll_write(&mut io.stream, cx);
+                let written = io.poll_write(ended && !keep_alive && !switching && broken.is_none(), cx);
                 if io.limited(written).map_err(Error::from)?.is_pending() {
                     break;
                 }
