@@ -71,7 +71,9 @@ impl Connection {
     ) -> impl Future<Output = Result<bool, BodyError>> + use<'a, S> {
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
         let framing = asked.framing(&mut head, &body);
-        let keep_alive = asked.keep_alive && !close && framing != Framing::Close;
+        // One that is over before its request is followed by the end of the connection: what comes is still of that request.
+        let is_early = matches!(framing, Framing::Length(_)) && !self.is_end();
+        let keep_alive = asked.keep_alive && !close && !is_early && framing != Framing::Close;
         let more: &[_] = match (keep_alive, asked.version) {
             _ if switching => &[],
             (true, Version::HTTP_10) => &[("Connection", "keep-alive")],
