@@ -49,6 +49,8 @@ impl Input {
             let length = buffer.filled().len();
             // SAFETY: so many bytes beyond the length were filled.
             unsafe { self.bytes.set_len(self.bytes.len() + length) };
+            // A piece keeps the room that it was read into for as long as it waits for somebody.
+            self.is_large = length >= 2 * SMALL;
             read
         } else {
             // What is kept takes no more room than it needs.
@@ -178,6 +180,20 @@ mod tests {
     #[test]
     fn after_a_full_read_there_is_more_room() {
         assert_eq!(filled(vec![Ok(SMALL + LARGE + 1)]), [Some(Ok(SMALL)), Some(Ok(LARGE)), Some(Ok(1)), None]);
+    }
+
+    #[test]
+    fn what_trickles_after_much_takes_no_more_room_than_it_needs() {
+        let mut stream = Scripted([Ok(SMALL), Ok(LARGE), Ok(100), Ok(100)].into());
+        let (mut input, mut cx) = (Input::new(BytesMut::new()), Context::from_waker(Waker::noop()));
+        let mut pieces = Vec::new();
+        while input.poll_fill(&mut stream, &mut cx).is_ready() {
+            pieces.push(input.bytes.split());
+        }
+        assert_eq!(pieces.iter().map(BytesMut::len).collect::<Vec<_>>(), [SMALL, LARGE, 200]);
+        stream.0.push_back(Ok(100));
+        assert!(input.poll_fill(&mut stream, &mut cx).is_ready());
+        assert_eq!((input.bytes.split().len(), input.bytes.capacity()), (100, 0));
     }
 
     #[test]
