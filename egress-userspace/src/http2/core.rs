@@ -98,8 +98,6 @@ pub(super) struct Core {
     pub(super) unacknowledged: VecDeque<u32>,
     /// Streams that wait for room.
     pub(super) waiting: VecDeque<u32>,
-    /// How many of them, at the front, had been called before and found no room.
-    pub(super) returned: usize,
     /// How many had to wait, and have not sent anything since it was their turn.
     pub(super) called: usize,
     /// Who wants to begin a stream.
@@ -145,7 +143,6 @@ impl Core {
             initial_window: config.stream_window,
             unacknowledged: VecDeque::from([config.stream_window]),
             waiting: VecDeque::new(),
-            returned: 0,
             called: 0,
             openers: Vec::new(),
             driver: None,

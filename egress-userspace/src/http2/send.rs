@@ -118,10 +118,9 @@ impl Core {
         }
         note(&mut stream.writer, cx);
         if stream.send_window > 0 && stream.turn != Turn::Waiting {
-            // Those who were called and find that others have taken the room are the next ones.
-            let at = if was_called { self.returned.min(self.waiting.len()) } else { self.waiting.len() };
+            // Who was called and finds that heads have taken the room is the next one.
+            let at = if was_called { 0 } else { self.waiting.len() };
             self.waiting.insert(at, stream.id);
-            self.returned += usize::from(was_called);
             self.set_turn(key, Turn::Waiting);
             self.wake_driver();
         } else if was_called {
@@ -195,23 +194,31 @@ impl Core {
         self.close_if_ended(key);
     }
 
-    /// Lets those go on who wait for room.
+    /// Lets those go on who wait for room: as many as find some if each sends a frame.
     pub(super) fn wake_waiting(&mut self) {
         if self.may_open() {
             self.wake_openers();
         }
-        if !self.has_room() {
-            return;
-        }
-        self.returned = 0;
-        for id in mem::take(&mut self.waiting) {
-            if let Some(key) = self.ids.get(&id).copied() {
-                self.set_turn(key, Turn::Called);
-                if let Some(writer) = self.streams[key].writer.take() {
-                    writer.wake();
-                }
+        for _ in 0..self.frames_with_room().min(self.waiting.len()) {
+            let called = self.waiting.pop_front().and_then(|id| self.ids.get(&id).copied());
+            let Some(key) = called else { continue };
+            self.set_turn(key, Turn::Called);
+            if let Some(writer) = self.streams[key].writer.take() {
+                writer.wake();
             }
         }
+        if self.has_room() && !self.waiting.is_empty() {
+            // What those who were called leave of the room, having ended or having no window any more, is for the next ones. The
+            // connection's task sees it after they have run.
+            self.wake_driver();
+        }
+    }
+
+    /// How many frames of content there is room for, the last of which may be shorter.
+    fn frames_with_room(&self) -> usize {
+        let window = self.send_window.max(0) as usize;
+        let room = ROOM.saturating_sub(self.out.len());
+        window.div_ceil(MAX_SIZE).min(room.div_ceil(HEADER + MAX_SIZE))
     }
 
     /// Notes that a stream sends nothing more.

@@ -1,13 +1,13 @@
 //! Both ends of a connection, by what they say.
 
-use std::{
-    collections::HashMap,
-    task::{Context, Waker},
-};
+mod ends;
+mod turns;
+mod windows;
+
+use std::task::{Context, Waker};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
     core::Core,
@@ -40,10 +40,13 @@ fn data(stream: u32, payload: &[u8], is_last: bool) -> Vec<u8> {
     frame(kind::DATA, u8::from(is_last), stream, payload)
 }
 
+fn config() -> Config {
+    Config { stream_window: WINDOW, connection_window: STREAMS * WINDOW, streams: STREAMS, heads: HEADS }
+}
+
 /// An end whose other one has said that it has no settings.
 fn core(role: Role) -> Core {
-    let config = Config { stream_window: WINDOW, connection_window: STREAMS * WINDOW, streams: STREAMS, heads: HEADS };
-    let mut core = Core::new(role, config);
+    let mut core = Core::new(role, config());
     let preface: &[u8] = if role == Role::Server { PREFACE } else { b"" };
     let acknowledged = frame(kind::SETTINGS, flag::ACK, 0, b"");
     feed(&mut core, &[preface, &frame(kind::SETTINGS, 0, 0, b""), &acknowledged].concat()).expect("it is in order");
@@ -241,143 +244,4 @@ fn a_request_that_is_too_long_is_told_so() {
     feed(&mut server, &bytes).expect("the connection goes on");
     let faults: Vec<_> = server.accepted.iter().map(|accepted| accepted.head.fault).collect();
     assert_eq!(faults, [Some(Fault::HeadTooLong(HEADS.head)), None]);
-}
-
-#[test]
-fn readers_who_stand_still_take_nothing_from_others() {
-    let mut server = core(Role::Server);
-    let upload = |id| [head(id, POST, false), data(id, &[b'x'; MAX_SIZE], false).repeat(4)].concat();
-    for id in [1, 3, 5, 7, 9] {
-        feed(&mut server, &upload(id)).expect("there is room");
-    }
-    feed(&mut server, &head(11, POST, false)).expect("there is room");
-    let (mut read, own) = (0, key(&server, 11));
-    for _ in 0..100 {
-        feed(&mut server, &data(11, &[b'x'; MAX_SIZE], false)).expect("there is room for one who reads");
-        while let Some(piece) = server.streams[own].queue.pop() {
-            read += piece.len();
-            server.read(piece.len());
-            server.widen(own);
-        }
-    }
-    assert_eq!(read, 100 * MAX_SIZE);
-    // The others have had what they may.
-    feed(&mut server, &data(1, b"x", false)).expect("the connection goes on");
-    let reset = [(kind::RST_STREAM, 1, u32::from(Reason::FLOW_CONTROL_ERROR).to_be_bytes().to_vec())];
-    assert!(said(&mut server).ends_with(&reset));
-}
-
-#[test]
-fn a_window_that_shrinks_is_not_shut() {
-    let mut client = client();
-    let own = key(&client, 1);
-    feed(&mut client, &[head(1, OK, false), data(1, &[b'x'; 10_000], false).repeat(2)].concat())
-        .expect("there is room");
-    while let Some(piece) = client.streams[own].queue.pop() {
-        client.read(piece.len());
-        client.widen(own);
-    }
-    assert!(said(&mut client).is_empty(), "there is room enough");
-    client.set_initial_window(16 * 1024);
-    feed(&mut client, &frame(kind::SETTINGS, flag::ACK, 0, b"")).expect("it was asked for");
-    let more = (kind::WINDOW_UPDATE, 1, 20_000_u32.to_be_bytes().to_vec());
-    assert_eq!(said(&mut client)[1..], [more]);
-    feed(&mut client, &data(1, &[b'x'; MAX_SIZE], false)).expect("there is room");
-    assert!(client.streams[own].error.is_none());
-}
-
-#[test]
-fn an_origin_that_goes_away_says_what_it_has_not_looked_at() {
-    let mut client = client();
-    let third = key(&client, 5);
-    feed(&mut client, &frame(kind::GOAWAY, 0, 0, b"\0\0\0\x03\0\0\0\0")).expect("it is in order");
-    assert!(client.is_closed());
-    assert!(matches!(&client.streams[third].error, Some(Error::GoAway { by: By::Peer, .. })));
-    feed(&mut client, &[head(1, OK, true), head(3, OK, false)].concat()).expect("others go on");
-    client.fail(&std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
-    let ends = client.streams.iter().map(|(_, stream)| (stream.id, stream.is_received, stream.error.is_some()));
-    assert_eq!(ends.collect::<Vec<_>>(), [(1, true, false), (3, false, true), (5, false, true)]);
-}
-
-/// What one end says the other end reads, until it ends.
-#[tokio::test]
-async fn who_ends_its_own_side_gets_what_was_answered_before() {
-    let (mut peer, own) = tokio::io::duplex(1000);
-    let config = Config { stream_window: WINDOW, connection_window: STREAMS * WINDOW, streams: STREAMS, heads: HEADS };
-    let mut serving = Connection::new(own, Role::Server, config);
-    let request = [PREFACE, &frame(kind::SETTINGS, 0, 0, b"")[..], &head(1, GET, true), &head(3, POST, false)].concat();
-    peer.write_all(&request).await.expect("it is read");
-    let Ok(Some((_, _reader, writer))) = serving.accept().await else { panic!("no request") };
-    let Ok(Some(other)) = serving.accept().await else { panic!("no other request") };
-    writer.respond(&ResponseHead::from(StatusCode::OK), false).expect("it is open");
-    writer.send(&mut Bytes::from(vec![b'x'; 10_000]), true).expect("it is open");
-    peer.shutdown().await.expect("it is open");
-    let read = async {
-        let mut all = Vec::new();
-        peer.read_to_end(&mut all).await.expect("it comes to its end");
-        all
-    };
-    let (ended, all) = tokio::join!(serving.accept(), read);
-    assert!(ended.is_err() && other.1.poll_data(&Context::from_waker(Waker::noop())).is_ready());
-    assert!(all.windows(9000).any(|window| window.iter().all(|byte| *byte == b'x')), "{} bytes", all.len());
-}
-
-#[test]
-fn those_who_send_do_so_in_turn() {
-    let mut client = core(Role::Client);
-    feed(&mut client, &frame(kind::WINDOW_UPDATE, 0, 0, b"\x3f\0\0\0")).expect("it is in order");
-    feed(&mut client, &frame(kind::SETTINGS, 0, 0, b"\0\x04\x3f\0\0\0")).expect("it is in order");
-    let keys: Vec<_> = (0..20).map(|_| ask(&mut client, &Fields::default(), false)).collect();
-    said(&mut client);
-    let data = Bytes::from(vec![b'x'; 1000 * MAX_SIZE]);
-    let mut left: HashMap<_, _> = keys.iter().map(|key| (*key, data.clone())).collect();
-    let (cx, mut sent) = (Context::from_waker(Waker::noop()), HashMap::new());
-    let mut called = keys;
-    for _ in 0..1000 {
-        // Each sends as often as it may.
-        for key in &called {
-            while client.poll_room(*key, &cx).is_ready() {
-                client.send_data(*key, left.get_mut(key).expect("its data"), false).expect("it is open");
-            }
-        }
-        for (kind, id, _) in said(&mut client) {
-            *sent.entry(id).or_insert(0) += u32::from(kind == kind::DATA);
-        }
-        let order: Vec<_> = client.waiting.iter().copied().collect();
-        called = order.into_iter().map(|id| key(&client, id)).collect();
-        client.wake_waiting();
-    }
-    let (least, most) = (sent.values().min(), sent.values().max());
-    assert!(sent.len() == 20 && least > Some(&150) && most < Some(&250), "{sent:?}");
-}
-
-#[test]
-fn who_drains_serves_what_has_begun_and_nothing_after_its_last_word() {
-    let mut server = core(Role::Server);
-    feed(&mut server, &head(1, POST, false)).expect("it is in order");
-    server.close_gracefully();
-    let frames = said(&mut server);
-    assert_eq!(frames[0], (kind::GOAWAY, 0, b"\x7f\xff\xff\xff\0\0\0\0".to_vec()));
-    let pong = frame(kind::PING, flag::ACK, 0, &frames[1].2);
-    let bytes = [head(3, POST, false), pong, head(5, POST, false), data(5, b"x", true), data(1, b"x", true)].concat();
-    feed(&mut server, &bytes).expect("it is in order");
-    assert_eq!(said(&mut server), [(kind::GOAWAY, 0, b"\0\0\0\x03\0\0\0\0".to_vec())]);
-    assert_eq!(server.accepted.len(), 2);
-    assert!(server.streams[key(&server, 1)].is_received);
-}
-
-#[test]
-fn short_pieces_that_wait_do_not_keep_what_was_read_with_them() {
-    let mut queue = stream::Queue::default();
-    let read = Bytes::from(vec![b'x'; 64 * 1024]);
-    for _ in 0..1000 {
-        queue.push(read.slice(..10), WINDOW);
-    }
-    let pieces: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
-    assert_eq!(pieces.iter().map(Bytes::len).collect::<Vec<_>>(), [10, 9990]);
-    for _ in 0..10 {
-        queue.push(read.slice(..MAX_SIZE), WINDOW);
-    }
-    assert_eq!(std::iter::from_fn(|| queue.pop()).map(|piece| piece.len()).sum::<usize>(), 10 * MAX_SIZE);
-    assert_eq!(queue.len(), 0);
 }

@@ -1,0 +1,55 @@
+//! How connections end.
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+
+#[test]
+fn an_origin_that_goes_away_says_what_it_has_not_looked_at() {
+    let mut client = client();
+    let third = key(&client, 5);
+    feed(&mut client, &frame(kind::GOAWAY, 0, 0, b"\0\0\0\x03\0\0\0\0")).expect("it is in order");
+    assert!(client.is_closed());
+    assert!(matches!(&client.streams[third].error, Some(Error::GoAway { by: By::Peer, .. })));
+    feed(&mut client, &[head(1, OK, true), head(3, OK, false)].concat()).expect("others go on");
+    client.fail(&std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+    let ends = client.streams.iter().map(|(_, stream)| (stream.id, stream.is_received, stream.error.is_some()));
+    assert_eq!(ends.collect::<Vec<_>>(), [(1, true, false), (3, false, true), (5, false, true)]);
+}
+
+/// What one end says the other end reads, until it ends.
+#[tokio::test]
+async fn who_ends_its_own_side_gets_what_was_answered_before() {
+    let (mut peer, own) = tokio::io::duplex(1000);
+    let mut serving = Connection::new(own, Role::Server, config());
+    let request = [PREFACE, &frame(kind::SETTINGS, 0, 0, b"")[..], &head(1, GET, true), &head(3, POST, false)].concat();
+    peer.write_all(&request).await.expect("it is read");
+    let Ok(Some((_, _reader, writer))) = serving.accept().await else { panic!("no request") };
+    let Ok(Some(other)) = serving.accept().await else { panic!("no other request") };
+    writer.respond(&ResponseHead::from(StatusCode::OK), false).expect("it is open");
+    writer.send(&mut Bytes::from(vec![b'x'; 10_000]), true).expect("it is open");
+    peer.shutdown().await.expect("it is open");
+    let read = async {
+        let mut all = Vec::new();
+        peer.read_to_end(&mut all).await.expect("it comes to its end");
+        all
+    };
+    let (ended, all) = tokio::join!(serving.accept(), read);
+    assert!(ended.is_err() && other.1.poll_data(&Context::from_waker(Waker::noop())).is_ready());
+    assert!(all.windows(9000).any(|window| window.iter().all(|byte| *byte == b'x')), "{} bytes", all.len());
+}
+
+#[test]
+fn who_drains_serves_what_has_begun_and_nothing_after_its_last_word() {
+    let mut server = core(Role::Server);
+    feed(&mut server, &head(1, POST, false)).expect("it is in order");
+    server.close_gracefully();
+    let frames = said(&mut server);
+    assert_eq!(frames[0], (kind::GOAWAY, 0, b"\x7f\xff\xff\xff\0\0\0\0".to_vec()));
+    let pong = frame(kind::PING, flag::ACK, 0, &frames[1].2);
+    let bytes = [head(3, POST, false), pong, head(5, POST, false), data(5, b"x", true), data(1, b"x", true)].concat();
+    feed(&mut server, &bytes).expect("it is in order");
+    assert_eq!(said(&mut server), [(kind::GOAWAY, 0, b"\0\0\0\x03\0\0\0\0".to_vec())]);
+    assert_eq!(server.accepted.len(), 2);
+    assert!(server.streams[key(&server, 1)].is_received);
+}

@@ -1,0 +1,62 @@
+//! How much may come, and what is kept of it.
+
+use super::*;
+
+#[test]
+fn readers_who_stand_still_take_nothing_from_others() {
+    let mut server = core(Role::Server);
+    let upload = |id| [head(id, POST, false), data(id, &[b'x'; MAX_SIZE], false).repeat(4)].concat();
+    for id in [1, 3, 5, 7, 9] {
+        feed(&mut server, &upload(id)).expect("there is room");
+    }
+    feed(&mut server, &head(11, POST, false)).expect("there is room");
+    let (mut read, own) = (0, key(&server, 11));
+    for _ in 0..100 {
+        feed(&mut server, &data(11, &[b'x'; MAX_SIZE], false)).expect("there is room for one who reads");
+        while let Some(piece) = server.streams[own].queue.pop() {
+            read += piece.len();
+            server.read(piece.len());
+            server.widen(own);
+        }
+    }
+    assert_eq!(read, 100 * MAX_SIZE);
+    // The others have had what they may.
+    feed(&mut server, &data(1, b"x", false)).expect("the connection goes on");
+    let reset = [(kind::RST_STREAM, 1, u32::from(Reason::FLOW_CONTROL_ERROR).to_be_bytes().to_vec())];
+    assert!(said(&mut server).ends_with(&reset));
+}
+
+#[test]
+fn a_window_that_shrinks_is_not_shut() {
+    let mut client = client();
+    let own = key(&client, 1);
+    feed(&mut client, &[head(1, OK, false), data(1, &[b'x'; 10_000], false).repeat(2)].concat())
+        .expect("there is room");
+    while let Some(piece) = client.streams[own].queue.pop() {
+        client.read(piece.len());
+        client.widen(own);
+    }
+    assert!(said(&mut client).is_empty(), "there is room enough");
+    client.set_initial_window(16 * 1024);
+    feed(&mut client, &frame(kind::SETTINGS, flag::ACK, 0, b"")).expect("it was asked for");
+    let more = (kind::WINDOW_UPDATE, 1, 20_000_u32.to_be_bytes().to_vec());
+    assert_eq!(said(&mut client)[1..], [more]);
+    feed(&mut client, &data(1, &[b'x'; MAX_SIZE], false)).expect("there is room");
+    assert!(client.streams[own].error.is_none());
+}
+
+#[test]
+fn short_pieces_that_wait_do_not_keep_what_was_read_with_them() {
+    let mut queue = stream::Queue::default();
+    let read = Bytes::from(vec![b'x'; 64 * 1024]);
+    for _ in 0..1000 {
+        queue.push(read.slice(..10), WINDOW);
+    }
+    let pieces: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+    assert_eq!(pieces.iter().map(Bytes::len).collect::<Vec<_>>(), [10, 9990]);
+    for _ in 0..10 {
+        queue.push(read.slice(..MAX_SIZE), WINDOW);
+    }
+    assert_eq!(std::iter::from_fn(|| queue.pop()).map(|piece| piece.len()).sum::<usize>(), 10 * MAX_SIZE);
+    assert_eq!(queue.len(), 0);
+}
