@@ -13,12 +13,17 @@ const LAST_PING: [u8; 8] = *b"draining";
 
 impl Core {
     pub(super) fn take_settings(&mut self, mut payload: &[u8]) -> Result<(), Error> {
+        let mut window = self.peer.initial_window;
         while payload.has_remaining() {
             let (setting, value) = (payload.get_u16(), payload.get_u32());
             match setting {
                 setting::HEADER_TABLE_SIZE => self.set_table_size(value),
                 setting::MAX_CONCURRENT_STREAMS => self.peer.max_streams = value,
-                setting::INITIAL_WINDOW_SIZE => self.take_initial_window(value)?,
+                setting::INITIAL_WINDOW_SIZE if i64::from(value) > MAX_WINDOW => {
+                    return Err(Error::go_away(Reason::FLOW_CONTROL_ERROR));
+                }
+                // There can be many in one frame, and each would be for all streams: the last one counts.
+                setting::INITIAL_WINDOW_SIZE => window = value,
                 // Longer ones would only hold up others.
                 setting::MAX_FRAME_SIZE if (MAX_SIZE..1 << 24).contains(&(value as usize)) => {}
                 setting::ENABLE_CONNECT_PROTOCOL if value <= 1 => self.peer.connect_protocol = value == 1,
@@ -29,17 +34,18 @@ impl Core {
                 _ => {}
             }
         }
+        self.take_initial_window(window)?;
         self.peer.is_known = true;
         frame::put_settings_ack(&mut self.out.buffer());
         self.wake_openers();
         Ok(())
     }
 
-    pub(super) fn take_initial_window(&mut self, window: u32) -> Result<(), Error> {
-        if i64::from(window) > MAX_WINDOW {
-            return Err(Error::go_away(Reason::FLOW_CONTROL_ERROR));
-        }
+    fn take_initial_window(&mut self, window: u32) -> Result<(), Error> {
         let more = i64::from(window) - i64::from(self.peer.initial_window);
+        if more == 0 {
+            return Ok(());
+        }
         self.peer.initial_window = window;
         for key in self.ids.values() {
             let stream = &mut self.streams[*key];

@@ -2,6 +2,17 @@
 
 use super::*;
 
+/// Reads all that has come on a stream, and says how much it was.
+fn read(core: &mut Core, key: usize) -> usize {
+    let mut count = 0;
+    while let Some(piece) = core.streams[key].queue.pop() {
+        count += piece.len();
+        core.read(piece.len());
+        core.widen(key);
+    }
+    count
+}
+
 #[test]
 fn readers_who_stand_still_take_nothing_from_others() {
     let mut server = core(Role::Server);
@@ -10,16 +21,12 @@ fn readers_who_stand_still_take_nothing_from_others() {
         feed(&mut server, &upload(id)).expect("there is room");
     }
     feed(&mut server, &head(11, POST, false)).expect("there is room");
-    let (mut read, own) = (0, key(&server, 11));
+    let (mut count, own) = (0, key(&server, 11));
     for _ in 0..100 {
         feed(&mut server, &data(11, &[b'x'; MAX_SIZE], false)).expect("there is room for one who reads");
-        while let Some(piece) = server.streams[own].queue.pop() {
-            read += piece.len();
-            server.read(piece.len());
-            server.widen(own);
-        }
+        count += read(&mut server, own);
     }
-    assert_eq!(read, 100 * MAX_SIZE);
+    assert_eq!(count, 100 * MAX_SIZE);
     // The others have had what they may.
     feed(&mut server, &data(1, b"x", false)).expect("the connection goes on");
     let reset = [(kind::RST_STREAM, 1, u32::from(Reason::FLOW_CONTROL_ERROR).to_be_bytes().to_vec())];
@@ -32,10 +39,7 @@ fn a_window_that_shrinks_is_not_shut() {
     let own = key(&client, 1);
     feed(&mut client, &[head(1, OK, false), data(1, &[b'x'; 10_000], false).repeat(2)].concat())
         .expect("there is room");
-    while let Some(piece) = client.streams[own].queue.pop() {
-        client.read(piece.len());
-        client.widen(own);
-    }
+    read(&mut client, own);
     assert!(said(&mut client).is_empty(), "there is room enough");
     client.set_initial_window(16 * 1024);
     feed(&mut client, &frame(kind::SETTINGS, flag::ACK, 0, b"")).expect("it was asked for");
@@ -59,4 +63,19 @@ fn short_pieces_that_wait_do_not_keep_what_was_read_with_them() {
     }
     assert_eq!(std::iter::from_fn(|| queue.pop()).map(|piece| piece.len()).sum::<usize>(), 10 * MAX_SIZE);
     assert_eq!(queue.len(), 0);
+}
+
+#[test]
+fn of_the_windows_in_one_frame_the_last_one_counts() {
+    let mut client = client();
+    let own = key(&client, 3);
+    let before = client.streams[own].send_window;
+    // The largest one is too much for a stream that has more already.
+    let more = frame(kind::WINDOW_UPDATE, 0, 3, &1000_u32.to_be_bytes());
+    let windows = frame(kind::SETTINGS, 0, 0, b"\0\x04\x7f\xff\xff\xff\0\x04\0\0\0\0\0\x04\0\x01\0\0");
+    feed(&mut client, &[more, windows].concat()).expect("it is in order");
+    assert_eq!(client.streams[own].send_window, before + 1000 + 1);
+    // Not even the last one can be more than there is.
+    let windows = frame(kind::SETTINGS, 0, 0, b"\0\x04\x80\0\0\0\0\x04\0\x01\0\0");
+    assert!(feed(&mut client, &windows).is_err());
 }
