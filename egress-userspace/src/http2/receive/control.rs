@@ -64,7 +64,8 @@ impl Core {
         let Some(window) = self.unacknowledged.pop_front() else {
             return Err(Error::go_away(Reason::PROTOCOL_ERROR));
         };
-        self.begin_window(window);
+        // It may use what it was told after that as well.
+        self.begin_window(self.unacknowledged.iter().copied().fold(window, u32::max));
         Ok(())
     }
 

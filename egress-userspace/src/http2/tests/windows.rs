@@ -79,3 +79,16 @@ fn of_the_windows_in_one_frame_the_last_one_counts() {
     let windows = frame(kind::SETTINGS, 0, 0, b"\0\x04\x80\0\0\0\0\x04\0\x01\0\0");
     assert!(feed(&mut client, &windows).is_err());
 }
+
+#[test]
+fn a_window_that_grows_before_it_was_known_to_have_shrunk_has_not() {
+    let mut client = client();
+    let own = key(&client, 1);
+    feed(&mut client, &head(1, OK, false)).expect("it is in order");
+    client.set_initial_window(16 * 1024);
+    client.set_initial_window(WINDOW);
+    let acknowledged = frame(kind::SETTINGS, flag::ACK, 0, b"");
+    let window = data(1, &[b'x'; MAX_SIZE], false).repeat(4);
+    feed(&mut client, &[&acknowledged[..], &window, &acknowledged].concat()).expect("there is room");
+    assert!(client.streams[own].error.is_none() && client.streams[own].queue.len() == WINDOW as usize);
+}
