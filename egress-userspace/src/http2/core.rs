@@ -266,10 +266,12 @@ impl Core {
         }
     }
 
-    /// Notes that so much was read of what has come, and lets the other end send more once that is worth a frame.
+    /// Notes that so much was read of what has come, and lets the other end send more once that is worth a frame. What has yet to come of a
+    /// frame that has begun counts as come.
     pub(super) fn read(&mut self, count: usize) {
         self.unread -= count;
-        let wanted = i64::from(self.config.connection_window.max(DEFAULT_WINDOW)) - self.unread as i64;
+        let kept = self.unread + self.content.map_or(0, |content| content.rest());
+        let wanted = i64::from(self.config.connection_window.max(DEFAULT_WINDOW)) - kept as i64;
         let more = wanted - self.receive_window;
         // Half of what there is left: readers who stand still must not keep that from others.
         if more >= (wanted / 2).max(1) {
@@ -285,7 +287,9 @@ impl Core {
         if stream.is_received || stream.error.is_some() {
             return;
         }
-        let more = i64::from(self.initial_window) - stream.queue.len() as i64 - stream.receive_window;
+        let content = self.content.filter(|content| content.stream == stream.id);
+        let kept = stream.queue.len() + content.map_or(0, |content| content.rest());
+        let more = i64::from(self.initial_window) - kept as i64 - stream.receive_window;
         if more >= i64::from(self.initial_window / 2).max(1) {
             stream.receive_window += more;
             frame::put_window_update(&mut self.out.buffer(), stream.id, more as u32);

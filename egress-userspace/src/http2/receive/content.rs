@@ -13,10 +13,17 @@ use crate::http2::{
 pub(in crate::http2) struct Content {
     /// None if nobody wants it.
     key: Option<usize>,
-    stream: u32,
+    pub(in crate::http2) stream: u32,
     left: usize,
     padding: usize,
     is_last: bool,
+}
+
+impl Content {
+    /// How much of the frame is to come, in bytes.
+    pub(in crate::http2) fn rest(&self) -> usize {
+        self.left + self.padding
+    }
 }
 
 impl Core {
@@ -64,8 +71,7 @@ impl Core {
     }
 
     pub(super) fn take_content(&mut self, content: Content, bytes: &mut BytesMut) -> Result<bool, Error> {
-        let all = content.left + content.padding;
-        if bytes.is_empty() && all > 0 {
+        if bytes.is_empty() && content.rest() > 0 {
             return Ok(false);
         }
         let length = content.left.min(bytes.len());
@@ -75,7 +81,7 @@ impl Core {
         // It can have ended between two pieces.
         let key = content.key.filter(|_| self.ids.get(&content.stream) == content.key.as_ref());
         let rest = Content { key, left: content.left - length, padding: content.padding - padding, ..content };
-        let is_whole = rest.left + rest.padding == 0;
+        let is_whole = rest.rest() == 0;
         self.content = (!is_whole).then_some(rest);
         match key {
             Some(key) => self.deliver(key, piece, is_whole, content.is_last),

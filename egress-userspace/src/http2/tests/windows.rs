@@ -92,3 +92,22 @@ fn a_window_that_grows_before_it_was_known_to_have_shrunk_has_not() {
     feed(&mut client, &[&acknowledged[..], &window, &acknowledged].concat()).expect("there is room");
     assert!(client.streams[own].error.is_none() && client.streams[own].queue.len() == WINDOW as usize);
 }
+
+#[test]
+fn no_window_is_given_back_for_what_has_not_come() {
+    let mut server = core(Role::Server);
+    server.config.connection_window = WINDOW;
+    server.receive_window = WINDOW.into();
+    // The second frame ends with padding.
+    let payload = [&[100], &[b'x'; MAX_SIZE - 101][..], &[0; 100]].concat();
+    let padded = frame(kind::DATA, flag::PADDED, 1, &payload);
+    let bytes = [head(1, POST, false), data(1, &[b'x'; MAX_SIZE], false), padded].concat();
+    let (first, last) = bytes.split_at(bytes.len() - 50);
+    feed(&mut server, first).expect("there is room");
+    let own = key(&server, 1);
+    assert_eq!(read(&mut server, own), 2 * MAX_SIZE - 101);
+    assert!(said(&mut server).is_empty(), "half of the window has not come");
+    feed(&mut server, last).expect("there is room");
+    let more = (WINDOW / 2).to_be_bytes().to_vec();
+    assert_eq!(said(&mut server), [0, 1].map(|stream| (kind::WINDOW_UPDATE, stream, more.clone())));
+}
