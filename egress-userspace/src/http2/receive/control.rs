@@ -108,7 +108,8 @@ impl Core {
         let last = self.gone.map_or(last, |before| before.min(last));
         self.gone = Some(last);
         if self.role == Role::Server {
-            return;
+            // It may begin others nevertheless (RFC 9113 section 6.8): it is told when it must not any more.
+            return self.close_gracefully();
         }
         let beyond: Vec<_> = self.ids.iter().filter(|(id, _)| **id > last).map(|(_, key)| *key).collect();
         for key in beyond {

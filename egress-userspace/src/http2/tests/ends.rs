@@ -53,3 +53,29 @@ fn who_drains_serves_what_has_begun_and_nothing_after_its_last_word() {
     assert_eq!(server.accepted.len(), 2);
     assert!(server.streams[key(&server, 1)].is_received);
 }
+
+/// The client is told to begin no other stream, and what it has begun by then is served.
+#[tokio::test]
+async fn a_connection_that_its_client_has_ended_ends_with_its_last_stream() {
+    let (mut peer, own) = tokio::io::duplex(10_000);
+    let mut serving = Connection::new(own, Role::Server, config());
+    let begin = [PREFACE, &frame(kind::SETTINGS, 0, 0, b"")[..], &head(1, GET, true)].concat();
+    let end = [frame(kind::GOAWAY, 0, 0, &[0; 8]), head(3, GET, true)].concat();
+    peer.write_all(&[begin, end].concat()).await.expect("it is read");
+    let mut served = Vec::new();
+    for _ in 0..2 {
+        let Ok(Some((_, reader, writer))) = serving.accept().await else { panic!("no request") };
+        served.push((reader, writer));
+    }
+    // What is answered is the last PING.
+    peer.write_all(&frame(kind::PING, flag::ACK, 0, b"draining")).await.expect("it is read");
+    for (_, writer) in served {
+        writer.respond(&ResponseHead::from(StatusCode::OK), true).expect("it is open");
+    }
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(10), serving.accept()).await;
+    assert!(matches!(ended, Ok(Ok(None))));
+    let mut all = Vec::new();
+    peer.read_to_end(&mut all).await.expect("it comes to its end");
+    let last_word = frame(kind::GOAWAY, 0, 0, b"\0\0\0\x03\0\0\0\0");
+    assert!(all.windows(last_word.len()).any(|window| window == last_word), "{all:?}");
+}
