@@ -142,7 +142,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
     }
 
     /// Writes what there is. A write that fails as the other end has closed is noted, and all that follows goes nowhere: what was said
-    /// before, be it whole responses or an alert that says why, is read first.
+    /// before, be it whole responses or an alert that says why, is read first. Nothing is begun any more that could not be sent.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let core = &mut *self.link.0.borrow_mut();
         if self.write_failure.is_some() {
@@ -155,6 +155,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         core.out = Output::default();
         if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) && !self.is_over {
             self.write_failure = Some(error);
+            core.drain();
         } else {
             core.fail(&error.into());
             self.is_over = true;
@@ -264,10 +265,6 @@ impl Link {
 
     /// Has a client's connection end with the last of its requests.
     pub fn close(&self) {
-        let mut core = self.0.borrow_mut();
-        if core.closing == Closing::No {
-            core.closing = Closing::Draining;
-            core.wake_driver();
-        }
+        self.0.borrow_mut().drain();
     }
 }

@@ -306,6 +306,15 @@ impl Core {
         frame::put_settings(&mut self.out.buffer(), &[(setting::INITIAL_WINDOW_SIZE, window)]);
     }
 
+    /// Has no more streams begun, and the connection end with the last of them.
+    pub(super) fn drain(&mut self) {
+        if self.closing == Closing::No {
+            self.closing = Closing::Draining;
+            self.wake_openers();
+            self.wake_driver();
+        }
+    }
+
     /// Lets those go on who wait to begin a stream.
     pub(super) fn wake_openers(&mut self) {
         self.openers.drain(..).for_each(Waker::wake);

@@ -65,7 +65,11 @@ fn client() -> Core {
 }
 
 fn ask(core: &mut Core, fields: &Fields, is_all: bool) -> usize {
-    let head = Asked {
+    core.open(&Sent::Request(&asked(fields)), is_all)
+}
+
+fn asked(fields: &Fields) -> Asked<'_> {
+    Asked {
         method: &Method::GET,
         scheme: "https",
         authority: "a.example",
@@ -74,8 +78,7 @@ fn ask(core: &mut Core, fields: &Fields, is_all: bool) -> usize {
         fields,
         left_out: None,
         trailers: false,
-    };
-    core.open(&Sent::Request(&head), is_all)
+    }
 }
 
 fn feed(core: &mut Core, bytes: &[u8]) -> Result<(), Error> {

@@ -1,6 +1,12 @@
 //! How connections end.
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use std::{
+    io,
+    pin::{Pin, pin},
+    task::Poll,
+};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use super::*;
 
@@ -12,7 +18,7 @@ fn an_origin_that_goes_away_says_what_it_has_not_looked_at() {
     assert!(client.is_closed());
     assert!(matches!(&client.streams[third].error, Some(Error::GoAway { by: By::Peer, .. })));
     feed(&mut client, &[head(1, OK, true), head(3, OK, false)].concat()).expect("others go on");
-    client.fail(&std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+    client.fail(&io::Error::from(io::ErrorKind::UnexpectedEof).into());
     let ends = client.streams.iter().map(|(_, stream)| (stream.id, stream.is_received, stream.error.is_some()));
     assert_eq!(ends.collect::<Vec<_>>(), [(1, true, false), (3, false, true), (5, false, true)]);
 }
@@ -78,4 +84,38 @@ async fn a_connection_that_its_client_has_ended_ends_with_its_last_stream() {
     peer.read_to_end(&mut all).await.expect("it comes to its end");
     let last_word = frame(kind::GOAWAY, 0, 0, b"\0\0\0\x03\0\0\0\0");
     assert!(all.windows(last_word.len()).any(|window| window == last_word), "{all:?}");
+}
+
+/// A connection whose other end has closed it, which has not been seen by reading.
+struct Closed;
+
+impl AsyncRead for Closed {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Closed {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[test]
+fn a_connection_that_cannot_be_written_to_takes_no_more_requests() {
+    let mut connection = Connection::new(Closed, Role::Client, config());
+    let (link, mut cx) = (connection.link(), Context::from_waker(Waker::noop()));
+    let (reader, _writer) = link.ask(&asked(&Fields::default()), true);
+    let mut other = pin!(link.ready());
+    assert!(other.as_mut().poll(&mut cx).is_pending(), "its settings have not come");
+    assert!(connection.poll(&mut cx).is_pending() && reader.poll_head(&cx).is_pending(), "the response may have come");
+    assert!(link.is_closed() && matches!(other.poll(&mut cx), Poll::Ready(Err(Error::GoAway { by: By::Peer, .. }))));
 }
