@@ -191,6 +191,7 @@ impl Core {
     /// Notes that all of a stream was sent.
     fn sent(&mut self, key: usize) {
         self.streams[key].is_sent = true;
+        self.leave(key);
         self.close_if_ended(key);
     }
 
