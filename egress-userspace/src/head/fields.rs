@@ -172,13 +172,14 @@ impl Fields {
     }
 
     /// Makes this the one field of its name, in the place and with the name of the first that there was, and with one blank before
-    /// the value.
+    /// the value. Nobody on the way may put it into a table if that is so of either.
     pub fn set(&mut self, name: &HeaderName, value: &HeaderValue) {
         let (looked_for, mut found) = (Name::new(name), false);
         self.lines.retain(|line| !line.is(&self.text, &looked_for) || !std::mem::replace(&mut found, true));
         match self.lines.iter_mut().find(|line| line.is(&self.text, &looked_for)) {
             Some(line) => {
-                *line = Line { is_secret: line.is_secret, ..Line::new(line.name(&self.text), value.as_bytes()) }
+                let is_secret = line.is_secret || value.is_sensitive();
+                *line = Line { is_secret, ..Line::new(line.name(&self.text), value.as_bytes()) }
             }
             None => self.append(name, value),
         }
@@ -188,7 +189,7 @@ impl Fields {
     pub fn append(&mut self, name: &HeaderName, value: &HeaderValue) {
         let mut written = BytesMut::with_capacity(name.as_str().len());
         names::put(name.as_str().as_bytes(), &mut written);
-        let line = Line::new(&written, value.as_bytes());
+        let line = Line { is_secret: value.is_sensitive(), ..Line::new(&written, value.as_bytes()) };
         self.marks |= 1 << line.mark;
         self.lines.push(line);
     }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     body::{Incoming, ResponseBody},
-    head::{RequestHead, Response, ResponseHead, origin_form},
+    head::{Fields, RequestHead, Response, ResponseHead, origin_form},
     http1::{self, Fault},
     http2::{Reader, Reason, Received, Requested, Sending, Switched, Writer},
     limits::Beyond,
@@ -161,17 +161,24 @@ fn translate(request: Requested) -> (RequestHead, Option<Fault>) {
         let mut is_first = true;
         fields.retain(|name, _| !name.eq_ignore_ascii_case(b"host") || std::mem::take(&mut is_first));
     }
-    // Clients may send them in pieces.
-    let cookies: Vec<_> = fields.get_all(&header::COOKIE).collect();
-    let all = if cookies.len() > 1 { HeaderValue::from_bytes(&cookies.join(&b"; "[..])).ok() } else { None };
-    if let Some(all) = all {
-        fields.set(&header::COOKIE, &all);
-    }
+    join_cookies(&mut fields);
     let (target, fault) = match PathAndQuery::from_maybe_shared(path) {
         Ok(target) => (Some(target), fault),
         Err(_) => (None, fault.or(Some(Fault::Target))),
     };
     (RequestHead::new(method, Uri::from(origin_form(target)), Version::HTTP_2, fields), fault)
+}
+
+/// Clients may send them in pieces (section 8.2.3).
+fn join_cookies(fields: &mut Fields) {
+    let cookies: Vec<_> = fields.get_all(&header::COOKIE).collect();
+    if cookies.len() < 2 {
+        return;
+    }
+    let Ok(mut all) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) else { return };
+    // What nobody may put into a table of one of them, nobody may of all.
+    all.set_sensitive(fields.marked().any(|(name, _, is_secret)| is_secret && name.eq_ignore_ascii_case(b"cookie")));
+    fields.set(&header::COOKIE, &all);
 }
 
 #[cfg(test)]
@@ -180,12 +187,15 @@ mod tests {
     use http::Method;
 
     use super::*;
-    use crate::head::Fields;
+    use crate::head::Builder;
+
+    fn get(path: &'static str, fields: Fields) -> (RequestHead, Option<Fault>) {
+        let path = Bytes::from_static(path.as_bytes());
+        translate(Requested { method: Method::GET, path, protocol: None, fields, fault: None })
+    }
 
     fn check(path: &'static str, fields: &[(&str, &str)], uri: &str, expected: &[(&str, &str)]) {
-        let (fields, path) = (Fields::of(fields), Bytes::from_static(path.as_bytes()));
-        let request = Requested { method: Method::GET, path, protocol: None, fields, fault: None };
-        let (head, fault) = translate(request);
+        let (head, fault) = get(path, Fields::of(fields));
         assert_eq!((head.uri().to_string().as_str(), head.target(), fault), (uri, uri.as_bytes(), None));
         assert_eq!(head.fields.listed(), expected);
     }
@@ -212,5 +222,18 @@ mod tests {
         let path = Bytes::from_static(b"/a b");
         let request = Requested { method: Method::GET, path, protocol: None, fields: Fields::default(), fault: None };
         assert_eq!(translate(request).1, Some(Fault::Target));
+    }
+
+    #[test]
+    fn cookies_are_as_secret_as_the_most_secret_of_their_pieces() {
+        for (secret, are_secret) in [(None, false), (Some(0), true), (Some(1), true), (Some(2), true)] {
+            let mut fields = Builder::new();
+            for piece in 0..3 {
+                fields.push(b"Cookie", b"a=1", secret == Some(piece));
+            }
+            let (head, _) = get("/", fields.finish());
+            let marked: Vec<_> = head.fields.marked().collect();
+            assert_eq!(marked, [(&b"Cookie"[..], &b"a=1; a=1; a=1"[..], are_secret)], "{secret:?}");
+        }
     }
 }
