@@ -15,7 +15,7 @@ pub use self::{
     decode::{Decoder, Progress, chunk_size},
     encode::{Encoder, request_head, response_head},
     framing::{Framing, announced, end_in_chunks, is_bare, is_coded, of_http2, of_request, of_response},
-    head::{Head, Limits, request, response},
+    head::{Head, Limits, request, response, uri},
     input::Input,
     output::Output,
 };

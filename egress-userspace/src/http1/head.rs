@@ -145,7 +145,10 @@ fn version(minor: Option<u8>) -> Version {
 }
 
 /// The target in this head as a URI, of which routes see path and query. What is sent on are the bytes that came.
-fn uri(head: &Bytes, target: &[u8], method: &Method) -> Result<Uri, Fault> {
+///
+/// # Errors
+/// It is malformed, or too long.
+pub fn uri(head: &Bytes, target: &[u8], method: &Method) -> Result<Uri, Fault> {
     if target.len() > MAX_TARGET {
         return Err(Fault::TargetTooLong(MAX_TARGET));
     }

@@ -131,6 +131,25 @@ fn get(stream: u8, path: &str) -> Vec<u8> {
     [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, stream], &block[..]].concat()
 }
 
+#[test]
+fn paths_arrive_as_they_were_sent() -> Result<()> {
+    let bed = TestBed::new("prior-paths")?;
+    let origin = origin(&bed)?.handler(|_| Reply::ok("fine")).start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(HTTP2_BEGINS)?;
+    let paths =
+        ["/", "/a/./b/../c?d&&e=%20", "/a<b>`c\\d?\"{}^", "/caf\u{e9}", "/a#fragment?b#c", "//double//slashes/"];
+    for (done, path) in paths.into_iter().enumerate() {
+        client.write_stdin(&get(1 + 2 * done as u8, path))?;
+        agent.wait_for_records(done + 1)?;
+        let request = origin.take_requests().pop().with_context(|| format!("{path} did not arrive"))?;
+        ensure!(request.head.starts_with(format!("GET {path} HTTP/1.1\r\n").as_bytes()), "{path}: {request:?}");
+    }
+    Ok(())
+}
+
 /// The last of a response can wait for its client when its connection already serves another request.
 #[test]
 fn what_waits_for_a_client_ends_where_its_own_response_does() -> Result<()> {

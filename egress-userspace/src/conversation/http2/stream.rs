@@ -7,7 +7,8 @@ use std::{
     task::Poll,
 };
 
-use http::{HeaderValue, Uri, Version, header, uri::PathAndQuery};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Uri, Version, header, uri::PathAndQuery};
 use http_body::Body as _;
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +32,7 @@ pub(super) async fn answer(
     ended: Rc<CancellationToken>,
 ) {
     let responder = Rc::new(writer);
-    let is_head = request.method == http::Method::HEAD;
+    let is_head = request.method == Method::HEAD;
     let protocol = request.protocol.clone();
     let (mut head, fault) = translate(request);
     if let Some(fault) = fault {
@@ -162,11 +163,15 @@ fn translate(request: Requested) -> (RequestHead, Option<Fault>) {
         fields.retain(|name, _| !name.eq_ignore_ascii_case(b"host") || std::mem::take(&mut is_first));
     }
     join_cookies(&mut fields);
-    let (target, fault) = match PathAndQuery::from_maybe_shared(path) {
-        Ok(target) => (Some(target), fault),
-        Err(_) => (None, fault.or(Some(Fault::Target))),
-    };
-    (RequestHead::new(method, Uri::from(origin_form(target)), Version::HTTP_2, fields), fault)
+    match target(&path, &method) {
+        Ok(uri) => {
+            let is_so_written = !path.starts_with(b"/")
+                || uri.path_and_query().is_some_and(|target| target.as_str().as_bytes() == path);
+            let head = RequestHead::new(method, uri, Version::HTTP_2, fields);
+            (if is_so_written { head } else { head.written_as(path) }, fault)
+        }
+        Err(wrong) => (RequestHead::new(method, Uri::from_static("/"), Version::HTTP_2, fields), fault.or(Some(wrong))),
+    }
 }
 
 /// Clients may send them in pieces (section 8.2.3).
@@ -181,21 +186,27 @@ fn join_cookies(fields: &mut Fields) {
     fields.set(&header::COOKIE, &all);
 }
 
+/// The target as routes see it.
+fn target(path: &Bytes, method: &Method) -> Result<Uri, Fault> {
+    if path.starts_with(b"/") {
+        return http1::uri(path, path, method);
+    }
+    let target = PathAndQuery::from_maybe_shared(path.clone()).map_err(|_| Fault::Target)?;
+    Ok(Uri::from(origin_form(Some(target))))
+}
+
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use http::Method;
-
     use super::*;
     use crate::head::Builder;
 
-    fn get(path: &'static str, fields: Fields) -> (RequestHead, Option<Fault>) {
-        let path = Bytes::from_static(path.as_bytes());
+    fn get(path: &[u8], fields: Fields) -> (RequestHead, Option<Fault>) {
+        let path = Bytes::copy_from_slice(path);
         translate(Requested { method: Method::GET, path, protocol: None, fields, fault: None })
     }
 
-    fn check(path: &'static str, fields: &[(&str, &str)], uri: &str, expected: &[(&str, &str)]) {
-        let (head, fault) = get(path, Fields::of(fields));
+    fn check(path: &str, fields: &[(&str, &str)], uri: &str, expected: &[(&str, &str)]) {
+        let (head, fault) = get(path.as_bytes(), Fields::of(fields));
         assert_eq!((head.uri().to_string().as_str(), head.target(), fault), (uri, uri.as_bytes(), None));
         assert_eq!(head.fields.listed(), expected);
     }
@@ -219,9 +230,25 @@ mod tests {
 
     #[test]
     fn what_is_no_path_is_told() {
-        let path = Bytes::from_static(b"/a b");
-        let request = Requested { method: Method::GET, path, protocol: None, fields: Fields::default(), fault: None };
-        assert_eq!(translate(request).1, Some(Fault::Target));
+        assert_eq!(get(b"/a b", Fields::default()).1, Some(Fault::Target));
+        assert_eq!(get(b"a", Fields::default()).1, Some(Fault::Target));
+        let long = [b"/".repeat(65_535), b"<".to_vec()];
+        assert!(matches!(get(&long[0], Fields::default()).1, Some(Fault::TargetTooLong(_))));
+        assert!(matches!(get(&long.concat(), Fields::default()).1, Some(Fault::TargetTooLong(_))));
+    }
+
+    #[test]
+    fn a_path_goes_on_as_it_was_written() {
+        for (path, seen) in [
+            (&b"/a<b>?c=d`e"[..], "/a%3Cb%3E?c=d%60e"),
+            (b"/caf\xe9", "/caf%E9"),
+            (b"/a#b", "/a"),
+            (b"*", "*"),
+            (b"//a/../%7e?", "//a/../%7e?"),
+        ] {
+            let (head, fault) = get(path, Fields::default());
+            assert_eq!((head.uri().to_string().as_str(), head.target(), fault), (seen, path, None));
+        }
     }
 
     #[test]
@@ -231,7 +258,7 @@ mod tests {
             for piece in 0..3 {
                 fields.push(b"Cookie", b"a=1", secret == Some(piece));
             }
-            let (head, _) = get("/", fields.finish());
+            let (head, _) = get(b"/", fields.finish());
             let marked: Vec<_> = head.fields.marked().collect();
             assert_eq!(marked, [(&b"Cookie"[..], &b"a=1; a=1; a=1"[..], are_secret)], "{secret:?}");
         }
