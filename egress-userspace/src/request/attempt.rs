@@ -111,13 +111,13 @@ impl<'a> Attempt<'a> {
     /// That is not safe.
     pub(super) fn again(
         &mut self,
-        NotAnswered { unsent, error }: NotAnswered,
+        failure: NotAnswered,
         connection: &Connection,
         may_be_http1: bool,
     ) -> Result<(), NotAnswered> {
-        let fate = if unsent { Fate::Unprocessed { gone: true } } else { Fate::of(&error) };
+        let fate = failure.fate();
         // One that was fresh and takes nothing is no better the next time.
-        let hopeless = unsent && !connection.is_reused();
+        let hopeless = failure.unsent && !connection.is_reused();
         let may = match fate {
             Fate::NeedsHttp1 if !may_be_http1 => false,
             Fate::Unprocessed { .. } | Fate::NeedsHttp1 => {
@@ -128,7 +128,7 @@ impl<'a> Attempt<'a> {
             Fate::Failed => false,
         };
         if !may {
-            return Err(NotAnswered { unsent, error });
+            return Err(failure);
         }
         if let (Fate::Unprocessed { gone: false }, Connection::Http2(stream)) = (fate, connection) {
             stream.refused();

@@ -21,7 +21,7 @@ use crate::{
     socket::Place,
     telemetry::access_log::{Outcome, Record},
     upstream::{
-        Cause, Connection, ExchangeError, Fate, Made, NotAnswered, Offer, UpstreamError,
+        Cause, Connection, ExchangeError, Fate, Made, Offer, UpstreamError,
         limits::{Kind, Slot},
         outlier::Seen,
         pool::{Key, To, Wanted},
@@ -263,13 +263,13 @@ impl Exchange<'_> {
                 }
                 Err(failure) => failure,
             };
-            if let Err(NotAnswered { unsent, error }) = attempt.again(failure, &connection, self.may_be_http1()) {
+            if let Err(failure) = attempt.again(failure, &connection, self.may_be_http1()) {
+                let (fate, error) = (failure.fate(), failure.error);
                 // It says nothing of the origin.
                 if let ExchangeError::Content(error) = &error {
                     return Err(refused(ProxyError::broken_content(error)));
                 }
-                let ended = match Fate::of(&error) {
-                    _ if unsent => Ended::NotSent,
+                let ended = match fate {
                     Fate::Unprocessed { gone: false } => Ended::RefusedStream,
                     Fate::Unprocessed { gone: true } => Ended::NotSent,
                     Fate::NeedsHttp1 | Fate::Lost | Fate::Failed => Ended::NoResponse,

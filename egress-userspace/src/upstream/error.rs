@@ -11,8 +11,21 @@ use crate::{body::BodyError, http1, http2};
 pub struct NotAnswered {
     /// Whether nothing of it was sent.
     pub unsent: bool,
+    /// Whether something of a response has come, be it an interim one.
+    pub heard: bool,
     /// Why.
     pub error: ExchangeError,
+}
+
+impl NotAnswered {
+    /// What became of the request.
+    pub fn fate(&self) -> Fate {
+        match Fate::of(&self.error) {
+            _ if self.unsent => Fate::Unprocessed { gone: true },
+            Fate::Lost if self.heard => Fate::Failed,
+            fate => fate,
+        }
+    }
 }
 
 /// Why an exchange does not come to its end.
@@ -214,8 +227,8 @@ pub enum Fate {
 }
 
 impl Fate {
-    /// What became of a request that got no response.
-    pub fn of(error: &ExchangeError) -> Self {
+    /// What became of a request that got nothing but this error.
+    fn of(error: &ExchangeError) -> Self {
         let error = match error {
             ExchangeError::Http1(http1::Error::Io(_) | http1::Error::Closed { begun: false }) => return Self::Lost,
             ExchangeError::Http1(_) | ExchangeError::Content(_) => return Self::Failed,

@@ -67,6 +67,8 @@ pub struct Wire {
     /// Why it was not sent to its end: there may be a response nevertheless.
     stuck: Option<io::Error>,
     content: Decoder,
+    /// Whether something has come since the request was sent.
+    heard: bool,
     /// Whether another exchange can follow.
     keep_alive: bool,
     /// Whether the origin may take the client for authenticated by the connection, which is for nobody else then.
@@ -87,6 +89,7 @@ impl Exclusive {
             client: None,
             stuck: None,
             content: Decoder::new(Framing::Length(0)),
+            heard: false,
             keep_alive: true,
             is_authenticated: false,
         };
@@ -146,7 +149,7 @@ impl Exclusive {
             let (framing, more) = framing(head, &body);
             http1::request_head(head, more, &mut wire.output.buffer());
             wire.client = Some(body.content().clone());
-            wire.uploads_apart = false;
+            (wire.uploads_apart, wire.heard) = (false, false);
             wire.is_authenticated = headers::authenticates_connection(&head.fields);
             if framing != Framing::Length(0) {
                 // One that is not asked to does not say that the content may come.
@@ -161,7 +164,7 @@ impl Exclusive {
         let wire = self.wire.borrow();
         match answered {
             Ok(head) => Ok(Response { head, body: Incoming::Http1(self.wire.clone()) }),
-            Err(error) => Err(NotAnswered { unsent: !wire.output.has_begun(), error }),
+            Err(error) => Err(NotAnswered { unsent: !wire.output.has_begun(), heard: wire.heard, error }),
         }
     }
 }
@@ -212,16 +215,16 @@ impl Wire {
                 self.content = Decoder::new(framing);
                 return Poll::Ready(Ok(head));
             }
-            let begun = !self.input.bytes.is_empty();
             if ready!(self.input.poll_fill(&mut self.stream, cx)).map_err(Error::from)? == 0 {
-                return Poll::Ready(Err(self.closed(begun).into()));
+                return Poll::Ready(Err(self.closed().into()));
             }
+            self.heard = true;
         }
     }
 
     /// That the origin closes too early. What has kept us from sending says more than that.
-    fn closed(&mut self, begun: bool) -> Error {
-        self.stuck.take().map_or(Error::Closed { begun }, Error::from)
+    fn closed(&mut self) -> Error {
+        self.stuck.take().map_or(Error::Closed { begun: self.heard }, Error::from)
     }
 
     /// Reads the content of the response, and sends the rest of the request meanwhile.
@@ -250,7 +253,7 @@ impl Wire {
             }
             match ready!(self.input.poll_fill(&mut self.stream, cx)) {
                 Ok(0) if self.content.close() => return Poll::Ready(None),
-                Ok(0) => return Poll::Ready(Some(Err(self.closed(true).into()))),
+                Ok(0) => return Poll::Ready(Some(Err(self.closed().into()))),
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Some(Err(Error::from(error).into()))),
             }

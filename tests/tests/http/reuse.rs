@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
-    origin::{Reply, Request},
+    origin::{Reply, Request, script},
     proxy_status::ProxyStatus,
     wait::{PATIENCE, wait_until},
 };
 
-use super::{Answers, CLIENT, EMPTY, HOST, URL, agent_with_one_worker, configure, curl, heads, origin};
+use super::{Answers, CLIENT, EMPTY, HOST, URL, agent_with_one_worker, configure, curl, heads, origin, origin_http2};
 
 fn connections(requests: &[Request]) -> Vec<usize> {
     requests.iter().map(|request| request.connection).collect()
@@ -115,7 +115,7 @@ fn requests_at_the_same_time_get_connections_of_their_own() -> Result<()> {
         .scripts(move |_| {
             release.send_modify(|count| *count += 1);
             let mut released = released.clone();
-            Some(harness::origin::script(move |mut wire| async move {
+            Some(script(move |mut wire| async move {
                 released.wait_for(|count| *count >= waiting).await?;
                 wire.write(EMPTY).await
             }))
@@ -206,6 +206,64 @@ fn a_post_that_may_have_been_heard_is_never_sent_again() -> Result<()> {
         curl(&bed, &[])?.success()?;
         ensure!(connections(&origin.wait_for_requests(3)?) == [0, 0, 1], "{arguments:?}");
     }
+    Ok(())
+}
+
+/// It was heard then, and who has been told something of its answer is not told that twice.
+#[test]
+fn a_request_whose_answer_has_begun_is_never_sent_again() -> Result<()> {
+    const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n";
+    for (method, begun, reset) in [
+        ("DELETE", "HTTP/1.1 200 O", true),
+        ("GET", "HTTP/1.1 200 O", false),
+        ("GET", HINTS, false),
+        ("GET", HINTS, true),
+    ] {
+        let bed = TestBed::new("http-begun")?;
+        let last = AtomicUsize::new(usize::MAX);
+        let origin = origin(&bed)?
+            .scripts(move |request| {
+                let is_second = last.swap(request.connection, Ordering::Relaxed) == request.connection;
+                is_second.then(|| {
+                    script(move |mut wire| async move {
+                        wire.write(begun.as_bytes()).await?;
+                        if reset { wire.reset_on_close() } else { Ok(()) }
+                    })
+                })
+            })
+            .handler(|_| Reply::Raw(EMPTY.to_vec()))
+            .start()?;
+        let config = configure(&bed)?;
+        let agent = agent_with_one_worker(&bed, &config)?;
+        curl(&bed, &[])?.success()?;
+        let output = curl(&bed, &["-X", method, "-i", "-o", "/dev/stderr", "-w", "%{http_code}"])?;
+        ensure!(output.text() == "502", "{method} {begun:?}: {output:?}");
+        ensure!(output.stderr.matches("103 Early Hints").count() == begun.matches("103").count(), "{output:?}");
+        let record = agent.wait_for_records(2)?.pop().context("no record")?;
+        ensure!(record.text("outcome") == "failed" && record.text("reused") == "true", "{record:?}");
+        ensure!(connections(&origin.wait_for_requests(2)?) == [0, 0], "{method} {begun:?}: {:?}", origin.requests());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_request_with_an_interim_response_over_http2_is_never_sent_again() -> Result<()> {
+    let bed = TestBed::new("http2-begun")?;
+    let origin = origin_http2(&bed)?
+        .frames(|mut frames| async move {
+            frames.greet(100).await?;
+            let first = frames.request().await?;
+            frames.answer(first, b"fine").await?;
+            let second = frames.request().await?;
+            frames.interim(second, "103", &[("link", "</a.css>")]).await
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    ensure!(curl(&bed, &[])?.success()?.text() == "fine");
+    let output = curl(&bed, &["-i", "-o", "/dev/stderr", "-w", "%{http_code}"])?;
+    ensure!(output.text() == "502" && output.stderr.matches("103 Early Hints").count() == 1, "{output:?}");
+    ensure!(origin.connections() == 1, "{} connections", origin.connections());
     Ok(())
 }
 

@@ -67,7 +67,7 @@ impl Stream {
 
     async fn exchange(&mut self, head: &Asked<'_>, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
         let link = &self.shared.load.link;
-        link.ready().await.map_err(|error| NotAnswered { unsent: true, error: error.into() })?;
+        link.ready().await.map_err(|error| NotAnswered { unsent: true, heard: false, error: error.into() })?;
         let is_switch = head.protocol.is_some();
         let is_all = body.is_end_stream() && !is_switch;
         let client = body.content().clone();
@@ -78,6 +78,7 @@ impl Stream {
             true => (None, Some(writer)),
             false => ((!is_all).then(|| Sending::new(writer, body)), None),
         };
+        let mut heard = false;
         let answered = poll_fn(|cx| {
             if let Some(sending) = &mut upload
                 && let Poll::Ready(sent) = sending.poll(cx)
@@ -85,9 +86,10 @@ impl Stream {
                 sent?;
                 upload = None;
             }
-            poll_answer(&reader, &client, told, cx)
+            poll_answer(&reader, &client, told, &mut heard, cx)
         });
-        let head = answered.await.map_err(|error| NotAnswered { unsent: false, error })?;
+        let head = answered.await;
+        let head = head.map_err(|error| NotAnswered { unsent: false, heard, error })?;
         self.upload = upload.map(|mut upload| {
             AbortOnDropHandle::new(task::spawn_local(async move {
                 // Both ends see how it goes.
@@ -139,14 +141,17 @@ impl Stream {
     }
 }
 
-/// Waits for the head of a response, and passes interim ones on to the client, which may have been `told` to go on.
+/// Waits for the head of a response, and passes interim ones on to the client, which may have been `told` to go on. Notes whether any
+/// were `heard`.
 fn poll_answer(
     reader: &Reader,
     client: &Content,
     told: bool,
+    heard: &mut bool,
     cx: &mut Context<'_>,
 ) -> Poll<Result<ResponseHead, ExchangeError>> {
     while let Some(mut interim) = ready!(reader.poll_interim(cx)) {
+        *heard = true;
         if interim.status != StatusCode::CONTINUE || !told {
             headers::prepare_interim(&mut interim);
             client.inform(&interim, cx);
