@@ -80,7 +80,13 @@ impl<'a> Attempt<'a> {
     /// There is no response to it.
     pub(super) async fn send(&self, connection: &mut Connection) -> Result<Response<Incoming>, NotAnswered> {
         match connection {
-            Connection::Http1(exclusive) => exclusive.send(self.head, self.content.body()).await,
+            Connection::Http1(exclusive) => {
+                // That the origin has closed it may be seen when content was read already, but nothing was sent.
+                if exclusive.was_idle && !self.content.is_empty() {
+                    self.content.keep();
+                }
+                exclusive.send(self.head, self.content.body()).await
+            }
             Connection::Http2(stream) => {
                 let key = self.web_socket();
                 let asked = Asked {
@@ -184,4 +190,68 @@ pub(super) fn prepare(head: &mut RequestHead, host: &RequestHost) {
 fn has_no_path(head: &RequestHead) -> bool {
     // As a URI it has its slash.
     head.uri().path() == "/" && head.uri().query().is_none() && !head.target().ends_with(b"/")
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
+    use tokio_util::either::Either;
+
+    use super::*;
+    use crate::{
+        http1::{
+            Limits,
+            server::{self, Waited},
+        },
+        upstream::{ConnectionInfo, http1::Exclusive},
+    };
+
+    const LIMITS: Limits = Limits { head: 4096, fields: 100 };
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let connecting = TcpStream::connect(listener.local_addr().expect("an address"));
+        let (near, accepted) = tokio::join!(connecting, listener.accept());
+        (near.expect("a connection"), accepted.expect("the same").0)
+    }
+
+    fn pooled(stream: TcpStream) -> Connection {
+        let info = ConnectionInfo::new(([192, 0, 2, 7], 443).into(), "HTTP/1.1", None);
+        let mut exclusive = Exclusive::new(Either::Left(stream), LIMITS, info);
+        exclusive.was_idle = true;
+        Connection::Http1(exclusive)
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_was_not_sent_at_all_is_sent_again_with_its_content() {
+        const REQUEST: &str = "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\n\r\nhello";
+        let (mut client, accepted) = pair().await;
+        client.write_all(REQUEST.as_bytes()).await.expect("somebody reads");
+        let accepted = Rc::new(server::Connection::new(accepted, BytesMut::new(), LIMITS));
+        let Ok(Waited::Request(head, _)) = poll_fn(|cx| accepted.poll_request(cx)).await else { panic!("no request") };
+        let host = RequestHost::of(&head).expect("a host");
+        let content = Content::new(Incoming::Client(accepted));
+        let mut attempt = Attempt::new(&head, &host, &content, false, false);
+
+        let (near, far) = pair().await;
+        far.set_zero_linger().expect("a connection");
+        drop(far);
+        let mut closed = pooled(near);
+        let Err(failure) = attempt.send(&mut closed).await else { panic!("nobody is there") };
+        assert!(failure.unsent && content.bytes() == 5);
+        assert!(attempt.again(failure, &closed, true).is_ok());
+
+        let (near, mut far) = pair().await;
+        let mut received = [0; REQUEST.len()];
+        let mut open = pooled(near);
+        tokio::select! {
+            _ = attempt.send(&mut open) => panic!("nobody answers"),
+            read = far.read_exact(&mut received) => assert!(read.is_ok(), "{read:?}"),
+        }
+        assert_eq!(received, REQUEST.as_bytes());
+    }
 }
