@@ -43,7 +43,8 @@ impl Line {
         Self { own: None, start, colon, value: (first, last), end, mark: 0, is_secret: false }
     }
 
-    fn new(name: &[u8], value: &[u8]) -> Self {
+    /// A line that is written anew.
+    pub fn new(name: &[u8], value: &[u8]) -> Self {
         let (colon, end) = (name.len(), name.len() + 2 + value.len());
         let own = Some([name, b": ", value].concat().into());
         Self { own, mark: mark(name), ..Self::at(0, colon, (colon + 2, end), end) }

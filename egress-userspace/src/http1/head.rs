@@ -93,7 +93,8 @@ pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Fault> {
 /// # Errors
 /// It is malformed.
 pub fn response(head: &Bytes, limits: &Limits) -> Result<ResponseHead, Fault> {
-    let config = httparse::ParserConfig::default();
+    let mut config = httparse::ParserConfig::default();
+    config.allow_spaces_after_header_name_in_responses(true);
     let mut few = [const { MaybeUninit::uninit() }; USUAL_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     match config.parse_response_with_uninit_headers(&mut parsed, head, &mut few[..limits.fields.min(USUAL_FIELDS)]) {
@@ -189,6 +190,11 @@ fn fields(head: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<Fields, Fault
         if field.name.len() > MAX_NAME {
             return Err(Fault::Field);
         }
+        // The blanks that some servers have here go no further (RFC 9112 section 5.1).
+        if head[colon] != b':' {
+            lines.push(Line::new(field.name.as_bytes(), field.value));
+            continue;
+        }
         // An empty value is somewhere else.
         let value = if field.value.is_empty() {
             (colon, colon)
@@ -206,6 +212,7 @@ fn fields(head: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<Fields, Fault
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http1;
 
     const LIMITS: Limits = Limits { head: 1024, fields: 100 };
 
@@ -245,6 +252,20 @@ mod tests {
             ["HOST:a", "X-Empty:", "x-blank: ", "X-Odd:   b, c \t"],
         );
         assert_eq!(lines("GET / HTTP/1.1\nHost: a\nB: 2\n\n"), ["Host: a", "B: 2"]);
+    }
+
+    #[test]
+    fn blanks_before_a_colon_are_removed_from_responses() {
+        let head = Bytes::from_static(b"HTTP/1.1 200 OK\r\nServer : x\r\nA: 1\r\nContent-Length\t : 5 \r\nB :\r\n\r\n");
+        let mut head = response(&head, &LIMITS).expect("a good head");
+        assert_eq!(http1::of_response(head.status, &mut head.fields, false), Ok(http1::Framing::Length(5)));
+        let mut written = BytesMut::new();
+        head.fields.write(&mut written);
+        assert_eq!(written, &b"Server: x\r\nA: 1\r\nContent-Length: 5\r\nB: \r\n"[..]);
+        let coded = Bytes::from_static(b"HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n");
+        let mut head = response(&coded, &LIMITS).expect("a good head");
+        assert_eq!(http1::of_response(head.status, &mut head.fields, false), Err(Fault::LengthAndCoding));
+        assert!(response(&Bytes::from_static(b"HTTP/1.1 200 OK\r\n A: 1\r\n\r\n"), &LIMITS).is_err());
     }
 
     #[test]

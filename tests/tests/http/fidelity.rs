@@ -192,6 +192,26 @@ fn framing_is_said_in_one_way() -> Result<()> {
     )
 }
 
+/// Some servers write it; who reads on sees a name with a blank, or no field at all (RFC 9112 section 5.1).
+#[test]
+fn a_blank_before_the_colon_is_removed_from_responses_and_refused_in_requests() -> Result<()> {
+    let head =
+        |blank: &str| format!("HTTP/1.1 200 OK\r\nServer{blank}: x\r\nX-A: 1\r\nContent-Length{blank}: 5\r\n\r\nhello");
+    let chunks =
+        |blank: &str| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding{blank}: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+    check_responses(
+        "http-answers-blank",
+        &[(&head(" "), &head("")), (&head("\t "), &head("")), (&chunks(" "), &chunks(""))],
+    )?;
+    let bed = TestBed::new("http-blank")?;
+    let (_answers, origin) = Answers::start(&bed, EMPTY)?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    let text = converse(&bed, "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\nX-A : 1\r\n\r\n")?.text();
+    ensure!(text.starts_with("HTTP/1.1 400 ") && origin.connections() == 0, "{text:?}");
+    Ok(())
+}
+
 #[test]
 fn what_concerns_our_connection_with_the_origin_stays_there() -> Result<()> {
     let expected = "HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Length: 2\r\nX-B: 2\r\n\r\nok";
