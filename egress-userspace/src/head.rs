@@ -59,11 +59,30 @@ impl RequestHead {
         }
     }
 
+    /// Leaves of an absolute target what comes after its authority, as it was written.
+    pub fn leave_authority(&mut self) {
+        self.uri = origin_form(self.uri.path_and_query().cloned()).into();
+        self.written = self.written.take().and_then(|written| {
+            let rest = written.slice(end_of_authority(&written)?..);
+            match rest.first()? {
+                b'/' => Some(rest),
+                _ => Some([b"/", &rest[..]].concat().into()),
+            }
+        });
+    }
+
     /// The target as it was written, or else as the URI has it.
     pub fn target(&self) -> &[u8] {
         let of_uri = self.uri.path_and_query().map_or("/", |target| target.as_str());
         self.written.as_deref().unwrap_or(of_uri.as_bytes())
     }
+}
+
+/// Where the authority of an absolute target ends (RFC 3986 section 3.2), if that is what it is.
+pub fn end_of_authority(target: &[u8]) -> Option<usize> {
+    let start = target.windows(3).position(|bytes| bytes == b"://")? + 3;
+    let length = target[start..].iter().position(|byte| b"/?#".contains(byte));
+    Some(length.map_or(target.len(), |length| start + length))
 }
 
 /// What a URL has after its authority, as a target: its path is never empty there (RFC 9112 section 3.2.1).

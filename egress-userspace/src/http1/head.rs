@@ -6,7 +6,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
 
 use super::Fault;
-use crate::head::{Fields, Line, RequestHead, ResponseHead};
+use crate::head::{Fields, Line, RequestHead, ResponseHead, end_of_authority};
 
 /// Fields for which there is room on the stack.
 const USUAL_FIELDS: usize = 64;
@@ -153,17 +153,33 @@ pub fn uri(head: &Bytes, target: &[u8], method: &Method) -> Result<Uri, Fault> {
     if target.len() > MAX_TARGET {
         return Err(Fault::TargetTooLong(MAX_TARGET));
     }
-    if !target.starts_with(b"/") {
-        let uri = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Fault::Target)?;
-        // A path without its slash would look like a host, which only CONNECT has alone (RFC 9112 section 3.2.3).
-        let is_host = uri.authority().is_some() && uri.scheme().is_none();
-        return if is_host && *method != Method::CONNECT { Err(Fault::Target) } else { Ok(uri) };
+    if target.starts_with(b"/") {
+        return Ok(path(head, target)?.into());
     }
+    let uri = match Uri::from_maybe_shared(head.slice_ref(target)) {
+        Ok(uri) => uri,
+        Err(_) => absolute(head, target)?,
+    };
+    // A path without its slash would look like a host, which only CONNECT has alone (RFC 9112 section 3.2.3).
+    let is_host = uri.authority().is_some() && uri.scheme().is_none();
+    if is_host && *method != Method::CONNECT { Err(Fault::Target) } else { Ok(uri) }
+}
+
+/// An absolute target, whose path can be anything that one alone can be.
+fn absolute(head: &Bytes, target: &[u8]) -> Result<Uri, Fault> {
+    let (authority, rest) = target.split_at(end_of_authority(target).ok_or(Fault::Target)?);
+    let mut parts = Uri::try_from(authority).map_err(|_| Fault::Target)?.into_parts();
+    parts.path_and_query = Some(path(head, rest)?);
+    Uri::from_parts(parts).map_err(|_| Fault::Target)
+}
+
+/// Path and query, with what comes after them.
+fn path(head: &Bytes, target: &[u8]) -> Result<PathAndQuery, Fault> {
     // A fragment has no place in a target. What there is goes on, but is nothing that a server takes for a part of the path.
     let end = memchr::memchr(b'#', target).unwrap_or(target.len());
     let target = &target[..end];
     if let Ok(path) = PathAndQuery::from_maybe_shared(head.slice_ref(target)) {
-        return Ok(path.into());
+        return Ok(path);
     }
     // Some characters a URI has encoded only.
     let mut encoded = String::with_capacity(target.len() + 8);
@@ -270,9 +286,15 @@ mod tests {
 
     #[test]
     fn what_a_uri_cannot_have_is_seen_encoded() {
-        for (target, seen) in
-            [("*", "*"), ("/a<b>?c=d`e", "/a%3Cb%3E?c=d%60e"), ("/a?b#c", "/a?b"), ("/%zz//../a?b=|", "/%zz//../a?b=|")]
-        {
+        for (target, seen) in [
+            ("*", "*"),
+            ("/a<b>?c=d`e", "/a%3Cb%3E?c=d%60e"),
+            ("/a?b#c", "/a?b"),
+            ("/%zz//../a?b=|", "/%zz//../a?b=|"),
+            ("http://h/a<b>?c=d`e#f", "http://h/a%3Cb%3E?c=d%60e"),
+            ("http://h?a<b", "http://h/?a%3Cb"),
+            ("http://h:80/a?b#c", "http://h:80/a?b"),
+        ] {
             let head = Bytes::from(format!("GET {target} HTTP/1.1\r\n\r\n"));
             let head = request(&head, &LIMITS).expect("a good head");
             assert_eq!(head.uri().to_string(), seen);
@@ -290,6 +312,9 @@ mod tests {
             ("GET /\r\n\r\n", Fault::NotHttp),
             ("GET index.html HTTP/1.1\r\n\r\n", Fault::Target),
             ("GET a.example:80 HTTP/1.1\r\n\r\n", Fault::Target),
+            ("GET http://a<b>/ HTTP/1.1\r\n\r\n", Fault::Target),
+            ("GET http:///a<b> HTTP/1.1\r\n\r\n", Fault::Target),
+            ("GET a/http://b/c<d> HTTP/1.1\r\n\r\n", Fault::Target),
             ("GET / HTTP/1.1\r\nA : 1\r\n\r\n", Fault::Field),
             ("GET / HTTP/1.1\r\nA: 1\r\n b\r\n\r\n", Fault::Field),
             ("GET / HTTP/1.1\r\nA: 1\rb\r\n\r\n", Fault::Field),

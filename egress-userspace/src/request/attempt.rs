@@ -13,7 +13,7 @@ use http::{Method, Uri, uri::PathAndQuery};
 use super::{headers, host::RequestHost, web_socket};
 use crate::{
     body::{Content, Incoming},
-    head::{RequestHead, Response, origin_form},
+    head::{RequestHead, Response},
     http2::Asked,
     upstream::{
         Connection, Fate, NotAnswered,
@@ -176,12 +176,12 @@ pub(super) fn prepare(head: &mut RequestHead, host: &RequestHost) {
     headers::remove_hop_by_hop(&mut head.fields);
     if head.uri().authority().is_some() {
         // To an origin goes the origin form, with the target's authority as Host (RFC 9112 sections 3.2.1 and 3.2.2).
-        let target = match head.uri().path_and_query() {
+        if head.method == Method::OPTIONS && has_no_path(head) {
             // Of the server as a whole (section 3.2.4).
-            _ if head.method == Method::OPTIONS && has_no_path(head) => PathAndQuery::from_static("*"),
-            target => origin_form(target.cloned()),
-        };
-        head.set_uri(Uri::from(target));
+            head.set_uri(Uri::from(PathAndQuery::from_static("*")));
+        } else {
+            head.leave_authority();
+        }
         headers::replace_host(&mut head.fields, host.authority());
     }
 }

@@ -111,6 +111,19 @@ fn an_absolute_target_becomes_what_origins_expect() -> Result<()> {
                 "GET http://edition.cnn.com?q=1 HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
                 "GET /?q=1 HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
             ),
+            // What comes after the authority is any target's.
+            (
+                "GET http://edition.cnn.com/a<b>?c\"d#f HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+                "GET /a<b>?c\"d#f HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+            ),
+            (
+                "GET http://edition.cnn.com?q={1} HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+                "GET /?q={1} HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+            ),
+            (
+                "GET http://edition.cnn.com#f HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+                "GET /#f HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+            ),
             (
                 "OPTIONS http://edition.cnn.com HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
                 "OPTIONS * HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
