@@ -72,18 +72,38 @@ pub(super) fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
 /// # Errors
 /// It is malformed.
 pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Fault> {
+    match read_request(head, head, limits) {
+        Err(Fault::NotHttp) => read_request(&in_ascii(head).ok_or(Fault::NotHttp)?, head, limits),
+        read => read,
+    }
+}
+
+/// A head whose target is no text, as httparse takes no other, with a letter in the place of each byte there that is not ASCII.
+fn in_ascii(head: &[u8]) -> Option<Vec<u8>> {
+    let line = &head[..memchr::memchr(b'\n', head)?];
+    let target = memchr::memchr(b' ', line)?..memchr::memrchr(b' ', line)?;
+    if head[target.clone()].is_ascii() {
+        return None;
+    }
+    let mut text = head.to_vec();
+    text[target].iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'x');
+    Some(text)
+}
+
+/// Reads a head in a text that has everything at the same place.
+fn read_request(text: &[u8], head: &Bytes, limits: &Limits) -> Result<RequestHead, Fault> {
     let mut few = [const { MaybeUninit::uninit() }; USUAL_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
-    match parsed.parse_with_uninit_headers(head, &mut few[..limits.fields.min(USUAL_FIELDS)]) {
+    match parsed.parse_with_uninit_headers(text, &mut few[..limits.fields.min(USUAL_FIELDS)]) {
         Err(httparse::Error::TooManyHeaders) => {
             let mut many = vec![MaybeUninit::uninit(); limits.fields];
             let mut parsed = httparse::Request::new(&mut []);
-            parsed.parse_with_uninit_headers(head, &mut many).map_err(|error| fault(error, limits))?;
-            of_request(head, &parsed)
+            parsed.parse_with_uninit_headers(text, &mut many).map_err(|error| fault(error, limits))?;
+            of_request(text, head, &parsed)
         }
         result => {
             result.map_err(|error| fault(error, limits))?;
-            of_request(head, &parsed)
+            of_request(text, head, &parsed)
         }
     }
 }
@@ -121,13 +141,14 @@ fn fault(error: httparse::Error, limits: &Limits) -> Fault {
     }
 }
 
-fn of_request(head: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<RequestHead, Fault> {
-    let (Some(method), Some(target)) = (parsed.method, parsed.path) else { return Err(Fault::NotHttp) };
+fn of_request(text: &[u8], head: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<RequestHead, Fault> {
+    let (Some(method), Some(path)) = (parsed.method, parsed.path) else { return Err(Fault::NotHttp) };
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| Fault::NotHttp)?;
-    let uri = uri(head, target.as_bytes(), &method)?;
-    let is_so_written = uri.path_and_query().is_some_and(|path| path.as_str() == target);
-    let request = RequestHead::new(method, uri, version(parsed.version), fields(head, parsed.headers)?);
-    Ok(if is_so_written { request } else { request.written_as(head.slice_ref(target.as_bytes())) })
+    let target = &head[at(text, path.as_bytes())..][..path.len()];
+    let uri = uri(head, target, &method)?;
+    let is_so_written = uri.path_and_query().is_some_and(|path| path.as_str().as_bytes() == target);
+    let request = RequestHead::new(method, uri, version(parsed.version), fields(text, head, parsed.headers)?);
+    Ok(if is_so_written { request } else { request.written_as(head.slice_ref(target)) })
 }
 
 fn of_response(head: &Bytes, parsed: &httparse::Response<'_, '_>) -> Result<ResponseHead, Fault> {
@@ -138,7 +159,7 @@ fn of_response(head: &Bytes, parsed: &httparse::Response<'_, '_>) -> Result<Resp
         let line = head.split(|byte| b"\r\n".contains(byte)).next().unwrap_or_default();
         Bytes::copy_from_slice(line.get("HTTP/1.1 200 ".len()..).unwrap_or_default())
     });
-    Ok(ResponseHead { status, version: version(parsed.version), reason, fields: fields(head, parsed.headers)? })
+    Ok(ResponseHead { status, version: version(parsed.version), reason, fields: fields(head, head, parsed.headers)? })
 }
 
 fn version(minor: Option<u8>) -> Version {
@@ -196,12 +217,16 @@ fn path(head: &Bytes, target: &[u8]) -> Result<PathAndQuery, Fault> {
     encoded.parse().map_err(|_| Fault::Target)
 }
 
-/// The fields, in the lines that httparse has found.
-fn fields(head: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<Fields, Fault> {
-    let at = |part: &[u8]| part.as_ptr().addr() - head.as_ptr().addr();
+/// Where a part of a text begins.
+fn at(text: &[u8], part: &[u8]) -> usize {
+    part.as_ptr().addr() - text.as_ptr().addr()
+}
+
+/// The fields, in the lines that httparse has found in a text that has them at the same place.
+fn fields(text: &[u8], head: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<Fields, Fault> {
     let mut lines = Vec::with_capacity(parsed.len());
     for field in parsed {
-        let start = at(field.name.as_bytes());
+        let start = at(text, field.name.as_bytes());
         let colon = start + field.name.len();
         if field.name.len() > MAX_NAME {
             return Err(Fault::Field);
@@ -215,7 +240,7 @@ fn fields(head: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<Fields, Fault
         let value = if field.value.is_empty() {
             (colon, colon)
         } else {
-            (at(field.value), at(field.value) + field.value.len())
+            (at(text, field.value), at(text, field.value) + field.value.len())
         };
         // Before the line's end there can be blanks.
         let rest = &head[value.1..];
@@ -303,6 +328,22 @@ mod tests {
             same.set_uri(seen.parse().expect("a target"));
             assert_eq!(same.target(), target.as_bytes(), "a rewrite that changes nothing");
         }
+    }
+
+    #[test]
+    fn targets_need_not_be_text() {
+        let head = |line: &[u8]| Bytes::from([line, b"\r\nA: \xe9\r\n\r\n"].concat());
+        for (target, seen) in [(&b"/caf\xe9?\xff"[..], "/caf%E9?%FF"), (b"http://h/caf\xe9", "http://h/caf%E9")] {
+            let head = request(&head(&[b"GET ", target, b" HTTP/1.1"].concat()), &LIMITS).expect("a good head");
+            assert_eq!((head.uri().to_string().as_str(), head.target()), (seen, target));
+            assert_eq!(head.fields.lines().collect::<Vec<_>>(), [b"A: \xe9"]);
+        }
+        for line in
+            [&b"G\xe9T / HTTP/1.1"[..], b"GET /\xe9 b HTTP/1.1", b"GET /\xe9 HTTP/1.\xe9", b"GET /\xe9", b"\xe9"]
+        {
+            assert_eq!(request(&head(line), &LIMITS).err(), Some(Fault::NotHttp), "{line:?}");
+        }
+        assert_eq!(request(&head(b"GET \xe9 HTTP/1.1"), &LIMITS).err(), Some(Fault::Target));
     }
 
     #[test]

@@ -90,6 +90,20 @@ fn targets_arrive_as_they_were_sent() -> Result<()> {
     check_requests("http-targets", &heads.each_ref().map(|head| (head.as_str(), head.as_str())))
 }
 
+/// Those of old applications are in whatever encoding they were written for.
+#[test]
+fn a_target_need_not_be_text() -> Result<()> {
+    let bed = TestBed::new("http-target-bytes")?;
+    let (_answers, origin) = Answers::start(&bed, EMPTY)?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    let head = b"GET /caf\xe9?\xff\x80 HTTP/1.1\r\nHost: edition.cnn.com\r\nX-Latin: caf\xe9\r\n\r\n";
+    let output = converse(&bed, head)?;
+    ensure!(output.text() == String::from_utf8_lossy(EMPTY), "{output:?}");
+    ensure!(origin.only_request()?.head == head, "{:?}", origin.requests());
+    Ok(())
+}
+
 #[test]
 fn an_absolute_target_becomes_what_origins_expect() -> Result<()> {
     let expected = "GET /a?b HTTP/1.1\r\nHost: edition.cnn.com\r\nX-A: 1\r\n\r\n";
