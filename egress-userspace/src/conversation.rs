@@ -145,6 +145,8 @@ async fn serve(
             if let Some(tunnel) = tunnel {
                 if tunnel.run(Switched::new(connection.clone())).await {
                     connection.close_in_order();
+                } else {
+                    connection.taken().await;
                 }
                 return false;
             }

@@ -29,6 +29,9 @@ const FIRST: usize = 4 * 1024;
 /// What is kept for an application that does not read on, in bytes. The kernel doubles it, for what a packet takes beside its content.
 const UNSENT: usize = 128 * 1024;
 
+/// The state of a TCP connection that has ended (`include/net/tcp_states.h`).
+const TCP_CLOSE: u8 = 7;
+
 /// Where an application connects from, and upstream sockets in its place.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -130,6 +133,18 @@ pub fn limit_unsent(socket: &impl AsFd) {
 
 /// How many bytes of a TCP connection have come from the other end, and have been taken by it.
 pub fn moved(socket: &impl AsFd) -> u64 {
+    let info = info(socket);
+    info.tcpi_bytes_received.wrapping_add(info.tcpi_bytes_acked)
+}
+
+/// Whether the other end of a TCP connection has taken all that was written, or takes nothing any more.
+pub fn is_taken(socket: &impl AsFd) -> bool {
+    let info = info(socket);
+    info.tcpi_state == TCP_CLOSE || info.tcpi_unacked == 0 && info.tcpi_notsent_bytes == 0
+}
+
+/// What the kernel knows of a TCP connection.
+fn info(socket: &impl AsFd) -> libc::tcp_info {
     // SAFETY: zeroes are a valid value of these numbers.
     let mut info: libc::tcp_info = unsafe { mem::zeroed() };
     let mut length = size_of_val(&info) as libc::socklen_t;
@@ -143,7 +158,7 @@ pub fn moved(socket: &impl AsFd) -> u64 {
             &raw mut length,
         )
     };
-    info.tcpi_bytes_received.wrapping_add(info.tcpi_bytes_acked)
+    info
 }
 
 fn bind_to_device(socket: &Socket, index: u32) -> io::Result<()> {

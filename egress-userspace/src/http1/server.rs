@@ -12,13 +12,18 @@ use std::{
     mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{Method, StatusCode, Version, header};
 use http_body::Frame;
 use socket2::SockRef;
-use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio::{
+    io::AsyncWrite,
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 
 pub use self::{asked::Asked, switched::Switched};
 use super::{Decoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, of_request, request};
@@ -28,6 +33,10 @@ use crate::{head::RequestHead, request::headers, socket};
 const AHEAD: usize = 128 * 1024;
 /// What a client begins with that knows that HTTP/2 is understood (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long is waited for a client that does not take what is its, and how often that is looked at.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A connection that an application has made. What is shared of it is its content, between whoever sends it on.
 pub struct Connection {
@@ -253,6 +262,20 @@ impl Connection {
     /// How much has come from the client, and has been taken by it, in bytes.
     pub fn moved(&self) -> u64 {
         socket::moved(&self.io.borrow().stream)
+    }
+
+    /// Waits until the client has taken all that was written, for as long as it goes on taking: what it has not when the connection is
+    /// reset, it never gets.
+    pub async fn taken(&self) {
+        let (mut moved, mut end) = (self.moved(), Instant::now() + LAST_WAIT);
+        while !socket::is_taken(&self.io.borrow().stream) && Instant::now() < end {
+            // Nobody tells of it.
+            sleep(LOOK_AGAIN).await;
+            let now = self.moved();
+            if now != moved {
+                (moved, end) = (now, Instant::now() + LAST_WAIT);
+            }
+        }
     }
 
     /// Says that no more is sent, so that what was is not lost by a reset: a client may still be sending.

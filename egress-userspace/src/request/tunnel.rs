@@ -1,7 +1,7 @@
 //! Connections that a request has switched to another protocol, such as WebSocket (RFC 9110 section 7.8).
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     pin::Pin,
     task::{Context, Poll},
@@ -10,10 +10,13 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional},
-    time::{Instant, sleep_until},
+    time::{Instant, Sleep, sleep, sleep_until},
 };
 
 use crate::{body::Held, telemetry::access_log::Record, upstream::Switched};
+
+/// How long a client that takes nothing is waited for once its origin has failed.
+const LAST_WAIT: Duration = Duration::from_secs(5);
 
 /// The upstream end of a connection whose origin has switched protocols, to be run once the client has been told.
 pub struct Tunnel {
@@ -31,13 +34,13 @@ impl Tunnel {
         Self { upstream, record, idle_timeout, _held: held }
     }
 
-    /// Passes bytes both ways until both ends are closed. Gives whether that has gone in order: if not, the client's end is to be
-    /// reset.
+    /// Passes bytes both ways until both ends are closed, or one fails: what has come of an origin that fails goes to the client
+    /// before that. Gives whether it has gone in order: if not, the client's end is to be reset.
     pub async fn run(self, client: impl AsyncRead + AsyncWrite + Unpin) -> bool {
         let mut heard = Heard::new(self.record);
         let copied = {
-            let mut client = End { io: client, of: Side::Client, heard: &heard };
-            let mut upstream = End { io: self.upstream, of: Side::Origin, heard: &heard };
+            let mut client = ClientEnd { io: client, heard: &heard, last_wait: None };
+            let mut upstream = OriginEnd { io: self.upstream, heard: &heard };
             let copied = copy_bidirectional(&mut client, &mut upstream);
             match self.idle_timeout {
                 None => copied.await,
@@ -47,20 +50,14 @@ impl Tunnel {
                 },
             }
         };
-        match &copied {
-            Ok(_) => heard.record.complete(),
-            Err(error) if heard.failed.get() == Some(Side::Client) => heard.record.error(error.to_string()),
+        let failure = heard.failure.take().map_or(copied.map(drop), Err);
+        match &failure {
+            Ok(()) => heard.record.complete(),
+            Err(error) if heard.has_client_failed.get() => heard.record.error(error.to_string()),
             Err(error) => heard.record.truncated(error),
         }
-        copied.is_ok()
+        failure.is_ok()
     }
-}
-
-/// Whose end of a tunnel.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Client,
-    Origin,
 }
 
 /// What has come of both ends. It is recorded however the tunnel ends.
@@ -69,19 +66,34 @@ struct Heard {
     last: Cell<Instant>,
     /// From the client, and from the origin.
     bytes: Cell<(u64, u64)>,
-    /// Whose end has failed first.
-    failed: Cell<Option<Side>>,
+    /// Why the origin's end has failed.
+    failure: RefCell<Option<io::Error>>,
+    /// Whether the client's end has failed before that.
+    has_client_failed: Cell<bool>,
+    /// Whether all has gone to the client that the origin had to say.
+    has_client_all: Cell<bool>,
 }
 
 impl Heard {
     fn new(record: Box<Record>) -> Self {
-        Self { record, last: Cell::new(Instant::now()), bytes: Cell::default(), failed: Cell::default() }
+        Self {
+            record,
+            last: Cell::new(Instant::now()),
+            bytes: Cell::default(),
+            failure: RefCell::default(),
+            has_client_failed: Cell::default(),
+            has_client_all: Cell::default(),
+        }
     }
 
     fn more(&self, received: usize, sent: usize) {
         let bytes = self.bytes.get();
         self.bytes.set((bytes.0 + received as u64, bytes.1 + sent as u64));
         self.last.set(Instant::now());
+    }
+
+    fn has_origin_failed(&self) -> bool {
+        self.failure.borrow().is_some()
     }
 
     /// Waits until nothing was heard for so long.
@@ -104,39 +116,43 @@ impl Drop for Heard {
     }
 }
 
-/// One end of a tunnel, with what is heard of it.
-struct End<'a, I> {
+/// The client's end of a tunnel, with what is heard of it.
+struct ClientEnd<'a, I> {
     io: I,
-    of: Side,
     heard: &'a Heard,
+    /// While it takes nothing, and its origin has failed.
+    last_wait: Option<Pin<Box<Sleep>>>,
 }
 
-impl<I> End<'_, I> {
+impl<I> ClientEnd<'_, I> {
     fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if let (Poll::Ready(Err(_)), None) = (&polled, self.heard.failed.get()) {
-            self.heard.failed.set(Some(self.of));
+        if matches!(polled, Poll::Ready(Err(_))) && !self.heard.has_origin_failed() {
+            self.heard.has_client_failed.set(true);
         }
         polled
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for End<'_, I> {
+impl<I: AsyncRead + Unpin> AsyncRead for ClientEnd<'_, I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buffer);
-        let count = buffer.filled().len() - before;
-        match self.of {
-            _ if polled.is_pending() => {}
-            Side::Client => self.heard.more(count, 0),
-            Side::Origin => self.heard.more(0, count),
+        if polled.is_ready() {
+            self.heard.more(buffer.filled().len() - before, 0);
         }
         self.noted(polled)
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for End<'_, I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for ClientEnd<'_, I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write(cx, bytes);
+        if polled.is_ready() {
+            self.last_wait = None;
+        } else if self.heard.has_origin_failed() {
+            let last_wait = self.last_wait.get_or_insert_with(|| Box::pin(sleep(LAST_WAIT)));
+            return last_wait.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()));
+        }
         self.noted(polled)
     }
 
@@ -146,7 +162,72 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for End<'_, I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.heard.has_origin_failed() {
+            // All is written that had come. What broke off must not look complete.
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let polled = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.heard.has_client_all.set(matches!(polled, Poll::Ready(Ok(()))));
         self.noted(polled)
+    }
+}
+
+/// The origin's end of a tunnel, with what is heard of it. When it fails, what comes of it ends there, and what goes to it goes nowhere:
+/// so the client gets what had come before, which can be more than was read.
+struct OriginEnd<'a, I> {
+    io: I,
+    heard: &'a Heard,
+}
+
+impl<I> OriginEnd<'_, I> {
+    /// What was polled, or `instead` if that has failed.
+    fn or<T>(&self, polled: Poll<io::Result<T>>, instead: T, cx: &Context<'_>) -> Poll<io::Result<T>> {
+        let Poll::Ready(Err(error)) = polled else { return polled };
+        if self.heard.has_client_all.get() {
+            return Poll::Ready(Err(error));
+        }
+        if !self.heard.has_origin_failed() {
+            *self.heard.failure.borrow_mut() = Some(error);
+            // The client is not waited for in the same way any more.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Ready(Ok(instead))
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for OriginEnd<'_, I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if polled.is_ready() {
+            self.heard.more(0, buffer.filled().len() - before);
+        }
+        self.or(polled, (), cx)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for OriginEnd<'_, I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.heard.has_origin_failed() {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let polled = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.or(polled, bytes.len(), cx)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.heard.has_origin_failed() {
+            return Poll::Ready(Ok(()));
+        }
+        let polled = Pin::new(&mut self.io).poll_flush(cx);
+        self.or(polled, (), cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.heard.has_origin_failed() {
+            return Poll::Ready(Ok(()));
+        }
+        let polled = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.or(polled, (), cx)
     }
 }

@@ -1,13 +1,17 @@
 //! Requests that switch to another protocol, such as WebSocket.
 
+use std::sync::mpsc;
+
 use anyhow::{Context, Result, ensure};
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use harness::{
     TestBed,
-    origin::{Reply, Request, code, script},
-    wait::PATIENCE,
+    origin::{Origin, Reply, Request, code, script},
+    wait::{PATIENCE, wait_until},
 };
+use nix::sys::signal::Signal;
+use tokio::sync::watch;
 
 use super::{
     CLIENT, HOST, HTTP2_BEGINS, agent_with_one_worker, configure, converse, curl, frame, origin, origin_http2,
@@ -211,7 +215,7 @@ fn a_client_of_http2_can_have_a_web_socket() -> Result<()> {
 #[test]
 fn a_web_socket_of_http2_ends_with_its_client() -> Result<()> {
     let bed = TestBed::new("switch-gone")?;
-    let (ended, ends) = std::sync::mpsc::channel();
+    let (ended, ends) = mpsc::channel();
     let origin = origin(&bed)?.scripts(move |request| {
         let (agreement, ended) = (agree_to(request), ended.clone());
         Some(script(move |mut wire| async move {
@@ -243,6 +247,77 @@ fn agree_to(request: &Request) -> String {
     let seed = [key.as_bytes(), b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
     let proof = BASE64_STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &seed));
     AGREE.replace("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", &proof)
+}
+
+/// An origin that agrees to a WebSocket and says the first of these, and once it is told to says the last and closes without the
+/// goodbye of TLS, as many do. It tells when it has closed.
+fn curt(bed: &TestBed, said: [Vec<u8>; 2], told: watch::Receiver<bool>, closed: mpsc::Sender<()>) -> Result<Origin> {
+    let scripts = move |request: &Request| {
+        let (head, [first, last], closed, mut told) = (agree_to(request), said.clone(), closed.clone(), told.clone());
+        Some(script(move |mut wire| async move {
+            wire.write(&[head.as_bytes(), &first].concat()).await?;
+            told.wait_for(|told| *told).await?;
+            wire.write(&last).await?;
+            drop(wire);
+            Ok(closed.send(())?)
+        }))
+    };
+    origin(bed)?.scripts(scripts).start()
+}
+
+/// It was said nevertheless, and the client can read more slowly than it comes.
+#[test]
+fn a_web_socket_whose_origin_just_closes_is_reset_once_the_client_has_all() -> Result<()> {
+    let bed = TestBed::new("switch-curt")?;
+    let content = "\0frame".repeat(60_000);
+    let ((tell, told), (closed, closes)) = (watch::channel(false), mpsc::channel());
+    let _origin = curt(&bed, [Vec::new(), content.clone().into()], told, closed)?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let mut client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(ASK.as_bytes())?;
+    client.wait_for_output("HTTP/1.1 101 ")?;
+    client.signal(Signal::SIGSTOP)?;
+    tell.send_replace(true);
+    closes.recv_timeout(PATIENCE).context("the origin does not get rid of it")?;
+    // The kernel has what the client has not taken.
+    let record = agent.wait_for_records(1)?.pop().context("no record")?;
+    client.signal(Signal::SIGCONT)?;
+    ensure!(!client.wait(PATIENCE)?.success(), "what broke off looks complete");
+    let output = client.stdout();
+    let (_, said) = output.split_once("\r\n\r\n").context("half a head")?;
+    ensure!(said == content, "{} of {} bytes came", said.len(), content.len());
+    ensure!(record.text("outcome") == "truncated" && record.text("error").contains("close_notify"), "{record:?}");
+    ensure!(record.text("sent") == content.len().to_string(), "{record:?}");
+    Ok(())
+}
+
+/// Though there was no room for it when the origin closed.
+#[test]
+fn a_web_socket_of_http2_whose_origin_just_closes_is_reset_once_the_client_has_all() -> Result<()> {
+    // What there is room for to begin with (RFC 9113 section 6.9.2).
+    const ROOM: usize = 65_535;
+    // What is copied at once is no whole part of the rest, so that the end is seen while there is no room.
+    const FIRST: usize = 6000;
+    let bed = TestBed::new("switch-curt-http2")?;
+    let last = [vec![b'~'; ROOM - FIRST], vec![b'^'; 5000]].concat();
+    let ((tell, told), (closed, closes)) = (watch::channel(false), mpsc::channel());
+    let _origin = curt(&bed, [vec![b'~'; FIRST], last], told, closed)?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(&ask_in_http2("websocket", "/chat"))?;
+    let has = |byte, count| client.stdout().matches(byte).count() >= count;
+    wait_until("what is said first", PATIENCE, || has('~', FIRST))?;
+    tell.send_replace(true);
+    closes.recv_timeout(PATIENCE).context("the origin does not get rid of it")?;
+    wait_until("what there is room for", PATIENCE, || has('~', ROOM))?;
+    // WINDOW_UPDATE of the connection, and of the stream.
+    client.write_stdin(b"\0\0\x04\x08\0\0\0\0\0\0\x01\0\0")?;
+    client.write_stdin(&frame(8, 0, &[0, 1, 0, 0]))?;
+    wait_until("the rest", PATIENCE, || has('^', 5000))?;
+    // RST_STREAM
+    client.wait_for_bytes(b"\0\0\x04\x03\0\0\0\0\x01")
 }
 
 /// What breaks off breaks off for the client, too, rather than to end in order.

@@ -96,9 +96,12 @@ pub(crate) fn talk(target: &Target, reset: bool) -> Result<()> {
     let mut stdout = io::stdout();
     let mut buffer = [0; 4096];
     loop {
-        match stream.read(&mut buffer)? {
-            0 => break,
-            count => stdout.write_all(&buffer[..count])?,
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => stdout.write_all(&buffer[..count])?,
+            // It was stopped meanwhile: that ends what has a timeout (signal(7)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
         }
         stdout.flush()?;
     }
