@@ -5,23 +5,52 @@ mod response;
 
 use std::{
     cell::RefCell,
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http_body::Frame;
 
 pub use self::{
     request::{Content, RequestBody},
     response::{Held, Lease, ResponseBody},
 };
 use crate::{
+    head::Fields,
     http1::{self, server},
     http2::{self, Reason, Received},
     upstream::{ExchangeError, http1::Wire},
 };
+
+/// A piece of what a message has after its head.
+#[derive(Debug)]
+pub enum Frame {
+    /// Content.
+    Data(Bytes),
+    /// Fields after all content (RFC 9110 section 6.5).
+    Trailers(Fields),
+}
+
+impl Frame {
+    /// The content that it is.
+    pub fn data_ref(&self) -> Option<&Bytes> {
+        match self {
+            Self::Data(data) => Some(data),
+            Self::Trailers(_) => None,
+        }
+    }
+}
+
+/// What a message has after its head, on its way through.
+pub trait Body {
+    /// Reads on. None at the end.
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>>;
+
+    /// Whether all has come.
+    fn is_end_stream(&self) -> bool;
+}
 
 /// Why a body does not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +120,7 @@ pub enum Incoming {
 
 impl Incoming {
     /// Reads on.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         match self {
             Self::Client(connection) => {
                 connection.poll_content(cx).map(|frame| frame.map(|frame| frame.map_err(BodyError::from)))

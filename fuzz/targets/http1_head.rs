@@ -110,17 +110,16 @@ fn check_response(mut head: ResponseHead, is_head: bool) {
     }
 }
 
-/// How the fields were written is what they say, and HTTP/2 can say it as well.
+/// How the fields were written is what they say, by names that HTTP/2 can say as well.
 fn check_lines(fields: &Fields) {
     assert_eq!(fields.lines().count(), fields.iter().count());
-    let map = fields.to_map(|_| true).expect("there is room for so few");
-    assert_eq!(map.len(), fields.iter().count());
     for (line, (name, value)) in fields.lines().zip(fields.iter()) {
         assert!(!line.iter().any(|byte| b"\r\n".contains(byte)), "{line:?} is one line");
         let written = line.strip_prefix(name).and_then(|rest| rest.strip_prefix(b":")).expect("a colon after the name");
         assert_eq!(written.trim_ascii(), value);
+        let same = fields.iter().filter(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value);
         let name = HeaderName::from_bytes(name).expect("a name");
-        assert!(fields.get_all(&name).eq(map.get_all(&name).iter().map(http::HeaderValue::as_bytes)), "{line:?}");
+        assert!(fields.get_all(&name).eq(same), "{line:?}");
     }
 }
 

@@ -18,7 +18,7 @@ use egress::{
     http2::{Asked, Config, Connection, Error, Reader, Role, Writer},
 };
 use egress_fuzz::pieces;
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -178,7 +178,7 @@ struct Seen {
     heads: Vec<ResponseHead>,
     content: Vec<u8>,
     end: Option<Result<(), Error>>,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Fields>,
 }
 
 impl Seen {

@@ -8,9 +8,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body, Frame};
 
-use super::{BodyError, Incoming};
+use super::{Body, BodyError, Frame, Incoming};
 use crate::head::ResponseHead;
 
 /// How much of a request body is kept for the case that it must be sent again, in bytes.
@@ -158,7 +157,7 @@ impl Content {
     }
 
     /// Reads on.
-    pub fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let mut incoming = self.incoming.borrow_mut();
         let Some(incoming) = incoming.as_mut().filter(|_| !self.is_complete()) else { return Poll::Ready(None) };
         let frame = ready!(incoming.poll_frame(cx));
@@ -207,13 +206,7 @@ impl RequestBody {
 }
 
 impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         if self.number != self.content.body.get() {
             return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
@@ -223,7 +216,7 @@ impl Body for RequestBody {
         };
         self.replayed += 1;
         if let Some(chunk) = kept {
-            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            return Poll::Ready(Some(Ok(Frame::Data(chunk))));
         }
         let read = self.content.poll_read(cx);
         if read.is_pending() {

@@ -9,11 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{BodyError, Content, Incoming};
+use super::{Body, BodyError, Content, Frame, Incoming};
 use crate::{
     http2::Received,
     memory::boxed,
@@ -191,6 +190,14 @@ impl ResponseBody {
         self.record.take()
     }
 
+    /// How many bytes are to come, if that is known.
+    pub fn left(&self) -> Option<u64> {
+        match &self.source {
+            Source::Message(text) => Some(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Source::Upstream { incoming, .. } => incoming.left(),
+        }
+    }
+
     /// Whether it is the origin's.
     pub fn is_of_origin(&self) -> bool {
         matches!(self.source, Source::Upstream { .. })
@@ -257,13 +264,7 @@ async fn read_to_end(incoming: &mut Incoming, most: u64, limit: Duration) -> boo
 }
 
 impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let this = &mut *self;
         match &mut this.source {
             Source::Message(text) => {
@@ -271,7 +272,7 @@ impl Body for ResponseBody {
                 if let (Some(record), Some(text)) = (&mut this.record, &text) {
                     record.add_sent(text.len() as u64);
                 }
-                Poll::Ready(text.map(|text| Ok(Frame::data(text))))
+                Poll::Ready(text.map(|text| Ok(Frame::Data(text))))
             }
             Source::Upstream { incoming, http2, awaited, lease, timer, upload } => {
                 let polled = incoming.poll_frame(cx);
@@ -284,8 +285,8 @@ impl Body for ResponseBody {
                     polled.is_pending() && timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
                 let mut frame = if timed_out { Some(Err(BodyError::TimedOut)) } else { ready!(polled) };
                 // Who does not ask for trailers may not know such; over HTTP/1.1 the origin knows that as well.
-                if *http2 && !lease.trailers && matches!(&frame, Some(Ok(frame)) if frame.is_trailers()) {
-                    frame = Some(Ok(Frame::data(Bytes::new())));
+                if *http2 && !lease.trailers && matches!(frame, Some(Ok(Frame::Trailers(_)))) {
+                    frame = Some(Ok(Frame::Data(Bytes::new())));
                 }
                 // Once all of an announced length has come, nobody asks for more. In HTTP/2 the end can still be to come.
                 let whole = incoming.left() == Some(0);
@@ -319,13 +320,6 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Message(text) => text.is_none(),
             Source::Upstream { incoming, .. } => incoming.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Message(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
-            Source::Upstream { incoming, .. } => incoming.left().map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }

@@ -3,7 +3,7 @@
 mod looked_for;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 
 pub use self::looked_for::Names;
 use self::looked_for::{Name, is_same, mark};
@@ -81,6 +81,11 @@ impl Fields {
     /// How long those are together that have come, in bytes.
     pub fn size(&self) -> usize {
         self.text.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
     }
 
     /// Names and values.
@@ -205,28 +210,6 @@ impl Fields {
             }
         }
     }
-
-    /// The fields as HTTP/2 has them, those that `goes` says yes to; None if they are more than it has room for.
-    pub fn to_map(&self, goes: impl Fn(&HeaderName) -> bool) -> Option<HeaderMap> {
-        let mut map = HeaderMap::try_with_capacity(self.lines.len()).ok()?;
-        for line in &self.lines {
-            let name = line.name(&self.text);
-            // HTTP/2 has names that HTTP/1.1 has not.
-            let name = HeaderName::from_bytes(name)
-                .or_else(|_| HeaderName::from_lowercase(&name.to_ascii_lowercase()))
-                .ok()?;
-            if goes(&name) {
-                let value = match line.own {
-                    Some(_) => HeaderValue::from_bytes(line.value(&self.text)),
-                    None => HeaderValue::from_maybe_shared(self.text.slice_ref(line.value(&self.text))),
-                };
-                let mut value = value.ok()?;
-                value.set_sensitive(line.is_secret);
-                map.try_append(name, value).ok()?;
-            }
-        }
-        Some(map)
-    }
 }
 
 /// A value as a text, if it is ASCII.
@@ -246,10 +229,10 @@ impl Builder {
         Self { text: BytesMut::with_capacity(512), lines: Vec::with_capacity(16) }
     }
 
-    /// Adds one after all others, whose name is written by `put`.
-    fn add(&mut self, put: impl FnOnce(&mut BytesMut), value: &[u8], is_secret: bool) {
+    /// Adds one after all others, whose name is written as usual. `is_secret` says that nobody on the way may put it into a table.
+    pub fn push(&mut self, name: &[u8], value: &[u8], is_secret: bool) {
         let start = self.text.len();
-        put(&mut self.text);
+        self.text.extend_from_slice(name);
         let colon = self.text.len();
         self.text.extend_from_slice(b": ");
         let first = self.text.len() + value.len() - value.trim_ascii_start().len();
@@ -261,11 +244,6 @@ impl Builder {
         self.text.extend_from_slice(b"\r\n");
     }
 
-    /// Adds one after all others, whose name is written as usual. `is_secret` says that nobody on the way may put it into a table.
-    pub fn push(&mut self, name: &[u8], value: &[u8], is_secret: bool) {
-        self.add(|text| text.extend_from_slice(name), value, is_secret);
-    }
-
     /// Those that have come.
     pub fn finish(self) -> Fields {
         Fields::new(self.text.freeze(), self.lines)
@@ -275,16 +253,6 @@ impl Builder {
 impl Default for Builder {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl<'a> FromIterator<(&'a HeaderName, &'a HeaderValue)> for Fields {
-    fn from_iter<I: IntoIterator<Item = (&'a HeaderName, &'a HeaderValue)>>(fields: I) -> Self {
-        let mut builder = Builder::new();
-        for (name, value) in fields {
-            builder.add(|text| names::put(name.as_str().as_bytes(), text), value.as_bytes(), value.is_sensitive());
-        }
-        builder.finish()
     }
 }
 
@@ -344,22 +312,5 @@ mod tests {
         fields.change(&name, |_| Some(value("2")));
         assert_eq!(fields.lines().collect::<Vec<_>>(), [&b"A: 2"[..], b"a:2 "]);
         assert_eq!(fields.listed(), [("A", "2"), ("a", "2")]);
-    }
-
-    #[test]
-    fn a_map_becomes_fields_and_fields_a_map() {
-        let mut map = HeaderMap::new();
-        for (name, text) in [("x-a", "1"), ("host", "a.example"), ("x-a", "2"), ("x-empty", "")] {
-            map.append(HeaderName::from_static(name), value(text));
-        }
-        let mut fields = Fields::from_iter(&map);
-        assert_eq!(fields.listed(), [("X-A", "1"), ("X-A", "2"), ("Host", "a.example"), ("X-Empty", "")]);
-        fields.append(&header::VIA, &value("b"));
-        map.insert(header::VIA, value("b"));
-        map.remove(header::HOST);
-        assert_eq!(fields.to_map(|name| name != header::HOST), Some(map));
-        let odd = HeaderName::from_lowercase(b"x\"y").expect("HTTP/2 has such a name");
-        let fields = Fields::from_iter([(&odd, &value("1"))]);
-        assert_eq!(fields.to_map(|_| true).map(|map| map[&odd].clone()), Some(value("1")));
     }
 }

@@ -1,15 +1,20 @@
 //! Content on its way in.
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::{Fault, Framing, head::end_of_head};
+use super::{
+    Fault, Framing,
+    head::{end_of_head, fields},
+};
+use crate::head::{Fields, Names};
 
 /// The longest line with the size of a chunk, extensions included, in bytes.
 const MAX_SIZE_LINE: usize = 4096;
 /// The longest trailers, in bytes, and how many fields they have.
 const MAX_TRAILERS: usize = 64 * 1024;
 const MAX_TRAILER_FIELDS: usize = 256;
+/// What may not come after content: who merges it into the head must not be misled (RFC 9110 section 6.5.1).
+const NOT_TRAILERS: Names = Names::new(&["content-length", "transfer-encoding", "host"]);
 
 /// Finds content in what comes.
 #[derive(Debug)]
@@ -39,12 +44,12 @@ enum State {
 }
 
 /// What has come.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub enum Progress {
     /// Content.
     Data(Bytes),
     /// Fields after the content (RFC 9110 section 6.5).
-    Trailers(HeaderMap),
+    Trailers(Fields),
     /// No more content comes.
     End,
     /// More has to be read first.
@@ -184,32 +189,25 @@ pub fn chunk_size(line: &[u8]) -> Result<u64, Fault> {
     u64::from_str_radix(digits, 16).map_err(|_| Fault::ChunkSize)
 }
 
-/// Whether a field may come after content. Who merges those into the head must not be misled (RFC 9110 section 6.5.1). HTTP/2 may
-/// have others in its names than HTTP/1.1 has.
-pub(super) fn may_be_trailer(name: &HeaderName) -> bool {
-    ![header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST].contains(name) && !name.as_str().contains('"')
+/// Whether a field of this name may come after content. HTTP/2 may have others in its names than HTTP/1.1 has.
+pub(super) fn may_be_trailer(name: &[u8]) -> bool {
+    !NOT_TRAILERS.has(name) && !name.contains(&b'"')
 }
 
 /// The trailers, once their end has come, which is not within what was `scanned`.
-fn trailers(input: &mut BytesMut, scanned: usize) -> Result<Option<HeaderMap>, Fault> {
+fn trailers(input: &mut BytesMut, scanned: usize) -> Result<Option<Fields>, Fault> {
     let none = [&b"\r\n"[..], b"\n"].into_iter().find(|end| input.starts_with(end));
     let Some(end) = none.map(<[u8]>::len).or_else(|| end_of_head(input, scanned)) else {
         return if input.len() < MAX_TRAILERS { Ok(None) } else { Err(Fault::Trailers) };
     };
-    let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
-    let parsed = match httparse::parse_headers(&input[..end], &mut fields) {
+    let text = input.split_to(end).freeze();
+    let mut room = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
+    let parsed = match httparse::parse_headers(&text, &mut room) {
         Ok(httparse::Status::Complete((length, parsed))) if length == end && end <= MAX_TRAILERS => parsed,
         _ => return Err(Fault::Trailers),
     };
-    let mut trailers = HeaderMap::with_capacity(parsed.len());
-    for field in parsed {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Fault::Trailers)?;
-        if !may_be_trailer(&name) {
-            continue;
-        }
-        trailers.append(name, HeaderValue::from_bytes(field.value).map_err(|_| Fault::Trailers)?);
-    }
-    input.advance(end);
+    let mut trailers = fields(&text, &text, parsed).map_err(|_| Fault::Trailers)?;
+    trailers.retain(|name, _| may_be_trailer(name));
     Ok(Some(trailers))
 }
 
@@ -225,11 +223,11 @@ mod tests {
         loop {
             let progress = decoder.decode(&mut input).inspect_err(|fault| {
                 let again = decoder.decode(&mut BytesMut::from(&b"0\r\n\r\n"[..]));
-                assert!(again == Err(*fault) && !decoder.is_end() && !decoder.close(), "{again:?}");
+                assert!(again.as_ref().err() == Some(fault) && !decoder.is_end() && !decoder.close(), "{again:?}");
             });
             match progress? {
                 Progress::Data(data) => content.extend_from_slice(&data),
-                Progress::Trailers(trailers) => fields = trailers.len(),
+                Progress::Trailers(trailers) => fields = trailers.iter().count(),
                 Progress::End => return Ok((content, fields, input.len() + pieces.map(<[u8]>::len).sum::<usize>())),
                 Progress::More => match pieces.next() {
                     Some(piece) => input.extend_from_slice(piece),

@@ -2,12 +2,14 @@
 
 use std::fmt::Write as _;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut as _, BytesMut};
 use http::Version;
-use http_body::Frame;
 
 use super::{Fault, Framing, Output, decode::may_be_trailer};
-use crate::head::{Fields, RequestHead, ResponseHead, put_name};
+use crate::{
+    body::Frame,
+    head::{Fields, RequestHead, ResponseHead},
+};
 
 /// Room for the head of a request, which as a rule has no content, and for that of a response and some content, in bytes.
 const REQUEST: usize = 1024;
@@ -75,34 +77,29 @@ impl Encoder {
     ///
     /// # Errors
     /// There is more than was announced.
-    pub fn put(&mut self, frame: Frame<Bytes>, out: &mut Output) -> Result<(), Fault> {
-        match (&mut self.0, frame.into_data()) {
-            (_, Ok(data)) if data.is_empty() => {}
-            (Framing::Length(left), Ok(data)) => {
+    pub fn put(&mut self, frame: Frame, out: &mut Output) -> Result<(), Fault> {
+        match (&mut self.0, frame) {
+            (_, Frame::Data(data)) if data.is_empty() => {}
+            (Framing::Length(left), Frame::Data(data)) => {
                 *left = left.checked_sub(data.len() as u64).ok_or(Fault::Length)?;
                 out.push(data);
             }
-            (Framing::Close, Ok(data)) => out.push(data),
-            (Framing::Chunked, Ok(data)) => {
+            (Framing::Close, Frame::Data(data)) => out.push(data),
+            (Framing::Chunked, Frame::Data(data)) => {
                 // That many hexadecimal digits a length has at most.
                 let _ = write!(out.buffer(), "{:x}\r\n", data.len());
                 out.push(data);
                 out.buffer().put_slice(b"\r\n");
             }
-            (Framing::Chunked, Err(frame)) => {
-                if let Ok(trailers) = frame.into_trailers() {
-                    let mut buffer = out.buffer();
-                    buffer.put_slice(b"0\r\n");
-                    for (name, value) in trailers.iter().filter(|(name, _)| may_be_trailer(name)) {
-                        put_name(name.as_str().as_bytes(), &mut buffer);
-                        put_value(value.as_bytes(), &mut buffer);
-                    }
-                    buffer.put_slice(b"\r\n");
-                    self.0 = Framing::Length(0);
-                }
+            (Framing::Chunked, Frame::Trailers(mut trailers)) => {
+                trailers.retain(|name, _| may_be_trailer(name));
+                let mut buffer = out.buffer();
+                buffer.put_slice(b"0\r\n");
+                put_fields(&trailers, &[], &mut buffer);
+                self.0 = Framing::Length(0);
             }
             // Only chunks have room for trailers.
-            (Framing::Length(_) | Framing::Close, Err(_)) => {}
+            (Framing::Length(_) | Framing::Close, Frame::Trailers(_)) => {}
         }
         Ok(())
     }
@@ -129,7 +126,8 @@ impl Encoder {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, HeaderName, HeaderValue, header};
+    use bytes::Bytes;
+    use http::{HeaderName, HeaderValue, header};
 
     use super::*;
     use crate::http1::{self, Limits};
@@ -167,17 +165,15 @@ mod tests {
     #[test]
     fn content_is_framed() {
         for (framing, expected) in [
-            (Framing::Chunked, "5\r\nhello\r\n0\r\nA: 1\r\n\r\n"),
+            (Framing::Chunked, "5\r\nhello\r\n0\r\na: 1\r\nA: 2\r\n\r\n"),
             (Framing::Length(5), "hello"),
             (Framing::Close, "hello"),
         ] {
             let (mut encoder, mut out) = (Encoder::new(framing), Output::default());
-            let mut trailers = HeaderMap::new();
-            trailers.insert("a", HeaderValue::from_static("1"));
             // Not those that would mislead who merges them into the head.
-            trailers.insert("content-length", HeaderValue::from_static("0"));
+            let trailers = Fields::of(&[("a", "1"), ("Content-Length", "0"), ("A", "2")]);
             for frame in
-                [Frame::data(Bytes::from_static(b"hello")), Frame::data(Bytes::new()), Frame::trailers(trailers)]
+                [Frame::Data(Bytes::from_static(b"hello")), Frame::Data(Bytes::new()), Frame::Trailers(trailers)]
             {
                 encoder.put(frame, &mut out).expect("as announced");
             }
@@ -187,6 +183,6 @@ mod tests {
         }
         let (mut encoder, mut out) = (Encoder::new(Framing::Length(4)), Output::default());
         assert_eq!(encoder.end(&mut out), Err(Fault::Length));
-        assert_eq!(encoder.put(Frame::data(Bytes::from_static(b"hello")), &mut out), Err(Fault::Length));
+        assert_eq!(encoder.put(Frame::Data(Bytes::from_static(b"hello")), &mut out), Err(Fault::Length));
     }
 }

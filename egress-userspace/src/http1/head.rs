@@ -223,7 +223,7 @@ fn at(text: &[u8], part: &[u8]) -> usize {
 }
 
 /// The fields, in the lines that httparse has found in a text that has them at the same place.
-fn fields(text: &[u8], head: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<Fields, Fault> {
+pub(super) fn fields(text: &[u8], head: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<Fields, Fault> {
     let mut lines = Vec::with_capacity(parsed.len());
     for field in parsed {
         let start = at(text, field.name.as_bytes());

@@ -15,9 +15,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut as _, BytesMut};
 use http::{Method, StatusCode, Version, header};
-use http_body::Frame;
 use socket2::SockRef;
 use tokio::{
     io::AsyncWrite,
@@ -27,7 +26,7 @@ use tokio::{
 
 pub use self::{asked::Asked, switched::Switched};
 use super::{Decoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, of_request, request};
-use crate::{head::RequestHead, request::headers, socket};
+use crate::{body::Frame, head::RequestHead, request::headers, socket};
 
 /// What is kept of a response for a client that does not read on, and of what it sends after its request, in bytes.
 const AHEAD: usize = 128 * 1024;
@@ -184,14 +183,14 @@ impl Connection {
     }
 
     /// Reads the content of the current request.
-    pub fn poll_content(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    pub fn poll_content(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
         let io = &mut *self.io.borrow_mut();
         loop {
             let decoded = io.content.decode(&mut io.input.bytes);
             io.note_end(cx);
             match decoded {
-                Ok(Progress::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                Ok(Progress::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Ok(Progress::Data(data)) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
+                Ok(Progress::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::Trailers(trailers)))),
                 Ok(Progress::End) => return Poll::Ready(None),
                 Ok(Progress::More) => {}
                 Err(fault) => return Poll::Ready(Some(Err(fault.into()))),

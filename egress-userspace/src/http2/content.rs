@@ -8,12 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
-use http_body::{Body, Frame};
 
 use super::{Reader, Writer};
 use crate::{
-    body::BodyError,
+    body::{Body, BodyError, Frame},
     head::{Fields, ResponseHead},
     http1,
 };
@@ -63,15 +61,15 @@ impl Received {
     }
 
     /// Reads on.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let Some(reader) = &self.reader else { return Poll::Ready(None) };
         let next = match ready!(reader.poll_data(cx)) {
             Some(Ok(data)) => {
                 self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
-                Some(Ok(Frame::data(data)))
+                Some(Ok(Frame::Data(data)))
             }
             Some(Err(error)) => Some(Err(error.into())),
-            None => reader.trailers().map(|trailers| Ok(Frame::trailers(trailers))),
+            None => reader.trailers().map(|trailers| Ok(Frame::Trailers(trailers))),
         };
         Poll::Ready(next)
     }
@@ -100,13 +98,13 @@ pub struct Sending<B, W = Writer> {
 /// What is to be sent next.
 enum Next {
     Piece(Bytes),
-    Trailers(HeaderMap),
+    Trailers(Fields),
     End,
 }
 
 impl<B, W> Sending<B, W>
 where
-    B: Body<Data = Bytes, Error = BodyError> + Unpin,
+    B: Body + Unpin,
     W: AsRef<Writer>,
 {
     /// Content that is to be sent after a head.
@@ -170,9 +168,9 @@ where
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Next, BodyError>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose();
-        Poll::Ready(match frame.map(|frame| frame.map(Frame::into_data)) {
-            Ok(Some(Ok(data))) => Ok(Next::Piece(data)),
-            Ok(Some(Err(frame))) => Ok(frame.into_trailers().map_or(Next::End, Next::Trailers)),
+        Poll::Ready(match frame {
+            Ok(Some(Frame::Data(data))) => Ok(Next::Piece(data)),
+            Ok(Some(Frame::Trailers(trailers))) => Ok(Next::Trailers(trailers)),
             Ok(None) => Ok(Next::End),
             Err(error) => {
                 self.break_off(&error);

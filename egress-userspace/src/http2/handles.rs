@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
 use super::{
     By, Error, Reason,
@@ -15,7 +15,7 @@ use super::{
     heads::Sent,
     stream::Stream,
 };
-use crate::head::ResponseHead;
+use crate::head::{Fields, ResponseHead};
 
 /// A stream in use. When the last of these is dropped before the stream has ended, it is reset.
 pub(super) struct Handle {
@@ -101,7 +101,7 @@ impl Reader {
     }
 
     /// What has come after the content, once that has ended.
-    pub fn trailers(&self) -> Option<HeaderMap> {
+    pub fn trailers(&self) -> Option<Fields> {
         self.0.with(|stream| stream.trailers.take())
     }
 
@@ -162,7 +162,7 @@ impl Writer {
     ///
     /// # Errors
     /// The stream has ended.
-    pub fn send_trailers(&self, trailers: &HeaderMap) -> Result<(), Error> {
+    pub fn send_trailers(&self, trailers: &Fields) -> Result<(), Error> {
         self.0.core.borrow_mut().send_trailers(self.0.key, trailers)
     }
 

@@ -1,7 +1,7 @@
 //! Heads of messages: as HTTP/1.1 has them to us, and as HTTP/2 has them on the wire (RFC 9113 section 8).
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::{Method, StatusCode, Version};
 
 use super::{
     Error, Reason,
@@ -45,7 +45,7 @@ pub struct Asked<'a> {
 pub(super) enum Sent<'a> {
     Request(&'a Asked<'a>),
     Response(&'a ResponseHead),
-    Trailers(&'a HeaderMap),
+    Trailers(&'a Fields),
 }
 
 impl Sent<'_> {
@@ -84,8 +84,8 @@ impl Sent<'_> {
                 }
             }
             Self::Trailers(trailers) => {
-                for (name, value) in trailers.iter().filter(|(name, _)| !NOT_ASKED.has(name.as_str().as_bytes())) {
-                    put(encoder, name.as_str().as_bytes(), value.as_bytes(), value.is_sensitive(), out);
+                for (name, value, is_secret) in trailers.marked().filter(|(name, ..)| !NOT_ASKED.has(name)) {
+                    put(encoder, name, value, is_secret, out);
                 }
             }
         }
@@ -196,7 +196,7 @@ pub(super) fn trailers(
     decoder: &mut Decoder,
     block: &[u8],
     limits: &Limits,
-) -> Result<Result<HeaderMap, Error>, Undecodable> {
+) -> Result<Result<Fields, Error>, Undecodable> {
     let mut taken = Taken::new(limits);
     let is_sound = decoder.decode(block, |name, value, is_secret| match name {
         [b':', ..] => taken.is_message = false,
@@ -204,7 +204,7 @@ pub(super) fn trailers(
     })?;
     Ok(match taken.finish(is_sound) {
         (_, Some(fault)) => Err(Error::Head(fault)),
-        (Some(fields), None) => fields.to_map(|_| true).ok_or(Error::Head(Fault::Trailers)),
+        (Some(fields), None) => Ok(fields),
         (None, None) => Err(Error::reset(Reason::PROTOCOL_ERROR)),
     })
 }

@@ -7,7 +7,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 
 use super::{
     By, Error, Reason,
@@ -16,6 +15,7 @@ use super::{
     heads::Sent,
     stream::{Stream, Turn},
 };
+use crate::head::Fields;
 
 /// What waits to be written at most before nobody may add content to it, in bytes.
 const ROOM: usize = 64 * 1024;
@@ -91,7 +91,7 @@ impl Core {
     }
 
     /// Sends trailers.
-    pub(super) fn send_trailers(&mut self, key: usize, trailers: &HeaderMap) -> Result<(), Error> {
+    pub(super) fn send_trailers(&mut self, key: usize, trailers: &Fields) -> Result<(), Error> {
         self.check_sendable(key)?;
         self.send_head(key, &Sent::Trailers(trailers), true);
         Ok(())

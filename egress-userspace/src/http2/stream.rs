@@ -3,10 +3,9 @@
 use std::{collections::VecDeque, task::Waker};
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
 
 use super::Error;
-use crate::head::ResponseHead;
+use crate::head::{Fields, ResponseHead};
 
 /// What is short, in bytes: a piece keeps all that was read with it, which can be many times larger, so that short ones which wait are
 /// copied together.
@@ -33,7 +32,7 @@ pub(super) struct Stream {
     pub(super) left: Option<u64>,
     /// What has come.
     pub(super) queue: Queue,
-    pub(super) trailers: Option<HeaderMap>,
+    pub(super) trailers: Option<Fields>,
     /// Whether all has come (END_STREAM).
     pub(super) is_received: bool,
     /// How much the other end may send.

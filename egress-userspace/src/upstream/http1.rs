@@ -10,9 +10,8 @@ use std::{
     time::Instant,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::{Method, StatusCode, Version, header};
-use http_body::{Body as _, Frame};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -22,7 +21,7 @@ use tokio_util::{either::Either, task::AbortOnDropHandle};
 
 use super::{ConnectionInfo, ExchangeError, NotAnswered, limits::Place, tls::TlsStream};
 use crate::{
-    body::{BodyError, Content, Incoming, RequestBody},
+    body::{Body as _, BodyError, Content, Frame, Incoming, RequestBody},
     head::{RequestHead, Response, ResponseHead},
     http1::{self, Decoder, Encoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress},
     request::headers,
@@ -228,7 +227,7 @@ impl Wire {
     }
 
     /// Reads the content of the response, and sends the rest of the request meanwhile.
-    pub fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let mut failed = self.poll_along(cx).err();
         loop {
             match self.content.decode(&mut self.input.bytes) {
@@ -237,9 +236,9 @@ impl Wire {
                     if self.content.is_end() {
                         self.input.calm();
                     }
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                    return Poll::Ready(Some(Ok(Frame::Data(data))));
                 }
-                Ok(Progress::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Ok(Progress::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::Trailers(trailers)))),
                 Ok(Progress::End) => {
                     self.input.calm();
                     return Poll::Ready(None);

@@ -219,6 +219,22 @@ fn framing_is_said_in_one_way() -> Result<()> {
     )
 }
 
+#[test]
+fn trailers_arrive_as_they_were_sent() -> Result<()> {
+    const TRAILERS: &str = "x-oDD: 1\r\nB:2 \r\nX-odd:  3\r\nETAG: \"a\"\r\n";
+    let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{TRAILERS}\r\n");
+    check_responses("http-answers-trailers", &[(&answer, &answer)])?;
+    let bed = TestBed::new("http-trailers")?;
+    let (_answers, origin) = Answers::start(&bed, EMPTY)?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    let content = format!("5\r\nhello\r\n0\r\n{TRAILERS}\r\n");
+    let head = "POST / HTTP/1.1\r\nHost: edition.cnn.com\r\nTransfer-Encoding: chunked\r\n\r\n";
+    converse(&bed, format!("{head}{content}"))?.success()?;
+    ensure!(origin.only_request()?.framed_body == content.as_bytes(), "{:?}", origin.requests());
+    Ok(())
+}
+
 /// Some servers write it; who reads on sees a name with a blank, or no field at all (RFC 9112 section 5.1).
 #[test]
 fn a_blank_before_the_colon_is_removed_from_responses_and_refused_in_requests() -> Result<()> {

@@ -9,11 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Uri, Version, header, uri::PathAndQuery};
-use http_body::Body as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    body::{Incoming, ResponseBody},
+    body::{Body as _, Incoming, ResponseBody},
     head::{Fields, RequestHead, Response, ResponseHead, origin_form},
     http1::{self, Fault},
     http2::{Reader, Reason, Received, Requested, Sending, Switched, Writer},
@@ -94,7 +93,7 @@ async fn serve(
 async fn send(responder: &Rc<Writer>, response: Response<ResponseBody>, is_head: bool) {
     let Response { mut head, body } = response;
     let is_bare = http1::is_bare(head.status);
-    if let Some(length) = body.size_hint().exact().filter(|_| !body.is_end_stream() && !is_bare)
+    if let Some(length) = body.left().filter(|_| !body.is_end_stream() && !is_bare)
         && !head.fields.contains(&header::CONTENT_LENGTH)
     {
         head.fields.append(&header::CONTENT_LENGTH, &length.into());

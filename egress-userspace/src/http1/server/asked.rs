@@ -1,7 +1,6 @@
 //! What a client asks for beside what its request says to the origin.
 
 use http::{StatusCode, Version, header};
-use http_body::Body as _;
 
 use crate::{
     body::ResponseBody,
@@ -36,7 +35,7 @@ impl Asked {
         if let Some(length) = announced(&head.fields) {
             return Framing::Length(length);
         }
-        if let Some(length) = body.size_hint().exact()
+        if let Some(length) = body.left()
             && !head.fields.contains(&header::TRANSFER_ENCODING)
         {
             head.fields.set(&header::CONTENT_LENGTH, &length.into());

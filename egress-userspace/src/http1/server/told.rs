@@ -9,11 +9,10 @@ use std::{
 };
 
 use http::{StatusCode, Version};
-use http_body::Body as _;
 
 use super::{AHEAD, Asked, Connection, Expects, Io, outgoing::Outgoing};
 use crate::{
-    body::{BodyError, ResponseBody},
+    body::{Body as _, BodyError, ResponseBody},
     head::ResponseHead,
     http1::{Encoder, Error, Framing, response_head},
     socket,

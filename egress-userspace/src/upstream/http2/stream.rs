@@ -6,13 +6,12 @@ use std::{
 };
 
 use http::StatusCode;
-use http_body::Body as _;
 use tokio::task;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Shared, User, unread::Unread};
 use crate::{
-    body::{Content, Incoming, RequestBody},
+    body::{Body as _, Content, Incoming, RequestBody},
     head::{Response, ResponseHead},
     http2::{Asked, Reader, Received, Sending, Switched, Writer},
     request::headers,

@@ -8,13 +8,15 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http_body::Frame;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
-use crate::http1::{Decoder, Encoder, Fault, Framing, Input, Output, Progress};
+use crate::{
+    body::Frame,
+    http1::{Decoder, Encoder, Fault, Framing, Input, Output, Progress},
+};
 
 /// How much is sent in one chunk at most.
 const CHUNK: usize = 16 * 1024;
@@ -78,7 +80,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Posted<S> {
         let this = self.get_mut();
         ready!(this.output.poll_write(&mut this.stream, cx))?;
         let count = bytes.len().min(CHUNK);
-        let chunk = Frame::data(Bytes::copy_from_slice(&bytes[..count]));
+        let chunk = Frame::Data(Bytes::copy_from_slice(&bytes[..count]));
         this.request.put(chunk, &mut this.output).map_err(broken)?;
         // What does not go now goes later; it is taken in any case.
         if let Poll::Ready(Err(error)) = this.output.poll_write(&mut this.stream, cx) {
