@@ -50,6 +50,11 @@ pub trait Body {
 
     /// Whether all has come.
     fn is_end_stream(&self) -> bool;
+
+    /// How it is told on a stream that it does not come to its end.
+    fn reason(&self, error: &BodyError) -> Reason {
+        error.reason()
+    }
 }
 
 /// Why a body does not come to its end.
@@ -95,6 +100,15 @@ impl From<http2::Error> for BodyError {
 }
 
 impl BodyError {
+    /// Whether the connection that it comes by is gone.
+    pub fn is_of_connection(&self) -> bool {
+        match self {
+            Self::Broken(ExchangeError::Http1(error)) => !matches!(error, http1::Error::Fault(_)),
+            Self::Broken(ExchangeError::Http2(error)) => error.io().is_some(),
+            _ => false,
+        }
+    }
+
     /// How it is told on a stream.
     pub fn reason(&self) -> Reason {
         match self {

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{Body, BodyError, Frame, Incoming};
-use crate::head::ResponseHead;
+use crate::{head::ResponseHead, http2::Reason};
 
 /// How much of a request body is kept for the case that it must be sent again, in bytes.
 const KEPT: usize = 64 * 1024;
@@ -227,5 +227,10 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         self.ahead() == 0 && self.content.is_at_end()
+    }
+
+    fn reason(&self, error: &BodyError) -> Reason {
+        // Who is gone wants no answer, however that is noticed first.
+        if error.is_of_connection() { Reason::CANCEL } else { error.reason() }
     }
 }

@@ -181,7 +181,7 @@ where
 
     /// Has the other end see that the content does not come to its end.
     pub fn break_off(&mut self, error: &BodyError) {
-        self.writer.as_ref().reset(error.reason());
+        self.writer.as_ref().reset(self.body.reason(error));
     }
 
     /// What is sent.
