@@ -198,7 +198,11 @@ fn absolute(head: &Bytes, target: &[u8]) -> Result<Uri, Fault> {
 fn path(head: &Bytes, target: &[u8]) -> Result<PathAndQuery, Fault> {
     // A fragment has no place in a target. What there is goes on, but is nothing that a server takes for a part of the path.
     let end = memchr::memchr(b'#', target).unwrap_or(target.len());
-    let target = &target[..end];
+    let (target, fragment) = target.split_at(end);
+    if fragment.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
+        // HTTP/2 could have such. In HTTP/1.1 the target would end there.
+        return Err(Fault::Target);
+    }
     if let Ok(path) = PathAndQuery::from_maybe_shared(head.slice_ref(target)) {
         return Ok(path);
     }

@@ -229,8 +229,9 @@ mod tests {
 
     #[test]
     fn what_is_no_path_is_told() {
-        assert_eq!(get(b"/a b", Fields::default()).1, Some(Fault::Target));
-        assert_eq!(get(b"a", Fields::default()).1, Some(Fault::Target));
+        for path in [&b"/a b"[..], b"a", b"/a# HTTP/1.0", b"/a#b\tc", b"/a?b#\x7f"] {
+            assert_eq!(get(path, Fields::default()).1, Some(Fault::Target), "{path:?}");
+        }
         let long = [b"/".repeat(65_535), b"<".to_vec()];
         assert!(matches!(get(&long[0], Fields::default()).1, Some(Fault::TargetTooLong(_))));
         assert!(matches!(get(&long.concat(), Fields::default()).1, Some(Fault::TargetTooLong(_))));
