@@ -21,6 +21,8 @@ impl NotAnswered {
     /// What became of the request.
     pub fn fate(&self) -> Fate {
         match Fate::of(&self.error) {
+            // It would not come to its end on another connection either.
+            _ if matches!(self.error, ExchangeError::Content(_)) => Fate::Failed,
             _ if self.unsent => Fate::Unprocessed { gone: true },
             Fate::Lost if self.heard => Fate::Failed,
             fate => fate,
