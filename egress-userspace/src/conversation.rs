@@ -159,8 +159,10 @@ async fn serve(
         Err(error) => {
             conversation.ended(&error);
             // A response that broke off must not look complete, and for a client on whose connection nothing moves nothing is kept.
-            if !ends_by_close && !matches!(error, BodyError::Stalled(_)) {
-                connection.close_in_order();
+            match error {
+                BodyError::Stalled(_) => {}
+                _ if ends_by_close => connection.taken().await,
+                _ => connection.close_in_order(),
             }
             false
         }

@@ -137,10 +137,12 @@ pub fn moved(socket: &impl AsFd) -> u64 {
     info.tcpi_bytes_received.wrapping_add(info.tcpi_bytes_acked)
 }
 
-/// Whether the other end of a TCP connection has taken all that was written, or takes nothing any more.
-pub fn is_taken(socket: &impl AsFd) -> bool {
+/// How much the other end of a TCP connection has taken of what was written, in bytes. None when that is all, or it takes nothing any
+/// more.
+pub fn taken_of_more(socket: &impl AsFd) -> Option<u64> {
     let info = info(socket);
-    info.tcpi_state == TCP_CLOSE || info.tcpi_unacked == 0 && info.tcpi_notsent_bytes == 0
+    let is_all = info.tcpi_unacked == 0 && info.tcpi_notsent_bytes == 0;
+    (info.tcpi_state != TCP_CLOSE && !is_all).then_some(info.tcpi_bytes_acked)
 }
 
 /// What the kernel knows of a TCP connection.

@@ -9,7 +9,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     io,
-    mem::MaybeUninit,
+    mem::{self, MaybeUninit},
     pin::Pin,
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -33,8 +33,9 @@ const AHEAD: usize = 128 * 1024;
 /// What a client begins with that knows that HTTP/2 is understood (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long is waited for a client that does not take what is its, and how often that is looked at.
+/// How long is waited for a client that takes nothing of what is its, for one that does, and how soon that is looked at.
 const LAST_WAIT: Duration = Duration::from_secs(5);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A connection that an application has made. What is shared of it is its content, between whoever sends it on.
@@ -266,14 +267,19 @@ impl Connection {
     /// Waits until the client has taken all that was written, for as long as it goes on taking: what it has not when the connection is
     /// reset, it never gets.
     pub async fn taken(&self) {
-        let (mut moved, mut end) = (self.moved(), Instant::now() + LAST_WAIT);
-        while !socket::is_taken(&self.io.borrow().stream) && Instant::now() < end {
-            // Nobody tells of it.
-            sleep(LOOK_AGAIN).await;
-            let now = self.moved();
-            if now != moved {
-                (moved, end) = (now, Instant::now() + LAST_WAIT);
+        let begin = Instant::now();
+        let (mut before, mut last, mut pause) = (0, begin, LOOK_AGAIN);
+        let look = || socket::taken_of_more(&self.io.borrow().stream);
+        while let Some(taken) = look() {
+            if mem::replace(&mut before, taken) != taken {
+                last = Instant::now();
             }
+            if last.elapsed() >= LAST_WAIT || begin.elapsed() >= LONGEST_WAIT {
+                break;
+            }
+            // Nobody tells of it.
+            sleep(pause).await;
+            pause = (2 * pause).min(LAST_WAIT / 50);
         }
     }
 

@@ -10,6 +10,7 @@ use harness::{
     process::Running,
     wait::{PATIENCE, wait_until},
 };
+use nix::sys::signal::Signal;
 
 use super::{CLIENT, HOST, URL, configure, curl, origin, origin_http2};
 
@@ -83,6 +84,40 @@ fn an_answer_that_ends_with_the_connection_ends_with_the_goodbye_of_tls() -> Res
     ensure!([18, 56].contains(&cut.exit_code), "{cut:?}");
     last_record_is(&agent, 2, "truncated")?;
     origin.wait_for_requests(2).map(drop)
+}
+
+/// To whom nothing but the end of the connection says that it has ended.
+#[test]
+fn a_slow_old_client_has_all_that_came_before_its_answer_broke_off() -> Result<()> {
+    let bed = TestBed::new("http-truncated-slowly")?;
+    let content = "what came ".repeat(30_000);
+    let (release, released) = tokio::sync::watch::channel(false);
+    let rest = content.clone();
+    let _origin = origin(&bed)?
+        .scripts(move |_| {
+            let (mut released, rest) = (released.clone(), rest.clone());
+            Some(script(move |mut wire| async move {
+                wire.write(b"HTTP/1.1 200 OK\r\n\r\nat first ").await?;
+                released.wait_for(|released| *released).await?;
+                wire.write(rest.as_bytes()).await
+            }))
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let mut client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(format!("GET / HTTP/1.0\r\nHost: {HOST}\r\n\r\n").as_bytes())?;
+    client.wait_for_output("at first ")?;
+    client.signal(Signal::SIGSTOP)?;
+    release.send_replace(true);
+    // The kernel has what the client has not taken.
+    last_record_is(&agent, 1, "truncated")?;
+    client.signal(Signal::SIGCONT)?;
+    ensure!(!client.wait(PATIENCE)?.success(), "what broke off looks complete");
+    let output = client.stdout();
+    let (_, came) = output.split_once("at first ").context("half a head")?;
+    ensure!(came == content, "{} of {} bytes came", came.len(), content.len());
+    Ok(())
 }
 
 #[test]
