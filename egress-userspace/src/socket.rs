@@ -115,13 +115,18 @@ pub fn close_in_order(socket: &impl AsFd) {
     let _ = SockRef::from(socket).set_linger(None);
 }
 
-/// What has come on a socket that nobody waits for yet; of much of it the beginning.
+/// What has come on a socket that nobody waits for yet; of very much the beginning.
 pub fn read_now(socket: &impl AsFd) -> BytesMut {
-    let mut room = [MaybeUninit::uninit(); FIRST];
-    // That it has ended, be it by an error, is seen by whoever waits.
-    let count = SockRef::from(socket).recv_with_flags(&mut room, libc::MSG_DONTWAIT).unwrap_or_default();
-    // SAFETY: so many bytes have been filled.
-    BytesMut::from(unsafe { room[..count].assume_init_ref() })
+    let (mut come, mut room) = (BytesMut::new(), [MaybeUninit::uninit(); FIRST]);
+    loop {
+        // That it has ended, be it by an error, is seen by whoever waits.
+        let count = SockRef::from(socket).recv_with_flags(&mut room, libc::MSG_DONTWAIT).unwrap_or_default();
+        // SAFETY: so many bytes have been filled.
+        come.extend_from_slice(unsafe { room[..count].assume_init_ref() });
+        if count < FIRST || come.len() >= 16 * FIRST {
+            return come;
+        }
+    }
 }
 
 /// Has the kernel keep little of what the application has not read yet: else it is up to 4 MiB (`net.ipv4.tcp_wmem`), which are in

@@ -28,7 +28,8 @@ pub struct Input {
 impl Input {
     /// These bytes have come already.
     pub fn new(bytes: BytesMut) -> Self {
-        Self { bytes, is_large: false, failure: None }
+        let is_large = bytes.len() >= SMALL;
+        Self { bytes, is_large, failure: None }
     }
 
     /// Reads what there is, up to a limit; gives the number of bytes, which is 0 at the end.
