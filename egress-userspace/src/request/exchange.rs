@@ -155,8 +155,8 @@ impl Exchange<'_> {
     fn wants_again(&self, attempt: &Attempt<'_>, ended: Ended<'_>, tries: u32, chosen: Option<&Chosen>) -> bool {
         let Some(retries) = self.sending.retries else {
             // There is nobody at the address that was chosen; there may be better ones.
-            let has_others = chosen.is_some_and(|chosen| chosen.has_others);
-            return has_others
+            let has_untried = chosen.is_some_and(|chosen| chosen.has_untried);
+            return has_untried
                 && tries < ELSEWHERE
                 && matches!(ended, Ended::NotConnected)
                 && attempt.may_go_again(false);

@@ -78,6 +78,8 @@ pub struct Chosen {
     pub among: Option<usize>,
     /// Whether another one could have been chosen.
     pub has_others: bool,
+    /// Whether one of those was not tried yet.
+    pub has_untried: bool,
 }
 
 /// A request under way to an address, for as long as this lives.
@@ -106,7 +108,7 @@ impl Cluster {
         if !is_balanced && self.health.is_none() {
             let is_original = matches!(self.upstream.targets, Targets::Original);
             let address = is_original.then(|| SocketAddr::new(origin, self.upstream.target_port));
-            return Chosen { address, among: None, has_others: false };
+            return Chosen { address, among: None, has_others: false, has_untried: false };
         }
         let found = self.addresses(origin);
         let all = found.len();
@@ -123,7 +125,9 @@ impl Cluster {
             failing.order(netns, &mut candidates);
         }
         candidates.sort_by_key(|address| tried.contains(address));
-        Chosen { address: candidates.first().copied(), among: Some(all), has_others: candidates.len() > 1 }
+        let address = candidates.first().copied();
+        let has_untried = candidates.iter().any(|other| Some(*other) != address && !tried.contains(other));
+        Chosen { address, among: Some(all), has_others: candidates.len() > 1, has_untried }
     }
 
     /// The addresses to try for what was `chosen`, best first.

@@ -1,5 +1,7 @@
 //! HTTP/1.1 connections, each for one exchange at a time.
 
+mod switched;
+
 use std::{
     cell::RefCell,
     future::poll_fn,
@@ -13,12 +15,13 @@ use std::{
 use bytes::BytesMut;
 use http::{Method, StatusCode, Version, header};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     net::TcpStream,
     task,
 };
 use tokio_util::{either::Either, task::AbortOnDropHandle};
 
+pub use self::switched::Switched;
 use super::{ConnectionInfo, ExchangeError, NotAnswered, limits::Place, tls::TlsStream};
 use crate::{
     body::{Body as _, BodyError, Content, Frame, Incoming, RequestBody},
@@ -352,36 +355,5 @@ impl Wire {
                 Poll::Pending => return Ok(()),
             }
         }
-    }
-}
-
-/// What comes after the head by which both ends have switched to another protocol.
-pub struct Switched(Exclusive);
-
-impl Exclusive {
-    /// The connection as it is, once its origin has switched protocols.
-    pub fn switched(self) -> Switched {
-        Switched(self)
-    }
-}
-
-impl AsyncRead for Switched {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let wire = &mut *self.0.wire.borrow_mut();
-        wire.input.poll_read(&mut wire.stream, cx, buffer)
-    }
-}
-
-impl AsyncWrite for Switched {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.wire.borrow_mut().stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.wire.borrow_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.wire.borrow_mut().stream).poll_shutdown(cx)
     }
 }

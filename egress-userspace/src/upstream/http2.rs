@@ -92,6 +92,8 @@ struct Load {
     idle_since: Cell<Instant>,
     /// How many requests have begun.
     begun: Cell<u32>,
+    /// Whether it has waited for the first of them, in which time the origin may have closed it.
+    was_idle: Cell<bool>,
     /// Its place, if there may be only so many.
     place: Cell<Option<Place>>,
     /// Held once it is given up for others though it is in use.
@@ -167,7 +169,22 @@ impl Shared {
 
     /// Notes that it is given up for others, whose turn it is once it has ended.
     pub fn give_up(&self, given_up: Option<GivenUp>) {
+        self.leave();
         self.load.given_up.set(given_up);
+    }
+
+    /// Notes that it takes no more requests.
+    pub fn leave(&self) {
+        let mut place = self.load.place.take();
+        if let Some(place) = &mut place {
+            place.leave();
+        }
+        self.load.place.set(place);
+    }
+
+    /// Notes that it was made before there was a request for it.
+    pub fn wait_for_use(&self) {
+        self.load.was_idle.set(true);
     }
 
     /// How many requests have begun on it.
@@ -210,7 +227,7 @@ impl Shared {
     /// Uses it for one request.
     pub fn stream(&self) -> Stream {
         self.load.streams.set(self.streams() + 1);
-        let reused = self.begun() > 0;
+        let reused = self.begun() > 0 || self.load.was_idle.get();
         self.load.begun.set(self.begun() + 1);
         Stream::new(self.clone(), User(self.load.clone()), reused)
     }
@@ -232,6 +249,7 @@ impl Load {
             room: OnceCell::new(),
             idle_since: Cell::new(now),
             begun: Cell::new(0),
+            was_idle: Cell::new(false),
             place: Cell::default(),
             given_up: Cell::default(),
         }

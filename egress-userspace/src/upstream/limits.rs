@@ -73,14 +73,19 @@ pub struct Slot(Option<(Arc<Usage>, Kind)>);
 #[derive(Debug)]
 pub struct Place {
     _permit: Option<OwnedSemaphorePermit>,
-    /// Counts the connections of its key.
-    _own: Rc<()>,
+    /// Counts the connections of its key that can be of use to others.
+    own: Option<Rc<()>>,
 }
 
 impl Place {
     /// The place of a connection that is one of `own`.
     pub fn new(permit: OwnedSemaphorePermit, own: Rc<()>) -> Self {
-        Self { _permit: Some(permit), _own: own }
+        Self { _permit: Some(permit), own: Some(own) }
+    }
+
+    /// Notes that its connection takes no more requests.
+    pub fn leave(&mut self) {
+        self.own = None;
     }
 }
 

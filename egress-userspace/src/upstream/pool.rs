@@ -154,6 +154,10 @@ impl Pool {
             }
         }
         if let Some(offer) = of_key.with(|origin| origin.alone(wanted)) {
+            if usage.places().is_some() {
+                // Nobody would go on with making it meanwhile, and it may have the only place.
+                turn.making = None;
+            }
             let place = match of_key.place(wanted).await {
                 Ok(place) => place,
                 Err(found) => return Ok(found),
@@ -255,7 +259,7 @@ impl Pool {
         }
     }
 
-    /// Closes connections that were idle for too long, or that others ask for.
+    /// Closes connections that were idle for too long, or that others ask for: when they did there may have been none.
     pub fn expire(&self) {
         let mut origins = self.origins.borrow_mut();
         let limit = if origins.len() > MANY_KEYS { MAX_IDLE_UNREPEATABLE } else { Duration::MAX };
@@ -263,6 +267,7 @@ impl Pool {
             let is_named = matches!(key.to, To::Cluster { name: Some(_), .. });
             origin.expire(if is_named { limit } else { Duration::MAX })
         });
+        origins.values_mut().for_each(|origin| _ = origin.give_up(Need::Any));
     }
 
     /// Closes the idle connections of a network namespace that is gone.

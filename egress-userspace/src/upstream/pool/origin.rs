@@ -133,8 +133,13 @@ impl Origin {
     /// Lets those go that take no more requests; they end with those that they have.
     fn retire(&mut self) {
         let usage = &self.usage;
-        let is_of_use = |shared: &http2::Shared| !shared.is_dead() && !usage.is_spent(shared.made(), shared.begun());
-        self.shared.retain(is_of_use);
+        self.shared.retain(|shared| {
+            let is_of_use = !shared.is_dead() && !usage.is_spent(shared.made(), shared.begun());
+            if !is_of_use {
+                shared.leave();
+            }
+            is_of_use
+        });
     }
 
     /// Makes room for a connection that is to be made because those that there are have been idle for too long.
@@ -172,7 +177,10 @@ impl Origin {
     pub(super) fn add(&mut self, offer: Offer, made: Made) {
         match self.note(offer, made) {
             Made::Http1(exclusive) => self.keep(exclusive),
-            Made::Http2(_) => self.room.notify_one(),
+            Made::Http2(shared) => {
+                shared.wait_for_use();
+                self.room.notify_one();
+            }
         }
     }
 
@@ -193,7 +201,7 @@ impl Origin {
     /// Remembers that the origin wants HTTP/1.1, whatever it picks.
     pub(super) fn require_http1(&mut self) {
         self.protocol = Some(Protocol::Http1Required(Instant::now()));
-        self.shared.clear();
+        self.shared.drain(..).for_each(|shared| shared.leave());
     }
 
     /// Takes a connection back whose exchange has ended.
@@ -241,6 +249,7 @@ impl Origin {
 
     /// Gives up a connection that others need.
     pub(super) fn give_up(&mut self, need: Need) -> bool {
+        self.retire();
         // The one that others miss least.
         let shared = self.shared.iter().enumerate().min_by_key(|(_, shared)| shared.streams());
         let shared = shared.filter(|(_, shared)| need == Need::Any || shared.is_idle(Duration::ZERO));
@@ -275,7 +284,9 @@ impl Origin {
             since.elapsed() < max_idle && !is_spent && !connection.is_closed()
         });
         self.shared.retain(|shared| !shared.is_idle(max_idle));
-        let remembers = self.protocol.is_some() && self.used.elapsed() < REMEMBERED.min(limit);
+        // What is in use comes back to it.
+        let remembered = if self.protocol.is_some() { REMEMBERED } else { MAX_IDLE };
+        let remembers = self.used.elapsed() < remembered.min(limit);
         remembers || !self.idle.is_empty() || !self.shared.is_empty() || self.waiting.strong_count() > 0
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     upstream::{
         ConnectionInfo,
         http1::{Exclusive, Stream},
+        http2::Shared,
     },
 };
 
@@ -67,6 +68,14 @@ async fn connect(made: Rc<RefCell<Vec<net::TcpStream>>>) -> Result<Made, Upstrea
     let exclusive = Exclusive::new(Stream::Left(near), Limits::default().head, info);
     settle().await;
     Ok(Made::Http1(exclusive))
+}
+
+/// A connection of HTTP/2 to nobody.
+fn shared() -> Shared {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    // It does not end by itself.
+    std::mem::forget(far);
+    Shared::start(near, Limits::default().head, ConnectionInfo::new(([192, 0, 2, 1], 443).into(), "HTTP/2", None))
 }
 
 /// Has all tasks come as far as they can.
@@ -178,5 +187,78 @@ fn none_is_used_that_is_closed_however_many_are() {
         // More than a task may look at before others have their turn.
         let fresh = bench.request("last", 1).await.expect("no panic").expect("a connection");
         assert!(!fresh.is_reused());
+    });
+}
+
+#[test]
+fn what_was_asked_for_before_there_was_one_is_given_up_nevertheless() {
+    run(async {
+        let bench = Bench::new(1, u32::MAX);
+        let (place, offer) = bench.pool.place_for(&key(2), &bench.usage).expect("a place");
+        let other = bench.request("other", 1);
+        settle().await;
+        let shared = shared();
+        shared.hold(place);
+        bench.pool.add(&key(2), &bench.usage, offer, Made::Http2(shared.clone()));
+        let used = shared.stream();
+        drop(shared);
+        bench.pool.expire();
+        settle().await;
+        assert!(!other.is_finished(), "what is under way is served");
+        drop(used);
+        timeout(MAX_IDLE, other).await.expect("a place").expect("no panic").expect("a connection");
+    });
+}
+
+#[test]
+fn a_connection_that_waited_for_its_first_request_can_have_been_closed() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        bench.pool.add(&key(1), &bench.usage, Offer::Both, Made::Http2(shared()));
+        let found = bench.pool.ready(&key(1), Wanted::ANY).expect("a connection");
+        assert!(found.is_reused());
+    });
+}
+
+#[test]
+fn who_cannot_share_a_connection_waits_for_none_that_nobody_goes_on_making() {
+    run(async {
+        let bench = Bench::new(1, u32::MAX);
+        let (pool, usage) = (bench.pool.clone(), bench.usage.clone());
+        let first = spawn_local(async move {
+            pool.get(&key(1), Wanted::ANY, Some(&usage), |_| std::future::pending()).await.is_ok()
+        });
+        settle().await;
+        let alone = bench.request("alone", 1);
+        settle().await;
+        first.abort();
+        timeout(MAX_IDLE / 10, alone).await.expect("a place").expect("no panic").expect("a connection");
+    });
+}
+
+#[test]
+fn one_that_has_switched_protocols_is_not_waited_for() {
+    run(async {
+        let bench = Bench::new(2, u32::MAX);
+        let first = bench.request("first", 1).await.expect("no panic").expect("a connection");
+        let Connection::Http1(first) = first else { panic!("it is of HTTP/1.1") };
+        let _switched = first.switched();
+        let other = bench.request("other", 2).await.expect("no panic").expect("a connection");
+        let (second, next) = (bench.request("second", 1), bench.request("next", 2));
+        settle().await;
+        bench.pool.put(&key(2), other);
+        let _second = timeout(MAX_IDLE, second).await.expect("a place").expect("no panic").expect("a connection");
+        assert!(!next.is_finished());
+    });
+}
+
+#[test]
+fn a_connection_that_is_used_for_long_comes_back() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        let first = bench.request("first", 1).await.expect("no panic").expect("a connection");
+        bench.pool.expire();
+        bench.pool.put(&key(1), first);
+        assert!(bench.request("second", 1).await.expect("no panic").expect("a connection").is_reused());
     });
 }
