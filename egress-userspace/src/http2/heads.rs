@@ -124,7 +124,10 @@ pub(super) fn response(
     let mut status = None;
     let is_sound = decoder.decode(block, |name, value, is_secret| {
         if name.first() != Some(&b':') {
-            taken.field(name, value, is_secret);
+            // Some have such of a server behind them. It says nothing here, as a request's could.
+            if !OF_HTTP1.has(name) {
+                taken.field(name, value, is_secret);
+            }
         } else if taken.pseudo(name, value, name == b":status" && status.is_none()) {
             status = StatusCode::from_bytes(value).ok();
         }

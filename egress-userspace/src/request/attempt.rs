@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Uri, uri::PathAndQuery};
+use http::{Method, Uri, Version, uri::PathAndQuery};
 
 use super::{headers, host::RequestHost, web_socket};
 use crate::{
@@ -69,6 +69,11 @@ impl<'a> Attempt<'a> {
         if self.http2 || self.needs_http1 || !self.repeatable { None } else { web_socket::key(self.head) }
     }
 
+    /// Whether trailers can go to the client: it says so, or speaks HTTP/2, which has them in any case.
+    pub(super) fn may_have_trailers(&self) -> bool {
+        self.trailers || self.head.version == Version::HTTP_2
+    }
+
     /// Whether the origin has said that it takes the request over HTTP/1.1 alone.
     pub(super) fn needs_http1(&self) -> bool {
         self.needs_http1
@@ -85,7 +90,7 @@ impl<'a> Attempt<'a> {
                 if exclusive.was_idle && !self.content.is_empty() {
                     self.content.keep();
                 }
-                exclusive.send(self.head, self.content.body()).await
+                exclusive.send(self.head, self.content.body(), self.trailers).await
             }
             Connection::Http2(stream) => {
                 let key = self.web_socket();

@@ -254,7 +254,7 @@ impl Exchange<'_> {
                         pool: self.worker.pool.clone(),
                         key,
                         content: self.content.clone(),
-                        trailers: self.sending.trailers,
+                        trailers: attempt.may_have_trailers(),
                         deadline: None,
                         held: Held { active, ..Held::default() },
                     });

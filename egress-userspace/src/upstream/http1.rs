@@ -33,6 +33,9 @@ use crate::{
 /// What is kept of a request for an origin that does not read on, in bytes.
 const AHEAD: usize = 64 * 1024;
 
+/// That trailers are taken, which is said for one connection (RFC 9110 section 10.1.4).
+const TAKES_TRAILERS: &[(&str, &str)] = &[("TE", "trailers"), ("Connection", "TE")];
+
 /// What carries a connection: TCP alone, or TLS.
 pub type Stream = Either<TcpStream, Box<TlsStream>>;
 
@@ -140,16 +143,27 @@ impl Exclusive {
         !self.wire.borrow().is_uploaded()
     }
 
-    /// Sends a request, and waits for the head of the response. The rest of both comes and goes with the response's content.
+    /// Sends a request, and waits for the head of the response. The rest of both comes and goes with the response's content. `trailers`
+    /// says that the client takes such.
     ///
     /// # Errors
     /// There is no response to it.
-    pub async fn send(&mut self, head: &RequestHead, body: RequestBody) -> Result<Response<Incoming>, NotAnswered> {
+    pub async fn send(
+        &mut self,
+        head: &RequestHead,
+        body: RequestBody,
+        trailers: bool,
+    ) -> Result<Response<Incoming>, NotAnswered> {
         let is_head = head.method == Method::HEAD;
         {
             let wire = &mut *self.wire.borrow_mut();
             let (framing, more) = framing(head, &body);
-            http1::request_head(head, more, &mut wire.output.buffer());
+            // Many an origin sends them only to who says so.
+            if trailers && !headers::asks_to_switch(&head.fields) {
+                http1::request_head(head, &[more, TAKES_TRAILERS].concat(), &mut wire.output.buffer());
+            } else {
+                http1::request_head(head, more, &mut wire.output.buffer());
+            }
             wire.client = Some(body.content().clone());
             (wire.uploads_apart, wire.heard) = (false, false);
             wire.is_authenticated = headers::authenticates_connection(&head.fields);

@@ -161,7 +161,7 @@ fn what_concerns_our_connection_with_the_application_stays_there() -> Result<()>
         with("connection: Keep-Alive, X-Hop\r\nX-Hop: 1\r\nx-hop: 2\r\nKeep-Alive: timeout=5\r\n"),
         with("Connection: X-One\r\nX-One: 1\r\nConnection: x-two\r\nX-Two: 2\r\n"),
         with("Proxy-Connection: keep-alive\r\n"),
-        with("TE: trailers, deflate\r\nConnection: TE\r\n"),
+        with("TE: deflate\r\nConnection: TE\r\n"),
         // Java's client offers TLS this way (RFC 2817), and HTTP/2.
         with("Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n"),
         with("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"),
@@ -169,6 +169,14 @@ fn what_concerns_our_connection_with_the_application_stays_there() -> Result<()>
         with("Connection: Host\r\n"),
     ];
     check_requests("http-hop-by-hop", &cases.each_ref().map(|sent| (sent.as_str(), expected)))
+}
+
+/// Of what concerns one connection this is said anew: many an origin sends trailers only to who takes them.
+#[test]
+fn origins_are_told_that_trailers_are_taken() -> Result<()> {
+    let sent = "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\nTE: trailers, deflate\r\nConnection: TE\r\nX-A: 1\r\n\r\n";
+    let expected = "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\nX-A: 1\r\nTE: trailers\r\nConnection: TE\r\n\r\n";
+    check_requests("http-takes-trailers", &[(sent, expected)])
 }
 
 #[test]

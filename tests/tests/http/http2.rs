@@ -266,6 +266,28 @@ fn trailers_arrive_where_the_client_takes_them() -> Result<()> {
     Ok(())
 }
 
+/// Nor is the response refused for what says nothing over HTTP/2, which some origins have of servers behind them.
+#[test]
+fn a_client_of_http2_has_trailers_in_any_case() -> Result<()> {
+    let bed = TestBed::new("http2-client-trailers")?;
+    let _origin = origin_http2(&bed)?
+        .frames(|mut frames| async move {
+            frames.greet(100).await?;
+            let stream = frames.request().await?;
+            frames.head(stream, &[("upgrade", "h2,h2c"), ("connection", "Upgrade"), ("x-a", "1")]).await?;
+            frames.data(stream, b"ok").await?;
+            frames.trailers(stream, &[("x-sum", "7")]).await?;
+            frames.closed().await
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let output = bed.client_command("curl")?.args(["-q", "-sSi", "--http2-prior-knowledge", URL]).run()?;
+    ensure!(output.text().starts_with("HTTP/2 200 \r\nx-a: 1\r\n") && output.text().contains("x-sum: 7"), "{output:?}");
+    ensure!(!output.text().contains("upgrade") && output.text().contains("ok"), "{output:?}");
+    Ok(())
+}
+
 #[test]
 fn a_response_that_is_reset_does_not_look_complete() -> Result<()> {
     async fn cut(mut frames: Frames, stream: u32, fields: &[(&str, &str)], code: u32) -> Result<()> {

@@ -119,3 +119,12 @@ fn a_connection_that_cannot_be_written_to_takes_no_more_requests() {
     assert!(connection.poll(&mut cx).is_pending() && reader.poll_head(&cx).is_pending(), "the response may have come");
     assert!(link.is_closed() && matches!(other.poll(&mut cx), Poll::Ready(Err(Error::GoAway { by: By::Peer, .. }))));
 }
+
+#[test]
+fn who_takes_no_streams_says_so_of_one_that_is_asked_for() {
+    let (mut core, cx) = (core(Role::Client), Context::from_waker(Waker::noop()));
+    feed(&mut core, &frame(kind::SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0])).expect("it is in order");
+    assert!(core.poll_open(&cx).is_ready());
+    ask(&mut core, &Fields::default(), true);
+    assert!(core.poll_open(&cx).is_pending());
+}
