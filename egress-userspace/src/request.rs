@@ -250,7 +250,7 @@ impl Conversation {
         }
         let sending = Sending {
             routed: Routed::PassThrough { http2: head.version == Version::HTTP_2 },
-            trailers: headers::takes_trailers(&head.fields),
+            trailers: headers::takes_trailers(head.version, &head.fields),
             asks_to_switch: headers::asks_to_switch(&head.fields),
             timeout: None,
             retries: None,

@@ -161,6 +161,11 @@ impl Connection {
         }
     }
 
+    /// Whether it speaks HTTP/2, and the request is the first one on it.
+    pub fn is_first_of_http2(&self) -> bool {
+        matches!(self, Self::Http2(stream) if stream.is_first)
+    }
+
     /// Whether it speaks HTTP/2.
     pub fn is_http2(&self) -> bool {
         matches!(self, Self::Http2(_))

@@ -125,7 +125,9 @@ pub(super) fn response(
     let is_sound = decoder.decode(block, |name, value, is_secret| {
         if name.first() != Some(&b':') {
             // Some have such of a server behind them. It says nothing here, as a request's could.
-            if !OF_HTTP1.has(name) {
+            if OF_HTTP1.has(name) {
+                taken.count(name, value);
+            } else {
                 taken.field(name, value, is_secret);
             }
         } else if taken.pseudo(name, value, name == b":status" && status.is_none()) {
@@ -235,13 +237,18 @@ impl<'a> Taken<'a> {
         self.is_message && self.is_within()
     }
 
-    fn field(&mut self, name: &[u8], value: &[u8], is_secret: bool) {
+    /// Notes another field, be it that it is not taken.
+    fn count(&mut self, name: &[u8], value: &[u8]) {
         self.count += 1;
+        self.size += name.len() + value.len() + FIELD;
+    }
+
+    fn field(&mut self, name: &[u8], value: &[u8], is_secret: bool) {
+        self.count(name, value);
         let is_coding = || name.eq_ignore_ascii_case(b"te") && !value.eq_ignore_ascii_case(b"trailers");
         if OF_HTTP1.has(name) || is_coding() {
             self.is_message = false;
         }
-        self.size += name.len() + value.len() + FIELD;
         if self.is_within() {
             self.fields.push(name, value, is_secret);
         }

@@ -156,7 +156,8 @@ fn what_is_wrong_with_one_stream_ends_no_other() {
         (head(1, b"\x88\x82", true), Reason::PROTOCOL_ERROR),
         (head(1, b"\x88\x00\x01A\x011", true), Reason::PROTOCOL_ERROR),
         (head(1, b"\x88\x00\x01a\x01\n", true), Reason::PROTOCOL_ERROR),
-        (head(1, b"\x88\x00\x07upgrade\x01x", true), Reason::PROTOCOL_ERROR),
+        // What is left out keeps its place.
+        (head(1, b"\x00\x07upgrade\x01x\x88", true), Reason::PROTOCOL_ERROR),
         (head(1, b"\x08\x03101", false), Reason::PROTOCOL_ERROR),
         (head(1, b"\x08\x03103", true), Reason::PROTOCOL_ERROR),
         (head(1, &too_many, true), Reason::PROTOCOL_ERROR),

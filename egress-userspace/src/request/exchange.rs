@@ -277,7 +277,7 @@ impl Exchange<'_> {
                 return Err(Failure::of(&connection.failure(error), first, ended));
             }
             // One that has served others may want it for some requests only.
-            if attempt.needs_http1() && !connection.is_reused() {
+            if attempt.needs_http1() && connection.is_first_of_http2() {
                 self.worker.pool.require_http1(&key);
             }
         }

@@ -42,7 +42,7 @@ impl Conversation {
         let mut local = match &selected.action {
             Action::Forward(destinations) => {
                 let weighted = draw(destinations);
-                let trailers = headers::takes_trailers(&head.fields);
+                let trailers = headers::takes_trailers(head.version, &head.fields);
                 let asks_to_switch = headers::asks_to_switch(&head.fields);
                 prepare(head, host);
                 let cluster = route.cluster(weighted.upstream);

@@ -26,9 +26,9 @@ pub fn authenticates_connection(fields: &Fields) -> bool {
     schemes.any(|scheme| [&b"ntlm"[..], b"negotiate"].contains(&&scheme[..]))
 }
 
-/// Whether a request says that its client takes trailers (RFC 9110 section 10.1.4).
-pub fn takes_trailers(fields: &Fields) -> bool {
-    says(fields, &header::TE, "trailers")
+/// Whether a request of this version says that its client takes trailers (RFC 9110 section 10.1.4), which HTTP/1.0 has not.
+pub fn takes_trailers(version: Version, fields: &Fields) -> bool {
+    version > Version::HTTP_10 && says(fields, &header::TE, "trailers")
 }
 
 /// Whether the connection can go on after a message of this version (RFC 9112 section 9.3).

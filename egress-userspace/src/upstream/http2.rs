@@ -227,9 +227,9 @@ impl Shared {
     /// Uses it for one request.
     pub fn stream(&self) -> Stream {
         self.load.streams.set(self.streams() + 1);
-        let reused = self.begun() > 0 || self.load.was_idle.get();
+        let is_first = self.begun() == 0;
         self.load.begun.set(self.begun() + 1);
-        Stream::new(self.clone(), User(self.load.clone()), reused)
+        Stream::new(self.clone(), User(self.load.clone()), is_first)
     }
 }
 

@@ -153,6 +153,11 @@ impl Usage {
         self.asked.store(0, Ordering::Relaxed);
     }
 
+    /// Whether somebody asks for such a connection.
+    pub fn is_asked(&self, need: Need) -> bool {
+        self.places.is_some() && self.asked.load(Ordering::Relaxed) >= need as u8
+    }
+
     /// Whether a connection is to be given up for others, because they have asked for such a one. Only one is for each time.
     pub fn claim(&self, need: Need) -> bool {
         let asked = |asked: u8| (asked >= need as u8).then_some(0);

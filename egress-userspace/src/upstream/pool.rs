@@ -154,7 +154,7 @@ impl Pool {
             }
         }
         if let Some(offer) = of_key.with(|origin| origin.alone(wanted)) {
-            if usage.places().is_some() {
+            if usage.places().is_some_and(|places| places.available_permits() == 0) {
                 // Nobody would go on with making it meanwhile, and it may have the only place.
                 turn.making = None;
             }

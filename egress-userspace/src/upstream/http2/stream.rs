@@ -23,6 +23,8 @@ pub struct Stream {
     shared: Shared,
     /// Whether the connection has served others.
     pub reused: bool,
+    /// Whether it has served no others.
+    pub is_first: bool,
     /// What it has become, if the origin has agreed to a CONNECT.
     switched: Option<(Writer, Reader)>,
     /// What sends the rest of the request while the response comes. It ends with the exchange, and the origin hears of that.
@@ -33,9 +35,10 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A place on a connection, which may be `reused`.
-    pub(super) fn new(shared: Shared, user: User, reused: bool) -> Self {
-        Self { shared, reused, switched: None, upload: None, unread: None, _user: user }
+    /// A place on a connection, which may be the first one.
+    pub(super) fn new(shared: Shared, user: User, is_first: bool) -> Self {
+        let reused = !is_first || shared.load.was_idle.get();
+        Self { shared, reused, is_first, switched: None, upload: None, unread: None, _user: user }
     }
 
     /// The connection.

@@ -249,6 +249,9 @@ impl Origin {
 
     /// Gives up a connection that others need.
     pub(super) fn give_up(&mut self, need: Need) -> bool {
+        if !self.usage.is_asked(need) {
+            return false;
+        }
         self.retire();
         // The one that others miss least.
         let shared = self.shared.iter().enumerate().min_by_key(|(_, shared)| shared.streams());

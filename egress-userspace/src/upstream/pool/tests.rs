@@ -216,7 +216,9 @@ fn a_connection_that_waited_for_its_first_request_can_have_been_closed() {
         let bench = Bench::new(u32::MAX, u32::MAX);
         bench.pool.add(&key(1), &bench.usage, Offer::Both, Made::Http2(shared()));
         let found = bench.pool.ready(&key(1), Wanted::ANY).expect("a connection");
-        assert!(found.is_reused());
+        assert!(found.is_reused() && found.is_first_of_http2());
+        let next = bench.pool.ready(&key(1), Wanted::ANY);
+        assert!(next.is_none(), "the origin has not said yet how many it takes");
     });
 }
 
