@@ -8,6 +8,7 @@ mod head;
 mod input;
 mod output;
 pub mod server;
+mod target;
 
 use std::io;
 
@@ -15,9 +16,10 @@ pub use self::{
     decode::{Decoder, Progress, chunk_size},
     encode::{Encoder, request_head, response_head},
     framing::{Framing, announced, end_in_chunks, is_bare, is_coded, of_http2, of_request, of_response},
-    head::{Head, Limits, request, response, uri},
+    head::{Head, Limits, may_be_request, may_be_response, request, response},
     input::Input,
     output::Output,
+    target::uri,
 };
 
 /// What is wrong with a message.

@@ -3,16 +3,14 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
+use http::{Method, StatusCode, Version};
 
-use super::Fault;
-use crate::head::{Fields, Line, RequestHead, ResponseHead, end_of_authority};
+use super::{Fault, target::uri};
+use crate::head::{Fields, Line, RequestHead, ResponseHead};
 
 /// Fields for which there is room on the stack.
 const USUAL_FIELDS: usize = 64;
 
-/// The longest target, in bytes: `http` has none that is longer.
-const MAX_TARGET: usize = u16::MAX as usize - 1;
 /// The longest name of a field, in bytes: as long as `http` has them, as they may have to be said in HTTP/2.
 const MAX_NAME: usize = u16::MAX as usize;
 
@@ -78,9 +76,27 @@ pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Fault> {
     }
 }
 
+/// Whether more can make the head of a request of what has come of it. Its end may never come: who speaks another protocol waits for
+/// an answer.
+pub fn may_be_request(begun: &[u8]) -> bool {
+    let may_be = |text: &[u8]| !is_other(httparse::Request::new(&mut []).parse(text));
+    may_be(begun) || in_ascii(begun).is_some_and(|text| may_be(&text))
+}
+
+/// The same for a response.
+pub fn may_be_response(begun: &[u8]) -> bool {
+    !is_other(httparse::Response::new(&mut []).parse(begun))
+}
+
+/// Whether the first line is none of HTTP. What follows it is looked at once it is there as a whole.
+fn is_other(parsed: httparse::Result<usize>) -> bool {
+    use httparse::Error::{Status, Token, Version};
+    matches!(parsed, Err(Status | Token | Version))
+}
+
 /// A head whose target is no text, as httparse takes no other, with a letter in the place of each byte there that is not ASCII.
 fn in_ascii(head: &[u8]) -> Option<Vec<u8>> {
-    let line = &head[..memchr::memchr(b'\n', head)?];
+    let line = &head[..memchr::memchr(b'\n', head).unwrap_or(head.len())];
     let target = memchr::memchr(b' ', line)?..memchr::memrchr(b' ', line)?;
     if head[target.clone()].is_ascii() {
         return None;
@@ -166,61 +182,6 @@ fn version(minor: Option<u8>) -> Version {
     if minor == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 }
 }
 
-/// The target in this head as a URI, of which routes see path and query. What is sent on are the bytes that came.
-///
-/// # Errors
-/// It is malformed, or too long.
-pub fn uri(head: &Bytes, target: &[u8], method: &Method) -> Result<Uri, Fault> {
-    if target.len() > MAX_TARGET {
-        return Err(Fault::TargetTooLong(MAX_TARGET));
-    }
-    if target.starts_with(b"/") {
-        return Ok(path(head, target)?.into());
-    }
-    let uri = match Uri::from_maybe_shared(head.slice_ref(target)) {
-        Ok(uri) => uri,
-        Err(_) => absolute(head, target)?,
-    };
-    // A path without its slash would look like a host, which only CONNECT has alone (RFC 9112 section 3.2.3).
-    let is_host = uri.authority().is_some() && uri.scheme().is_none();
-    if is_host && *method != Method::CONNECT { Err(Fault::Target) } else { Ok(uri) }
-}
-
-/// An absolute target, whose path can be anything that one alone can be.
-fn absolute(head: &Bytes, target: &[u8]) -> Result<Uri, Fault> {
-    let (authority, rest) = target.split_at(end_of_authority(target).ok_or(Fault::Target)?);
-    let mut parts = Uri::try_from(authority).map_err(|_| Fault::Target)?.into_parts();
-    parts.path_and_query = Some(path(head, rest)?);
-    Uri::from_parts(parts).map_err(|_| Fault::Target)
-}
-
-/// Path and query, with what comes after them.
-fn path(head: &Bytes, target: &[u8]) -> Result<PathAndQuery, Fault> {
-    // A fragment has no place in a target. What there is goes on, but is nothing that a server takes for a part of the path.
-    let end = memchr::memchr(b'#', target).unwrap_or(target.len());
-    let (target, fragment) = target.split_at(end);
-    if fragment.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
-        // HTTP/2 could have such. In HTTP/1.1 the target would end there.
-        return Err(Fault::Target);
-    }
-    if let Ok(path) = PathAndQuery::from_maybe_shared(head.slice_ref(target)) {
-        return Ok(path);
-    }
-    // Some characters a URI has encoded only.
-    let mut encoded = String::with_capacity(target.len() + 8);
-    for &byte in target {
-        if matches!(byte, b'<' | b'>' | b'`' | b'\\' | b'^' | b'"' | b'{' | b'}' | 0x80..) {
-            encoded.push_str(&format!("%{byte:02X}"));
-        } else {
-            encoded.push(char::from(byte));
-        }
-    }
-    if encoded.len() > MAX_TARGET {
-        return Err(Fault::TargetTooLong(MAX_TARGET));
-    }
-    encoded.parse().map_err(|_| Fault::Target)
-}
-
 /// Where a part of a text begins.
 fn at(text: &[u8], part: &[u8]) -> usize {
     part.as_ptr().addr() - text.as_ptr().addr()
@@ -257,7 +218,7 @@ pub(super) fn fields(text: &[u8], head: &Bytes, parsed: &[httparse::Header<'_>])
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http1;
+    use crate::http1::{self, target::MAX};
 
     const LIMITS: Limits = Limits { head: 1024, fields: 100 };
 
@@ -335,6 +296,26 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_become_http_is_seen_at_once() {
+        let heads: [&[u8]; 3] =
+            [b"GET /a HTTP/1.1\r\nA: 1\r\n", b"M-SEARCH * HTTP/1.0\nA: 1", b"GET http://h/caf\xe9?\xff HTTP/1.1\r\n"];
+        for head in heads {
+            assert!((0..=head.len()).all(|length| may_be_request(&head[..length])), "{head:?}");
+        }
+        for other in
+            [&b"\x16\x03\x01"[..], b"SSH-2.0-x\r\n", b"EHLO x\r\n", b"GET /\r\n", b"GET /\xe9 FTP", b"G\xe9T / "]
+        {
+            assert!(!may_be_request(other), "{other:?}");
+        }
+        for head in [&b"HTTP/1.1 200 OK\r\nA : 1\r\n"[..], b"HTTP/1.0 404\nA", b"HTTP/1.1 200 \xe9\r\n"] {
+            assert!((0..=head.len()).all(|length| may_be_response(&head[..length])), "{head:?}");
+        }
+        for other in [&b"220 mail ESMTP\r\n"[..], b"SSH-2.0-x\r\n", b"HTTP/2", b"HTTP/1.1 two"] {
+            assert!(!may_be_response(other), "{other:?}");
+        }
+    }
+
+    #[test]
     fn targets_need_not_be_text() {
         let head = |line: &[u8]| Bytes::from([line, b"\r\nA: \xe9\r\n\r\n"].concat());
         for (target, seen) in [(&b"/caf\xe9?\xff"[..], "/caf%E9?%FF"), (b"http://h/caf\xe9", "http://h/caf%E9")] {
@@ -368,8 +349,8 @@ mod tests {
             assert_eq!(request(&Bytes::from_static(head.as_bytes()), &LIMITS).err(), Some(fault), "{head:?}");
         }
         let long = |length: usize| Bytes::from(format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(length - 1)));
-        assert!(request(&long(MAX_TARGET), &LIMITS).is_ok());
-        assert_eq!(request(&long(MAX_TARGET + 1), &LIMITS).err(), Some(Fault::TargetTooLong(MAX_TARGET)));
+        assert!(request(&long(MAX), &LIMITS).is_ok());
+        assert_eq!(request(&long(MAX + 1), &LIMITS).err(), Some(Fault::TargetTooLong(MAX)));
         for most in [1, 100] {
             let limits = Limits { fields: most, ..LIMITS };
             let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: 1\r\n".repeat(most + 1));

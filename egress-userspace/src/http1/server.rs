@@ -25,7 +25,9 @@ use tokio::{
 };
 
 pub use self::{asked::Asked, switched::Switched};
-use super::{Decoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, of_request, request};
+use super::{
+    Decoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, may_be_request, of_request, request,
+};
 use crate::{body::Frame, head::RequestHead, request::headers, socket};
 
 /// What is kept of a response for a client that does not read on, and of what it sends after its request, in bytes.
@@ -153,6 +155,9 @@ impl Connection {
                         .is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
                 io.expects = if expects && !io.content.is_end() { Expects::Origin } else { Expects::Nothing };
                 return Poll::Ready(Ok(Waited::Request(Box::new(head), asked)));
+            }
+            if !is_preface && !may_be_request(&io.input.bytes) {
+                return Poll::Ready(Err(Fault::NotHttp.into()));
             }
             if ready!(io.input.poll_fill(&mut io.stream, cx))? == 0 {
                 let begun = !io.input.bytes.is_empty();

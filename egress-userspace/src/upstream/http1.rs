@@ -231,6 +231,9 @@ impl Wire {
                 self.content = Decoder::new(framing);
                 return Poll::Ready(Ok(head));
             }
+            if !http1::may_be_response(&self.input.bytes) {
+                return Poll::Ready(Err(Error::from(Fault::NotHttp).into()));
+            }
             if ready!(self.input.poll_fill(&mut self.stream, cx)).map_err(Error::from)? == 0 {
                 return Poll::Ready(Err(self.closed().into()));
             }
