@@ -30,7 +30,11 @@ use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
 pub use self::respond::ProxyError;
-use self::{exchange::Exchange, host::RequestHost, tunnel::Tunnel};
+use self::{
+    exchange::Exchange,
+    host::RequestHost,
+    tunnel::{Silence, Tunnel},
+};
 use crate::{
     body::{Content, Incoming, Lease, ResponseBody},
     head::{RequestHead, Response},
@@ -135,7 +139,7 @@ struct Answer {
     /// Whether it switches protocols.
     switches: bool,
     /// How long nobody may say anything after that.
-    tunnel_idle: Option<Duration>,
+    silence: Silence,
     /// The origin's.
     address: SocketAddr,
 }
@@ -286,7 +290,7 @@ fn respond(answer: Answer, mut record: Box<Record>) -> (Response<ResponseBody>, 
     let (body, tunnel) = match switched {
         Some(switched) => {
             let held = std::mem::take(&mut lease.held);
-            (ResponseBody::switching(), Some(Box::new(Tunnel::new(switched, record, held, answer.tunnel_idle))))
+            (ResponseBody::switching(), Some(Box::new(Tunnel::new(switched, record, held, answer.silence))))
         }
         None => (ResponseBody::upstream(body, answer.is_bare, lease, record), None),
     };

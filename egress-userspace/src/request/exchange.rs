@@ -11,6 +11,7 @@ use super::{
     host::RequestHost,
     respond::ProxyError,
     retry::{self, Ended},
+    tunnel::Silence,
 };
 use crate::{
     body::{Content, Held, Lease},
@@ -258,8 +259,11 @@ impl Exchange<'_> {
                         deadline: None,
                         held: Held { active, ..Held::default() },
                     });
-                    let tunnel_idle = self.cluster().and_then(|cluster| cluster.upstream.pool.tcp_idle_timeout);
-                    return Ok(Box::new(Answer { response, lease, outcome, is_bare, switches, tunnel_idle, address }));
+                    let silence = Silence {
+                        limit: self.cluster().and_then(|cluster| cluster.upstream.pool.tcp_idle_timeout),
+                        half_closed: self.worker.limits.idle,
+                    };
+                    return Ok(Box::new(Answer { response, lease, outcome, is_bare, switches, silence, address }));
                 }
                 Err(failure) => failure,
             };

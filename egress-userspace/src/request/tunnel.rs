@@ -18,20 +18,28 @@ use crate::{body::Held, telemetry::access_log::Record, upstream::Switched};
 /// How long a client that takes nothing is waited for once its origin has failed.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 
+/// For how long nobody may say anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Silence {
+    /// Nothing limits it otherwise: WebSockets can be silent for days.
+    pub limit: Option<Duration>,
+    /// The same once one end says no more. Of the other one, which may be gone, nothing would be heard.
+    pub half_closed: Duration,
+}
+
 /// The upstream end of a connection whose origin has switched protocols, to be run once the client has been told.
 pub struct Tunnel {
     upstream: Switched,
     record: Box<Record>,
-    /// When it ends if nobody says anything.
-    idle_timeout: Option<Duration>,
+    silence: Silence,
     /// It is still under way.
     _held: Held,
 }
 
 impl Tunnel {
     /// The tunnel to an upstream end; the request's record stays open until it ends.
-    pub fn new(upstream: Switched, record: Box<Record>, held: Held, idle_timeout: Option<Duration>) -> Self {
-        Self { upstream, record, idle_timeout, _held: held }
+    pub fn new(upstream: Switched, record: Box<Record>, held: Held, silence: Silence) -> Self {
+        Self { upstream, record, silence, _held: held }
     }
 
     /// Passes bytes both ways until both ends are closed, or one fails: what has come of an origin that fails goes to the client
@@ -41,13 +49,11 @@ impl Tunnel {
         let copied = {
             let mut client = ClientEnd { io: client, heard: &heard, last_wait: None };
             let mut upstream = OriginEnd { io: self.upstream, heard: &heard };
-            let copied = copy_bidirectional(&mut client, &mut upstream);
-            match self.idle_timeout {
-                None => copied.await,
-                Some(limit) => tokio::select! {
-                    copied = copied => copied,
-                    () = heard.silence(limit) => Err(io::Error::other(format!("no bytes either way for {limit:?}"))),
-                },
+            tokio::select! {
+                copied = copy_bidirectional(&mut client, &mut upstream) => copied,
+                limit = heard.silence(self.silence) => {
+                    Err(io::Error::other(format!("no bytes either way for {limit:?}")))
+                }
             }
         };
         let failure = heard.failure.take().map_or(copied.map(drop), Err);
@@ -72,6 +78,8 @@ struct Heard {
     has_client_failed: Cell<bool>,
     /// Whether all has gone to the client that the origin had to say.
     has_client_all: Cell<bool>,
+    /// Whether one of them says no more.
+    is_half_closed: Cell<bool>,
 }
 
 impl Heard {
@@ -83,12 +91,17 @@ impl Heard {
             failure: RefCell::default(),
             has_client_failed: Cell::default(),
             has_client_all: Cell::default(),
+            is_half_closed: Cell::default(),
         }
     }
 
+    /// So much has come from the client, or the origin. Nothing is the end of what that says.
     fn more(&self, received: usize, sent: usize) {
         let bytes = self.bytes.get();
         self.bytes.set((bytes.0 + received as u64, bytes.1 + sent as u64));
+        if received + sent == 0 {
+            self.is_half_closed.set(true);
+        }
         self.last.set(Instant::now());
     }
 
@@ -96,14 +109,17 @@ impl Heard {
         self.failure.borrow().is_some()
     }
 
-    /// Waits until nothing was heard for so long.
-    async fn silence(&self, limit: Duration) {
+    /// Waits until nothing was heard for too long, and gives how long that is.
+    async fn silence(&self, most: Silence) -> Duration {
         loop {
-            let end = self.last.get() + limit;
-            if end <= Instant::now() {
-                return;
+            let half_closed = self.is_half_closed.get().then_some(most.half_closed);
+            let limit = most.limit.into_iter().chain(half_closed).min();
+            match limit {
+                Some(limit) if self.last.get().elapsed() >= limit => return limit,
+                Some(limit) => sleep_until(self.last.get() + limit).await,
+                // That one end says no more is noticed by looking.
+                None => sleep(most.half_closed).await,
             }
-            sleep_until(end).await;
         }
     }
 }

@@ -266,6 +266,31 @@ fn an_exchange_on_which_nothing_moves_ends() -> Result<()> {
     wait_until("the origin's connections to end", PATIENCE, || origin.open_connections() == 0)
 }
 
+/// The client may be gone, and the origin not care.
+#[test]
+fn a_tunnel_that_one_end_has_left_ends_with_the_patience_for_the_other() -> Result<()> {
+    let bed = TestBed::new("limits-tunnel")?;
+    let (release, held) = watch::channel(true);
+    let scripts = move |_: &Request| {
+        let mut held = held.clone();
+        Some(script(move |mut wire| async move {
+            wire.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat\r\nConnection: Upgrade\r\n\r\n").await?;
+            Ok(held.wait_for(|held| !held).await.map(drop)?)
+        }))
+    };
+    let origin = origin(&bed)?.scripts(scripts).start()?;
+    let config = configure(&bed)?;
+    let agent = Agent::start(&bed, &AgentOptions::new(config.path()).args(&["--idle-timeout", "1s"]))?;
+    let ask = format!("GET /chat HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n");
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let output = bed.client_command(CLIENT)?.args(["raw", &address, "--half-close"]).stdin(ask).run()?;
+    ensure!(output.text().starts_with("HTTP/1.1 101 "), "{output:?}");
+    let record = &agent.wait_for_records(1)?[0];
+    ensure!(record.text("error").contains("no bytes either way for 1s"), "{record:?}");
+    release.send_replace(false);
+    wait_until("the origin's connection to end", PATIENCE, || origin.open_connections() == 0)
+}
+
 /// A frame of HTTP/2, of the first stream if it is not about settings: its type, its flags, and what it says.
 fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
     [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, u8::from(kind != 4)], payload].concat()
