@@ -148,8 +148,9 @@ fn the_proxy_is_compared_with_another() -> Result<()> {
     // Each round trip takes 40 ms: a warm upstream connection needs one, a cold one three, the redirect two more.
     let seed = rows("seed")?;
     let took = seed.iter().filter_map(|row| row["medians"]["milliseconds"].as_f64()).collect::<Vec<_>>();
-    let [redirected, direct, cold, warm, preconnected] = took[..] else { bail!("{figures:#}") };
+    let [redirected, direct, cold, warm, cold_http2, warm_http2, preconnected] = took[..] else { bail!("{figures:#}") };
     ensure!(redirected >= 200.0 && direct >= 120.0 && cold >= 120.0 && warm >= 40.0, "{figures:#}");
+    ensure!(cold_http2 >= 120.0 && warm_http2 >= 40.0 && warm_http2 < direct, "{figures:#}");
     ensure!(preconnected >= 40.0 && preconnected < direct, "{figures:#}");
     ensure!(warm < direct && direct < redirected, "{figures:#}");
 

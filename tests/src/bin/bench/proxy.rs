@@ -78,17 +78,19 @@ impl Options {
             Bench { grounds: &grounds, origin: &origin, servers: Servers::new(&grounds), effort: self.effort() };
         let mut figures = Figures::default();
         let peers = self.peers(&mut bench, &mut figures)?;
+        if !bench.has_two_cores() {
+            figures.notes.push("two workers: left out, as that needs four processors".to_owned());
+        }
         let seed = self.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
         figures.notes.push(format!("order drawn from --seed {seed}"));
         figures.notes.iter().for_each(|note| println!("{note}"));
-
         let mut random = fastrand::Rng::with_seed(seed);
         for round in 1..=self.rounds {
             eprintln!("round {round} of {}", self.rounds);
             self.round(&mut bench, &peers, &mut random, &mut figures)?;
         }
         figures.sort(&Peer::ALL.map(Peer::label));
-        figures.tables.iter().for_each(|table| print!("\n{table}"));
+        print!("{figures}");
         if let Some(file) = &self.json {
             let json = format!("{:#}\n", figures.to_json());
             fs::write(file, json).with_context(|| format!("writing {}", file.display()))?;
@@ -146,7 +148,9 @@ impl Options {
                         figures.add(scenario, peer.label(), measured);
                     }
                 }
-            } else if peers.iter().any(|peer| peer.is_egress()) {
+            } else if peers.iter().any(|peer| peer.is_egress())
+                && (scenario != Scenario::Cores || bench.has_two_cores())
+            {
                 for (label, measured) in bench.own(scenario).with_context(|| name)? {
                     figures.add(scenario, label, measured);
                 }

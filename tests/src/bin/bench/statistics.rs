@@ -23,6 +23,11 @@ impl Series {
         self.0.iter().copied().fold(f64::NAN, f64::min)
     }
 
+    /// The largest.
+    pub(crate) fn max(&self) -> f64 {
+        self.0.iter().copied().fold(f64::NAN, f64::max)
+    }
+
     /// The one in the middle.
     pub(crate) fn median(&self) -> f64 {
         median(self.0.clone())
@@ -33,9 +38,14 @@ impl Series {
         median(self.pairs(base).map(|(value, base)| value - base).collect())
     }
 
-    /// The median of how many times `base` of the same round it is.
-    pub(crate) fn ratio(&self, base: &Self) -> f64 {
-        median(self.pairs(base).map(|(value, base)| value / base).collect())
+    /// How many times `base` of the same round it is.
+    pub(crate) fn ratios(&self, base: &Self) -> Self {
+        Self(self.pairs(base).map(|(value, base)| value / base).collect())
+    }
+
+    /// All of them.
+    pub(crate) fn values(&self) -> &[f64] {
+        &self.0
     }
 
     fn pairs(&self, base: &Self) -> impl Iterator<Item = (f64, f64)> {
@@ -67,7 +77,7 @@ mod tests {
     fn the_median_is_in_the_middle() {
         assert_eq!(series(&[9.0, 1.0, 2.0]).median(), 2.0);
         assert_eq!(series(&[4.0, 9.0, 1.0, 2.0]).median(), 3.0);
-        assert_eq!(series(&[4.0, 9.0, 1.0, 2.0]).min(), 1.0);
+        assert_eq!((series(&[4.0, 9.0, 1.0, 2.0]).min(), series(&[4.0, 9.0, 1.0]).max()), (1.0, 9.0));
         assert!(series(&[]).median().is_nan() && series(&[]).min().is_nan());
     }
 
@@ -76,7 +86,7 @@ mod tests {
         // The machine was three times as slow in the second round and the third.
         let (base, other) = (series(&[10.0, 30.0, 30.0]), series(&[11.0, 33.0, 33.0]));
         assert_eq!(other.difference(&base), 3.0);
-        assert_eq!(other.ratio(&base), 1.1);
-        assert_eq!(base.ratio(&base), 1.0);
+        assert_eq!(other.ratios(&base).median(), 1.1);
+        assert_eq!(base.ratios(&base).values(), [1.0; 3]);
     }
 }

@@ -62,7 +62,7 @@ impl Report {
                     "cpu_us_min": cost.min(),
                     "cpu_us_median": cost.median(),
                     "cpu_us_more": cost.difference(base),
-                    "ratio": cost.ratio(base),
+                    "ratio": cost.ratios(base).median(),
                     "per_second": 1e6 / cost.median(),
                 }));
             }
@@ -110,7 +110,7 @@ impl Display for Report {
             for (way, cost) in Way::ALL.into_iter().zip(ways) {
                 let base = &ways[way.base() as usize];
                 let (min, median, more) = (cost.min(), cost.median(), cost.difference(base));
-                let (ratio, rate) = (cost.ratio(base), 1e6 / median);
+                let (ratio, rate) = (cost.ratios(base).median(), 1e6 / median);
                 writeln!(f, "  {:34} {min:>9.2} {median:>9.2} {more:>+9.2} {ratio:>7.3} {rate:>11.0}", way.label())?;
             }
             writeln!(f)?;

@@ -6,6 +6,7 @@ use super::{
     figures::{Measure, Row, Table},
     peer::Peer,
 };
+use crate::statistics::Series;
 
 /// How one row compares with another.
 pub(super) struct Comparison {
@@ -17,8 +18,8 @@ pub(super) struct Comparison {
 /// By one measure.
 pub(super) struct Ratio {
     pub(super) measure: Measure,
-    /// The median of the rounds' ratios.
-    pub(super) value: f64,
+    /// Those of the rounds.
+    pub(super) values: Series,
     /// What was compared with: not always the same row where it is the best.
     base: &'static str,
 }
@@ -54,7 +55,7 @@ impl Table {
     ) -> Comparison {
         let ratio = |measure: Measure| {
             let base = base_by(measure)?;
-            Some(Ratio { measure, value: subject.ratio(base, measure)?, base: base.label })
+            Some(Ratio { measure, values: subject.ratios(base, measure)?, base: base.label })
         };
         let measures = self.measures().into_iter().filter(|measure| measure.is_compared());
         Comparison { subject: subject.label, base, ratios: measures.filter_map(ratio).collect() }
@@ -70,13 +71,14 @@ fn best<'a>(rows: &[&'a Row], measure: Measure) -> Option<&'a Row> {
 }
 
 impl Comparison {
+    /// The median of the rounds' ratios.
     pub(super) fn ratio(&self, measure: Measure) -> Option<f64> {
-        self.ratios.iter().find(|ratio| ratio.measure == measure).map(|ratio| ratio.value)
+        self.ratios.iter().find(|ratio| ratio.measure == measure).map(|ratio| ratio.values.median())
     }
 
     /// For programs.
     pub(super) fn to_json(&self) -> Value {
-        let ratio = |ratio: &Ratio| json!({"measure": ratio.measure.key(), "ratio": ratio.value, "base": ratio.base});
+        let ratio = |Ratio { measure, values, base }: &Ratio| json!({"measure": measure.key(), "ratio": values.median(), "ratios": values.values(), "base": base});
         json!({"subject": self.subject, "base": self.base, "by": self.ratios.iter().map(ratio).collect::<Vec<_>>()})
     }
 }

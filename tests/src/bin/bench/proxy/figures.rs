@@ -103,9 +103,9 @@ impl Row {
         self.series.get(&measure).map(Series::median)
     }
 
-    /// How many times that of another row it is, by the median of the rounds' ratios.
-    pub(super) fn ratio(&self, base: &Self, measure: Measure) -> Option<f64> {
-        Some(self.series.get(&measure)?.ratio(base.series.get(&measure)?))
+    /// How many times that of another row it is, in each round.
+    pub(super) fn ratios(&self, base: &Self, measure: Measure) -> Option<Series> {
+        Some(self.series.get(&measure)?.ratios(base.series.get(&measure)?))
     }
 }
 
@@ -122,6 +122,20 @@ impl Table {
         measures.sort_unstable();
         measures.dedup();
         measures
+    }
+}
+
+/// How many times as much CPU time a request costs as one on few connections, in each round.
+pub(super) struct Growth {
+    pub(super) label: &'static str,
+    pub(super) scenario: Scenario,
+    pub(super) ratios: Series,
+}
+
+impl Growth {
+    fn to_json(&self) -> Value {
+        let ratios = &self.ratios;
+        json!({"name": self.label, "what": self.scenario.title(), "ratio": ratios.median(), "ratios": ratios.values()})
     }
 }
 
@@ -158,13 +172,31 @@ impl Figures {
         }
     }
 
+    /// What requests cost on more connections.
+    pub(super) fn growth(&self) -> Vec<Growth> {
+        let table = |scenario| self.tables.iter().find(|table| table.scenario == scenario);
+        let Some(few) = table(Scenario::Keepalive) else { return Vec::new() };
+        let with_many = [Scenario::Thousand, Scenario::FiveThousand].into_iter().filter_map(table);
+        let of = |table: &Table| {
+            let rows = few.rows.iter().map(|few| {
+                let many = table.rows.iter().find(|row| row.label == few.label)?;
+                Some(Growth { label: few.label, scenario: table.scenario, ratios: many.ratios(few, Measure::Cpu)? })
+            });
+            rows.flatten().collect::<Vec<_>>()
+        };
+        with_many.flat_map(of).collect()
+    }
+
     /// For programs.
     pub(super) fn to_json(&self) -> Value {
         let row = |row: &Row| {
-            let medians: BTreeMap<_, _> =
-                row.series.iter().map(|(measure, series)| (measure.key(), series.median())).collect();
+            let by_measure = |of: fn(&Series) -> Value| -> BTreeMap<_, _> {
+                row.series.iter().map(|(measure, series)| (measure.key(), of(series))).collect()
+            };
+            let (medians, values) =
+                (by_measure(|series| json!(series.median())), by_measure(|series| json!(series.values())));
             let rounds = row.series.values().map(Series::len).max().unwrap_or(0);
-            json!({"name": row.label, "rounds": rounds, "medians": medians})
+            json!({"name": row.label, "rounds": rounds, "medians": medians, "values": values})
         };
         let table = |table: &Table| {
             let ratios: Vec<_> = table.comparisons().iter().map(Comparison::to_json).collect();
@@ -172,6 +204,8 @@ impl Figures {
             let name = table.scenario.to_possible_value().map(|value| value.get_name().to_owned());
             json!({"scenario": name, "what": table.scenario.title(), "rows": rows, "ratios": ratios})
         };
-        json!({"notes": self.notes, "scenarios": self.tables.iter().map(table).collect::<Vec<_>>()})
+        let scenarios: Vec<_> = self.tables.iter().map(table).collect();
+        let growth: Vec<_> = self.growth().iter().map(Growth::to_json).collect();
+        json!({"notes": self.notes, "scenarios": scenarios, "growth": growth})
     }
 }

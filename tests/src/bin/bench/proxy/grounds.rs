@@ -51,10 +51,10 @@ pub(super) struct Grounds {
 pub(super) struct Cores {
     /// Of what is measured.
     pub(super) proxy: CpuSet,
+    /// The same with a second one, where there are enough.
+    pub(super) two: Option<CpuSet>,
     /// Of everything else: client, origin, and this process.
     pub(super) others: CpuSet,
-    /// Both.
-    pub(super) both: CpuSet,
 }
 
 impl Grounds {
@@ -185,21 +185,21 @@ impl Origin {
 }
 
 impl Cores {
-    /// Puts this process, and what it will start, on the first processor that it may use; the last one is for the proxy.
+    /// Leaves the last processor that this process may use to the proxy, and of four or more another one. It and all that it will
+    /// start go on the others.
     pub(super) fn take() -> Result<Self> {
         let usable = sched_getaffinity(Pid::from_raw(0))?;
         let usable: Vec<usize> =
             (0..CpuSet::count()).filter(|core| usable.is_set(*core).is_ok_and(|set| set)).collect();
-        let (Some(&first), Some(&last)) = (usable.first(), usable.last()) else {
-            bail!("there is no processor to run on")
-        };
-        ensure!(first != last, "this needs two processors: one for the proxy, one for client and origin");
+        ensure!(usable.len() > 1, "this needs two processors: one for the proxy, one for client and origin");
+        let (others, proxies) = usable.split_at(usable.len() - if usable.len() < 4 { 1 } else { 2 });
         let set = |cores: &[usize]| -> Result<CpuSet> {
             let mut set = CpuSet::new();
             cores.iter().try_for_each(|core| set.set(*core))?;
             Ok(set)
         };
-        let cores = Self { proxy: set(&[last])?, others: set(&[first])?, both: set(&[first, last])? };
+        let two = if proxies.len() > 1 { Some(set(proxies)?) } else { None };
+        let cores = Self { proxy: set(&proxies[proxies.len() - 1..])?, two, others: set(others)? };
         sched_setaffinity(Pid::from_raw(0), &cores.others)?;
         Ok(cores)
     }

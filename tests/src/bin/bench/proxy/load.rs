@@ -73,7 +73,7 @@ pub(crate) struct Options {
     /// Processes whose CPU time belongs to the measurement too, such as the origin
     #[arg(long)]
     known: Vec<u32>,
-    /// Afterwards, leave connections idle for so many milliseconds, and then read the memory
+    /// Afterwards, leave connections idle for so many milliseconds, before the memory is read
     #[arg(long)]
     hold: Option<u64>,
     /// Try until the first response comes, and print when that was
@@ -118,13 +118,10 @@ impl Options {
         let known = Cpu::of(&known)?.since(known_before);
         let others = machine()?.saturating_sub(machine_before).saturating_sub(known.total);
 
-        let memory = match self.hold {
-            Some(milliseconds) => {
-                engine.hold(Duration::from_millis(milliseconds))?;
-                Some(Memory::of(&self.watch)?)
-            }
-            None => None,
-        };
+        if let Some(milliseconds) = self.hold {
+            engine.hold(Duration::from_millis(milliseconds))?;
+        }
+        let memory = Memory::of(&self.watch)?;
         let requests = tally.requests();
         ensure!(requests > 0, "no request was made");
         Ok(json!({
@@ -138,8 +135,8 @@ impl Options {
             "cpu_us": cpu.total.as_secs_f64() * 1e6,
             "system_us": cpu.system.as_secs_f64() * 1e6,
             "others_seconds": others.as_secs_f64(),
-            "resident": memory.map(|memory| memory.resident),
-            "proportional": memory.map(|memory| memory.proportional),
+            "resident": memory.resident,
+            "proportional": memory.proportional,
         }))
     }
 }

@@ -156,10 +156,10 @@ impl<'a> Servers<'a> {
         Ok(())
     }
 
-    /// Starts egress with so many workers, on both cores, in place of the one that runs.
-    pub(super) fn start_with_workers(&mut self, workers: u16) -> Result<()> {
+    /// Starts egress with so many workers on these processors, in place of the one that runs.
+    pub(super) fn start_with_workers(&mut self, workers: u16, cores: CpuSet) -> Result<()> {
         self.stop(Program::Egress);
-        let server = Program::Egress.start(self.grounds, workers, self.grounds.cores.both, &[])?;
+        let server = Program::Egress.start(self.grounds, workers, cores, &[])?;
         self.running.insert(Program::Egress, server);
         self.wait(Program::Egress)
     }

@@ -4,16 +4,29 @@ use std::fmt::{self, Display, Formatter};
 
 use super::{
     comparison::Comparison,
-    figures::{Figures, Measure, Table},
+    figures::{Figures, Growth, Measure, Table},
 };
 use crate::statistics::Series;
 
 impl Display for Figures {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        for note in &self.notes {
-            writeln!(f, "{note}")?;
+        self.tables.iter().try_for_each(|table| write!(f, "\n{table}"))?;
+        let growth = self.growth();
+        if !growth.is_empty() {
+            writeln!(f, "\nCPU time of a request, to that on 64 kept connections")?;
         }
-        self.tables.iter().try_for_each(|table| write!(f, "\n{table}"))
+        growth.iter().try_for_each(|Growth { label, scenario, ratios }| {
+            writeln!(f, "  {label:<24} {:<34} {:>6.2} {}", scenario.title(), ratios.median(), Range(ratios))
+        })
+    }
+}
+
+/// Between which a series is.
+struct Range<'a>(&'a Series);
+
+impl Display for Range<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "({:.2} to {:.2})", self.0.min(), self.0.max())
     }
 }
 
@@ -42,7 +55,11 @@ impl Display for Table {
             for measure in &compared {
                 cell(f, comparison.ratio(*measure), 2)?;
             }
-            writeln!(f)?;
+            // Of the first, which is what is looked at, also how far the rounds were apart.
+            match comparison.ratios.first() {
+                Some(first) => writeln!(f, "  {}", Range(&first.values))?,
+                None => writeln!(f)?,
+            }
         }
         Ok(())
     }
