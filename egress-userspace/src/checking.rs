@@ -5,12 +5,18 @@ use std::{
     process::ExitCode,
 };
 
-use egress::{check, config::Source};
+use egress::{
+    check,
+    config::{Code, Source},
+};
 use tokio::runtime::Builder;
 
 use crate::cli::{CheckOptions, OutputFormat};
 
 pub(crate) fn check(options: &CheckOptions) -> ExitCode {
+    if options.list_codes {
+        return list_codes();
+    }
     let sources: Vec<_> = options.paths.iter().cloned().map(Source::Path).collect();
     let report = if options.probe {
         let runtime = match Builder::new_current_thread().enable_all().build() {
@@ -38,4 +44,13 @@ pub(crate) fn check(options: &CheckOptions) -> ExitCode {
     let _ = writeln!(io::stdout(), "{text}");
     let is_bad = report.errors > 0 || (options.strict && report.warnings > 0);
     ExitCode::from(u8::from(is_bad))
+}
+
+fn list_codes() -> ExitCode {
+    for code in Code::ALL {
+        let (id, name, severity) = (code.id(), code.name(), code.severity());
+        // Who has closed standard output has read enough.
+        let _ = writeln!(io::stdout(), "{id} {severity:<7} {name:<30} {}", code.meaning());
+    }
+    ExitCode::SUCCESS
 }

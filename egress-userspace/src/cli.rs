@@ -58,11 +58,13 @@ pub(crate) enum Command {
     /// Run one command under interception, and leave nothing behind.
     ///
     /// Exits with the command's own code, or 128 + N if signal N ended it; with 127 if there is no such command, 126 if it cannot be
-    /// run; with 64 if the command line or the configuration is bad, and with 125 if something else of egress failed.
+    /// run; with 64 if the command line or the configuration is bad, and with 125 if something else of egress failed, or no address of
+    /// a host was found.
     Exec(ExecOptions),
     /// Say what rules would do, and all that is wrong with them: nothing is touched, and root is not needed.
     ///
-    /// Exits with 0 if they can be used, with 1 if not, or if an origin that was probed cannot, and with 64 if the command line is bad.
+    /// Exits with 0 if they can be used, with 1 if not, or if an origin that was probed cannot, or if there are warnings with `--strict`,
+    /// and with 64 if the command line is bad.
     Check(CheckOptions),
     /// Remove what `run` leaves in place when it ends: from then on nothing is intercepted or refused. While an agent uses it
     /// that is refused.
@@ -103,8 +105,9 @@ pub(crate) struct CaptureOptions {
     /// not to be for a configured host is passed on byte for byte.
     #[arg(long, value_enum, default_value_t = CaptureBy::Hosts)]
     capture: CaptureBy,
-    /// With `--capture ports`: connections to this network are left alone. Can be repeated. Without it: link-local networks,
-    /// and those that the node has a route to other than its default route: the cluster's. Loopback and fe80::/10 always are.
+    /// With `--capture ports`: connections to this network are left alone, unless they are to a known address of a configured host.
+    /// Can be repeated. Without it: link-local networks, and those that the node's main table has a route to (/8 and longer, of IPv6
+    /// /16): the cluster's. Loopback and fe80::/10 always are.
     #[arg(long, value_name = "CIDR")]
     exclude_cidr: Vec<Cidr>,
 }
@@ -192,8 +195,11 @@ pub(crate) struct ExecOptions {
 #[derive(Debug, Args)]
 pub(crate) struct CheckOptions {
     /// Istio resources: YAML files, or directories of them, with at least one each. They are checked together.
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required_unless_present = "list_codes", value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
+    /// Say what can be found, by code, and check nothing.
+    #[arg(long, exclusive = true)]
+    pub(crate) list_codes: bool,
     /// Form of the answer, which goes to standard output.
     #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
     pub(crate) output: OutputFormat,

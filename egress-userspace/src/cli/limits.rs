@@ -14,7 +14,7 @@ const MOST_FIELDS: usize = 65536;
 #[derive(Debug, Args)]
 pub(crate) struct LimitOptions {
     /// Connections of applications at the same time, and requests over HTTP/2. The first request of one more is answered 503.
-    /// Without it: 50,000, or half as many as there may be open descriptors.
+    /// Without it: 50,000. Never more than half as many as there may be open descriptors.
     #[arg(long, value_name = "N", value_parser = parse_count)]
     max_connections: Option<usize>,
     /// The same of one pod, which is of one network namespace.

@@ -22,13 +22,13 @@ impl fmt::Display for Severity {
     }
 }
 
-/// Declares [`Code`]: one line for each, and its number and name for good.
+/// Declares [`Code`]: what it means in one line for each, and its number and name for good.
 macro_rules! codes {
-    ($( $(#[$attribute:meta])* $variant:ident = $id:literal $name:literal, )*) => {
+    ($( #[doc = $meaning:literal] $variant:ident = $id:literal $name:literal, )*) => {
         /// What kind of thing is wrong. Numbers and names are stable; `EG02` are warnings, all others errors.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code {
-            $( $(#[$attribute])* $variant, )*
+            $( #[doc = $meaning] $variant, )*
         }
 
         impl Code {
@@ -38,6 +38,11 @@ macro_rules! codes {
             /// Such as `EG0101`.
             pub fn id(self) -> &'static str {
                 match self { $( Self::$variant => $id, )* }
+            }
+
+            /// What it is about, as a sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $( Self::$variant => $meaning.trim_ascii_start(), )* }
             }
 
             /// Such as `unknown-field`.

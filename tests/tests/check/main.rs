@@ -57,6 +57,21 @@ fn the_exit_code_says_whether_rules_can_be_used() -> Result<()> {
 }
 
 #[test]
+fn what_can_be_found_is_listed_by_code() -> Result<()> {
+    let output = Command::new(binary()?).args(["check", "--list-codes"]).run()?.success()?;
+    let lines: Vec<_> = output.text().lines().map(str::to_owned).collect();
+    ensure!(lines.is_sorted() && lines.len() > 40, "{output:?}");
+    let of = |code: &str| lines.iter().find(|line| line.starts_with(code)).cloned().unwrap_or_default();
+    for (code, name, meaning) in [
+        ("EG0105 error ", " clear-text ", "Requests of a host with TLS origination would leave in clear."),
+        ("EG0251 warning ", " expires-soon ", "A certificate of an origin that was probed ends within weeks."),
+    ] {
+        ensure!(of(code).contains(name) && of(code).ends_with(meaning), "{code}: {output:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn json_can_be_read_by_machines() -> Result<()> {
     let bed = TestBed::new("check-json")?;
     let output =
