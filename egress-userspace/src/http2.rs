@@ -14,6 +14,7 @@ mod receive;
 mod send;
 mod stream;
 mod switched;
+mod unread;
 
 pub use self::{
     connection::{Connection, Link},

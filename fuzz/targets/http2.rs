@@ -8,6 +8,7 @@ use std::{
     collections::VecDeque,
     io, iter,
     pin::{Pin, pin},
+    rc::Rc,
     task::{Context, Poll, Waker},
 };
 
@@ -100,7 +101,8 @@ fn run<'a>(how: How, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
         wire.incoming.push_back(PREFACE.into());
     }
     wire.incoming.push_back(SETTINGS.into());
-    let config = Config { stream_window: 1 << 20, connection_window: 1 << 24, streams: 4, heads: LIMITS };
+    let (stream_window, connection_window, unread) = (1 << 20, 1 << 24, Rc::default());
+    let config = Config { stream_window, connection_window, streams: 4, heads: LIMITS, unread };
     let mut connection = Connection::new(&mut wire, role, config);
     let mut cx = Context::from_waker(Waker::noop());
     assert!(connection.poll(&mut cx).is_pending());

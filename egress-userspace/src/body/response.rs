@@ -47,8 +47,6 @@ enum Source {
     Upstream {
         incoming: Incoming,
         http2: bool,
-        /// Whether the origin is waited for, rather than the client.
-        awaited: bool,
         lease: Box<Lease>,
         timer: Option<Pin<Box<Sleep>>>,
         /// What sends the rest of the request, if that is not who takes the response.
@@ -139,7 +137,7 @@ impl ResponseBody {
             lease.give_back(&mut incoming);
         }
         let (http2, timer) = (lease.http2, lease.deadline.map(|deadline| Box::pin(sleep_until(deadline))));
-        let source = Source::Upstream { incoming, http2, awaited: true, lease, timer, upload: None };
+        let source = Source::Upstream { incoming, http2, lease, timer, upload: None };
         Self { source, record: Some(record) }
     }
 
@@ -156,11 +154,7 @@ impl ResponseBody {
     /// Goes on while nobody takes the response: sends the rest of the request, and looks whether the time of the exchange is over.
     /// Tells why there will be no more of the response.
     pub fn poll_untaken(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
-        let Source::Upstream { incoming, awaited, lease, timer, .. } = &mut self.source else { return Poll::Pending };
-        let has_all = incoming.is_end_stream() || incoming.left() == Some(0);
-        if let (false, Some(Connection::Http2(stream))) = (*awaited || has_all, &mut lease.connection) {
-            stream.note_unread(true);
-        }
+        let Source::Upstream { incoming, timer, .. } = &mut self.source else { return Poll::Pending };
         let is_over = self.record.as_ref().is_none_or(|record| record.is_over());
         if let Incoming::Http1(wire) = incoming {
             let along = wire.borrow_mut().poll_along(cx);
@@ -274,13 +268,8 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(text.map(|text| Ok(Frame::Data(text))))
             }
-            Source::Upstream { incoming, http2, awaited, lease, timer, upload } => {
+            Source::Upstream { incoming, http2, lease, timer, upload } => {
                 let polled = incoming.poll_frame(cx);
-                *awaited = polled.is_pending();
-                // Who takes a piece now and then, but never all that there is, is as far behind.
-                if let (true, Some(Connection::Http2(stream))) = (*awaited, &mut lease.connection) {
-                    stream.note_unread(false);
-                }
                 let timed_out =
                     polled.is_pending() && timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
                 let mut frame = if timed_out { Some(Err(BodyError::TimedOut)) } else { ready!(polled) };
@@ -295,9 +284,6 @@ impl Body for ResponseBody {
                     lease.give_back(incoming);
                     if lease.connection.is_none() {
                         *upload = None;
-                    }
-                    if let Some(Connection::Http2(stream)) = &mut lease.connection {
-                        stream.note_unread(false);
                     }
                 }
                 if let Some(record) = &mut this.record {

@@ -26,8 +26,8 @@ const STREAMS: u32 = 128;
 /// What a client may send of one request before the origin has taken it, in bytes. There is next to no latency between it
 /// and us.
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// The same for all requests of a connection: so much that origins who stand still hold up nobody else.
-const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+/// What may be on its way of all requests of a connection.
+const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
 
 /// Serves a connection until it ends.
 pub(super) async fn converse(
@@ -41,6 +41,7 @@ pub(super) async fn converse(
         connection_window: CONNECTION_WINDOW,
         streams: STREAMS,
         heads: conversation.worker.limits.head,
+        unread: Rc::default(),
     };
     let mut serving = http2::Connection::new(Switched::new(connection.clone()), Role::Server, windows);
     let (last, link) = (Rc::<Cell<_>>::default(), serving.link());

@@ -229,6 +229,11 @@ impl Link {
         core.peer.is_known.then(|| core.max_streams() as usize)
     }
 
+    /// How much has come and was not read, in bytes, and how much of all connections that are counted with this one.
+    pub fn unread(&self) -> (usize, usize) {
+        self.0.borrow().unread.count()
+    }
+
     /// Whether the other end takes requests that switch to another protocol (RFC 8441).
     pub fn takes_switches(&self) -> bool {
         self.0.borrow().peer.connect_protocol

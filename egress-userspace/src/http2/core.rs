@@ -1,7 +1,9 @@
 //! What the two ends of a connection have agreed on, and what is to be sent. The connection's task and the users of its streams share it.
 
 use std::{
+    cell::Cell,
     collections::{HashMap, VecDeque},
+    rc::Rc,
     task::{Context, Waker},
     time::Instant,
 };
@@ -15,6 +17,7 @@ use super::{
     hpack::{Decoder, Encoder},
     receive::{Accepted, Block, Content},
     stream::Stream,
+    unread::Unread,
 };
 use crate::http1::{Limits, Output};
 
@@ -37,12 +40,14 @@ pub enum Role {
 pub struct Config {
     /// What it may send of a stream before that was read on, in bytes.
     pub stream_window: u32,
-    /// The same for all streams together.
+    /// What of all streams together may be on its way, in bytes. What has come of them is not a part of it, be it that nobody reads it.
     pub connection_window: u32,
     /// How many streams it may have at the same time.
     pub streams: u32,
     /// Heads, in bytes as section 10.5.1 counts them.
     pub heads: Limits,
+    /// What counts that which has come and was not read, in bytes, together with other connections.
+    pub unread: Rc<Cell<usize>>,
 }
 
 /// What the other end's settings say.
@@ -89,8 +94,7 @@ pub(super) struct Core {
     pub(super) out: Output,
     pub(super) send_window: i64,
     pub(super) receive_window: i64,
-    /// What has come on all streams, and was not read.
-    pub(super) unread: usize,
+    pub(super) unread: Unread,
     pub(super) peer: Peer,
     /// The window that streams begin with, and those that the other end has not acknowledged. It may use a larger one before it says so;
     /// what was sent before it knew of a smaller one is in order, too.
@@ -133,7 +137,7 @@ impl Core {
             out: Output::default(),
             send_window: DEFAULT_WINDOW.into(),
             receive_window: config.connection_window.max(DEFAULT_WINDOW).into(),
-            unread: 0,
+            unread: Unread::new(config.unread.clone()),
             peer: Peer {
                 is_known: false,
                 initial_window: DEFAULT_WINDOW,
@@ -259,30 +263,33 @@ impl Core {
         let reason = if is_answered { Reason::NO_ERROR } else { Reason::CANCEL };
         self.reset(key, Error::Reset { reason, by: By::User });
         let stream = self.streams.remove(key);
-        self.read(stream.queue.len());
+        self.unread.remove(stream.queue.len());
         if self.streams.is_empty() && self.streams.capacity() > FEW {
             // An idle connection keeps nothing of what it had to do.
             (self.streams, self.ids, self.accepted, self.waiting) = Default::default();
         }
     }
 
-    /// Notes that so much was read of what has come, and lets the other end send more once that is worth a frame. What has yet to come of a
-    /// frame that has begun counts as come.
-    pub(super) fn read(&mut self, count: usize) {
-        self.unread -= count;
-        let kept = self.unread + self.content.map_or(0, |content| content.rest());
-        let wanted = i64::from(self.config.connection_window.max(DEFAULT_WINDOW)) - kept as i64;
-        let more = wanted - self.receive_window;
-        // Half of what there is left: readers who stand still must not keep that from others.
-        if more >= (wanted / 2).max(1) {
+    /// Lets the other end send more in place of what has come, once that is worth a frame. Whether it was read makes no difference: readers
+    /// who stand still must not keep others waiting, and what is kept for them is bounded by the windows of their streams.
+    pub(super) fn widen(&mut self) {
+        let window = i64::from(self.config.connection_window.max(DEFAULT_WINDOW));
+        let more = window - self.content.map_or(0, |content| content.rest()) as i64 - self.receive_window;
+        if more >= window / 2 {
             self.receive_window += more;
             frame::put_window_update(&mut self.out.buffer(), 0, more as u32);
-            self.wake_driver();
         }
     }
 
-    /// The same for a stream.
-    pub(super) fn widen(&mut self, key: usize) {
+    /// Notes that so much was read of what has come on a stream.
+    pub(super) fn read(&mut self, key: usize, count: usize) {
+        self.unread.remove(count);
+        self.widen_stream(key);
+    }
+
+    /// Lets the other end send more of a stream in place of what was read, once that is worth a frame. What has yet to come of a frame that
+    /// has begun counts as come.
+    pub(super) fn widen_stream(&mut self, key: usize) {
         let stream = &mut self.streams[key];
         if stream.is_received || stream.error.is_some() {
             return;

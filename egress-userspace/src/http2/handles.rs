@@ -86,8 +86,7 @@ impl Reader {
         let core = &mut *self.0.core.borrow_mut();
         let stream = &mut core.streams[self.0.key];
         if let Some(piece) = stream.queue.pop() {
-            core.read(piece.len());
-            core.widen(self.0.key);
+            core.read(self.0.key, piece.len());
             return Poll::Ready(Some(Ok(piece)));
         }
         match &stream.error {

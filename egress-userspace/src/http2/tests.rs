@@ -4,7 +4,10 @@ mod ends;
 mod turns;
 mod windows;
 
-use std::task::{Context, Waker};
+use std::{
+    rc::Rc,
+    task::{Context, Waker},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -41,7 +44,7 @@ fn data(stream: u32, payload: &[u8], is_last: bool) -> Vec<u8> {
 }
 
 fn config() -> Config {
-    Config { stream_window: WINDOW, connection_window: STREAMS * WINDOW, streams: STREAMS, heads: HEADS }
+    Config { stream_window: WINDOW, connection_window: WINDOW, streams: STREAMS, heads: HEADS, unread: Rc::default() }
 }
 
 /// An end whose other one has said that it has no settings.

@@ -1,6 +1,6 @@
 //! Making connections.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use rustls_pki_types::ServerName;
@@ -37,6 +37,8 @@ pub struct Connector {
     metrics: Arc<Metrics>,
     /// What heads of responses are taken.
     heads: Limits,
+    /// What has come on connections of HTTP/2 and was not read, in bytes.
+    unread: Rc<Cell<usize>>,
     /// Which addresses to try last.
     pub health: Health,
 }
@@ -44,7 +46,7 @@ pub struct Connector {
 impl Connector {
     /// A connector that makes its sockets with `sockets`, for responses with heads within these limits.
     pub fn new(sockets: SocketFactory, metrics: Arc<Metrics>, heads: Limits) -> Self {
-        Self { sockets, metrics, heads, health: Health::default() }
+        Self { sockets, metrics, heads, unread: Rc::default(), health: Health::default() }
     }
 
     /// Connects to where the application was going, and adds nothing. `http2` says that HTTP/2 is understood there.
@@ -55,7 +57,7 @@ impl Connector {
         let stream = self.tcp(from, origin).await?;
         let info = |protocol| ConnectionInfo::new(origin, protocol, None);
         if http2 {
-            return Ok(Made::Http2(Shared::start(stream, self.heads, info("HTTP/2"))));
+            return Ok(Made::Http2(Shared::start(stream, self.heads, self.unread.clone(), info("HTTP/2"))));
         }
         Ok(Made::Http1(Exclusive::new(http1::Stream::Left(stream), self.heads, info("HTTP/1.1"))))
     }
@@ -161,7 +163,7 @@ impl Connector {
         let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
         let info = ConnectionInfo::new(address, protocol, Some(tls));
         if http2 {
-            Made::Http2(Shared::start(stream, self.heads, info))
+            Made::Http2(Shared::start(stream, self.heads, self.unread.clone(), info))
         } else {
             Made::Http1(Exclusive::new(http1::Stream::Right(Box::new(stream)), self.heads, info))
         }

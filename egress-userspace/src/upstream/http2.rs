@@ -1,7 +1,7 @@
 //! HTTP/2 connections, which many requests share (RFC 9113).
 
 mod stream;
-mod unread;
+mod window;
 
 use std::{
     cell::{Cell, OnceCell},
@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::stream::Stream;
-use self::unread::Crowd;
+use self::window::Window;
 use super::{
     ConnectionInfo,
     limits::{GivenUp, Place},
@@ -29,15 +29,11 @@ use crate::{
     http2::{self, Config, Link, Role},
 };
 
-/// What an origin may send of one response before the client has read on, in bytes. It bounds what a slow reader makes us
-/// keep, and what one response can have under way: 2 MiB for each round trip.
-const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
-/// The same while many of the connection's readers are behind: what they make us keep together is bounded, too.
-const CROWDED_WINDOW: u32 = 64 * 1024;
 /// Requests at the same time on one connection, however many the origin takes.
 const STREAMS: u32 = 128;
-/// What it may send of all responses of a connection: so much that readers who stand still hold up nobody else.
-const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+/// What an origin may have under way of all responses of a connection, in bytes. As much comes of them after their windows have become
+/// small as those let come anyway.
+const CONNECTION_WINDOW: u32 = STREAMS * window::SMALL;
 /// A connection on which nothing has come for so long since it was made, or since a request was sent, takes no others: it may be dead.
 /// That the request was given up meanwhile makes no difference.
 pub const SILENCE: Duration = Duration::from_secs(5);
@@ -82,8 +78,6 @@ struct Load {
     /// How many may, whatever the origin says.
     own_limit: Cell<usize>,
     link: Link,
-    /// Those whose responses nobody reads.
-    crowd: Crowd,
     /// Whether it takes no more requests, or has ended.
     closed: Cell<bool>,
     /// Told when there may be room for one more, and when there will be none.
@@ -102,14 +96,15 @@ struct Load {
 
 impl Shared {
     /// Starts HTTP/2 on a connection, for responses with heads within these limits, in bytes as RFC 9113 section 10.5.1 counts
-    /// them. A task of its own drives it until it ends.
-    pub fn start<I>(io: I, heads: Limits, info: ConnectionInfo) -> Self
+    /// them. What has come and was not read is counted in `unread`. A task of its own drives it until it ends.
+    pub fn start<I>(io: I, heads: Limits, unread: Rc<Cell<usize>>, info: ConnectionInfo) -> Self
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let address = info.address;
-        let windows = Config { stream_window: STREAM_WINDOW, connection_window: CONNECTION_WINDOW, streams: 0, heads };
-        let mut connection = http2::Connection::new(io, Role::Client, windows);
+        let (stream_window, connection_window) = (window::LARGE, CONNECTION_WINDOW);
+        let config = Config { stream_window, connection_window, streams: 0, heads, unread };
+        let mut connection = http2::Connection::new(io, Role::Client, config);
         let gone = CancellationToken::new();
         let link = connection.link();
         let holders = Rc::new(Holders { link: link.clone(), _gone: gone.clone().drop_guard() });
@@ -244,7 +239,6 @@ impl Load {
             said: Cell::new(UNTOLD),
             own_limit: Cell::new(STREAMS as usize),
             link,
-            crowd: Crowd::default(),
             closed: Cell::new(false),
             room: OnceCell::new(),
             idle_since: Cell::new(now),
@@ -283,13 +277,11 @@ async fn drive<I: AsyncRead + AsyncWrite + Unpin>(
     connection: &mut http2::Connection<I>,
     load: &Load,
 ) -> Result<(), http2::Error> {
-    let mut window = STREAM_WINDOW;
+    let mut window = Window::new();
     poll_fn(|cx| {
         let before = load.room();
-        let wanted = if load.crowd.is_large() { CROWDED_WINDOW } else { STREAM_WINDOW };
-        if wanted != window {
-            load.link.set_stream_window(wanted);
-            window = wanted;
+        if let Some(size) = window.change(load.link.unread()) {
+            load.link.set_stream_window(size);
         }
         let polled = connection.poll(cx);
         if let Some(said) = load.link.limit()

@@ -2,6 +2,7 @@
 
 mod choice;
 mod flow;
+mod windows;
 
 use std::{fs, thread, time::Duration};
 
@@ -220,33 +221,6 @@ fn interim_responses_come_first() -> Result<()> {
     // HTTP/1.0 has none.
     let (text, _) = answer_of("http2-interim-old", "GET / HTTP/1.0\r\nHost: edition.cnn.com\r\n\r\n", hints)?;
     ensure!(text == "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", "{text:?}");
-    Ok(())
-}
-
-#[test]
-fn a_response_whose_length_has_come_holds_no_other_up() -> Result<()> {
-    let bed = TestBed::new("http2-no-end")?;
-    let origin = origin_http2(&bed)?
-        .frames(move |mut frames| async move {
-            frames.greet(100).await?;
-            // It does not say that this is all.
-            let stream = frames.request().await?;
-            frames.head(stream, &[("content-length", "5")]).await?;
-            frames.data(stream, b"hello").await?;
-            let stream = frames.request().await?;
-            frames.answer(stream, b"fine").await?;
-            frames.closed().await
-        })
-        .start()?;
-    let config = configure(&bed)?;
-    let _agent = agent_with_one_worker(&bed, &config)?;
-    let request = "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n";
-    let text = converse(&bed, request.repeat(2))?.text();
-    ensure!(
-        text.contains("\r\n\r\nhelloHTTP/1.1 200 ") && text.ends_with("\r\n\r\n4\r\nfine\r\n0\r\n\r\n"),
-        "{text:?}"
-    );
-    ensure!(origin.connections() == 1, "{} connections", origin.connections());
     Ok(())
 }
 

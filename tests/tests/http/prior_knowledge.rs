@@ -125,10 +125,10 @@ fn names_that_http1_does_not_have_are_refused() -> Result<()> {
 }
 
 /// GET of a path, on a stream by its number, as RFC 7541 has the fields by its appendix A.
-fn get(stream: u8, path: &str) -> Vec<u8> {
+pub(crate) fn get(stream: u32, path: &str) -> Vec<u8> {
     let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
     let block = [b"\x82\x86\x04", &text(path)[..], b"\x01", &text(HOST)].concat();
-    [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, stream], &block[..]].concat()
+    [&[0, 0, block.len() as u8, 1, 5], &stream.to_be_bytes()[..], &block[..]].concat()
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn paths_arrive_as_they_were_sent() -> Result<()> {
     let paths =
         ["/", "/a/./b/../c?d&&e=%20", "/a<b>`c\\d?\"{}^", "/caf\u{e9}", "/a#fragment?b#c", "//double//slashes/"];
     for (done, path) in paths.into_iter().enumerate() {
-        client.write_stdin(&get(1 + 2 * done as u8, path))?;
+        client.write_stdin(&get(1 + 2 * done as u32, path))?;
         agent.wait_for_records(done + 1)?;
         let request = origin.take_requests().pop().with_context(|| format!("{path} did not arrive"))?;
         ensure!(request.head.starts_with(format!("GET {path} HTTP/1.1\r\n").as_bytes()), "{path}: {request:?}");
@@ -302,7 +302,7 @@ fn a_request_that_announces_no_content_leaves_its_connection_to_others() -> Resu
         head[4] = 4;
         head.extend(length);
         let mut end = frame(0, 1, b"");
-        end[8] = stream;
+        end[5..9].copy_from_slice(&stream.to_be_bytes());
         client.write_stdin(&[head, end].concat())?;
         agent.wait_for_records(done + 1)?;
     }

@@ -83,10 +83,9 @@ impl Core {
         let rest = Content { key, left: content.left - length, padding: content.padding - padding, ..content };
         let is_whole = rest.rest() == 0;
         self.content = (!is_whole).then_some(rest);
-        match key {
-            Some(key) => self.deliver(key, piece, is_whole, content.is_last),
-            // It counts as read.
-            None => self.read(0),
+        self.widen();
+        if let Some(key) = key {
+            self.deliver(key, piece, is_whole, content.is_last);
         }
         Ok(true)
     }
@@ -94,7 +93,7 @@ impl Core {
     fn deliver(&mut self, key: usize, piece: Bytes, is_whole: bool, is_last: bool) {
         let stream = &mut self.streams[key];
         stream.left = stream.left.map(|left| left.saturating_sub(piece.len() as u64));
-        self.unread += piece.len();
+        self.unread.add(piece.len());
         let has_come = !piece.is_empty();
         stream.queue.push(piece, self.initial_window);
         if is_whole && is_last {
@@ -104,8 +103,7 @@ impl Core {
         }
         if is_whole && !has_come {
             // Padding counts as read.
-            self.read(0);
-            self.widen(key);
+            self.widen_stream(key);
         }
     }
 }

@@ -77,7 +77,7 @@ impl Core {
         for key in keys {
             self.streams[key].receive_window += more;
             // Where less is left than before nothing may come that would have it widened.
-            self.widen(key);
+            self.widen_stream(key);
         }
     }
 

@@ -7,8 +7,7 @@ fn read(core: &mut Core, key: usize) -> usize {
     let mut count = 0;
     while let Some(piece) = core.streams[key].queue.pop() {
         count += piece.len();
-        core.read(piece.len());
-        core.widen(key);
+        core.read(key, piece.len());
     }
     count
 }
@@ -31,6 +30,22 @@ fn readers_who_stand_still_take_nothing_from_others() {
     feed(&mut server, &data(1, b"x", false)).expect("the connection goes on");
     let reset = [(kind::RST_STREAM, 1, u32::from(Reason::FLOW_CONTROL_ERROR).to_be_bytes().to_vec())];
     assert!(said(&mut server).ends_with(&reset));
+}
+
+#[test]
+fn what_nobody_will_read_is_not_counted_any_more() {
+    let mut server = core(Role::Server);
+    let all = server.config.unread.clone();
+    for id in [1, 3, 5] {
+        feed(&mut server, &[head(id, POST, false), data(id, &[b'x'; MAX_SIZE], false)].concat())
+            .expect("there is room");
+    }
+    let keys = [1, 3].map(|id| key(&server, id));
+    assert_eq!((all.get(), read(&mut server, keys[0]), all.get()), (3 * MAX_SIZE, MAX_SIZE, 2 * MAX_SIZE));
+    keys.into_iter().for_each(|key| server.release(key));
+    assert_eq!((server.unread.count(), all.get()), ((MAX_SIZE, MAX_SIZE), MAX_SIZE));
+    drop(server);
+    assert_eq!(all.get(), 0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use http::StatusCode;
 use tokio::task;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Shared, User, unread::Unread};
+use super::{Shared, User};
 use crate::{
     body::{Body as _, Content, Incoming, RequestBody},
     head::{Response, ResponseHead},
@@ -29,8 +29,6 @@ pub struct Stream {
     switched: Option<(Writer, Reader)>,
     /// What sends the rest of the request while the response comes. It ends with the exchange, and the origin hears of that.
     upload: Option<AbortOnDropHandle<()>>,
-    /// While more of the response has come than the client takes.
-    unread: Option<Unread>,
     _user: User,
 }
 
@@ -38,7 +36,7 @@ impl Stream {
     /// A place on a connection, which may be the first one.
     pub(super) fn new(shared: Shared, user: User, is_first: bool) -> Self {
         let reused = !is_first || shared.load.was_idle.get();
-        Self { shared, reused, is_first, switched: None, upload: None, unread: None, _user: user }
+        Self { shared, reused, is_first, switched: None, upload: None, _user: user }
     }
 
     /// The connection.
@@ -122,13 +120,6 @@ impl Stream {
     /// Whether some of the request is still to be sent.
     pub fn is_uploading(&self) -> bool {
         self.upload.as_ref().is_some_and(|upload| !upload.is_finished())
-    }
-
-    /// Notes whether more of the response has come than the client takes.
-    pub fn note_unread(&mut self, is_unread: bool) {
-        if is_unread != self.unread.is_some() {
-            self.unread = is_unread.then(|| Unread::new(self.shared.load.clone()));
-        }
     }
 
     /// Whether it carries another protocol from now on.

@@ -75,7 +75,8 @@ fn shared() -> Shared {
     let (near, far) = tokio::io::duplex(64 * 1024);
     // It does not end by itself.
     std::mem::forget(far);
-    Shared::start(near, Limits::default().head, ConnectionInfo::new(([192, 0, 2, 1], 443).into(), "HTTP/2", None))
+    let info = ConnectionInfo::new(([192, 0, 2, 1], 443).into(), "HTTP/2", None);
+    Shared::start(near, Limits::default().head, Rc::default(), info)
 }
 
 /// Has all tasks come as far as they can.

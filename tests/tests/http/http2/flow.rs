@@ -2,11 +2,7 @@
 
 use std::time::Instant;
 
-use harness::{origin::Request, wait::wait_until};
-use nix::sys::signal::Signal;
-
 use super::*;
-use crate::{large::memory, sharing::at_once};
 
 #[test]
 fn an_early_answer_arrives_while_the_body_is_still_being_sent() -> Result<()> {
@@ -267,74 +263,28 @@ fn a_hundred_megabytes_stream_both_ways_through_a_small_agent() -> Result<()> {
 }
 
 #[test]
-fn readers_that_stand_still_hold_up_nobody_else_on_their_connection() -> Result<()> {
-    let bed = TestBed::new("http2-slow-readers")?;
-    let content = bytes::Bytes::from(vec![b'x'; 32 << 20]);
+fn a_response_whose_length_has_come_holds_no_other_up() -> Result<()> {
+    let bed = TestBed::new("http2-no-end")?;
     let origin = origin_http2(&bed)?
-        .handler(move |request| match request.target.as_str() {
-            "/slow" => Reply::status(200, &[], content.clone()),
-            _ => Reply::ok("fine"),
+        .frames(move |mut frames| async move {
+            frames.greet(100).await?;
+            // It does not say that this is all.
+            let stream = frames.request().await?;
+            frames.head(stream, &[("content-length", "5")]).await?;
+            frames.data(stream, b"hello").await?;
+            let stream = frames.request().await?;
+            frames.answer(stream, b"fine").await?;
+            frames.closed().await
         })
         .start()?;
     let config = configure(&bed)?;
-    let agent = agent_with_one_worker(&bed, &config)?;
-    let address = bed.sockets(HOST, 80)[0].to_string();
-    let mut readers = Vec::new();
-    for _ in 0..8 {
-        // It reads the first line that it is sent, and then nothing until it is killed.
-        let arguments = ["-q", "-sS", "--limit-rate", "1K", "-o", "/dev/null", &format!("http://{HOST}/slow")];
-        readers.push(bed.client_command("curl")?.args(arguments).spawn()?);
-    }
-    origin.wait_for_requests(8)?;
-    let output = bed.client_command(CLIENT)?.args(["http", &address, "--count", "20"]).run()?.success()?;
-    ensure!(output.text().matches("fine").count() == 20, "{output:?}");
-    ensure!(origin.connections() == 1, "{} connections", origin.connections());
-    ensure!(agent.wait_for_records(20)?.iter().all(|record| record.text("outcome") == "upgraded"));
-    readers.iter_mut().for_each(harness::process::Running::kill);
-    Ok(())
-}
-
-#[test]
-fn once_some_readers_stand_still_little_is_kept_for_others_who_do_and_all_get_everything() -> Result<()> {
-    // The first ones have their windows before anybody can know that they will not read.
-    const COUNTS: [usize; 2] = [8, 24];
-    // Of which the kernel keeps half.
-    const SIZE: usize = 8 << 20;
-    let bed = TestBed::new("http2-standstill")?;
-    let (release, released) = watch::channel(false);
-    let body = vec![b'x'; SIZE];
-    let reply = move |_: &Request| Reply::Later(released.clone(), Box::new(Reply::ok(body.clone())));
-    let origin = origin_http2(&bed)?.handler(reply).start()?;
-    let config = configure(&bed)?;
-    let mut agent = agent_with_one_worker(&bed, &config)?;
-    let mut readers = Vec::new();
-    for (before, count) in [(0, COUNTS[0]), (COUNTS[0], COUNTS[1])] {
-        let memory_before = memory(&mut agent)?;
-        // The last one of each is the one that counts.
-        let arguments = ["--max-time", "100", "-w", "%{http_code} %{size_download}\n"];
-        let reader = at_once(&bed, count, &arguments)?.spawn()?;
-        origin.wait_for_requests(before + count)?;
-        reader.signal(Signal::SIGSTOP)?;
-        release.send_replace(true);
-        let mut last = (memory_before, Instant::now());
-        wait_until("the origin to be held up", PATIENCE, || {
-            let now = memory(&mut agent).unwrap_or(last.0);
-            if now != last.0 {
-                last = (now, Instant::now());
-            }
-            last.1.elapsed() > Duration::from_secs(2)
-        })?;
-        release.send_replace(false);
-        let growth = last.0.saturating_sub(memory_before);
-        // With the window that one has alone it would be 48 MiB at least.
-        ensure!(before == 0 || growth < 16 << 20, "the agent grew by {} KiB", growth >> 10);
-        readers.push((reader, count));
-    }
-    for (mut reader, count) in readers {
-        reader.signal(Signal::SIGCONT)?;
-        reader.wait(PATIENCE)?;
-        ensure!(reader.stdout() == format!("200 {SIZE}\n").repeat(count), "{}", reader.stdout());
-    }
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    let request = "GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n";
+    let text = converse(&bed, request.repeat(2))?.text();
+    ensure!(
+        text.contains("\r\n\r\nhelloHTTP/1.1 200 ") && text.ends_with("\r\n\r\n4\r\nfine\r\n0\r\n\r\n"),
+        "{text:?}"
+    );
     ensure!(origin.connections() == 1, "{} connections", origin.connections());
     Ok(())
 }
