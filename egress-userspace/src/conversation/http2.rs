@@ -21,8 +21,9 @@ use crate::{
     worker::Load,
 };
 
-/// Requests that a client may have under way on one connection.
-const STREAMS: u32 = 128;
+/// Requests that a client may have under way on one connection. One more waits, in most clients, for as long as others take: some of gRPC
+/// do not end.
+const STREAMS: u32 = 1024;
 /// What a client may send of one request before the origin has taken it, in bytes. There is next to no latency between it
 /// and us.
 const STREAM_WINDOW: u32 = 64 * 1024;

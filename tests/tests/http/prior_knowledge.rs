@@ -260,6 +260,28 @@ fn a_client_may_send_all_of_its_request_before_it_takes_the_response() -> Result
     Ok(())
 }
 
+/// Clients queue one more silently, as long as those that there are do not end.
+#[test]
+fn many_requests_that_do_not_end_have_room_on_one_connection() -> Result<()> {
+    const COUNT: usize = 300;
+    let bed = TestBed::new("prior-many")?;
+    let (release, released) = watch::channel(false);
+    let held = origin_http2(&bed)?.handler(move |_| Reply::Later(released.clone(), Box::new(Reply::ok("fine"))));
+    let origin = held.start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    let requests = (0..COUNT as u32).flat_map(|at| get(1 + 2 * at, "/"));
+    client.write_stdin(&HTTP2_BEGINS.iter().copied().chain(requests).collect::<Vec<_>>())?;
+    // SETTINGS_MAX_CONCURRENT_STREAMS
+    client.wait_for_bytes(b"\0\x03\0\0\x04\0")?;
+    origin.wait_for_requests(COUNT)?;
+    release.send_replace(true);
+    let records = agent.wait_for_records(COUNT)?;
+    ensure!(records.iter().all(|record| record.text("outcome") == "upgraded"), "{records:?}");
+    Ok(())
+}
+
 #[test]
 fn requests_of_nobody_are_refused() -> Result<()> {
     let bed = TestBed::new("prior-refused")?;
