@@ -81,6 +81,8 @@ pub(super) struct Core {
     pub(super) next: u32,
     /// The last one that the other end has begun.
     pub(super) last: u32,
+    /// How long the heads of requests are together that are served, in bytes.
+    pub(super) heads: usize,
     /// Those that nobody has taken up yet.
     pub(super) accepted: VecDeque<Accepted>,
     pub(super) decoder: Decoder,
@@ -128,6 +130,7 @@ impl Core {
             ids: HashMap::default(),
             next: 1,
             last: 0,
+            heads: 0,
             accepted: VecDeque::new(),
             decoder: Decoder::new(),
             encoder: Encoder::new(),
@@ -264,6 +267,7 @@ impl Core {
         self.reset(key, Error::Reset { reason, by: By::User });
         let stream = self.streams.remove(key);
         self.unread.remove(stream.queue.len());
+        self.heads -= stream.head_size;
         if self.streams.is_empty() && self.streams.capacity() > FEW {
             // An idle connection keeps nothing of what it had to do.
             (self.streams, self.ids, self.accepted, self.waiting) = Default::default();

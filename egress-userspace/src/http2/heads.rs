@@ -110,6 +110,8 @@ pub struct Requested {
     pub protocol: Option<Bytes>,
     /// As HTTP/1.1 has them: what was said of the authority is Host, and the first of them.
     pub fields: Fields,
+    /// How long all of that is, in bytes as section 10.5.1 counts them.
+    pub size: usize,
     /// Why it cannot be served.
     pub fault: Option<Fault>,
 }
@@ -177,6 +179,8 @@ pub(super) fn request(decoder: &mut Decoder, block: &[u8], limits: &Limits) -> R
             }
         }
     })?;
+    // What is beyond the limit was not taken.
+    let size = taken.size.min(limits.head);
     let (fields, fault) = taken.finish(is_sound);
     let (Some(fields), Some(method)) = (fields, method) else { return Ok(None) };
     let Ok(method) = Method::from_bytes(&method) else { return Ok(None) };
@@ -192,6 +196,7 @@ pub(super) fn request(decoder: &mut Decoder, block: &[u8], limits: &Limits) -> R
         path: path.unwrap_or(Bytes::from_static(b"/")),
         protocol,
         fields,
+        size,
         fault,
     }))
 }

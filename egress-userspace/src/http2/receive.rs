@@ -21,6 +21,9 @@ use crate::http1;
 const MORE: usize = 4 * MAX_SIZE;
 /// Frames of one head, besides those that its size takes.
 const MOST_FRAMES: usize = 8;
+/// Heads of requests that are served at the same time, in bytes: no more are taken beyond that. A byte can stand for a field that was sent
+/// before.
+const MOST_HEADS: usize = 4 * 1024 * 1024;
 /// Interim responses that wait to be taken, and how long the fields of each may be, in bytes; those beyond are dropped. A few bytes can
 /// stand for many of them.
 const MOST_INTERIM: usize = 8;
@@ -267,7 +270,7 @@ impl Core {
         self.last = id;
         // Those that were given up are there until whoever served them has seen it.
         let most = self.config.streams as usize;
-        if self.ids.len() >= most || self.streams.len() >= 2 * most {
+        if self.ids.len() >= most || self.streams.len() >= 2 * most || self.heads >= MOST_HEADS {
             self.say_reset(id, Reason::REFUSED_STREAM);
             return Ok(());
         }
@@ -279,13 +282,14 @@ impl Core {
             head.fault = Some(fault);
         }
         let mut stream = Stream::new(id, self.initial_window, self.peer.initial_window);
-        (stream.has_head, stream.users) = (true, 1);
+        (stream.has_head, stream.head_size, stream.users) = (true, head.size, 1);
         let has_length = head.fault.is_none() && head.protocol.is_none();
         stream.left = if has_length { http1::announced(&head.fields) } else { None };
         if is_last && stream.left.is_some_and(|left| left > 0) {
             self.say_reset(id, Reason::PROTOCOL_ERROR);
             return Ok(());
         }
+        self.heads += head.size;
         let key = self.streams.insert(stream);
         self.ids.insert(id, key);
         self.accepted.push_back(Accepted { key, head });

@@ -24,6 +24,8 @@ pub(super) struct Stream {
     pub(super) interim: VecDeque<ResponseHead>,
     /// The same of the response.
     pub(super) head: Option<ResponseHead>,
+    /// How long a request's head is that whoever serves it has, in bytes.
+    pub(super) head_size: usize,
     /// Whether the head has come that content follows.
     pub(super) has_head: bool,
     /// What the request asks for.
@@ -79,6 +81,7 @@ impl Stream {
             users: 0,
             interim: VecDeque::new(),
             head: None,
+            head_size: 0,
             has_head: false,
             asks_for: Asks::Content,
             left: None,

@@ -252,3 +252,26 @@ fn a_request_that_is_too_long_is_told_so() {
     let faults: Vec<_> = server.accepted.iter().map(|accepted| accepted.head.fault).collect();
     assert_eq!(faults, [Some(Fault::HeadTooLong(HEADS.head)), None]);
 }
+
+/// A field of 4,000 bytes is sent once, and stands in each head as often as there is room.
+#[test]
+fn few_bytes_that_stand_for_long_heads_are_taken_of_few_requests() {
+    let mut server = core(Role::Server);
+    server.config.streams = 1024;
+    let field = [&b"\x40\x01a\x7f\xa1\x1e"[..], &[b'x'; 4000]].concat();
+    feed(&mut server, &head(1, &[GET, &field].concat(), true)).expect("it is in order");
+    let block = [b"\x82\x87\x84", &[0xbe; 15][..]].concat();
+    for id in (3..2000).step_by(2) {
+        feed(&mut server, &head(id, &block, true)).expect("the connection goes on");
+    }
+    let refused =
+        |frames: Vec<(u8, u32, Vec<u8>)>| frames.iter().filter(|(kind, ..)| *kind == kind::RST_STREAM).count();
+    // 69 heads of 60,000 bytes are below 4 MiB, and another one is not.
+    assert_eq!((server.accepted.len(), refused(said(&mut server))), (71, 929));
+    let served: Vec<_> = server.accepted.drain(..).map(|accepted| accepted.key).collect();
+    served.into_iter().for_each(|key| server.release(key));
+    assert_eq!(server.heads, 0);
+    said(&mut server);
+    feed(&mut server, &head(2001, &block, true)).expect("the connection goes on");
+    assert_eq!((server.accepted.len(), refused(said(&mut server))), (1, 0));
+}

@@ -201,7 +201,7 @@ mod tests {
 
     fn get(path: &[u8], fields: Fields) -> (RequestHead, Option<Fault>) {
         let path = Bytes::copy_from_slice(path);
-        translate(Requested { method: Method::GET, path, protocol: None, fields, fault: None })
+        translate(Requested { method: Method::GET, path, protocol: None, fields, size: 0, fault: None })
     }
 
     fn check(path: &str, fields: &[(&str, &str)], uri: &str, expected: &[(&str, &str)]) {
