@@ -109,8 +109,8 @@ pub(super) struct Core {
     /// Who wants to begin a stream.
     pub(super) openers: Vec<Waker>,
     driver: Option<Waker>,
-    /// The last stream that the other end will look at, if it has said so.
-    pub(super) gone: Option<u32>,
+    /// The last stream that the other end will look at, and why, if it has said so.
+    pub(super) gone: Option<(u32, Reason)>,
     pub(super) closing: Closing,
     /// Why the connection has ended.
     pub(super) failure: Option<Error>,
@@ -333,6 +333,10 @@ impl Core {
 
     /// Ends the connection: all streams end with it.
     pub(super) fn fail(&mut self, error: &Error) {
+        let error = match (error, self.gone) {
+            (Error::Io(error), Some((_, reason))) => &Error::Gone { reason, error: error.clone() },
+            _ => error,
+        };
         if self.failure.is_none() {
             if let Error::GoAway { reason, .. } = error {
                 frame::put_go_away(&mut self.out.buffer(), self.last, *reason);

@@ -108,6 +108,14 @@ pub enum Error {
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Io(Arc<io::Error>),
+    /// The same after the other end had ended it, but for this stream and others that it had looked at.
+    #[error("the connection failed after the other end had ended it ({reason}): {error}")]
+    Gone {
+        /// What was said of why it was ended.
+        reason: Reason,
+        /// How it failed.
+        error: Arc<io::Error>,
+    },
 }
 
 impl Error {
@@ -126,7 +134,7 @@ impl Error {
         match self {
             Self::Reset { reason, .. } | Self::GoAway { reason, .. } => Some(*reason),
             Self::Head(_) => Some(Reason::PROTOCOL_ERROR),
-            Self::Io(_) => None,
+            Self::Io(_) | Self::Gone { .. } => None,
         }
     }
 
@@ -153,7 +161,7 @@ impl Error {
     /// How the connection failed, if it did.
     pub fn io(&self) -> Option<&io::Error> {
         match self {
-            Self::Io(error) => Some(error),
+            Self::Io(error) | Self::Gone { error, .. } => Some(error),
             _ => None,
         }
     }

@@ -29,7 +29,8 @@ impl Core {
             return Poll::Ready(Err(error.clone()));
         }
         if self.is_closed() {
-            return Poll::Ready(Err(Error::GoAway { reason: Reason::NO_ERROR, by: By::Peer }));
+            let reason = self.gone.map_or(Reason::NO_ERROR, |(_, reason)| reason);
+            return Poll::Ready(Err(Error::GoAway { reason, by: By::Peer }));
         }
         if self.may_open() {
             return Poll::Ready(Ok(()));

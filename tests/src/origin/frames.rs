@@ -30,6 +30,8 @@ pub mod code {
     pub const REFUSED_STREAM: u32 = 7;
     /// The response is of no use any more.
     pub const CANCEL: u32 = 8;
+    /// The client asks for too much.
+    pub const ENHANCE_YOUR_CALM: u32 = 11;
     /// HTTP/1.1 is to be used instead.
     pub const HTTP_1_1_REQUIRED: u32 = 13;
 }

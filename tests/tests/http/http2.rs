@@ -2,6 +2,7 @@
 
 mod choice;
 mod flow;
+mod goodbye;
 mod windows;
 
 use std::{fs, thread, time::Duration};

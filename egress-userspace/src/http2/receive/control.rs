@@ -105,8 +105,8 @@ impl Core {
 
     pub(super) fn take_go_away(&mut self, last: u32, reason: Reason) {
         // It can say less than before, but not more.
-        let last = self.gone.map_or(last, |before| before.min(last));
-        self.gone = Some(last);
+        let last = self.gone.map_or(last, |(before, _)| before.min(last));
+        self.gone = Some((last, reason));
         if self.role == Role::Server {
             // It may begin others nevertheless (RFC 9113 section 6.8): it is told when it must not any more.
             return self.close_gracefully();
