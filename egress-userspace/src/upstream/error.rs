@@ -237,10 +237,10 @@ impl Fate {
             ExchangeError::Http2(error) => error,
         };
         match error.reason() {
+            Some(http2::Reason::HTTP_1_1_REQUIRED) if error.is_remote() => Self::NeedsHttp1,
             // Only streams above the last one that GOAWAY names get this; the others go on.
             _ if error.is_go_away() && error.is_remote() => Self::Unprocessed { gone: true },
             Some(http2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Unprocessed { gone: false },
-            Some(http2::Reason::HTTP_1_1_REQUIRED) if error.is_remote() => Self::NeedsHttp1,
             _ if error.io().is_some() => Self::Lost,
             _ => Self::Failed,
         }
