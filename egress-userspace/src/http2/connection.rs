@@ -42,7 +42,7 @@ pub struct Connection<I> {
 
 /// A connection for its users.
 #[derive(Clone)]
-pub struct Link(Rc<RefCell<Core>>);
+pub struct Link(pub(super) Rc<RefCell<Core>>);
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
     /// HTTP/2 on `io`, of which nothing was read yet.
@@ -79,7 +79,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         self.end_if_unused();
         let written = self.poll_write(cx);
         let core = &mut *self.link.0.borrow_mut();
-        if left == 0 || is_full && !core.is_full() {
+        let has_room_again = is_full && !core.is_full();
+        if has_room_again {
+            // What it has sent meanwhile was not read.
+            core.owed_since = core.owed_since.map(|_| time::Instant::now());
+        }
+        if left == 0 || has_room_again {
             // There may be more to be read. Others have their turn first.
             cx.waker().wake_by_ref();
         }
@@ -249,9 +254,10 @@ impl Link {
         self.0.borrow_mut().silent_since.get_or_insert_with(Instant::now);
     }
 
-    /// Since when the other end has owed the rest of what it has begun, if it does.
+    /// Since when the other end has owed the rest of what it has begun, if it does. While nothing is read it cannot end it.
     pub fn owed_since(&self) -> Option<time::Instant> {
-        self.0.borrow().owed_since
+        let core = self.0.borrow();
+        core.owed_since.filter(|_| !core.is_full())
     }
 
     /// Lets the other end send so much of each stream before that was read on, in bytes.

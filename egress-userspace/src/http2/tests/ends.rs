@@ -4,6 +4,7 @@ use std::{
     io,
     pin::{Pin, pin},
     task::Poll,
+    time::Duration,
 };
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
@@ -78,7 +79,7 @@ async fn a_connection_that_its_client_has_ended_ends_with_its_last_stream() {
     for (_, writer) in served {
         writer.respond(&ResponseHead::from(StatusCode::OK), true).expect("it is open");
     }
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(10), serving.accept()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(10), serving.accept()).await;
     assert!(matches!(ended, Ok(Ok(None))));
     let mut all = Vec::new();
     peer.read_to_end(&mut all).await.expect("it comes to its end");
@@ -127,4 +128,25 @@ fn who_takes_no_streams_says_so_of_one_that_is_asked_for() {
     assert!(core.poll_open(&cx).is_ready());
     ask(&mut core, &Fields::default(), true);
     assert!(core.poll_open(&cx).is_pending());
+}
+
+#[tokio::test]
+async fn who_is_not_read_owes_nothing_meanwhile() {
+    let (mut peer, own) = tokio::io::duplex(1000);
+    let mut serving = Connection::new(own, Role::Server, config());
+    let (link, mut cx) = (serving.link(), Context::from_waker(Waker::noop()));
+    // It ends in the middle of a frame.
+    let begun = [PREFACE, &frame(kind::SETTINGS, 0, 0, b"")[..], b"\0\0\x08"].concat();
+    peer.write_all(&begun).await.expect("it is read");
+    assert!(serving.poll(&mut cx).is_pending() && link.owed_since().is_some());
+    let long = Duration::from_secs(3600);
+    {
+        let core = &mut *link.0.borrow_mut();
+        core.owed_since = core.owed_since.map(|since| since - long);
+        // More than it takes at once.
+        core.out.push(vec![b'x'; 1 << 20].into());
+    }
+    assert_eq!(link.owed_since(), None);
+    assert!(serving.poll(&mut cx).is_pending());
+    assert!(link.owed_since().is_some_and(|since| since.elapsed() < long));
 }
