@@ -51,6 +51,9 @@ pub trait Body {
     /// Whether all has come.
     fn is_end_stream(&self) -> bool;
 
+    /// Notes that what was read last goes nowhere, as nobody wants it any more.
+    fn discard_last(&mut self) {}
+
     /// How it is told on a stream that it does not come to its end.
     fn reason(&self, error: &BodyError) -> Reason {
         error.reason()

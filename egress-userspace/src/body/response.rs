@@ -302,6 +302,12 @@ impl Body for ResponseBody {
         }
     }
 
+    fn discard_last(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.given_up();
+        }
+    }
+
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Message(text) => text.is_none(),

@@ -154,6 +154,9 @@ where
                 }
             };
         }
+        if !self.piece.is_empty() || matches!(self.next, Some(Next::Piece(_) | Next::Trailers(_))) {
+            self.body.discard_last();
+        }
         Poll::Ready(Ok(()))
     }
 

@@ -179,6 +179,13 @@ impl Record {
         self.complete = true;
     }
 
+    /// Notes that the client does not take the response's end, though it was reached.
+    pub fn given_up(&mut self) {
+        if self.is_complete() {
+            self.complete = false;
+        }
+    }
+
     /// Whether it was, without an error.
     pub fn is_complete(&self) -> bool {
         self.complete && self.intended != Outcome::Truncated

@@ -9,7 +9,7 @@ use harness::{
     origin::{Reply, script},
 };
 
-use super::{HOST, configure, curl, origin};
+use super::{CLIENT, HOST, HTTP2_BEGINS, configure, curl, frame, origin, prior_knowledge::get};
 
 fn number(record: &LogLine, field: &str) -> Result<u64> {
     record.text(field).parse().with_context(|| format!("{field} is not a number: {record:?}"))
@@ -96,6 +96,25 @@ fn what_came_of_a_request_that_is_given_up_is_in_its_record() -> Result<()> {
     curl(&bed, &["--http2-prior-knowledge", "--max-time", "1", "-T", &file.display().to_string()])?;
     let record = &agent.wait_for_records(1)?[0];
     ensure!(record.text("outcome") == "aborted" && number(record, "received")? > 100_000, "{record:?}");
+    Ok(())
+}
+
+#[test]
+fn a_response_whose_end_its_client_does_not_take_was_not_delivered() -> Result<()> {
+    let bed = TestBed::new("http-record-reset")?;
+    let _origin = origin(&bed)?.handler(|_| Reply::ok("a".repeat(10) + &"b".repeat(10))).start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    // SETTINGS_INITIAL_WINDOW_SIZE is 10: the client takes no more of the response for now.
+    let (preface, _) = HTTP2_BEGINS.split_at(HTTP2_BEGINS.len() - 9);
+    let begin = [preface, b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\x0a", &get(1, "/")].concat();
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(&begin)?;
+    client.wait_for_bytes(&frame(0, 0, b"aaaaaaaaaa"))?;
+    // RST_STREAM, with CANCEL
+    client.write_stdin(b"\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08")?;
+    let record = &agent.wait_for_records(1)?[0];
+    ensure!(record.text("outcome") == "aborted", "{record:?}");
     Ok(())
 }
 
