@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, SystemTime},
@@ -208,14 +209,14 @@ impl Pki {
         })
     }
 
-    /// The trusted authority's revocation list, due to be replaced at the beginning of a year.
-    pub fn revocation_list(&self, revoked: &[u64], until: i32) -> Result<String> {
-        self.trusted.revocation_list(revoked, until)
+    /// The trusted authority's revocation list, made and due to be replaced at the beginning of these years.
+    pub fn revocation_list(&self, revoked: &[u64], years: Range<i32>) -> Result<String> {
+        self.trusted.revocation_list(revoked, years)
     }
 
     /// The revocation list of an authority that has not issued what is to be looked up.
     pub fn foreign_revocation_list(&self) -> Result<String> {
-        self.untrusted.revocation_list(&[], 2124)
+        self.untrusted.revocation_list(&[], 2019..2124)
     }
 
     /// A client's certificate with this common name.
@@ -314,7 +315,7 @@ impl Authority {
         Ok(Self { certificate: certificate.der().clone(), issuer: Issuer::new(params, key), pem, key_file })
     }
 
-    fn revocation_list(&self, revoked: &[u64], until: i32) -> Result<String> {
+    fn revocation_list(&self, revoked: &[u64], years: Range<i32>) -> Result<String> {
         let revoked_certs = revoked.iter().map(|serial| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
             revocation_time: date_time_ymd(2019, 1, 1),
@@ -322,8 +323,8 @@ impl Authority {
             invalidity_date: None,
         });
         let list = CertificateRevocationListParams {
-            this_update: date_time_ymd(2019, 1, 1),
-            next_update: date_time_ymd(until, 1, 1),
+            this_update: date_time_ymd(years.start, 1, 1),
+            next_update: date_time_ymd(years.end, 1, 1),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
             revoked_certs: revoked_certs.collect(),

@@ -140,7 +140,7 @@ fn a_revocation_list_that_changes_counts_for_the_next_request() -> Result<()> {
     let tls = ServerTls::new(bed.pki().numbered(&[HOST], SERIAL)?);
     let origin = bed.embedded_origin().handler(|_| Reply::ok("fine")).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
     let config = configure(&bed, &[])?;
-    let list = |revoked: &[u64]| bed.pki().revocation_list(revoked, 2124);
+    let list = |revoked: &[u64]| bed.pki().revocation_list(revoked, 2019..2124);
     config.write("crl.pem", &list(&[])?)?;
     config.write("rules.yaml", &rule(HOST, DNS, "{mode: SIMPLE, caCrl: crl.pem}"))?;
     let mut agent = bed.agent(&config)?;
@@ -169,7 +169,7 @@ fn a_revocation_list_in_the_secret_of_a_credential_counts() -> Result<()> {
     let origin = bed.embedded_origin().handler(|_| Reply::ok("fine")).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
     let authorities = fs::read_to_string(bed.pki().ca_file())?;
     let rules = |authorities_key: &str, list_key: &str, revoked: &[u64]| -> Result<[String; 2]> {
-        let list = bed.pki().revocation_list(revoked, 2124)?;
+        let list = bed.pki().revocation_list(revoked, 2019..2124)?;
         let secret = format!(
             "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: news}}\nstringData:\n  {authorities_key}: {authorities:?}\n  \
              {list_key}: {list:?}\n"

@@ -104,8 +104,10 @@ fn whatever_is_wrong_with_an_origin_has_a_name_and_nothing_leaves() -> Result<()
 /// What the rules name.
 fn write_files(pki: &Pki, config: &ConfigDir) -> Result<()> {
     let foreign = pki.foreign_client("stranger")?;
-    config.write("crl.pem", &pki.revocation_list(&[REVOKED], 2124)?)?;
-    config.write("old-crl.pem", &pki.revocation_list(&[], 2020)?)?;
+    // One that was put behind those before it.
+    let lists = [pki.revocation_list(&[], 2018..2124)?, pki.revocation_list(&[REVOKED], 2019..2124)?];
+    config.write("crl.pem", &lists.concat())?;
+    config.write("old-crl.pem", &pki.revocation_list(&[], 2019..2020)?)?;
     config.write("foreign-crl.pem", &pki.foreign_revocation_list()?)?;
     config.write("foreign.crt", &fs::read_to_string(&foreign.certificate_file)?)?;
     config.write("foreign.key", &fs::read_to_string(&foreign.key_file)?)

@@ -1,6 +1,7 @@
 //! The files that TLS settings name, and what is in them.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     env, fs, io,
     path::{Path, PathBuf},
@@ -13,6 +14,7 @@ use rustls_pki_types::{
     pem::{self, PemObject},
 };
 use webpki::{CertRevocationList, OwnedCertRevocationList};
+use x509_parser::{prelude::FromDer as _, revocation_list::CertificateRevocationList};
 
 use crate::{
     config::{Code, Diagnostic, Located, Location},
@@ -216,15 +218,18 @@ pub(super) fn parse_roots(file: &Located<Pem>, pem: &[u8]) -> Result<RootCertSto
     Ok(roots)
 }
 
-/// Revocation lists; at least one.
+/// Revocation lists, the newest first; at least one. Of several that an authority has made only the first is looked at.
 pub(super) fn parse_crls(file: &Located<Pem>, pem: &[u8]) -> Result<Vec<CertRevocationList<'static>>, TlsError> {
     let ders: Vec<CertificateRevocationListDer<'static>> = parse(file, pem, "certificate revocation list")?;
-    ders.iter()
-        .map(|der| match OwnedCertRevocationList::from_der(der) {
-            Ok(list) => Ok(CertRevocationList::Owned(list)),
-            Err(error) => Err(content(file, format!("a certificate revocation list that cannot be used: {error}"))),
-        })
-        .collect()
+    let useless = |error| content(file, format!("a certificate revocation list that cannot be used: {error}"));
+    let mut lists = Vec::new();
+    for der in &ders {
+        let list = OwnedCertRevocationList::from_der(der).map_err(|error| useless(error.to_string()))?;
+        let (_, read) = CertificateRevocationList::from_der(der).map_err(|error| useless(error.to_string()))?;
+        lists.push((read.last_update().timestamp(), CertRevocationList::Owned(list)));
+    }
+    lists.sort_by_key(|(made, _)| Reverse(*made));
+    Ok(lists.into_iter().map(|(_, list)| list).collect())
 }
 
 /// A private key.
