@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
-    GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints, PublicKeyData,
-    RevokedCertParams, SerialNumber, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, CustomExtension, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints,
+    PublicKeyData, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -127,6 +127,32 @@ impl Pki {
         self.issue(&self.trusted, &params)
     }
 
+    /// A server's certificate that vouches for itself as that of an authority, as `openssl req -x509` makes them.
+    pub fn self_signed_authority(&self, names: &[&str]) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        let mut params = server_params(names)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        self.write(&key, &params.self_signed(&key)?, "")
+    }
+
+    /// A server's certificate from an authority that has the name of the trusted one, but another key.
+    pub fn by_namesake(&self, names: &[&str]) -> Result<Identity> {
+        let (authority, key) = (KeyPair::generate()?, KeyPair::generate()?);
+        let params = Authority::params("trusted")?;
+        let shown = params.self_signed(&authority)?.pem();
+        let certificate = server_params(names)?.signed_by(&key, &Issuer::new(params, authority))?;
+        self.write(&key, &certificate, &shown)
+    }
+
+    /// A server's certificate with an extension that everybody must understand, and nobody knows.
+    pub fn with_unknown_extension(&self, names: &[&str]) -> Result<Identity> {
+        let mut extension = CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![5, 0]);
+        extension.set_criticality(true);
+        let mut params = server_params(names)?;
+        params.custom_extensions.push(extension);
+        self.issue(&self.trusted, &params)
+    }
+
     /// A server's certificate from an authority below the one that is trusted.
     pub fn by_intermediate(&self, names: &[&str]) -> Result<Identity> {
         self.issue(&self.intermediate, &server_params(names)?)
@@ -162,9 +188,13 @@ impl Pki {
     /// A server's certificate whose key file has another private key beside the right public one: openssl compares only the
     /// latter when it loads them. The file is in DER.
     pub fn with_another_key(&self, names: &[&str]) -> Result<Identity> {
+        self.server(names).and_then(Self::another_key)
+    }
+
+    /// The same for a certificate that there is.
+    pub fn another_key(mut identity: Identity) -> Result<Identity> {
         /// What precedes the private key of 32 bytes (RFC 5915 section 3).
         const BEFORE: [u8; 5] = [2, 1, 1, 4, 32];
-        let mut identity = self.server(names)?;
         let other = KeyPair::generate()?.serialize_der();
         let place = |key: &[u8]| {
             let found =

@@ -6,8 +6,10 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     clients::CurlResult,
+    openssl::OpenSslServer,
     origin::{Origin, Reply, ServerTls},
     pki::{Identity, Pki},
+    testbed::Families,
 };
 
 use super::{DNS, SIMPLE, agent_without_test_ca, check_failure, configure, rule};
@@ -177,6 +179,44 @@ fn who_wants_nothing_verified_gets_that_and_only_for_that_host() -> Result<()> {
         case('d', SIMPLE, |pki| pki.self_signed(&["d.example"]), Some(SELF_SIGNED)),
     ];
     check("tls-skip", &cases, |_, _| Ok(()))
+}
+
+/// Of a certificate that is of no kind that is ever verified the key counts, and its holder must prove to have that.
+#[test]
+fn a_certificate_that_cannot_be_read_is_taken_where_nothing_is_verified() -> Result<()> {
+    const SKIP: &str = "{mode: SIMPLE, insecureSkipVerify: true}";
+    const ANOTHER_KEY: &str = "does not hold the key of its certificate";
+    let cases = [
+        ("tls13.example", SKIP, None),
+        ("tls12.example", SKIP, None),
+        ("another-key.example", SKIP, Some(ANOTHER_KEY)),
+        ("another-key-tls12.example", SKIP, Some(ANOTHER_KEY)),
+        ("verified.example", SIMPLE, Some("cannot be verified: UnsupportedCriticalExtension")),
+    ];
+    let builder = TestBed::builder("tls-unreadable");
+    let bed = cases.iter().fold(builder, |builder, (host, ..)| builder.host_with(host, Families::V4)).build()?;
+    let mut servers = Vec::new();
+    for (host, _, refused) in cases {
+        let mut identity = bed.pki().with_unknown_extension(&[host])?;
+        if refused == Some(ANOTHER_KEY) {
+            identity = Pki::another_key(identity)?;
+        }
+        let version = if host.contains("tls12") { "-tls1_2" } else { "-tls1_3" };
+        servers.push(OpenSslServer::spawn(&bed, host, &identity, &[version])?);
+    }
+    for server in &servers {
+        server.wait_until_ready()?;
+    }
+    let config = configure(&bed, &cases.map(|(host, tls, _)| rule(host, DNS, tls)))?;
+    let _agent = bed.agent(&config)?;
+    for (host, _, refused) in cases {
+        let result = bed.curl(&format!("http://{host}/"))?.run()?;
+        match refused {
+            Some(reason) => check_failure(&result, 502, "tls_certificate_error", reason).context(host)?,
+            None => ensure!(result.statuses() == [200], "{host}: {result:?}"),
+        }
+    }
+    Ok(())
 }
 
 #[test]

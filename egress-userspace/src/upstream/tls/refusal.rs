@@ -42,7 +42,9 @@ impl Refusal {
             Error::InvalidCertificate(CertificateError::Other(other)) => {
                 return match other.0.downcast_ref::<Self>() {
                     Some(refusal) => refusal.clone(),
-                    None => Self::new(Cause::BadCertificate, other.to_string()),
+                    None => {
+                        Self::new(Cause::BadCertificate, format!("the origin's certificate cannot be read: {other}"))
+                    }
                 };
             }
             Error::AlertReceived(alert) => return Self::of_alert(*alert, seen, offer),

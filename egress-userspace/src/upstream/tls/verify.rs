@@ -6,13 +6,16 @@ use aws_lc_rs::digest::{SHA256, digest};
 use rustls::{
     CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    crypto::{
+        WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature, verify_tls13_signature_with_raw_key,
+    },
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use webpki::{
-    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationOptions, RevocationOptionsBuilder,
-    VerifiedPath, spki_for_anchor,
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RawPublicKeyEntity, RevocationOptions,
+    RevocationOptionsBuilder, VerifiedPath, spki_for_anchor,
 };
+use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 use super::{
     explain::{unproven, wrong_name},
@@ -115,8 +118,11 @@ impl ServerCertVerifier for PeerVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.algorithms)
-            .map_err(|error| unproven(error, certificate).unwrap_or_else(as_rustls))
+        let verified = match self.bare_key(certificate) {
+            Some(key) => verify_tls12_signature_with_raw_key(message, &key, signed, &self.algorithms),
+            None => verify_tls12_signature(message, certificate, signed, &self.algorithms),
+        };
+        verified.map_err(|error| unproven(error, certificate).unwrap_or_else(as_rustls))
     }
 
     fn verify_tls13_signature(
@@ -125,8 +131,11 @@ impl ServerCertVerifier for PeerVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.algorithms)
-            .map_err(|error| unproven(error, certificate).unwrap_or_else(as_rustls))
+        let verified = match self.bare_key(certificate) {
+            Some(key) => verify_tls13_signature_with_raw_key(message, &key, signed, &self.algorithms),
+            None => verify_tls13_signature(message, certificate, signed, &self.algorithms),
+        };
+        verified.map_err(|error| unproven(error, certificate).unwrap_or_else(as_rustls))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -135,6 +144,16 @@ impl ServerCertVerifier for PeerVerifier {
 }
 
 impl PeerVerifier {
+    /// The key of a certificate that is of a kind that is never verified, such as one of version 1, where nothing else of it
+    /// counts.
+    fn bare_key(&self, certificate: &CertificateDer<'_>) -> Option<SubjectPublicKeyInfoDer<'static>> {
+        if self.expected.is_some() || EndEntityCert::try_from(certificate).is_ok() {
+            return None;
+        }
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+        Some(certificate.public_key().raw.to_vec().into())
+    }
+
     /// Of the certificates that an origin has shown those by which it is verified, from its own on; none if it is not.
     pub(super) fn path(&self, presented: &[CertificateDer<'_>], now: UnixTime) -> Vec<CertificateDer<'static>> {
         let (Some(expected), Some((end_entity, intermediates))) = (&self.expected, presented.split_first()) else {
@@ -247,6 +266,22 @@ impl Expected {
 fn revocation<'a>(crls: &'a [&'a CertRevocationList<'a>]) -> Option<RevocationOptions<'a>> {
     let builder = RevocationOptionsBuilder::new(crls).ok()?;
     Some(builder.with_expiration_policy(ExpirationPolicy::Enforce).build())
+}
+
+/// What rustls has for TLS 1.3 alone. Of the algorithms that a scheme stands for one is that of the key.
+fn verify_tls12_signature_with_raw_key(
+    message: &[u8],
+    key: &SubjectPublicKeyInfoDer<'_>,
+    signed: &DigitallySignedStruct,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> Result<HandshakeSignatureValid, Error> {
+    let known = algorithms.mapping.iter().find(|(scheme, _)| *scheme == signed.scheme);
+    let possible = known.map(|(_, algorithms)| *algorithms).unwrap_or_default();
+    let key = RawPublicKeyEntity::try_from(key).map_err(|_| CertificateError::BadEncoding)?;
+    match possible.iter().any(|algorithm| key.verify_signature(*algorithm, message, signed.signature()).is_ok()) {
+        true => Ok(HandshakeSignatureValid::assertion()),
+        false => Err(CertificateError::BadSignature.into()),
+    }
 }
 
 /// The pin of a key: the hash of its DER (RFC 7469 section 2.4).
