@@ -1,5 +1,6 @@
 //! Origins whose TLS is not as it should be get nothing, and the application, the log and the metrics say why.
 
+mod case;
 mod cases;
 
 use std::fs;
@@ -16,7 +17,10 @@ use harness::{
     wait::{PATIENCE, wait_for, wait_until},
 };
 
-use self::cases::{CASES, Case, REVOKED};
+use self::{
+    case::Case,
+    cases::{CASES, REVOKED},
+};
 use super::{
     DNS, SIMPLE, annotated_rule, check_failed_record, check_failure, configure, proxy_status, record_of, rule,
 };

@@ -1,6 +1,8 @@
 //! What certificates say about themselves, in words for people. Nothing is decided by them.
 
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
+use webpki::RawPublicKeyEntity;
 use x509_parser::{
     certificate::X509Certificate,
     extensions::GeneralName,
@@ -79,6 +81,18 @@ impl Facts {
     pub fn names(&self) -> String {
         if self.names.is_empty() { "no host at all".to_owned() } else { listed(&self.names, ", ") }
     }
+}
+
+/// Whether a certificate is signed by this key.
+pub fn is_signed_by(
+    der: &CertificateDer<'_>,
+    key: &SubjectPublicKeyInfoDer<'_>,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
+    let Ok(key) = RawPublicKeyEntity::try_from(key) else { return false };
+    let (text, signature) = (certificate.tbs_certificate.as_ref(), certificate.signature_value.as_ref());
+    algorithms.all.iter().any(|algorithm| key.verify_signature(*algorithm, text, signature).is_ok())
 }
 
 /// Names with `separator` between them, of which there can be too many to be shown.

@@ -1,11 +1,11 @@
 //! What to say of a certificate that cannot be verified. Nothing is decided here: that it is refused is certain.
 
-use rustls::{CertificateError, Error};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use webpki::{CertRevocationList, EndEntityCert};
+use rustls::{CertificateError, Error, crypto::WebPkiSupportedAlgorithms};
+use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use webpki::{CertRevocationList, EndEntityCert, spki_for_anchor};
 
 use super::{
-    certificate::{Facts, MIN_RSA_BITS, date, listed, unix_date},
+    certificate::{Facts, MIN_RSA_BITS, date, is_signed_by, listed, unix_date},
     refusal::Refusal,
     verify::{Expected, Presented},
 };
@@ -20,13 +20,20 @@ impl Presented<'_> {
 
 impl Expected {
     /// What is wrong with a certificate that cannot be verified, and what it says of itself.
-    pub(super) fn explain(&self, error: &webpki::Error, presented: &Presented<'_>, now: UnixTime) -> Refusal {
+    pub(super) fn explain(
+        &self,
+        error: &webpki::Error,
+        presented: &Presented<'_>,
+        algorithms: &WebPkiSupportedAlgorithms,
+        now: UnixTime,
+    ) -> Refusal {
         let facts: Vec<Facts> = presented.all().filter_map(Facts::read).collect();
         let Some(own) = facts.first() else {
             return Refusal::new(Cause::BadCertificate, format!("the origin's certificate cannot be read: {error}"));
         };
         let (cause, text) = out_of_time(error, &facts, own, now)
             .or_else(|| self.revocation(error, presented, &facts, own, now))
+            .or_else(|| self.namesake(error, presented, algorithms, &facts))
             .unwrap_or_else(|| self.chain(error, &facts, own));
         Refusal::new(cause, text)
     }
@@ -72,16 +79,54 @@ impl Expected {
         })
     }
 
+    /// An authority that is trusted, but by another key than the one that has signed: as one that was made anew, under its
+    /// old name.
+    fn namesake(
+        &self,
+        error: &webpki::Error,
+        presented: &Presented<'_>,
+        algorithms: &WebPkiSupportedAlgorithms,
+        facts: &[Facts],
+    ) -> Option<(Cause, String)> {
+        use webpki::Error;
+        let is_about_signature = matches!(
+            error,
+            Error::InvalidSignatureForPublicKey | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
+        );
+        // What is signed by a short key is not verified by the right one either.
+        if !is_about_signature || facts.iter().any(Facts::has_weak_key) {
+            return None;
+        }
+        let last = presented.all().find(|der| {
+            let keys = self.keys_of_issuer(der);
+            !keys.is_empty() && !keys.iter().any(|key| is_signed_by(der, key, algorithms))
+        })?;
+        let issuer = Facts::read(last)?.issuer;
+        let text = format!(
+            "the chain of {} ends at {issuer}, and an authority of that name is {}, but has another key; to trust this \
+             one as well, name it in caCertificates",
+            called(facts, facts.first()?),
+            self.trust.place,
+        );
+        Some((Cause::UnknownIssuer, text))
+    }
+
+    /// The keys of the trusted roots that have the name of a certificate's issuer.
+    fn keys_of_issuer(&self, der: &CertificateDer<'_>) -> Vec<SubjectPublicKeyInfoDer<'static>> {
+        let Ok(certificate) = EndEntityCert::try_from(der) else { return Vec::new() };
+        let roots = self.trust.roots.roots.iter().filter(|root| root.subject.as_ref() == certificate.issuer());
+        roots.map(spki_for_anchor).collect()
+    }
+
     /// What else there is about a chain, or about the lack of one.
     fn chain(&self, error: &webpki::Error, facts: &[Facts], own: &Facts) -> (Cause, String) {
         use webpki::Error;
         let called_own = called(facts, own);
         match error {
             Error::CaUsedAsEndEntity => {
-                let cause = if own.is_self_issued { Cause::SelfSigned } else { Cause::BadCertificate };
-                let text =
-                    "is that of an authority (basicConstraints CA:TRUE), which a server must not show as its own";
-                (cause, format!("{called_own} {text}"))
+                let text = "is that of an authority (basicConstraints CA:TRUE), which a server must not show as its own, \
+                            not even if it is named in caCertificates";
+                (Cause::BadCertificate, format!("{called_own} {text}"))
             }
             Error::UnknownIssuer if own.is_self_issued => {
                 let place = &self.trust.place;
@@ -176,7 +221,9 @@ fn bad_signature(error: &webpki::Error, facts: &[Facts], own: &Facts) -> (Cause,
     }
     let unsupported = matches!(error, webpki::Error::UnsupportedSignatureAlgorithmContext(_));
     // Those that have never been secure, or are not any more, are the ones that are not supported.
-    let weak = facts.iter().find(|facts| ["sha1", "md5", "md2"].iter().any(|hash| is_by(facts, hash)));
+    // What vouches for itself is trusted or not, whatever it is signed by.
+    let mut signed = facts.iter().filter(|facts| !facts.is_self_issued);
+    let weak = signed.find(|facts| ["sha1", "md5", "md2"].iter().any(|hash| is_by(facts, hash)));
     match weak.or(unsupported.then_some(own)) {
         Some(weak) => {
             let text = format!("{} is signed by {}, which is not accepted", called(facts, weak), weak.signature);

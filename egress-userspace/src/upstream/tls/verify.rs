@@ -197,7 +197,7 @@ impl Expected {
         asked: &ServerName<'_>,
         now: UnixTime,
     ) -> Result<(), Refusal> {
-        let explain = |error| self.explain(&error, presented, now);
+        let explain = |error| self.explain(&error, presented, algorithms, now);
         let certificate = EndEntityCert::try_from(presented.end_entity).map_err(explain)?;
         let seen = RefCell::new(Vec::new());
         let check = |path: &VerifiedPath<'_>| {
