@@ -102,7 +102,6 @@ impl Refusal {
 
     fn of_alert(alert: AlertDescription, seen: &Seen, offer: Offer) -> Self {
         use AlertDescription as A;
-        let about_client = client_certificate_text(alert, offer.client_certificate);
         let (cause, text) = match alert {
             A::ProtocolVersion => version(seen, offer),
             A::HandshakeFailure | A::InsufficientSecurity if !seen.asks_for_certificate() => {
@@ -118,9 +117,18 @@ impl Refusal {
                     "the origin speaks none of the offered application protocols (alert no_application_protocol)";
                 (Cause::NoCommonProtocol, text.to_owned())
             }
-            _ => about_client.unwrap_or_else(|| {
-                (Cause::Alert, format!("the origin ended the handshake by the alert {}", alert_name(alert)))
-            }),
+            _ => {
+                let text = format!("the origin ended the handshake by the alert {}", alert_name(alert));
+                match client_certificate_text(alert, offer.client_certificate) {
+                    Some(about_client) if seen.server_hello().is_some() => about_client,
+                    // It had not asked for one yet.
+                    Some(_) => {
+                        let more = "before it had chosen anything: it may not serve this name or this client";
+                        (Cause::Alert, format!("{text}, {more}"))
+                    }
+                    None => (Cause::Alert, text),
+                }
+            }
         };
         Self { cause, alert: Some(alert), text }
     }

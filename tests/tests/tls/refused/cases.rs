@@ -58,7 +58,7 @@ fn own(pki: &Pki, host: &str) -> Result<Identity> {
     pki.server(&[host])
 }
 
-pub const CASES: [Case; 36] = [
+pub const CASES: [Case; 37] = [
     certificate(
         "expired.example",
         |pki, host| pki.expired(&[host]),
@@ -304,6 +304,13 @@ pub const CASES: [Case; 36] = [
             &["does not accept the client certificate of the rule (alert unknown_ca)"],
         )
     },
+    case(
+        "choosing-nothing.example",
+        Origin::Raw(|stream| answer(stream, &[&[21, 3, 3, 0, 2, 2, 49]])),
+        ALERT,
+        "alert",
+        &["by the alert access_denied, before it had chosen anything: it may not serve this name or this client"],
+    ),
     case(
         "reset.example",
         Origin::Raw(|stream| {
