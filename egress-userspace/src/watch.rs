@@ -2,8 +2,8 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    io,
-    path::{Path, PathBuf},
+    fs, io,
+    path::{Component, Path, PathBuf},
     time::Duration,
 };
 
@@ -115,34 +115,43 @@ impl Watcher {
     }
 }
 
-/// Every directory whose entries decide what `path` stands for: the one that holds it, for each symlink on the way the
-/// one that holds that, and the directory itself if it is one. Where one does not exist, the nearest ancestor that does.
+/// Every directory whose entries decide what `path` stands for: those of its way, and the directory itself if it is one.
 fn directories(path: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut current = path.to_owned();
-    for _ in 0..MAX_LINKS {
-        let parent = match current.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        found.push(nearest_existing(&parent));
-        match std::fs::read_link(&current) {
-            Ok(target) => current = parent.join(target),
-            Err(_) => break,
-        }
-    }
+    let mut found = way(path);
     if path.is_dir() {
         found.push(path.to_owned());
         // Files in it may be links to elsewhere, as in a mounted ConfigMap, where they lead through `..data`.
-        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
         // The directory itself has their types: to ask for each of many thousands takes long.
         let links = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
-        for link in links.map(|entry| entry.path()) {
-            if let Some(target) = link.canonicalize().ok().as_deref().and_then(Path::parent) {
-                found.push(target.to_owned());
-            }
-        }
+        found.extend(links.flat_map(|entry| way(&entry.path())));
     }
+    found
+}
+
+/// The directory that holds `path`, and for each symlink on the way there, be it that of an ancestor, the one that holds
+/// that. Where one does not exist, the nearest ancestor that does.
+fn way(path: &Path) -> Vec<PathBuf> {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut found = Vec::new();
+    // What is behind us has no symlinks in it.
+    let (mut behind, mut ahead) = (PathBuf::new(), path);
+    for _ in 0..MAX_LINKS {
+        let mut components = ahead.components();
+        let link = components.find_map(|component| {
+            let parent = behind.clone();
+            match component {
+                Component::ParentDir => _ = behind.pop(),
+                component => behind.push(component),
+            }
+            Some((parent, fs::read_link(&behind).ok()?))
+        });
+        let Some((parent, target)) = link else { break };
+        found.push(nearest_existing(&parent));
+        ahead = target.join(components);
+        behind = parent;
+    }
+    found.push(nearest_existing(behind.parent().unwrap_or(&behind)));
     found
 }
 
@@ -153,7 +162,7 @@ fn nearest_existing(directory: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -198,6 +207,28 @@ mod tests {
                 fs::rename(home.join("..data_tmp"), home.join("..data")).expect("rename");
                 notices(&mut watcher, "a swap").await;
                 assert_eq!(fs::read_to_string(home.join("rules.yaml")).expect("read"), version);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_swap_of_an_ancestor_is_noticed() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let home = home.path();
+        for version in ["1", "2"] {
+            fs::create_dir_all(home.join("releases").join(version).join("etc")).expect("mkdir");
+            fs::write(home.join("releases").join(version).join("etc/rules.yaml"), version).expect("write");
+        }
+        fs::create_dir(home.join("links")).expect("mkdir");
+        symlink("releases/1", home.join("current")).expect("symlink");
+        symlink(home.join("links/../current/etc"), home.join("etc")).expect("symlink");
+        symlink("../etc/rules.yaml", home.join("links/rules.yaml")).expect("symlink");
+        for watched in ["current/etc", "current/etc/rules.yaml", "etc/missing.yaml", "links", "links/rules.yaml"] {
+            let mut watcher = Watcher::new([home.join(watched)].into()).expect("inotify");
+            for version in ["releases/2", "releases/1"] {
+                symlink(version, home.join("new")).expect("symlink");
+                fs::rename(home.join("new"), home.join("current")).expect("rename");
+                notices(&mut watcher, watched).await;
             }
         }
     }

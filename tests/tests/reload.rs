@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, symlink},
     time::{Duration, Instant},
 };
 
@@ -195,6 +195,30 @@ fn a_config_map_is_exchanged_whole() -> Result<()> {
             ensure!(began.elapsed() < SOON, "{name}: it took {:?}", began.elapsed());
             ways(host, other)?;
         }
+    }
+    Ok(())
+}
+
+/// As a release is put in the place of another, with all that is in it.
+#[test]
+fn an_ancestor_that_is_a_symlink_is_exchanged() -> Result<()> {
+    for (name, path) in [("ancestor", "current/etc"), ("ancestor-file", "current/etc/rules.yaml")] {
+        let bed = TestBed::builder(name).host(HOST).host(OTHER).build()?;
+        let _origin = origin(&bed)?;
+        let home = bed.dir();
+        for (release, host) in [("one", HOST), ("two", OTHER)] {
+            fs::create_dir_all(home.join(release).join("etc"))?;
+            fs::write(home.join(release).join("etc/rules.yaml"), rules(host))?;
+        }
+        symlink("one", home.join("current"))?;
+        let mut agent = Agent::start(&bed, &AgentOptions::new(home.join(path)))?;
+        check_way(&bed, HOST, "over TLS").context(name)?;
+        let exchange = || {
+            symlink("two", home.join("next"))?;
+            Ok(fs::rename(home.join("next"), home.join("current"))?)
+        };
+        ensure!(agent.apply(exchange).context(name)? == 1);
+        check_way(&bed, OTHER, "over TLS").and_then(|()| check_way(&bed, HOST, "in clear")).context(name)?;
     }
     Ok(())
 }
