@@ -152,7 +152,7 @@ impl UpstreamError {
 
     /// Whether the address has failed, as another might not: the connection broke during the handshake, or before it in a
     /// proxy's hands, or the proxy there is out of order.
-    pub(super) fn is_of_address(&self) -> bool {
+    pub fn is_of_address(&self) -> bool {
         match self {
             Self::Tunnel { source, .. } => source.is_of_proxy(),
             _ => matches!(self.cause(), Cause::HandshakeReset | Cause::HandshakeClosed),

@@ -202,8 +202,9 @@ fn where_there_is_nothing_to_resolve_hosts_can_be_named() -> Result<()> {
 
 #[test]
 fn origins_behind_a_proxy_are_probed_through_it() -> Result<()> {
-    let (proxy, host) = ("proxy.example", "far.example");
-    let bed = TestBed::builder("probe-tunnel").host_with(proxy, Families::V4).unlisted_host(host).build()?;
+    let (proxy, broken, host) = ("proxy.example", "broken.example", "far.example");
+    let builder = TestBed::builder("probe-tunnel").host_with(proxy, Families::V4).host_with(broken, Families::V4);
+    let bed = builder.unlisted_host(host).build()?;
     let tls = ServerTls::new(bed.pki().server(&[proxy])?);
     let origin = bed.sockets(host, 443)[0];
     let _origin = bed.embedded_origin().tls(&[origin], &tls)?.start()?;
@@ -242,5 +243,18 @@ fn origins_behind_a_proxy_are_probed_through_it() -> Result<()> {
     ensure!((code, only_code(&report)?) == (1, "EG0402"), "{report:#}");
     ensure!(failure["cause"] == "tunnel_refused", "{report:#}");
     ensure!(failure["details"].as_str().is_some_and(|text| text.contains("it answers 403")), "{report:#}");
+
+    // The agent goes on to the next proxy, if one is out of order.
+    let [broken, good] = [broken, proxy].map(|host| bed.sockets(host, 443)[0]);
+    let _broken = RawServer::start(bed.origin(), &[broken], |mut client| {
+        ensure!(client.read(&mut [0; 1024])? > 0, "it is asked for nothing");
+        Ok(client.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")?)
+    })?;
+    let fixed = format!("resolution: STATIC\n  endpoints: [{{address: {}}}, {{address: {}}}]", broken.ip(), good.ip());
+    let (code, report) = probe_json(&bed, &rule(proxy, &fixed, SIMPLE, "", tunnel), &[])?;
+    let addresses = &report["probes"][0]["addresses"];
+    ensure!((code, only_code(&report)?) == (0, "EG0252"), "{report:#}");
+    ensure!(addresses[0]["failure"]["cause"] == "tunnel_refused", "{report:#}");
+    ensure!(addresses[1]["outcome"] == "verified", "{report:#}");
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{AddressReport, CertificateReport, ClientCertificate, Outcome, ProbeReport};
+use super::{AddressReport, CertificateReport, ClientCertificate, FailureReport, Outcome, ProbeReport};
 use crate::{
     config::{Code, Diagnostic, Location},
     policy::Upstream,
@@ -24,7 +24,8 @@ pub(super) fn findings(upstream: &Upstream, report: &ProbeReport) -> Vec<Diagnos
     let at = |code, reason: String, remedy: &str| finding(upstream.location.clone(), code, reason, remedy);
     let mut found = Vec::new();
     // The agent passes over addresses of the one kind, and takes what is at the others for the host's answer.
-    let is_reached = report.addresses.iter().any(|address| !is_passed_over(address));
+    let is_passed_over = |failure: &FailureReport| failure.is_passed_over;
+    let is_reached = report.addresses.iter().any(|address| !address.failure.as_ref().is_some_and(is_passed_over));
     for reason in &report.unresolved {
         let code = if report.addresses.is_empty() { Code::Unresolved } else { Code::PartlyUnreachable };
         let remedy = "correct the name, or see to it that the name servers of this machine know it";
@@ -36,14 +37,12 @@ pub(super) fn findings(upstream: &Upstream, report: &ProbeReport) -> Vec<Diagnos
             continue;
         };
         let code = match address.outcome {
-            _ if is_reached && failure.cause == Cause::Unroutable.label() => continue,
-            _ if is_reached && is_passed_over(address) => Code::PartlyUnreachable,
+            _ if is_reached && failure.cause == Cause::Unroutable => continue,
+            _ if is_reached && failure.is_passed_over => Code::PartlyUnreachable,
             Outcome::Unreachable => Code::Unreachable,
             _ => Code::TlsFailed,
         };
-        let cause = Cause::ALL.iter().find(|cause| cause.label() == failure.cause);
-        let remedy = cause.map(|cause| remedy(*cause)).unwrap_or_default();
-        found.push(at(code, failure.details.clone(), remedy));
+        found.push(at(code, failure.details.clone(), remedy(failure.cause)));
     }
     found
 }
@@ -73,20 +72,6 @@ fn reservations(address: &AddressReport) -> Vec<(Code, String, &'static str)> {
         found.push((Code::UnenforcedPins, mismatch.clone(), "correct egress.dev/pins before they are enforced"));
     }
     found
-}
-
-/// Whether the agent would go on to the next address.
-fn is_passed_over(address: &AddressReport) -> bool {
-    const PASSED_OVER: [Cause; 6] = [
-        Cause::ConnectionRefused,
-        Cause::Unroutable,
-        Cause::ConnectTimeout,
-        Cause::ConnectFailed,
-        Cause::HandshakeReset,
-        Cause::HandshakeClosed,
-    ];
-    let failure = address.failure.as_ref();
-    failure.is_some_and(|failure| PASSED_OVER.iter().any(|cause| cause.label() == failure.cause))
 }
 
 fn remedy(cause: Cause) -> &'static str {

@@ -2,11 +2,11 @@
 
 use std::{fmt, net::SocketAddr};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::super::Place;
 use crate::upstream::{
-    TlsInfo, UpstreamError,
+    Cause, TlsInfo, UpstreamError,
     tls::{Facts, date, listed, rfc3339},
 };
 
@@ -70,11 +70,15 @@ pub enum Outcome {
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct FailureReport {
     /// As in the log and the metrics.
-    pub cause: &'static str,
+    #[serde(serialize_with = "label")]
+    pub cause: Cause,
     /// The proxy error type (RFC 9209 section 2.3).
     pub error: &'static str,
     /// The text in `Proxy-Status` and the log.
     pub details: String,
+    /// Whether the agent would go on to the next address.
+    #[serde(skip)]
+    pub is_passed_over: bool,
 }
 
 /// What TLS agreed on.
@@ -150,8 +154,19 @@ impl AddressReport {
 impl From<&UpstreamError> for FailureReport {
     fn from(error: &UpstreamError) -> Self {
         let cause = error.cause();
-        Self { cause: cause.label(), error: cause.proxy_error(), details: error.to_string() }
+        let is_unconnected = matches!(error, UpstreamError::Connect { .. } | UpstreamError::ConnectTimeout { .. });
+        Self {
+            cause,
+            error: cause.proxy_error(),
+            details: error.to_string(),
+            is_passed_over: is_unconnected || error.is_of_address(),
+        }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn label<S: Serializer>(cause: &Cause, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(cause.label())
 }
 
 impl TlsReport {
@@ -225,7 +240,7 @@ impl fmt::Display for AddressReport {
         };
         write!(f, "{}: {outcome}", self.address)?;
         if let Some(FailureReport { cause, details, .. }) = &self.failure {
-            write!(f, " ({cause}): {details}")?;
+            write!(f, " ({}): {details}", cause.label())?;
         }
         if let Some(tls) = &self.tls {
             write!(f, "\n        {tls}")?;
