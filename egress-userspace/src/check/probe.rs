@@ -103,15 +103,18 @@ async fn addresses(resolver: &Resolver, upstream: &Upstream, name: &HostName) ->
 
 async fn resolve(resolver: &Resolver, name: &HostName, unresolved: &mut Vec<ResolveError>) -> Vec<IpAddr> {
     let answer = resolver.lookup(name).await;
-    let (mut found, before) = (Vec::new(), unresolved.len());
+    let (mut found, mut is_answered) = (Vec::new(), true);
     for family in [answer.v4, answer.v6] {
         match family {
             Ok(addresses) => found.extend(addresses),
-            Err(reason) => unresolved.push(ResolveError { name: name.clone(), reason, authoritative: false }),
+            Err(reason) => {
+                is_answered = false;
+                unresolved.push(ResolveError { name: name.clone(), reason, authoritative: false });
+            }
         }
     }
     unresolved.dedup();
-    if found.is_empty() && unresolved.len() == before {
+    if found.is_empty() && is_answered {
         let reason = "it does not exist or has no addresses".to_owned();
         unresolved.push(ResolveError { name: name.clone(), reason, authoritative: true });
     }

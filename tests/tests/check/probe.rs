@@ -258,3 +258,16 @@ fn origins_behind_a_proxy_are_probed_through_it() -> Result<()> {
     ensure!(addresses[1]["outcome"] == "verified", "{report:#}");
     Ok(())
 }
+
+#[test]
+fn a_name_of_two_endpoints_that_nobody_answers_for_does_not_count_as_denied() -> Result<()> {
+    let host = "nowhere.example";
+    let bed = TestBed::builder("probe-twice").host_with(host, Families::Neither).build()?;
+    let twice =
+        "resolution: DNS\n  endpoints: [{address: nowhere.example}, {address: nowhere.example, ports: {http: 8443}}]";
+    let (code, report) = probe_json(&bed, &rule(host, twice, SIMPLE, "", ""), &[])?;
+    let unresolved = report["probes"][0]["unresolved"].as_array().context("no names")?;
+    ensure!(code == 1 && unresolved.len() == 1, "{report:#}");
+    ensure!(!unresolved[0].as_str().unwrap_or_default().contains("does not exist"), "{report:#}");
+    Ok(())
+}
