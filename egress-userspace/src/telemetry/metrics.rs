@@ -104,7 +104,7 @@ impl Metrics {
         registry.register("requests", "Requests by what became of them", requests.clone());
         registry.register(
             "access_log_lines_lost",
-            "Lines of the access log that were dropped, as nobody took them in time",
+            "Lines of the access log that were dropped, as nobody took them in time, or they could not be written",
             access_log::LOST.clone(),
         );
         let handshakes = Family::<ResultLabel, Counter>::default();

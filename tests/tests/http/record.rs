@@ -1,12 +1,13 @@
 //! The record of a request: who, what, to where, and what became of it.
 
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, LogLine},
     origin::{Reply, script},
+    wait::{PATIENCE, wait_until},
 };
 
 use super::{CLIENT, HOST, HTTP2_BEGINS, configure, curl, frame, origin, prior_knowledge::get};
@@ -27,7 +28,7 @@ fn a_record_has_everything_that_one_asks_for_first() -> Result<()> {
         .arg(format!("http://{HOST}/a%20b/c?secret=1"))
         .spawn()?;
     let pid = client.pid();
-    ensure!(client.wait(harness::wait::PATIENCE)?.success(), "{:?}", client.stderr());
+    ensure!(client.wait(PATIENCE)?.success(), "{:?}", client.stderr());
     let record = agent.wait_for_records(1)?.pop().context("no record")?;
     let [_, v6]: [SocketAddr; 2] = bed.sockets(HOST, 443);
     let expected = [
@@ -75,6 +76,20 @@ fn a_request_that_never_got_anywhere_has_a_record_too() -> Result<()> {
     let record = agent.wait_for_records(2)?.pop().context("no record")?;
     ensure!(record.text("status") == "502" && number(&record, "sent")? == 0, "{record:?}");
     Ok(())
+}
+
+#[test]
+fn records_that_cannot_be_written_are_counted() -> Result<()> {
+    let bed = TestBed::new("http-record-full")?;
+    let _origin = origin(&bed)?.start()?;
+    let config = configure(&bed)?;
+    let agent = Agent::start(&bed, &AgentOptions::new(config.path()).log_file(Path::new("/dev/full")))?;
+    for _ in 0..3 {
+        curl(&bed, &[])?.success()?;
+    }
+    wait_until("three lines to be lost", PATIENCE, || {
+        agent.metrics().is_ok_and(|metrics| metrics.sum("egress_access_log_lines_lost_total", &[]) == 3.0)
+    })
 }
 
 #[test]
