@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -12,10 +13,20 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, task::AbortHandle};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
 
 use crate::telemetry::metrics::Metrics;
+
+/// Connections at the same time; others wait to be accepted.
+const CONNECTIONS: usize = 64;
+/// For the request and its response.
+const LIMIT: Duration = Duration::from_secs(10);
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -63,25 +74,27 @@ pub fn serve(
     let listener = Arc::new(TcpListener::from_std(listener)?);
     let accepting = listener.clone();
     let task = tokio::spawn(async move {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
+            // It is never closed.
+            let place = places.clone().acquire_owned().await;
             let Ok((stream, _)) = accepting.accept().await else {
                 // Out of descriptors: those who hold them need time.
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(100)).await;
                 continue;
             };
             let (readiness, metrics) = (readiness.clone(), metrics.clone());
             tokio::spawn(async move {
+                let _place = place;
                 let service = service_fn(|request| {
                     let response = answer(&request, &readiness.load(), &metrics);
                     async { Ok::<_, Infallible>(response) }
                 });
                 // A client that goes away early has nothing to be told. One that keeps its connection would go on being told by
                 // an agent that another one has followed.
-                let _ = http1::Builder::new()
-                    .keep_alive(false)
-                    .timer(TokioTimer::new())
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
+                let connection =
+                    http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+                let _ = timeout(LIMIT, connection).await;
             });
         }
     });

@@ -1,6 +1,10 @@
 //! What is taken of applications.
 
-use std::time::Duration;
+use std::{
+    io::Read as _,
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -20,6 +24,24 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// More than the kernel keeps for a reader that stands still.
 const LARGE: usize = 64 << 20;
 const TURNED_AWAY: &str = "egress_connections_turned_away_total";
+
+/// Whoever probes the agent or reads its metrics asks at once.
+#[test]
+fn the_admin_endpoint_waits_for_nobody() -> Result<()> {
+    /// Twice the time that they have.
+    const ENDED: Duration = Duration::from_secs(20);
+    let bed = TestBed::new("admin-silent")?;
+    let agent = bed.agent(&configure(&bed)?)?;
+    let admin = SocketAddr::from(([127, 0, 0, 1], 9901));
+    let silent =
+        bed.node().run(|| Ok((0..100).map(|_| TcpStream::connect(admin)).collect::<Result<Vec<_>, _>>()?))?;
+    // Those that are beyond the limit are in its way for a while.
+    wait_until("the agent to answer", PATIENCE, || agent.admin("/healthz").is_ok_and(|(status, _)| status == 200))?;
+    let mut first = &silent[0];
+    first.set_read_timeout(Some(ENDED))?;
+    ensure!(first.read(&mut [0])? == 0, "it was told something");
+    Ok(())
+}
 
 #[test]
 fn connections_beyond_a_limit_are_told_so() -> Result<()> {
