@@ -147,13 +147,19 @@ impl Connector {
     ) -> Result<(TlsStream, TlsInfo), UpstreamError> {
         let host = || server_name.to_str().into_owned();
         let result = handshake(&cluster.originator, server_name.clone(), offer, way).await;
-        self.metrics.handshake(result.as_ref().ok().map(|stream| tls_info(stream, cluster)).as_ref());
-        let stream = result.map_err(|source| UpstreamError::Tls { host: host(), address, source })?;
+        let made = result.map(|stream| {
+            let info = TlsInfo::of(stream.session(), cluster.upstream.tls.client.is_some());
+            (stream, info)
+        });
+        self.metrics.handshake(made.as_ref().ok().map(|(_, info)| info));
+        let (stream, info) = made.map_err(|source| UpstreamError::Tls { host: host(), address, source })?;
         if let Some(mismatch) = cluster.originator.unenforced_pins(stream.session().peer_certificates()) {
             self.metrics.unenforced_pins.inc();
-            tracing::warn!(host = host(), %address, "pins: {mismatch}");
+            // Of a session that is resumed it was said when that began.
+            if !info.resumed {
+                tracing::warn!(host = host(), %address, "pins: {mismatch}");
+            }
         }
-        let info = tls_info(&stream, cluster);
         Ok((stream, info))
     }
 
@@ -240,8 +246,4 @@ fn set_keepalive(stream: &TcpStream, wanted: &Keepalive) {
     if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&keepalive) {
         tracing::debug!(%error, "the system does not take tcpKeepalive");
     }
-}
-
-fn tls_info(stream: &TlsStream, cluster: &Cluster) -> TlsInfo {
-    TlsInfo::of(stream.session(), cluster.upstream.tls.client.is_some())
 }
