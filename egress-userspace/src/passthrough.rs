@@ -130,6 +130,8 @@ async fn relay<F: Fn(&str, Option<u16>) -> bool>(
     mut outbound: Outbound<F>,
     first: Option<Outgoing>,
 ) -> Result<(), PassError> {
+    // As the client's end: unless both come to theirs, be it that the process dies, neither takes for complete what is not.
+    SockRef::from(&upstream).set_linger(Some(Duration::ZERO))?;
     let (mut client_reader, mut client_writer) = client.split();
     let (mut upstream_reader, mut upstream_writer) = upstream.split();
     let out = async {
@@ -184,9 +186,8 @@ async fn relay<F: Fn(&str, Option<u16>) -> bool>(
             },
         }
     };
-    if relayed.is_err() {
-        // As the client's end, so that neither takes for complete what is not.
-        let _ = SockRef::from(&upstream).set_linger(Some(Duration::ZERO));
+    if relayed.is_ok() {
+        socket::close_in_order(&upstream);
     }
     relayed
 }

@@ -1,6 +1,8 @@
 //! `--capture ports`: every connection to a configured port is looked at; those for configured hosts are upgraded wherever
 //! they go, and the rest is passed on byte for byte.
 
+mod ending;
+
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr},
@@ -245,7 +247,7 @@ fn much_of_another_protocol_goes_both_ways_as_it_is() -> Result<()> {
 
 #[test]
 fn within_a_host_s_networks_nothing_is_excluded() -> Result<()> {
-    const RULES: &str = include_str!("../seed/tls-origination.yaml");
+    const RULES: &str = include_str!("../../seed/tls-origination.yaml");
     let bed = bed("within")?;
     let _origin = origin(&bed)?;
     let tripwire = bed.tripwire(&[PLACE])?;
