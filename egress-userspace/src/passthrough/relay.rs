@@ -4,6 +4,7 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use nix::{
@@ -16,12 +17,15 @@ use tokio::{
         TcpStream,
         tcp::{ReadHalf, WriteHalf},
     },
+    time::timeout,
 };
 
 /// Bytes that are copied at once. More than that is moved.
 const BUFFER: usize = 16 * 1024;
 /// Bytes that are moved at once: what a pipe takes (pipe(7)).
 const PIPE: usize = 64 * 1024;
+/// How long a pipe is kept while nothing comes.
+const PIPE_KEPT: Duration = Duration::from_secs(1);
 
 /// Which of the connections has broken off.
 #[derive(Debug)]
@@ -37,6 +41,9 @@ pub(super) enum Broken {
 pub(super) async fn relay(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>) -> Result<(), Broken> {
     let mut pipe = None;
     loop {
+        if pipe.is_some() && timeout(PIPE_KEPT, from.readable()).await.is_err() {
+            pipe = None;
+        }
         // There is a buffer only while something is in it.
         from.readable().await.map_err(Broken::From)?;
         let mut buffer = Vec::with_capacity(BUFFER);
@@ -131,7 +138,8 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn all_arrives_in_order_however_much_there_is_at_a_time() {
         for at_once in [1000, 1024 * 1024] {
-            let pieces = [(0, 10), (0, 5_000_000), (20, 3), (20, BUFFER), (20, 100), (20, 1_000_000), (0, 0)];
+            let pieces =
+                [(0, 10), (0, 5_000_000), (20, 3), (20, BUFFER), (20, 100), (20, 1_000_000), (1200, 1_000_000)];
             assert!(relayed(&pieces, at_once).await, "{at_once} bytes at once");
             assert!(relayed(&[], at_once).await);
         }
