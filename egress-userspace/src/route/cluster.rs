@@ -112,7 +112,8 @@ impl Cluster {
         }
         let found = self.addresses(origin);
         let all = found.len();
-        let mut candidates = if is_balanced { self.balanced(found, origin) } else { preferred(found, origin) };
+        let mut candidates =
+            if is_balanced { self.balanced(found, origin, tried.is_empty()) } else { preferred(found, origin) };
         // A connection to an address that is left out must not be used either, so each address has its own, and no other is
         // tried in its place.
         if let Some(health) = &self.health {
@@ -193,8 +194,9 @@ impl Cluster {
     }
 
     /// The balancer's choice first. Addresses of the other family than the application's are of use only if there are no others,
-    /// or, as the least busy one need not be well, after them.
-    fn balanced(&self, found: Vec<(SocketAddr, usize)>, origin: IpAddr) -> Vec<SocketAddr> {
+    /// or, as the least busy one need not be well, after them. A repeat is nobody's turn: else one of two that fails would be the
+    /// first for each request.
+    fn balanced(&self, found: Vec<(SocketAddr, usize)>, origin: IpAddr, is_first_try: bool) -> Vec<SocketAddr> {
         let (mut same, mut other): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|(address, _)| address.is_ipv4() == origin.is_ipv4());
         if same.is_empty() {
@@ -213,7 +215,10 @@ impl Cluster {
         };
         let drawn = || at(fastrand::usize(..total)).unwrap_or_default();
         let first = match self.upstream.balancer {
-            Some(LoadBalancer::RoundRobin) => at(self.turn.fetch_add(1, Ordering::Relaxed) % total).unwrap_or_default(),
+            Some(LoadBalancer::RoundRobin) => {
+                let turn = self.turn.fetch_add(usize::from(is_first_try), Ordering::Relaxed);
+                at(turn % total).unwrap_or_default()
+            }
             Some(LoadBalancer::LeastRequest) => {
                 let (one, other) = (drawn(), drawn());
                 let active = self.lock();

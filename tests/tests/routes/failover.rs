@@ -103,6 +103,23 @@ fn a_record_says_nothing_of_earlier_tries_connections() -> Result<()> {
 }
 
 #[test]
+fn what_is_sent_again_is_nobody_s_turn() -> Result<()> {
+    let bed = bed("failover-turns")?;
+    let origin = origin(&bed, echo)?;
+    let rules = at(&bed, &refusing(&bed))
+        + &destination(HOST, "", "loadBalancer: {simple: ROUND_ROBIN}", "")
+        + &retries("attempts: 1, retryOn: connect-failure, backoff: 1ms");
+    let (agent, _config) = agent(&bed, &rules)?;
+    for _ in 0..6 {
+        ensure!(get(&bed, "/", &[])?.0 == 200);
+    }
+    ensure!(shares(&bed, &origin)? == (0, 6));
+    let retried: Vec<_> = agent.wait_for_records(6)?.iter().map(|record| record.text("retries")).collect();
+    ensure!(retried.iter().filter(|text| *text == "1").count() == 3, "{retried:?}");
+    Ok(())
+}
+
+#[test]
 fn that_a_client_is_slow_is_not_the_address_s_failure() -> Result<()> {
     let bed = bed("failover-slow")?;
     let _origin = origin(&bed, echo)?;
