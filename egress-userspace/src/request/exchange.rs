@@ -328,15 +328,14 @@ impl Exchange<'_> {
         let connector = self.worker.connector.clone();
         let Accepted { from, origin, .. } = self.accepted;
         let (from, origin, routed) = (from.clone(), origin.socket_addr(), self.sending.routed.clone());
-        let candidates = self.cluster().zip(chosen).map(|(cluster, chosen)| cluster.candidates(origin.ip(), chosen));
-        let candidates = candidates.unwrap_or_default();
-        let has_others = chosen.is_some_and(|chosen| chosen.has_others);
+        let chosen = chosen.copied();
         async move {
-            match routed {
-                Routed::Originate(cluster, name) => {
-                    connector.tls(&from, &cluster, &name, candidates, has_others, offer).await
+            match (routed, chosen) {
+                (Routed::Originate(cluster, name), Some(chosen)) => {
+                    connector.tls(&from, &cluster, &name, origin.ip(), chosen, offer).await
                 }
-                Routed::PassThrough { http2 } => connector.plain(&from, origin, http2).await,
+                (Routed::Originate(..), None) => Err(UpstreamError::NoAddress),
+                (Routed::PassThrough { http2 }, _) => connector.plain(&from, origin, http2).await,
             }
         }
     }

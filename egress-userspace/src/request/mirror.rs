@@ -90,9 +90,8 @@ impl Copy {
         let wanted = attempt.wanted(self.cluster.upstream.pool.idle_timeout);
         let connecting = self.pool.get(&key, wanted, Some(&self.cluster.usage), |offer| {
             let (connector, from, cluster) = (self.connector.clone(), self.from.clone(), self.cluster.clone());
-            let (name, candidates) = (self.name.clone(), cluster.candidates(self.origin, &chosen));
-            let has_others = chosen.has_others;
-            async move { connector.tls(&from, &cluster, &name, candidates, has_others, offer).await }
+            let (name, origin) = (self.name.clone(), self.origin);
+            async move { connector.tls(&from, &cluster, &name, origin, chosen, offer).await }
         });
         let mut connection = connecting.await.ok()?;
         let mut body = attempt.send(&mut connection).await.ok()?.body;

@@ -15,6 +15,7 @@ use crate::{
     policy::{EndpointAddress, HostPattern, LoadBalancer, Targets, Upstream},
     resolve::{Addresses, Names},
     upstream::{
+        UpstreamError,
         health::Health as Failing,
         limits::Usage,
         outlier::{Health, Seen},
@@ -70,7 +71,7 @@ enum Place {
 }
 
 /// Where one request goes, as far as it matters before a connection has to be made.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Chosen {
     /// The address, where no other will do: none then, if none is known or all are left out.
     pub address: Option<SocketAddr>,
@@ -85,6 +86,13 @@ pub struct Chosen {
 /// A request under way to an address, for as long as this lives.
 #[derive(Debug)]
 pub struct Active(Option<(Arc<Cluster>, SocketAddr)>);
+
+impl Chosen {
+    /// This address, whatever others there are.
+    pub fn only(address: SocketAddr) -> Self {
+        Self { address: Some(address), among: Some(1), has_others: false, has_untried: false }
+    }
+}
 
 impl Cluster {
     /// The cluster for an upstream.
@@ -132,10 +140,14 @@ impl Cluster {
     }
 
     /// The addresses to try for what was `chosen`, best first.
-    pub fn candidates(&self, origin: IpAddr, chosen: &Chosen) -> Vec<SocketAddr> {
-        match chosen.among {
-            Some(_) => chosen.address.into_iter().collect(),
-            None => preferred(self.addresses(origin), origin),
+    ///
+    /// # Errors
+    /// All are left out.
+    pub fn candidates(&self, origin: IpAddr, chosen: Chosen) -> Result<Vec<SocketAddr>, UpstreamError> {
+        match chosen {
+            Chosen { address: None, among: Some(count @ 1..), .. } => Err(UpstreamError::LeftOut { count }),
+            Chosen { among: Some(_), .. } => Ok(chosen.address.into_iter().collect()),
+            Chosen { among: None, .. } => Ok(preferred(self.addresses(origin), origin)),
         }
     }
 

@@ -42,6 +42,8 @@ macro_rules! causes {
 causes! {
     /// The name has no known address.
     NoAddress => "no_address", BAD_GATEWAY, "dns_error";
+    /// All its addresses are left out for a while.
+    LeftOut => "left_out", SERVICE_UNAVAILABLE, "destination_unavailable";
     /// Nobody listens there.
     ConnectionRefused => "connection_refused", BAD_GATEWAY, "connection_refused";
     /// No route leads there.

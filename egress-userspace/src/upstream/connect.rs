@@ -1,6 +1,12 @@
 //! Making connections.
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use rustls_pki_types::ServerName;
@@ -21,7 +27,7 @@ use super::{
 use crate::{
     http1::Limits,
     policy::{Keepalive, UpstreamProtocol},
-    route::Cluster,
+    route::{Chosen, Cluster},
     socket::{Place, SocketFactory},
     telemetry::metrics::Metrics,
 };
@@ -62,8 +68,8 @@ impl Connector {
         Ok(Made::Http1(Exclusive::new(http1::Stream::Left(stream), self.heads, info("HTTP/1.1"))))
     }
 
-    /// Connects to a configured host, originates TLS and verifies the peer. `has_others` says that it has addresses beside the
-    /// candidates.
+    /// Connects to a configured host where it was `chosen` for an application that was going to `origin`, originates TLS and verifies
+    /// the peer.
     ///
     /// An address whose connection breaks during the handshake, or whose proxy is out of order, is passed over like one that
     /// refuses; whatever else is wrong with TLS there is the host's answer.
@@ -75,11 +81,12 @@ impl Connector {
         from: &Place,
         cluster: &Cluster,
         server_name: &ServerName<'static>,
-        mut candidates: Vec<SocketAddr>,
-        has_others: bool,
+        origin: IpAddr,
+        chosen: Chosen,
         offer: Offer,
     ) -> Result<Made, UpstreamError> {
         let netns = from.netns.cookie();
+        let mut candidates = cluster.candidates(origin, chosen)?;
         self.health.order(netns, &mut candidates);
         let limit = cluster.upstream.pool.connect_timeout;
         let offer = match cluster.upstream.protocol {
@@ -91,7 +98,7 @@ impl Connector {
         };
         let mut broken = None;
         loop {
-            let (stream, address) = match self.first_of(from, &candidates, has_others, limit).await {
+            let (stream, address) = match self.first_of(from, &candidates, chosen.has_others, limit).await {
                 Ok(connected) => connected,
                 // What has got furthest says most.
                 Err(error) => return Err(broken.unwrap_or(error)),

@@ -81,6 +81,12 @@ pub enum UpstreamError {
     /// There is no address to try.
     #[error("the name has no known address")]
     NoAddress,
+    /// No address is to be tried for now.
+    #[error("all {count} addresses are left out by outlierDetection")]
+    LeftOut {
+        /// How many there are.
+        count: usize,
+    },
     /// All addresses failed; this is the last one's failure.
     #[error("cannot connect to {address}: {source}")]
     Connect {
@@ -165,6 +171,7 @@ impl UpstreamError {
         match self {
             Self::Overflow { .. } => Cause::Overflow,
             Self::NoAddress => Cause::NoAddress,
+            Self::LeftOut { .. } => Cause::LeftOut,
             Self::Connect { source, .. } => match source.kind() {
                 ConnectionRefused => Cause::ConnectionRefused,
                 HostUnreachable | NetworkUnreachable => Cause::Unroutable,
@@ -193,7 +200,7 @@ impl UpstreamError {
     /// The address that it is about, if it is one.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
-            Self::Overflow { .. } | Self::NoAddress => None,
+            Self::Overflow { .. } | Self::NoAddress | Self::LeftOut { .. } => None,
             Self::Connect { address, .. }
             | Self::ConnectTimeout { address, .. }
             | Self::Tunnel { proxy: address, .. }

@@ -18,7 +18,12 @@ use super::{
     connect::Connector,
     pool::{Key, Pool, To},
 };
-use crate::{netns::NetnsCookie, request::Accepted, route::Cluster, socket::Place};
+use crate::{
+    netns::NetnsCookie,
+    request::Accepted,
+    route::{Chosen, Cluster},
+    socket::Place,
+};
 
 /// How long after the last request connections are kept ready.
 const KEPT: Duration = Duration::from_secs(3600);
@@ -113,12 +118,12 @@ impl Warm {
         let (this, key, making) = (Rc::downgrade(self), key.clone(), used.making.clone());
         let (connector, cluster) = (self.connector.clone(), cluster.clone());
         let (name, from, gone, origin) = (used.name.clone(), used.from.clone(), used.gone.clone(), used.origin);
+        let chosen = match &key.to {
+            To::Cluster { address: Some(address), .. } => Chosen::only(*address),
+            _ => cluster.choose(key.netns, origin, &connector.health, &[]),
+        };
         task::spawn_local(async move {
-            let (candidates, has_others) = match &key.to {
-                To::Cluster { address: Some(address), .. } => (vec![*address], false),
-                _ => (cluster.candidates(origin, &cluster.choose(key.netns, origin, &connector.health, &[])), false),
-            };
-            let made = connector.tls(&from, &cluster, &name, candidates, has_others, offer).await;
+            let made = connector.tls(&from, &cluster, &name, origin, chosen, offer).await;
             drop(making);
             let Some(this) = Weak::upgrade(&this).filter(|_| !gone.is_cancelled()) else { return };
             let mut all = this.used.borrow_mut();

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use harness::{
     TestBed,
     origin::{Reply, ServerTls},
+    proxy_status::ProxyStatus,
     wait::{PATIENCE, wait_until},
 };
 
@@ -116,6 +117,24 @@ fn what_is_sent_again_is_nobody_s_turn() -> Result<()> {
     ensure!(shares(&bed, &origin)? == (0, 6));
     let retried: Vec<_> = agent.wait_for_records(6)?.iter().map(|record| record.text("retries")).collect();
     ensure!(retried.iter().filter(|text| *text == "1").count() == 3, "{retried:?}");
+    Ok(())
+}
+
+#[test]
+fn a_host_all_of_whose_addresses_are_left_out_is_unavailable() -> Result<()> {
+    let bed = bed("failover-all-out")?;
+    let origin = origin(&bed, |_| Reply::status(503, &[], "not now\n"))?;
+    let policy = "outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 300s, maxEjectionPercent: 100}";
+    let first = format!("{{address: {}}}", bed.addresses(HOST).v4);
+    let (agent, _config) = agent(&bed, &(at(&bed, &first) + &destination(HOST, "", policy, "")))?;
+    for _ in 0..2 {
+        ensure!(get(&bed, "/", &[])?.1 == "not now\n");
+    }
+    let (status, body, result) = get(&bed, "/", &[])?;
+    ensure!(status == 503 && body.contains("all 2 addresses are left out by outlierDetection"), "{result:?}");
+    let reason = ProxyStatus::parse(result.responses[0].header("proxy-status").unwrap_or_default())?;
+    ensure!(reason.get("error") == "destination_unavailable", "{reason:?}");
+    ensure!(agent.wait_for_records(3)?[2].text("cause") == "left_out" && shares(&bed, &origin)? == (1, 1));
     Ok(())
 }
 

@@ -77,6 +77,7 @@ fn reservations(address: &AddressReport) -> Vec<(Code, String, &'static str)> {
 fn remedy(cause: Cause) -> &'static str {
     match cause {
         Cause::NoAddress
+        | Cause::LeftOut
         | Cause::ConnectionRefused
         | Cause::Unroutable
         | Cause::ConnectTimeout
