@@ -103,6 +103,13 @@ pub struct ConnectionPool {
     pub max_concurrent_streams: Option<NonZeroU32>,
 }
 
+impl ConnectionPool {
+    /// Whether a connection serves one request at a time at most, whatever its protocol.
+    pub fn shares_no_connections(&self) -> bool {
+        [self.max_requests_per_connection, self.max_concurrent_streams].contains(&Some(NonZeroU32::MIN))
+    }
+}
+
 impl Default for ConnectionPool {
     fn default() -> Self {
         Self {

@@ -252,6 +252,13 @@ impl Cluster {
     }
 }
 
+/// Connections of a cluster that was replaced serve nobody any more.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.usage.end();
+    }
+}
+
 impl Drop for Active {
     fn drop(&mut self) {
         let Some((cluster, address)) = &self.0 else { return };

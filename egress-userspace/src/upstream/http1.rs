@@ -115,6 +115,11 @@ impl Exclusive {
         self
     }
 
+    /// Whether its end makes room for another one.
+    pub fn makes_room(&self) -> bool {
+        self.place.as_ref().is_some_and(Place::makes_room)
+    }
+
     /// Whether it is of no use any more: the origin has closed it, or has sent what nobody asked for.
     pub fn is_closed(&self) -> bool {
         if !self.is_reusable() {

@@ -4,7 +4,7 @@ mod stream;
 mod window;
 
 use std::{
-    cell::{Cell, OnceCell},
+    cell::{Cell, OnceCell, RefCell},
     future::poll_fn,
     rc::Rc,
     time::{Duration, Instant},
@@ -20,10 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::stream::Stream;
 use self::window::Window;
-use super::{
-    ConnectionInfo,
-    limits::{GivenUp, Place},
-};
+use super::{ConnectionInfo, limits::Place};
 use crate::{
     http1::Limits,
     http2::{self, Config, Link, Role},
@@ -89,9 +86,7 @@ struct Load {
     /// Whether it has waited for the first of them, in which time the origin may have closed it.
     was_idle: Cell<bool>,
     /// Its place, if there may be only so many.
-    place: Cell<Option<Place>>,
-    /// Held once it is given up for others though it is in use.
-    given_up: Cell<Option<GivenUp>>,
+    place: RefCell<Option<Place>>,
 }
 
 impl Shared {
@@ -124,7 +119,6 @@ impl Shared {
             drop(connection);
             kept.closed.set(true);
             kept.place.take();
-            kept.given_up.take();
             kept.changed();
             // The exchanges that it concerns see the same error.
             if let Err(error) = ended {
@@ -159,22 +153,12 @@ impl Shared {
 
     /// Gives it its place.
     pub fn hold(&self, place: Option<Place>) {
-        self.load.place.set(place);
+        self.load.place.replace(place);
     }
 
-    /// Notes that it is given up for others, whose turn it is once it has ended.
-    pub fn give_up(&self, given_up: Option<GivenUp>) {
-        self.leave();
-        self.load.given_up.set(given_up);
-    }
-
-    /// Notes that it takes no more requests.
-    pub fn leave(&self) {
-        let mut place = self.load.place.take();
-        if let Some(place) = &mut place {
-            place.leave();
-        }
-        self.load.place.set(place);
+    /// Whether its end makes room for another one.
+    pub fn makes_room(&self) -> bool {
+        self.load.place.borrow().as_ref().is_some_and(Place::makes_room)
     }
 
     /// Notes that it was made before there was a request for it.
@@ -202,7 +186,8 @@ impl Shared {
 
     /// Whether it may have room as soon as the origin says how many requests it takes.
     pub fn is_untold(&self) -> bool {
-        self.load.link.limit().is_none() && !self.is_silent() && !self.is_closed()
+        let may_have_more = self.streams() < self.load.own_limit.get();
+        may_have_more && self.load.link.limit().is_none() && !self.is_silent() && !self.is_closed()
     }
 
     /// Whether a request on it can become a WebSocket.
@@ -244,8 +229,7 @@ impl Load {
             idle_since: Cell::new(now),
             begun: Cell::new(0),
             was_idle: Cell::new(false),
-            place: Cell::default(),
-            given_up: Cell::default(),
+            place: RefCell::default(),
         }
     }
 

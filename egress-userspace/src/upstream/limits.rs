@@ -4,12 +4,12 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Instant,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::UpstreamError;
 use crate::policy::ConnectionPool;
@@ -49,53 +49,42 @@ pub struct Usage {
     counts: [AtomicU32; 4],
     /// Places for connections, for which requests wait in their order; none if there may be any number.
     places: Option<Arc<Semaphore>>,
-    /// What somebody needs who waits for a place; 0 if nobody does.
-    asked: AtomicU8,
-    /// Whether a connection in use is given up for somebody, and has not ended yet.
-    gives_up: AtomicBool,
-}
-
-/// Says that a connection in use is given up for others, for as long as this lives.
-#[derive(Debug)]
-pub struct GivenUp(Arc<Usage>);
-
-impl Drop for GivenUp {
-    fn drop(&mut self) {
-        self.0.gives_up.store(false, Ordering::Relaxed);
-    }
+    /// Whether somebody waits for a place, and asks for a connection that nobody uses.
+    asked: AtomicBool,
+    /// Whether what they belong to is gone: no connection is of use any more.
+    is_over: AtomicBool,
 }
 
 /// Counts for as long as it lives.
 #[derive(Debug)]
 pub struct Slot(Option<(Arc<Usage>, Kind)>);
 
-/// A connection's place among those that there may be, for as long as this lives.
+/// A connection's place among those that there may be, or beyond them, for as long as this lives.
 #[derive(Debug)]
 pub struct Place {
-    _permit: Option<OwnedSemaphorePermit>,
-    /// Counts the connections of its key that can be of use to others.
-    own: Option<Rc<()>>,
+    permit: Option<OwnedSemaphorePermit>,
+    /// Counts the connections of its key.
+    _own: Rc<()>,
+    /// Told when it is free.
+    room: Rc<Notify>,
 }
 
 impl Place {
-    /// The place of a connection that is one of `own`.
-    pub fn new(permit: OwnedSemaphorePermit, own: Rc<()>) -> Self {
-        Self { _permit: Some(permit), own: Some(own) }
+    /// The place of a connection that is one of `own`. Its end is told to `room`.
+    pub fn new(permit: Option<OwnedSemaphorePermit>, own: Rc<()>, room: Rc<Notify>) -> Self {
+        Self { permit, _own: own, room }
     }
 
-    /// Notes that its connection takes no more requests.
-    pub fn leave(&mut self) {
-        self.own = None;
+    /// Whether its end makes room for another one.
+    pub fn makes_room(&self) -> bool {
+        self.permit.is_some()
     }
 }
 
-/// What helps a request for which there is no place.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Need {
-    /// That another pool closes a connection that nobody uses.
-    Idle = 1,
-    /// That one does, be it in use: its own pool has none, and could wait forever.
-    Any = 2,
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.room.notify_one();
+    }
 }
 
 impl Default for Usage {
@@ -109,7 +98,13 @@ impl Usage {
     pub fn new(settings: ConnectionPool) -> Self {
         let limit = settings.max_connections;
         let places = (limit != u32::MAX).then(|| Arc::new(Semaphore::new(limit as usize)));
-        Self { settings, counts: Default::default(), places, asked: AtomicU8::new(0), gives_up: AtomicBool::new(false) }
+        Self {
+            settings,
+            counts: Default::default(),
+            places,
+            asked: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+        }
     }
 
     /// What the user wants.
@@ -143,36 +138,35 @@ impl Usage {
         self.places.as_ref()
     }
 
-    /// Asks all pools for a connection. Says whether they have to be told so.
-    pub fn ask(&self, need: Need) -> bool {
-        self.asked.fetch_max(need as u8, Ordering::Relaxed) < need as u8
+    /// Asks all pools for a connection that nobody uses. Says whether they have to be told so.
+    pub fn ask(&self) -> bool {
+        !self.asked.swap(true, Ordering::Relaxed)
     }
 
     /// Takes back what was asked. Others who have asked do so again.
     pub fn withdraw(&self) {
-        self.asked.store(0, Ordering::Relaxed);
+        self.asked.store(false, Ordering::Relaxed);
     }
 
-    /// Whether somebody asks for such a connection.
-    pub fn is_asked(&self, need: Need) -> bool {
-        self.places.is_some() && self.asked.load(Ordering::Relaxed) >= need as u8
+    /// Whether somebody asks for a connection.
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
     }
 
-    /// Whether a connection is to be given up for others, because they have asked for such a one. Only one is for each time.
-    pub fn claim(&self, need: Need) -> bool {
-        let asked = |asked: u8| (asked >= need as u8).then_some(0);
-        self.places.is_some() && self.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, asked).is_ok()
+    /// Whether a connection is to be given up for others, because they have asked. Only one is for each time.
+    pub fn claim(&self) -> bool {
+        self.is_asked() && self.asked.swap(false, Ordering::Relaxed)
     }
 
-    /// Leave to give up a connection that is in use: one at a time, since it makes no place before it has ended, and whoever waits
-    /// asks again and again meanwhile.
-    pub fn give_up(self: &Arc<Self>) -> Option<GivenUp> {
-        (!self.gives_up.swap(true, Ordering::Relaxed)).then(|| GivenUp(self.clone()))
+    /// Has no connection be of use any more.
+    pub fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
     }
 
     /// Whether a connection of that age, which has had so many requests, is to have no more.
     pub fn is_spent(&self, made: Instant, requests: u32) -> bool {
-        self.settings.max_requests_per_connection.is_some_and(|limit| requests >= limit.get())
+        self.is_over.load(Ordering::Relaxed)
+            || self.settings.max_requests_per_connection.is_some_and(|limit| requests >= limit.get())
             || self.settings.max_connection_duration.is_some_and(|limit| made.elapsed() >= limit)
     }
 
@@ -216,13 +210,11 @@ mod tests {
     #[test]
     fn one_connection_is_given_up_for_each_time_that_somebody_asks() {
         let usage = Usage::new(ConnectionPool { max_connections: 1, ..ConnectionPool::default() });
-        assert!(!usage.claim(Need::Idle), "nobody has asked");
-        assert!(usage.ask(Need::Idle) && !usage.ask(Need::Idle), "once is enough");
-        assert!(!usage.claim(Need::Any), "one that is in use is not asked for");
-        assert!(usage.claim(Need::Idle) && !usage.claim(Need::Idle));
-        assert!(usage.ask(Need::Idle) && usage.ask(Need::Any) && usage.claim(Need::Any) && !usage.claim(Need::Idle));
-        usage.ask(Need::Any);
+        assert!(!usage.claim(), "nobody has asked");
+        assert!(usage.ask() && !usage.ask(), "once is enough");
+        assert!(usage.claim() && !usage.claim());
+        usage.ask();
         usage.withdraw();
-        assert!(!usage.claim(Need::Idle), "nobody needs it any more");
+        assert!(!usage.claim(), "nobody needs it any more");
     }
 }

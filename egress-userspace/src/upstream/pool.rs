@@ -12,20 +12,20 @@ use std::{
 };
 
 use foldhash::HashMap;
-use futures_util::{FutureExt as _, future::LocalBoxFuture};
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, oneshot},
+    task,
     time::{sleep, timeout},
 };
 
 use self::origin::{Found, Origin};
 use super::{
     Connection, Made, Offer, UpstreamError, http2,
-    limits::{Kind, Need, Place, Usage},
+    limits::{Kind, Place, Usage},
 };
 use crate::{netns::NetnsCookie, route::ClusterId};
 
-/// How often others are asked for a connection while none is given up.
+/// How often others are asked for a connection that nobody uses while none is given up.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Idle connections are closed after this time, unless the settings have another.
 pub const MAX_IDLE: Duration = Duration::from_secs(60);
@@ -33,8 +33,8 @@ pub const MAX_IDLE: Duration = Duration::from_secs(60);
 /// very moment. Common servers wait at least five seconds.
 pub const MAX_IDLE_UNREPEATABLE: Duration = Duration::from_secs(4);
 
-/// How many keys there may be before nothing is kept for long that is for a name under a wildcard and that nobody uses:
-/// applications choose those names.
+/// How many keys there may be before nothing is kept for long that nobody uses and that is for a name under a wildcard or for
+/// where an application was going: applications choose those.
 const MANY_KEYS: usize = 16 * 1024;
 
 /// Connections of one key serve each other's requests. The network namespace is part of it: a connection has the address,
@@ -71,6 +71,11 @@ impl To {
     fn is(&self, cluster: ClusterId) -> bool {
         matches!(self, Self::Cluster { id, .. } if *id == cluster)
     }
+
+    /// Whether there may be any number of such, as applications choose them.
+    fn is_chosen(&self) -> bool {
+        !matches!(self, Self::Cluster { name: None, .. })
+    }
 }
 
 /// What a request asks of its connection.
@@ -95,7 +100,7 @@ impl Wanted {
 /// The pool.
 pub struct Pool {
     origins: RefCell<HashMap<Key, Origin>>,
-    /// Has all workers' pools give up a connection to a cluster.
+    /// Has all workers' pools give up a connection to a cluster that nobody uses.
     ask: Box<dyn Fn(ClusterId)>,
     /// Of what has no settings.
     unlimited: Arc<Usage>,
@@ -107,12 +112,14 @@ type Queue = Mutex<Turn>;
 /// What the first of those who wait has to do with. The mutex is fair: each is the first in its turn.
 #[derive(Default)]
 struct Turn {
-    /// A connection that is being made, of which nobody knows yet whether it can be shared. It goes on if the one who began it
-    /// goes away.
-    making: Option<LocalBoxFuture<'static, Result<Made, UpstreamError>>>,
+    /// A connection that is being made, of which nobody knows yet whether it can be shared.
+    making: Option<Making>,
     /// Why there is none, for all who have waited for it.
     failure: Option<Rc<UpstreamError>>,
 }
+
+/// What comes of a connection that a task of its own makes. That goes on when this is dropped.
+type Making = oneshot::Receiver<Result<Made, UpstreamError>>;
 
 impl Pool {
     /// A pool which asks others by `ask` to give up a connection to a cluster.
@@ -124,12 +131,13 @@ impl Pool {
     ///
     /// Where the origin may pick HTTP/2, requests at the same time wait for one connection to be made, which they share; for
     /// another one only if the origin takes no more on those that there are. Where it is known to pick HTTP/1.1 each has one
-    /// of its own made. If there is no place for one each waits, in its turn, for what others need no more.
+    /// of its own made. If there is no place for one each waits, in its turn, for what others need no more; but a key without any
+    /// need not wait for others, who may never end. A connection that nobody waits for any more is for whoever comes next.
     ///
     /// # Errors
     /// It cannot be made: all who have waited for it get the same error. Or as many wait already as may.
     pub async fn get<F>(
-        &self,
+        self: &Rc<Self>,
         key: &Key,
         wanted: Wanted,
         usage: Option<&Arc<Usage>>,
@@ -155,15 +163,17 @@ impl Pool {
         }
         if let Some(offer) = of_key.with(|origin| origin.alone(wanted)) {
             if usage.places().is_some_and(|places| places.available_permits() == 0) {
-                // Nobody would go on with making it meanwhile, and it may have the only place.
+                // Nobody would take it meanwhile, and it may have the only place.
                 turn.making = None;
             }
             let place = match of_key.place(wanted).await {
                 Ok(place) => place,
                 Err(found) => return Ok(found),
             };
+            // Nobody waits for this one but who has it made.
             drop(turn);
-            let made = make(offer).await?.with(place);
+            drop(queue);
+            let made = made(&mut self.make(key, offer, place, make(offer))).await?;
             return Ok(of_key.with(|origin| origin.made(offer, made)));
         }
         let turn = &mut *turn;
@@ -177,16 +187,15 @@ impl Pool {
                     Ok(place) => place,
                     Err(found) => return Ok(found),
                 };
-                let making = make(Offer::Both);
-                turn.making.insert(async move { Ok(making.await?.with(place)) }.boxed_local())
+                turn.making.insert(self.make(key, Offer::Both, place, make(Offer::Both)))
             }
         };
-        let room = of_key.with(|origin| origin.own().1);
+        let room = of_key.with(|origin| origin.room());
         let made = loop {
             tokio::select! {
                 biased;
-                made = &mut *making => break made,
-                // Another one may be of use before it. Whoever is next goes on with making it, if there is still a need.
+                made = made(making) => break made,
+                // Another one may be of use before it. Whoever is next waits on for it, if there is still a need.
                 () = room.notified() => {
                     if let Found::Connection(found) = of_key.with(|origin| origin.find(wanted)) {
                         return Ok(found);
@@ -200,6 +209,41 @@ impl Pool {
             of_key.with(|origin| origin.leave(&queue));
             turn.failure.insert(Rc::new(error)).clone()
         })
+    }
+
+    /// Has a connection made, to its end even if nobody waits for it any more: else who gives up sooner than that would never have
+    /// one. Of those only so many go on, as an origin that is silent would get more and more.
+    fn make(
+        self: &Rc<Self>,
+        key: &Key,
+        offer: Offer,
+        place: Option<Place>,
+        making: impl Future<Output = Result<Made, UpstreamError>> + 'static,
+    ) -> Making {
+        let (mut maker, made) = oneshot::channel();
+        let (pool, key) = (self.clone(), key.clone());
+        task::spawn_local(async move {
+            let mut making = pin!(making);
+            let mut left = None;
+            let made = tokio::select! {
+                biased;
+                made = &mut making => made,
+                () = maker.closed() => {
+                    left = pool.origins.borrow().get(&key).and_then(Origin::leave_alone);
+                    if left.is_none() {
+                        return;
+                    }
+                    making.await
+                }
+            };
+            drop(left);
+            match maker.send(made.map(|made| made.with(place))) {
+                Ok(()) => {}
+                Err(Ok(made)) => pool.add(&key, offer, made),
+                Err(Err(error)) => tracing::debug!(%error, "a connection that nobody waits for was not made"),
+            }
+        });
+        made
     }
 
     /// A connection that is there, if nobody waits for one.
@@ -238,42 +282,41 @@ impl Pool {
         let offer = of_key.with(|origin| origin.alone(Wanted::ANY)).unwrap_or(Offer::Both);
         let Some(places) = usage.places() else { return Some((None, offer)) };
         let permit = places.clone().try_acquire_owned().ok()?;
-        Some((Some(Place::new(permit, of_key.with(|origin| origin.own().0))), offer))
+        Some((Some(of_key.with(|origin| origin.place(Some(permit)))), offer))
     }
 
-    /// Adds a connection that nobody has asked for yet.
-    pub fn add(&self, key: &Key, usage: &Arc<Usage>, offer: Offer, made: Made) {
-        OfKey { pool: self, key, usage }.with(|origin| origin.add(offer, made));
+    /// Adds a connection that nobody waits for.
+    pub fn add(&self, key: &Key, offer: Offer, made: Made) {
+        // As in `put`, there may be nothing of its key any more.
+        if let Some(origin) = self.origins.borrow_mut().get_mut(key) {
+            origin.add(offer, made);
+        }
     }
 
-    /// Gives up a connection to a cluster if somebody still asks for one: one that is idle, rather than one that will not be
-    /// used again once its requests have ended.
+    /// Gives up a connection to a cluster that nobody uses, if somebody still asks for one.
     pub fn give_up(&self, cluster: ClusterId) {
         let mut origins = self.origins.borrow_mut();
-        let mut of_cluster: Vec<_> =
-            origins.iter_mut().filter(|(key, _)| key.to.is(cluster)).map(|(_, origin)| origin).collect();
-        for need in [Need::Idle, Need::Any] {
-            if of_cluster.iter_mut().any(|origin| origin.give_up(need)) {
-                return;
-            }
-        }
+        let mut of_cluster = origins.iter_mut().filter(|(key, _)| key.to.is(cluster));
+        of_cluster.any(|(_, origin)| origin.give_up());
     }
 
     /// Closes connections that were idle for too long, or that others ask for: when they did there may have been none.
     pub fn expire(&self) {
         let mut origins = self.origins.borrow_mut();
         let limit = if origins.len() > MANY_KEYS { MAX_IDLE_UNREPEATABLE } else { Duration::MAX };
-        origins.retain(|key, origin| {
-            let is_named = matches!(key.to, To::Cluster { name: Some(_), .. });
-            origin.expire(if is_named { limit } else { Duration::MAX })
-        });
-        origins.values_mut().for_each(|origin| _ = origin.give_up(Need::Any));
+        origins.retain(|key, origin| origin.expire(if key.to.is_chosen() { limit } else { Duration::MAX }));
     }
 
     /// Closes the idle connections of a network namespace that is gone.
     pub fn forget(&self, netns: NetnsCookie) {
         self.origins.borrow_mut().retain(|key, _| key.netns != netns);
     }
+}
+
+/// What comes of a connection that is being made.
+async fn made(making: &mut Making) -> Result<Made, UpstreamError> {
+    // It ends without a word only if it panics, and then whoever waits for it ends in the same way.
+    making.await.expect("the task that makes a connection")
 }
 
 /// What there is of one key, and may be.
@@ -298,30 +341,33 @@ impl OfKey<'_> {
     async fn place(self, wanted: Wanted) -> Result<Option<Place>, Connection> {
         self.with(|origin| origin.make_room(wanted));
         let Some(places) = self.usage.places() else { return Ok(None) };
-        let (own, room) = self.with(|origin| origin.own());
+        let placed = |permit| Ok(Some(self.with(|origin| origin.place(permit))));
         if let Ok(permit) = places.clone().try_acquire_owned() {
-            return Ok(Some(Place::new(permit, own)));
+            return placed(Some(permit));
         }
+        let room = self.with(|origin| origin.room());
         let mut permit = pin!(places.clone().acquire_owned());
-        let _asking = Asking(self.usage);
-        loop {
+        let mut asking = None;
+        while self.with(|origin| origin.has_any()) {
+            asking.get_or_insert_with(|| Asking(self.usage));
             tokio::select! {
                 biased;
                 // They are never closed.
-                permit = &mut permit => return Ok(permit.ok().map(|permit| Place::new(permit, own))),
+                permit = &mut permit => return placed(permit.ok()),
                 () = room.notified() => {}
-                () = self.ask(wanted) => {}
+                () = self.ask() => {}
             }
             if let Found::Connection(found) = self.with(|origin| origin.find(wanted)) {
                 return Err(found);
             }
         }
+        // It would wait for others, who may never end.
+        placed(None)
     }
 
-    /// Asks others for a connection, and waits for a while.
-    async fn ask(self, wanted: Wanted) {
-        let need = self.with(|origin| origin.need(wanted));
-        if let (true, To::Cluster { id, .. }) = (self.usage.ask(need), &self.key.to) {
+    /// Asks others for a connection that nobody uses, and waits for a while.
+    async fn ask(self) {
+        if let (true, To::Cluster { id, .. }) = (self.usage.ask(), &self.key.to) {
             (self.pool.ask)(*id);
         }
         sleep(ASK_AGAIN).await;

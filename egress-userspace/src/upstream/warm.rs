@@ -131,7 +131,7 @@ impl Warm {
             match made {
                 Ok(made) => {
                     used.failures = 0;
-                    this.pool.add(&key, &cluster.usage, offer, made.with(place));
+                    this.pool.add(&key, offer, made.with(place));
                 }
                 Err(error) => {
                     tracing::debug!(host = %cluster.upstream.host, %error, "a connection was not made in advance");

@@ -48,6 +48,34 @@ fn idle_connections_are_closed_when_the_settings_say() -> Result<()> {
 }
 
 #[test]
+fn idle_connections_of_a_rule_that_is_replaced_are_closed() -> Result<()> {
+    for http2 in [false, true] {
+        let bed = bed("idle-replaced")?;
+        let origin = if http2 { origin(&bed, echo)? } else { origin_http1(&bed, echo)? };
+        let (_agent, config) = agent_with_one_worker(&bed, &pooled("http: {idleTimeout: 1h}"))?;
+        ensure!(get(&bed, "/", &[])?.0 == 200 && origin.open_connections() == 1);
+        config.write("rules.yaml", &pooled("http: {idleTimeout: 2h}"))?;
+        wait_until("the connection to be closed", PATIENCE, || origin.open_connections() == 0)?;
+        ensure!(get(&bed, "/", &[])?.0 == 200);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_takes_longer_than_a_request_may_is_there_for_those_that_follow() -> Result<()> {
+    for http2 in [false, true] {
+        let bed = TestBed::builder("slow-connect").host(HOST).host(SECOND).delay(Duration::from_millis(500)).build()?;
+        let origin = if http2 { origin(&bed, echo)? } else { origin_http1(&bed, echo)? };
+        // A round trip takes one second, and a connection two of them before a request is sent.
+        let routes = format!("  - timeout: 1500ms\n    route: [{{destination: {{host: {HOST}}}}}]\n");
+        let (_agent, _config) = agent_with_one_worker(&bed, &(both() + &service(&routes)))?;
+        ensure!(get(&bed, "/", &[])?.0 == 504 && origin.requests().is_empty());
+        wait_until("an answer", PATIENCE, || get(&bed, "/", &[]).is_ok_and(|(status, ..)| status == 200))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn connections_end_with_the_exchange_in_which_they_become_too_old() -> Result<()> {
     for http2 in [false, true] {
         let bed = bed("duration")?;

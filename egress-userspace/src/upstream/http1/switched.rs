@@ -15,10 +15,7 @@ pub struct Switched(Exclusive);
 
 impl Exclusive {
     /// The connection as it is, once its origin has switched protocols.
-    pub fn switched(mut self) -> Switched {
-        if let Some(place) = &mut self.place {
-            place.leave();
-        }
+    pub fn switched(self) -> Switched {
         Switched(self)
     }
 }

@@ -7,16 +7,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::{MAX_IDLE, Queue, Wanted};
 use crate::upstream::{
     Connection, Made, Offer, http1, http2,
-    limits::{Need, Usage},
+    limits::{Place, Usage},
 };
 
 /// How long it is remembered which protocol an origin picks, after the last request, and that it has asked for HTTP/1.1 instead.
 const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// Connections that are made to their end though nobody waits for them any more, at the same time.
+const LEFT_ALONE: usize = 8;
 
 /// What there is of one key.
 pub(super) struct Origin {
@@ -32,8 +35,10 @@ pub(super) struct Origin {
     protocol: Option<Protocol>,
     used: Instant,
     usage: Arc<Usage>,
-    /// Shared with the places of all connections that there are, those in use included.
+    /// Shared with the places of all connections that there are, those in use and those that are being made included.
     own: Rc<()>,
+    /// Shared with the connections that are being made and that nobody waits for any more.
+    left_alone: Rc<()>,
 }
 
 struct Idle {
@@ -70,6 +75,7 @@ impl Origin {
             used: Instant::now(),
             usage,
             own: Rc::default(),
+            left_alone: Rc::default(),
         }
     }
 
@@ -133,13 +139,7 @@ impl Origin {
     /// Lets those go that take no more requests; they end with those that they have.
     fn retire(&mut self) {
         let usage = &self.usage;
-        self.shared.retain(|shared| {
-            let is_of_use = !shared.is_dead() && !usage.is_spent(shared.made(), shared.begun());
-            if !is_of_use {
-                shared.leave();
-            }
-            is_of_use
-        });
+        self.shared.retain(|shared| !shared.is_dead() && !usage.is_spent(shared.made(), shared.begun()));
     }
 
     /// Makes room for a connection that is to be made because those that there are have been idle for too long.
@@ -156,6 +156,7 @@ impl Origin {
             _ if !wanted.http2 => Some(Offer::Http1),
             Some(Protocol::Http1Required(since)) if since.elapsed() < REMEMBERED => Some(Offer::Http1),
             Some(Protocol::Http1) => Some(Offer::Both),
+            Some(Protocol::Http2) if self.usage.settings().shares_no_connections() => Some(Offer::Both),
             Some(Protocol::Http2 | Protocol::Http1Required(_)) | None => None,
         }
     }
@@ -201,7 +202,7 @@ impl Origin {
     /// Remembers that the origin wants HTTP/1.1, whatever it picks.
     pub(super) fn require_http1(&mut self) {
         self.protocol = Some(Protocol::Http1Required(Instant::now()));
-        self.shared.drain(..).for_each(|shared| shared.leave());
+        self.shared.clear();
     }
 
     /// Takes a connection back whose exchange has ended.
@@ -212,9 +213,9 @@ impl Origin {
     /// Keeps a connection for whoever comes.
     pub(super) fn keep(&mut self, mut connection: http1::Exclusive) {
         connection.was_idle = true;
-        let need = if self.waiting.strong_count() > 0 { Need::Any } else { Need::Idle };
         let is_of_use = connection.is_reusable() && !self.usage.is_spent(connection.made, connection.served);
-        if is_of_use && !self.usage.claim(need) {
+        let is_for_others = connection.makes_room() && self.waiting.strong_count() == 0;
+        if is_of_use && !(is_for_others && self.usage.claim()) {
             self.idle.push_back(Idle { connection, since: Instant::now() });
             self.room.notify_one();
         }
@@ -233,44 +234,41 @@ impl Origin {
         self.protocol == Some(Protocol::Http2)
     }
 
-    /// What every connection's place has to do with, and what is told when there may be one.
-    pub(super) fn own(&self) -> (Rc<()>, Rc<Notify>) {
-        (self.own.clone(), self.room.clone())
+    /// What is told when there may be something for who waits.
+    pub(super) fn room(&self) -> Rc<Notify> {
+        self.room.clone()
     }
 
-    /// What helps a request for which there is no place.
-    pub(super) fn need(&self, wanted: Wanted) -> Need {
-        // The one who asks has a copy, too.
-        let all = Rc::strong_count(&self.own).saturating_sub(2);
-        let shared = wanted.http2 && self.shared.iter().any(|shared| is_newer(shared, wanted));
-        let exclusive = wanted.newer_than.is_none() && all > self.shared.len();
-        if shared || exclusive { Need::Idle } else { Need::Any }
+    /// The place of a connection that is to be made; without a `permit` it is beyond those that there may be.
+    pub(super) fn place(&self, permit: Option<OwnedSemaphorePermit>) -> Place {
+        Place::new(permit, self.own.clone(), self.room.clone())
     }
 
-    /// Gives up a connection that others need.
-    pub(super) fn give_up(&mut self, need: Need) -> bool {
-        if !self.usage.is_asked(need) {
+    /// Whether there is a connection that has a place, or one is being made.
+    pub(super) fn has_any(&self) -> bool {
+        Rc::strong_count(&self.own) > 1
+    }
+
+    /// Leave to go on making a connection that nobody waits for any more, for as long as this is held.
+    pub(super) fn leave_alone(&self) -> Option<Rc<()>> {
+        (Rc::strong_count(&self.left_alone) <= LEFT_ALONE).then(|| self.left_alone.clone())
+    }
+
+    /// Gives up a connection that nobody uses and that others need.
+    pub(super) fn give_up(&mut self) -> bool {
+        if !self.usage.is_asked() {
             return false;
         }
         self.retire();
-        // The one that others miss least.
-        let shared = self.shared.iter().enumerate().min_by_key(|(_, shared)| shared.streams());
-        let shared = shared.filter(|(_, shared)| need == Need::Any || shared.is_idle(Duration::ZERO));
-        let shared = shared.map(|(index, shared)| (index, shared.streams() > 0)).filter(|_| self.idle.is_empty());
-        let given_up = match shared {
-            None if self.idle.is_empty() => return false,
-            Some((_, true)) => match self.usage.give_up() {
-                None => return false,
-                leave => leave,
-            },
-            _ => None,
-        };
-        if !self.usage.claim(need) {
+        let idle = self.idle.iter().position(|idle| idle.connection.makes_room());
+        let shared = self.shared.iter().position(|shared| shared.is_idle(Duration::ZERO) && shared.makes_room());
+        if (idle, shared) == (None, None) || !self.usage.claim() {
             return false;
         }
-        match shared {
-            Some((index, _)) => self.shared.remove(index).give_up(given_up),
-            None => drop(self.idle.pop_front()),
+        match (idle, shared) {
+            (Some(index), _) => drop(self.idle.remove(index)),
+            (None, Some(index)) => drop(self.shared.remove(index)),
+            (None, None) => {}
         }
         true
     }
@@ -279,7 +277,7 @@ impl Origin {
     /// worth keeping.
     pub(super) fn expire(&mut self, limit: Duration) -> bool {
         self.retire();
-        self.give_up(Need::Idle);
+        self.give_up();
         let usage = &self.usage;
         let max_idle = usage.settings().idle_timeout.unwrap_or(MAX_IDLE).min(limit);
         self.idle.retain(|Idle { connection, since }| {

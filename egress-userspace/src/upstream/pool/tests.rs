@@ -1,4 +1,4 @@
-use std::net;
+use std::{net, num::NonZeroU32};
 
 use tokio::{
     runtime::{Builder, LocalOptions},
@@ -24,11 +24,16 @@ struct Bench {
     served: Rc<RefCell<Vec<&'static str>>>,
 }
 
+const HTTP1: Wanted = Wanted { max_idle: MAX_IDLE, http2: false, web_socket: false, newer_than: None };
+
 type Got = Result<Connection, Rc<UpstreamError>>;
 
 impl Bench {
     fn new(max_connections: u32, max_pending_requests: u32) -> Self {
-        let settings = ConnectionPool { max_connections, max_pending_requests, ..ConnectionPool::default() };
+        Self::with(ConnectionPool { max_connections, max_pending_requests, ..ConnectionPool::default() })
+    }
+
+    fn with(settings: ConnectionPool) -> Self {
         Self {
             pool: Rc::new(Pool::new(|_| ())),
             usage: Arc::new(Usage::new(settings)),
@@ -39,10 +44,13 @@ impl Bench {
 
     /// A request of this name that takes a connection of a key with this port, from now on.
     fn request(&self, name: &'static str, port: u16) -> JoinHandle<Got> {
+        self.ask(name, port, HTTP1)
+    }
+
+    fn ask(&self, name: &'static str, port: u16, wanted: Wanted) -> JoinHandle<Got> {
         let (pool, usage, made, served) =
             (self.pool.clone(), self.usage.clone(), self.made.clone(), self.served.clone());
         spawn_local(async move {
-            let wanted = Wanted { max_idle: MAX_IDLE, http2: false, web_socket: false, newer_than: None };
             let got = pool.get(&key(port), wanted, Some(&usage), |_| connect(made.clone())).await;
             served.borrow_mut().push(name);
             got
@@ -120,25 +128,106 @@ fn those_who_wait_for_a_connection_get_it_in_their_order() {
 }
 
 #[test]
-fn a_pool_without_a_connection_gets_one_of_those_that_are_busy() {
+fn a_key_without_a_connection_has_one_beyond_the_limit() {
     run(async {
         let bench = Bench::new(1, u32::MAX);
         let first = bench.request("first", 1).await.expect("no panic").expect("a connection");
-        let other = bench.request("other", 2);
+        let other = bench.request("other", 2).await.expect("no panic").expect("a connection");
+        let second = bench.request("second", 2);
         settle().await;
-        let second = bench.request("second", 1);
-        settle().await;
-        bench.pool.put(&key(1), first);
-        let other = other.await.expect("no panic").expect("a connection");
         assert_eq!((bench.served(), bench.made.borrow().len()), (vec!["first", "other"], 2));
+        // What nobody uses makes room.
+        bench.pool.put(&key(1), first);
+        let _second = second.await.expect("no panic").expect("a connection");
+        let _third = bench.request("third", 1).await.expect("no panic").expect("a connection");
+        let fourth = bench.request("fourth", 1);
+        settle().await;
+        // But not what was beyond the limit.
         bench.pool.put(&key(2), other);
-        // Now there is one that nobody uses.
-        while !second.is_finished() {
-            bench.pool.expire();
-            sleep(Duration::from_millis(10)).await;
+        settle().await;
+        assert_eq!((bench.pool.ready_for(&key(2)), bench.made.borrow().len()), (1, 4));
+        assert!(!fourth.is_finished());
+    });
+}
+
+#[test]
+fn a_connection_that_nobody_waits_for_any_more_is_for_whoever_comes_next() {
+    run(async {
+        for wanted in [HTTP1, Wanted::ANY] {
+            let bench = Bench::new(u32::MAX, u32::MAX);
+            let first = bench.ask("first", 1, wanted);
+            yield_now().await;
+            yield_now().await;
+            assert!(bench.made.borrow().len() == 1 && !first.is_finished());
+            first.abort();
+            settle().await;
+            settle().await;
+            let second = bench.ask("second", 1, wanted).await.expect("no panic").expect("a connection");
+            assert!(second.is_reused() && bench.made.borrow().len() == 1);
         }
-        second.await.expect("no panic").expect("a connection");
-        assert_eq!(bench.made.borrow().len(), 3);
+    });
+}
+
+#[test]
+fn of_connections_that_nobody_waits_for_any_more_few_are_made() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        let making = Rc::new(());
+        let requests: Vec<_> = (0..100)
+            .map(|_| {
+                let (pool, making) = (bench.pool.clone(), making.clone());
+                spawn_local(async move {
+                    let make = |_| {
+                        let making = making.clone();
+                        async move {
+                            let _making = making;
+                            std::future::pending().await
+                        }
+                    };
+                    pool.get(&key(1), HTTP1, None, make).await.is_ok()
+                })
+            })
+            .collect();
+        settle().await;
+        requests.iter().for_each(JoinHandle::abort);
+        drop(requests);
+        settle().await;
+        let left = Rc::strong_count(&making) - 1;
+        assert!((1..10).contains(&left), "{left}");
+    });
+}
+
+#[test]
+fn requests_that_cannot_share_connections_do_not_wait_for_each_other() {
+    run(async {
+        for (max_requests, max_streams) in [(1, 9), (9, 1)] {
+            let bench = Bench::with(ConnectionPool {
+                max_requests_per_connection: NonZeroU32::new(max_requests),
+                max_concurrent_streams: NonZeroU32::new(max_streams),
+                ..ConnectionPool::default()
+            });
+            let (_, offer) = bench.pool.place_for(&key(1), &bench.usage).expect("a place");
+            bench.pool.add(&key(1), offer, Made::Http2(shared()));
+            let _first = bench.pool.ready(&key(1), Wanted::ANY).expect("a connection");
+            let _others = [bench.ask("second", 1, Wanted::ANY), bench.ask("third", 1, Wanted::ANY)];
+            yield_now().await;
+            yield_now().await;
+            assert_eq!(bench.made.borrow().len(), 2);
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_nobody_uses_is_there_though_others_are_being_made() {
+    run(async {
+        let bench = Bench::new(u32::MAX, 1);
+        let first = bench.request("first", 1).await.expect("no panic").expect("a connection");
+        let second = bench.request("second", 1);
+        yield_now().await;
+        yield_now().await;
+        bench.pool.put(&key(1), first);
+        assert!(!second.is_finished());
+        assert!(bench.request("third", 1).await.expect("no panic").expect("a connection").is_reused());
     });
 }
 
@@ -196,18 +285,38 @@ fn what_was_asked_for_before_there_was_one_is_given_up_nevertheless() {
     run(async {
         let bench = Bench::new(1, u32::MAX);
         let (place, offer) = bench.pool.place_for(&key(2), &bench.usage).expect("a place");
+        let _beyond = bench.request("beyond", 1).await.expect("no panic").expect("a connection");
         let other = bench.request("other", 1);
         settle().await;
         let shared = shared();
         shared.hold(place);
-        bench.pool.add(&key(2), &bench.usage, offer, Made::Http2(shared.clone()));
+        bench.pool.add(&key(2), offer, Made::Http2(shared.clone()));
         let used = shared.stream();
         drop(shared);
         bench.pool.expire();
-        settle().await;
-        assert!(!other.is_finished(), "what is under way is served");
+        assert!(bench.pool.ready_for(&key(2)) > 0, "what is in use stays");
         drop(used);
+        settle().await;
+        assert!(!other.is_finished() && bench.pool.ready_for(&key(2)) > 0);
+        bench.pool.expire();
+        assert_eq!(bench.pool.ready_for(&key(2)), 0);
         timeout(MAX_IDLE, other).await.expect("a place").expect("no panic").expect("a connection");
+    });
+}
+
+#[test]
+fn connections_of_what_is_replaced_are_not_kept() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        let used = bench.request("used", 1).await.expect("no panic").expect("a connection");
+        let idle = bench.request("idle", 1).await.expect("no panic").expect("a connection");
+        bench.pool.put(&key(1), idle);
+        bench.pool.expire();
+        assert_eq!(bench.pool.ready_for(&key(1)), 1);
+        bench.usage.end();
+        bench.pool.expire();
+        bench.pool.put(&key(1), used);
+        assert_eq!(bench.pool.ready_for(&key(1)), 0);
     });
 }
 
@@ -215,7 +324,8 @@ fn what_was_asked_for_before_there_was_one_is_given_up_nevertheless() {
 fn a_connection_that_waited_for_its_first_request_can_have_been_closed() {
     run(async {
         let bench = Bench::new(u32::MAX, u32::MAX);
-        bench.pool.add(&key(1), &bench.usage, Offer::Both, Made::Http2(shared()));
+        let (_, offer) = bench.pool.place_for(&key(1), &bench.usage).expect("a place");
+        bench.pool.add(&key(1), offer, Made::Http2(shared()));
         let found = bench.pool.ready(&key(1), Wanted::ANY).expect("a connection");
         assert!(found.is_reused() && found.is_first_of_http2());
         let next = bench.pool.ready(&key(1), Wanted::ANY);
@@ -224,34 +334,30 @@ fn a_connection_that_waited_for_its_first_request_can_have_been_closed() {
 }
 
 #[test]
-fn who_cannot_share_a_connection_waits_for_none_that_nobody_goes_on_making() {
+fn who_cannot_share_a_connection_waits_for_none_that_nobody_takes() {
     run(async {
         let bench = Bench::new(1, u32::MAX);
-        let (pool, usage) = (bench.pool.clone(), bench.usage.clone());
-        let first = spawn_local(async move {
-            pool.get(&key(1), Wanted::ANY, Some(&usage), |_| std::future::pending()).await.is_ok()
-        });
-        settle().await;
+        let first = bench.ask("first", 1, Wanted::ANY);
         let alone = bench.request("alone", 1);
-        settle().await;
+        yield_now().await;
         first.abort();
         timeout(MAX_IDLE / 10, alone).await.expect("a place").expect("no panic").expect("a connection");
+        assert_eq!(bench.made.borrow().len(), 1);
     });
 }
 
 #[test]
-fn one_that_has_switched_protocols_is_not_waited_for() {
+fn one_that_has_switched_protocols_has_a_place_like_others() {
     run(async {
-        let bench = Bench::new(2, u32::MAX);
+        let bench = Bench::new(1, u32::MAX);
         let first = bench.request("first", 1).await.expect("no panic").expect("a connection");
         let Connection::Http1(first) = first else { panic!("it is of HTTP/1.1") };
-        let _switched = first.switched();
-        let other = bench.request("other", 2).await.expect("no panic").expect("a connection");
-        let (second, next) = (bench.request("second", 1), bench.request("next", 2));
+        let switched = first.switched();
+        let second = bench.request("second", 1);
         settle().await;
-        bench.pool.put(&key(2), other);
-        let _second = timeout(MAX_IDLE, second).await.expect("a place").expect("no panic").expect("a connection");
-        assert!(!next.is_finished());
+        assert!(!second.is_finished());
+        drop(switched);
+        timeout(MAX_IDLE, second).await.expect("a place").expect("no panic").expect("a connection");
     });
 }
 
