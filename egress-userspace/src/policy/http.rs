@@ -225,7 +225,7 @@ pub struct RetryOn {
     pub refused_stream: bool,
     /// `retriable-4xx`: 409.
     pub conflict: bool,
-    /// Statuses that are named; for `retriable-status-codes` that is 503, as Istio has it.
+    /// Statuses that are named; for `retriable-status-codes` without any that is 503, as Istio has it.
     pub statuses: Vec<StatusCode>,
     /// Values of `grpc-status` in a response's head.
     pub grpc_statuses: Vec<u8>,

@@ -124,6 +124,8 @@ pub(super) fn retries(raw: &raw::Retries) -> Retries {
     // An empty text says as much as none.
     let given = raw.retry_on.as_ref().map(|on| on.0.as_slice()).filter(|reasons| !reasons.is_empty());
     let reasons = given.unwrap_or(default.as_slice());
+    // Codes that are listed take the place of the one that Istio has for `retriable-status-codes`.
+    let lists_statuses = reasons.iter().any(|reason| matches!(reason, RetryReason::Status(_)));
     for reason in reasons {
         match *reason {
             RetryReason::ServerError => on.server_error = true,
@@ -133,6 +135,7 @@ pub(super) fn retries(raw: &raw::Retries) -> Retries {
             RetryReason::ConnectFailure => on.connect_failure = true,
             RetryReason::RefusedStream => on.refused_stream = true,
             RetryReason::Conflict => on.conflict = true,
+            RetryReason::RetriableStatus if lists_statuses => {}
             RetryReason::RetriableStatus => on.statuses.push(StatusCode::SERVICE_UNAVAILABLE),
             RetryReason::Status(status) => on.statuses.push(status),
             RetryReason::Grpc(status) => on.grpc_statuses.push(status),
