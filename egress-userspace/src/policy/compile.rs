@@ -14,15 +14,16 @@ use std::{num::NonZeroU16, sync::Arc};
 use foldhash::{HashMap, HashSet};
 
 use self::{
-    index::{Asked, AskedBy, Destinations, Index, Routed, Service},
+    check::led_to,
+    index::{Asked, AskedBy, Index, Routed, Service},
     reports::{Reports, report_no_effect, selectors},
     upstream::Shared,
 };
-use super::{HttpRoute, Rule, Targets};
+use super::{HttpRoute, Rule, Targets, Upstream};
 use crate::config::{
     Code, Diagnostic, Document, HostPattern, Located, Location, Message,
     annotations::Annotations,
-    destination_rule::{Subset, Tls},
+    destination_rule::Subset,
     service_entry::{Protocol as Spoken, Resolution},
     virtual_service::RequestMatch,
 };
@@ -53,7 +54,7 @@ pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Cl
 }
 
 /// The port for TLS.
-const HTTPS: u16 = 443;
+const HTTPS: NonZeroU16 = NonZeroU16::new(443).expect("443 is not zero");
 /// The port for HTTP.
 const HTTP: NonZeroU16 = NonZeroU16::new(80).expect("80 is not zero");
 
@@ -206,30 +207,30 @@ impl<'i, 'd> Compiler<'i, 'd> {
         }
     }
 
-    /// A port that a `VirtualService` leads to is one for TLS, and what applications send there themselves is none of our
-    /// business: HTTPS is not intercepted.
+    /// Port 443 is one for TLS if a `VirtualService` leads to it, and what applications send there themselves is none of our business:
+    /// HTTPS is not intercepted. Any other that is said to be HTTP is one for both, as in Istio.
     fn leave_tls_alone(&mut self) {
-        let (index, led_to) = (self.index, &self.led_to);
-        let mut left_alone = Vec::new();
-        self.rules.retain(|rule| {
-            let Some(number) = NonZeroU16::new(rule.port).filter(|number| led_to.contains(&(&rule.host, *number)))
-            else {
-                return true;
-            };
-            let is_itself = |upstream: &Shared| upstream.host == rule.host && upstream.target_port == rule.port;
-            if rule.upstreams.iter().any(is_itself) {
-                left_alone.extend(index.services.get(&rule.host).and_then(|ports| ports.get(&number)).copied());
-                return false;
-            }
-            true
+        let is_other = |rule: &Rule, to: &Upstream| (&to.host, to.port) != (&rule.host, rule.port);
+        let hosts: HashSet<_> = self
+            .rules
+            .iter()
+            .flat_map(|rule| led_to(rule).filter(|to| to.port == HTTPS.get() && is_other(rule, to)))
+            .map(|to| to.host.clone())
+            .collect();
+        let is_itself = |rule: &Rule, to: &Upstream| to.host == rule.host && to.target_port == rule.port;
+        let left_alone = self.rules.extract_if(.., |rule| {
+            rule.port == HTTPS.get() && hosts.contains(&rule.host) && led_to(rule).any(|to| is_itself(rule, to))
         });
-        for Service { host, port, .. } in left_alone {
+        for rule in left_alone {
+            let Some(service) = self.index.services.get(&rule.host).and_then(|ports| ports.get(&HTTPS)) else {
+                continue;
+            };
             let text = format!(
-                "port {} of {host} is left alone, as a VirtualService leads to it: what applications send there themselves must \
-                 be TLS already; say so by protocol HTTPS",
-                port.number.value,
+                "port 443 of {} is left alone, as a VirtualService leads to it: what applications send there themselves must be TLS \
+                 already; say so by protocol HTTPS",
+                rule.host,
             );
-            self.reports.at(&port.number, Code::AlreadyTls.because(text));
+            self.reports.at(&service.port.number, Code::AlreadyTls.because(text));
         }
     }
 
@@ -308,7 +309,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
             Targets::Resolve(_) | Targets::Original => upstream.target_port == number,
         };
         // What is wrong with 443 is that it is taken for HTTP, which is said.
-        let is_guess = port.protocol.is_none() && number == HTTPS;
+        let is_guess = port.protocol.is_none() && port.number.value == HTTPS;
         if is_same_port && !is_guess {
             let text = format!(
                 "TLS is originated to port {number} itself, while servers mostly have it on 443; name its port as targetPort"
@@ -324,48 +325,6 @@ impl<'i, 'd> Compiler<'i, 'd> {
                 Some(resolution) => self.reports.at(resolution, Code::ResolutionNone.because(text)),
                 None => self.reports.at(&entry.hosts, Code::ResolutionNone.because(text)),
             }
-        }
-    }
-
-    /// Half of the seed's pair is the mistake to look for: a target port, and no TLS to it.
-    fn check_clear_text(&mut self, service: Service<'d>) {
-        if !is_http(service) {
-            return;
-        }
-        let Service { host, port, .. } = service;
-        let number = port.number.value;
-        if let Some(target) = port.target_port.as_ref().filter(|target| target.value != number) {
-            let text = format!(
-                "nothing originates TLS for port {number} of {host}, so its traffic is left as it is: in clear text to port \
-                 {number}, not to {}; {}",
-                target.value,
-                self.remedy_for_clear_text(host, number),
-            );
-            self.reports.at(target, Code::NotOriginated.because(text));
-        } else if number.get() == HTTPS && port.protocol.is_some() {
-            let text = format!(
-                "port 443 of {host} is said to be HTTP and nothing originates TLS for it, so what is sent there in clear stays \
-                 so; use protocol HTTPS, or add a DestinationRule"
-            );
-            self.reports.at(&port.number, Code::ClearTextPort.because(text));
-        }
-    }
-
-    /// The rule that was meant may be there, and name another port.
-    fn remedy_for_clear_text(&self, host: &HostPattern, number: NonZeroU16) -> String {
-        let rule = self.index.destinations(host).and_then(Destinations::main);
-        let settings =
-            rule.and_then(|(rule, _)| rule.traffic_policy.as_ref()).map(|policy| &policy.port_level_settings);
-        let other = settings
-            .into_iter()
-            .flatten()
-            .find(|settings| settings.tls.as_ref().is_some_and(|tls| matches!(tls.value, Tls::Originate(_))));
-        match other {
-            Some(other) => format!(
-                "the DestinationRule must name port {number}, which applications connect to, rather than {} (at {})",
-                other.port.number.value, other.port.number.location,
-            ),
-            None => "add a DestinationRule".to_owned(),
         }
     }
 }

@@ -161,8 +161,9 @@ fn rules() {
         (
             both,
             "tls: {mode: SIMPLE}, portLevelSettings: [{port: {number: 80}}]",
-            "a.com:8080 -> 8443 verify=a.com (@9)\nwarning @4: spec.ports[0].targetPort: nothing originates TLS for port 80 of a.com, so its traffic is \
-             left as it is: in clear text to port 80, not to 443; add a DestinationRule",
+            "a.com:8080 -> 8443 verify=a.com (@9)\nwarning @9: spec.trafficPolicy.portLevelSettings[0].port.number: portLevelSettings for port 80 \
+             replace all that is said of a.com there, `tls` included, so nothing originates TLS for it: what is sent there leaves in clear; \
+             add `tls` to them, be it with mode DISABLE",
         ),
         (
             both,

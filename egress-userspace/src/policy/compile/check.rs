@@ -7,7 +7,7 @@ use foldhash::HashMap;
 use egress_common::learned::NAME_PORTS;
 
 use super::{
-    Compiler, HTTP,
+    Compiler, HTTP, HTTPS,
     host_map::HostMap,
     index::{Destinations, Routed, Service},
     is_http,
@@ -17,9 +17,9 @@ use crate::{
         Code, HostPattern, Located,
         annotations::Annotations,
         destination_rule::{DestinationRule, Tls},
-        traffic_policy::TrafficPolicy,
+        traffic_policy::{PortPolicy, TrafficPolicy},
     },
-    policy::{HttpRoute, Rule},
+    policy::{HttpRoute, Rule, Upstream},
 };
 
 impl<'d> Compiler<'_, 'd> {
@@ -124,6 +124,60 @@ impl<'d> Compiler<'_, 'd> {
         others
     }
 
+    /// Half of the seed's pair is the mistake to look for: a target port, and no TLS to it.
+    pub(super) fn check_clear_text(&mut self, service: Service<'d>) {
+        if !is_http(service) {
+            return;
+        }
+        let Service { host, port, .. } = service;
+        let number = port.number.value;
+        if let Some(settings) = self.settings_without_tls(host, number) {
+            let text = format!(
+                "portLevelSettings for port {number} replace all that is said of {host} there, `tls` included, so nothing originates TLS for \
+                 it: what is sent there leaves in clear; add `tls` to them, be it with mode DISABLE"
+            );
+            self.reports.at(&settings.port.number, Code::NotOriginated.because(text));
+        } else if let Some(target) = port.target_port.as_ref().filter(|target| target.value != number) {
+            let text = format!(
+                "nothing originates TLS for port {number} of {host}, so its traffic is left as it is: in clear text to port \
+                 {number}, not to {}; {}",
+                target.value,
+                self.remedy_for_clear_text(host, number),
+            );
+            self.reports.at(target, Code::NotOriginated.because(text));
+        } else if number == HTTPS && port.protocol.is_some() {
+            let text = format!(
+                "port 443 of {host} is said to be HTTP and nothing originates TLS for it, so what is sent there in clear stays \
+                 so; use protocol HTTPS, or add a DestinationRule"
+            );
+            self.reports.at(&port.number, Code::ClearTextPort.because(text));
+        }
+    }
+
+    /// The settings for a port that take away, by saying nothing of it, the TLS that there is for all ports.
+    fn settings_without_tls(&self, host: &HostPattern, number: NonZeroU16) -> Option<&'d PortPolicy> {
+        let rules = self.index.destinations(host).into_iter().flat_map(|destinations| &destinations.rules);
+        let policies =
+            rules.flat_map(|(rule, _)| policies(rule)).filter(|policy| policy.tls.as_ref().is_some_and(originates));
+        let mut settings = policies.flat_map(|policy| &policy.port_level_settings);
+        settings.find(|settings| settings.port.number.value == number && settings.tls.is_none())
+    }
+
+    /// The rule that was meant may be there, and name another port.
+    fn remedy_for_clear_text(&self, host: &HostPattern, number: NonZeroU16) -> String {
+        let rule = self.index.destinations(host).and_then(Destinations::main);
+        let settings =
+            rule.and_then(|(rule, _)| rule.traffic_policy.as_ref()).map(|policy| &policy.port_level_settings);
+        let other = settings.into_iter().flatten().find(|settings| settings.tls.as_ref().is_some_and(originates));
+        match other {
+            Some(other) => format!(
+                "the DestinationRule must name port {number}, which applications connect to, rather than {} (at {})",
+                other.port.number.value, other.port.number.location,
+            ),
+            None => "add a DestinationRule".to_owned(),
+        }
+    }
+
     /// Says of a `VirtualService` that it does nothing, as no TLS is involved.
     pub(super) fn report_unused(&mut self, unused: &[&Routed<'d>]) {
         let wildcards = wildcard_rules(&self.rules);
@@ -213,8 +267,12 @@ fn is_annotated(rule: &DestinationRule) -> bool {
 pub(super) fn asks_for_tls(rule: &DestinationRule) -> bool {
     policies(rule).any(|policy| {
         let of_ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
-        of_ports.chain(&policy.tls).any(|tls| matches!(tls.value, Tls::Originate(_)))
+        of_ports.chain(&policy.tls).any(originates)
     })
+}
+
+fn originates(tls: &Located<Tls>) -> bool {
+    matches!(tls.value, Tls::Originate(_))
 }
 
 fn policies(rule: &DestinationRule) -> impl Iterator<Item = &TrafficPolicy> {
@@ -222,13 +280,14 @@ fn policies(rule: &DestinationRule) -> impl Iterator<Item = &TrafficPolicy> {
     rule.traffic_policy.iter().chain(of_subsets)
 }
 
-/// The first host that a rule sends requests to which are for others. Copies harm nobody.
+/// Where a rule sends requests on to. Copies do not count: they harm nobody.
+pub(super) fn led_to(rule: &Rule) -> impl Iterator<Item = &Upstream> {
+    rule.routes.iter().flat_map(HttpRoute::destinations).map(|to| &**rule.upstream(to.upstream))
+}
+
+/// The first host that a rule sends requests to which are for others.
 fn leads_elsewhere(rule: &Rule) -> Option<&HostPattern> {
-    rule.routes
-        .iter()
-        .flat_map(HttpRoute::destinations)
-        .map(|to| &rule.upstream(to.upstream).host)
-        .find(|host| **host != rule.host)
+    led_to(rule).map(|to| &to.host).find(|host| **host != rule.host)
 }
 
 fn wildcard_rules(rules: &[Rule]) -> HostMap<'_, Vec<&Rule>> {

@@ -142,6 +142,57 @@ fn a_mesh_s_own_services_are_left_alone() {
     }
 }
 
+/// Whoever adds a route or a mirror to a port has not asked for what is sent there to leave in clear.
+#[test]
+fn a_port_that_a_route_leads_to_is_intercepted_still() {
+    let ports = |number: u16| format!("ports: [{{number: {number}, name: b, protocol: HTTP}}], resolution: DNS");
+    let same_port = |number: u16| {
+        format!(
+            "warning @9: spec.ports[0].number: TLS is originated to port {number} itself, while servers mostly have it on 443; name its port as \
+             targetPort"
+        )
+    };
+    let text = |number: u16, routes: &str| {
+        entry("a.com", HTTP)
+            + &entry("b.com", &ports(number))
+            + &destination("*.com", SIMPLE)
+            + &service("a.com", routes)
+    };
+    let mirror = "{route: [{destination: {host: a.com}}], mirror: {host: b.com}}";
+    let [to_a, to_b] = ["a.com:80 -> 443 verify=a.com (@19)", "a.com:80 -> 8080 verify=b.com (@19)"];
+    let own = "b.com:8080 -> 8080 verify=b.com (@14)";
+    assert_eq!(outcome(&text(8080, &to("b.com"))), format!("{to_b}\n{own}\n{}", same_port(8080)));
+    assert_eq!(outcome(&text(8080, mirror)), format!("{to_a}\n{own}\n{}", same_port(8080)));
+    // The port for TLS is one for TLS alone if a route leads there; a copy does not.
+    assert_eq!(outcome(&text(443, mirror)), format!("{to_a}\n{}\n{}", own.replace("8080", "443"), same_port(443)));
+    let left_alone = "warning @9: spec.ports[0].number: port 443 of b.com is left alone, as a VirtualService leads to it: what applications \
+                      send there themselves must be TLS already; say so by protocol HTTPS";
+    let expected = format!("{}\n{}\n{left_alone}", to_b.replace("8080", "443"), same_port(443));
+    assert_eq!(outcome(&text(443, &to("b.com"))), expected);
+}
+
+#[test]
+fn settings_of_a_port_take_no_tls_away_without_a_word() {
+    let http = "ports: [{number: 80, name: a, protocol: HTTP}], resolution: DNS";
+    let settings = |tls: &str| {
+        format!("portLevelSettings: [{{port: {{number: 80}}, connectionPool: {{tcp: {{maxConnections: 9}}}}{tls}}}]")
+    };
+    let warning = |path: &str| {
+        format!(
+            "warning @9: {path}portLevelSettings[0].port.number: portLevelSettings for port 80 replace all that is said of a.com there, `tls` \
+             included, so nothing originates TLS for it: what is sent there leaves in clear; add `tls` to them, be it with mode DISABLE"
+        )
+    };
+    let of_host = format!("{SIMPLE}, {}", settings(""));
+    assert_eq!(outcome(&(entry("a.com", http) + &destination("a.com", &of_host))), warning("spec.trafficPolicy."));
+    let of_subset = destination("a.com", "")
+        .replace("trafficPolicy: {}", &format!("subsets: [{{name: v1, trafficPolicy: {{{of_host}}}}}]"));
+    assert_eq!(outcome(&(entry("a.com", http) + &of_subset)), warning("spec.subsets[0].trafficPolicy."));
+    // Who says so means it.
+    let disabled = format!("{SIMPLE}, {}", settings(", tls: {mode: DISABLE}"));
+    assert_eq!(outcome(&(entry("a.com", http) + &destination("a.com", &disabled))), "");
+}
+
 #[test]
 fn where_the_application_chooses_labels_do_not_matter() {
     let subset = "kind: DestinationRule\napiVersion: networking.istio.io/v1\nmetadata: {name: x}\nspec: {host: a.com, trafficPolicy: \
