@@ -55,7 +55,7 @@ impl<'d> Compiler<'_, 'd> {
             led.iter().any(|led| matches!(led, Led::Tls(_))).then(|| route.route.location.to_string())
         });
         let tls = own.or(first_tls);
-        self.check_known(&led, service.is_some() || tls.is_some());
+        self.check_known(host, &led, service.is_some() || tls.is_some());
         if self.reports.errors > errors {
             return Outcome::Wrong;
         }
@@ -108,14 +108,24 @@ impl<'d> Compiler<'_, 'd> {
 
     /// Says which destinations there are not. What leads to one of a mesh's own services, from a host that is none of ours and without
     /// a word of TLS, is no business of ours.
-    fn check_known(&mut self, led: &[Vec<Led<'d>>], is_ours: bool) {
+    fn check_known(&mut self, from: &HostPattern, led: &[Vec<Led<'d>>], is_ours: bool) {
         for led in led.iter().flatten() {
             let Led::Unknown(destination) = led else { continue };
             let host = &destination.host.value;
-            if is_ours || !may_be_of_mesh(host) || self.is_asked_for_tls(host) {
-                let text = format!("no ServiceEntry has the host {host}; add one, or correct the name");
-                self.reports.at(&destination.host, Code::UnknownDestination.because(text));
+            let is_of_mesh = may_be_of_mesh(host);
+            if is_of_mesh && !is_ours && !self.is_asked_for_tls(host) {
+                continue;
             }
+            // As in Istio's example of an egress gateway that originates TLS.
+            let text = if is_of_mesh && from.is_exact() && !may_be_of_mesh(from) {
+                format!(
+                    "this leads through a service of the cluster, as no ServiceEntry has the host {host}, while egress originates TLS where \
+                     the application is; lead to {from} and its port for TLS instead, or add a ServiceEntry if {host} is none"
+                )
+            } else {
+                format!("no ServiceEntry has the host {host}; add one, or correct the name")
+            };
+            self.reports.at(&destination.host, Code::UnknownDestination.because(text));
         }
     }
 

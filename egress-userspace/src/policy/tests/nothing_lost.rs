@@ -136,7 +136,13 @@ fn a_mesh_s_own_services_are_left_alone() {
             unknown(4),
         ),
         // So are hosts that are configured.
-        (entry("a.com", HTTP) + &service("a.com", &to("reviews")), unknown(9)),
+        (
+            entry("a.com", HTTP) + &service("a.com", &to("reviews")),
+            "@9: spec.http[0].route[0].destination.host: this leads through a service of the cluster, as no ServiceEntry has the host \
+             reviews, while egress originates TLS where the application is; lead to a.com and its port for TLS instead, or add a \
+             ServiceEntry if reviews is none"
+                .to_owned(),
+        ),
     ] {
         assert_eq!(outcome(&text), expected, "{text}");
     }
@@ -191,6 +197,22 @@ fn settings_of_a_port_take_no_tls_away_without_a_word() {
     // Who says so means it.
     let disabled = format!("{SIMPLE}, {}", settings(", tls: {mode: DISABLE}"));
     assert_eq!(outcome(&(entry("a.com", http) + &destination("a.com", &disabled))), "");
+}
+
+#[test]
+fn an_egress_gateway_is_not_gone_through() {
+    let gateway = "istio-egressgateway.istio-system.svc.cluster.local";
+    let text = entry(
+        "a.com",
+        "ports: [{number: 80, name: a, protocol: HTTP}, {number: 443, name: b, protocol: HTTPS}], resolution: DNS",
+    ) + &destination("a.com", "portLevelSettings: [{port: {number: 443}, tls: {mode: SIMPLE}}]")
+        + &service("a.com", &to(gateway));
+    let expected = format!(
+        "@14: spec.http[0].route[0].destination.host: this leads through a service of the cluster, as no ServiceEntry has the host {gateway}, \
+         while egress originates TLS where the application is; lead to a.com and its port for TLS instead, or add a ServiceEntry if {gateway} \
+         is none"
+    );
+    assert_eq!(outcome(&text), expected);
 }
 
 #[test]
