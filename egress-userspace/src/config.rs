@@ -14,7 +14,7 @@ pub use self::{
     host::{HostName, HostPattern, InvalidHostName, parents},
     location::{Located, Location},
     read::{Documents, Texts},
-    resource::{Foreign, Metadata},
+    resource::{Foreign, Metadata, Unread},
     text_match::{OptionalMatch, Pattern, TextMatch},
 };
 

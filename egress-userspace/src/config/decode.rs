@@ -212,6 +212,16 @@ impl<T: Decode> Decode for BTreeMap<String, T> {
     }
 }
 
+/// What is of no concern to egress, whatever it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Anything;
+
+impl Decode for Anything {
+    fn decode(_: &Node, _: &str, _: &mut Errors) -> Option<Self> {
+        Some(Self)
+    }
+}
+
 /// What is written as a single text.
 pub(super) trait Text: Sized {
     /// Whether it can be what nobody else must know, so that messages say nothing of it.

@@ -143,6 +143,13 @@ impl HostPattern {
         matches!(self, Self::Exact(_))
     }
 
+    /// Whether it can be a service of a cluster, or stand for such alone, of which no `ServiceEntry` need say that it is there.
+    pub fn may_be_of_mesh(&self) -> bool {
+        let name = self.name().as_str();
+        let last = name.rsplit('.').next().unwrap_or(name);
+        self.is_exact() && last == name || name.contains(".svc.") || ["svc", "local"].contains(&last)
+    }
+
     /// Whether all names that `other` stands for are among those that this one stands for.
     pub fn covers(&self, other: &Self) -> bool {
         match self {

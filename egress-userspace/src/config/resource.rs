@@ -1,12 +1,12 @@
 //! What every Kubernetes resource has around its `spec`: `apiVersion`, `kind`, `metadata`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, slice};
 
 use super::{
-    Code, Document, Errors, Located, Resource, annotations, backend_tls_policy,
+    Code, Document, Errors, HostPattern, Located, Resource, annotations, backend_tls_policy,
     decode::{Decode, Fields, closest, wrong_type},
     destination_rule,
-    node::{Node, Value},
+    node::{Entry, Node, Value},
     service_entry, store, virtual_service,
 };
 
@@ -96,6 +96,17 @@ pub struct Foreign {
     pub kind: Located<String>,
     /// Of a `WorkloadEntry` the labels by which a `ServiceEntry` can select it.
     pub workload: Option<BTreeMap<String, String>>,
+    /// Of one that says more than egress knows about services of a cluster.
+    pub unread: Option<Unread>,
+}
+
+/// What would be wrong with a resource if it was about hosts of a `ServiceEntry`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// All hosts that it names.
+    pub hosts: Vec<HostPattern>,
+    /// What is wrong.
+    pub errors: Errors,
 }
 
 /// Decodes a document and adds it to `documents`; the items of a `List`, as `kubectl get` prints one, one by one.
@@ -136,41 +147,84 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
     }
 
     let metadata: Option<Metadata> = fields.take("metadata", errors);
+    let mut wrong = Errors::default();
     let no_annotations = BTreeMap::new();
     let annotations = annotations::decode(
         metadata.as_ref().map_or(&no_annotations, |metadata| &metadata.annotations),
         *known == Kind::DestinationRule,
-        errors,
+        &mut wrong,
     );
-    let resource = match known {
-        Kind::Secret => store::secret(&mut fields, errors).map(Resource::Secret),
-        Kind::ConfigMap => store::config_map(&mut fields, errors).map(Resource::ConfigMap),
+    let spec = if matches!(known, Kind::Secret | Kind::ConfigMap) { None } else { fields.node("spec") };
+    let mut resource = match known {
+        Kind::Secret => store::secret(&mut fields, &mut wrong).map(Resource::Secret),
+        Kind::ConfigMap => store::config_map(&mut fields, &mut wrong).map(Resource::ConfigMap),
         Kind::ServiceEntry | Kind::DestinationRule | Kind::VirtualService | Kind::BackendTlsPolicy => {
             fields.ignore(&["status"]);
-            match (fields.node("spec"), known) {
+            match (spec, known) {
                 (None, _) => {
                     let message = Code::MissingField.because("this field is required");
-                    errors.push(node.location.clone(), "spec", message);
+                    wrong.push(node.location.clone(), "spec", message);
                     None
                 }
                 (Some(spec), Kind::ServiceEntry) => {
-                    service_entry::decode(spec, errors).map(Box::new).map(Resource::ServiceEntry)
+                    service_entry::decode(spec, &mut wrong).map(Box::new).map(Resource::ServiceEntry)
                 }
                 (Some(spec), Kind::DestinationRule) => {
-                    destination_rule::decode(spec, annotations, errors).map(Box::new).map(Resource::DestinationRule)
+                    destination_rule::decode(spec, annotations, &mut wrong).map(Box::new).map(Resource::DestinationRule)
                 }
                 (Some(spec), Kind::VirtualService) => {
-                    virtual_service::decode(spec, errors).map(Resource::VirtualService)
+                    virtual_service::decode(spec, &mut wrong).map(Resource::VirtualService)
                 }
                 (Some(spec), _) => {
-                    backend_tls_policy::decode(spec, errors).map(Box::new).map(Resource::BackendTlsPolicy)
+                    backend_tls_policy::decode(spec, &mut wrong).map(Box::new).map(Resource::BackendTlsPolicy)
                 }
             }
         }
     };
+    match spec.filter(|_| wrong.count() > 0).and_then(|spec| mesh_hosts(*known, spec)) {
+        Some(hosts) => {
+            let unread = Some(Unread { hosts, errors: wrong });
+            resource = Some(Resource::Foreign(Foreign { kind, workload: None, unread }));
+        }
+        None => errors.extend(wrong),
+    }
     fields.finish(&[], errors);
     if let (Some(metadata), Some(resource)) = (metadata, resource) {
         documents.push(Document { location: node.location.clone(), metadata, resource });
+    }
+}
+
+/// All hosts that a `DestinationRule` or `VirtualService` names, if they can be services of a cluster, and TLS of the kind that egress
+/// originates is not asked for: then what is in it is for sidecars.
+fn mesh_hosts(kind: Kind, spec: &Node<'_>) -> Option<Vec<HostPattern>> {
+    if !matches!(kind, Kind::DestinationRule | Kind::VirtualService) {
+        return None;
+    }
+    let [mut hosts, mut modes] = [const { Vec::new() }; 2];
+    texts_of(spec, &["host", "hosts"], &mut hosts);
+    texts_of(spec, &["mode"], &mut modes);
+    let hosts: Vec<HostPattern> = hosts.into_iter().map(|host| host.parse().ok()).collect::<Option<_>>()?;
+    let is_for_sidecars = !hosts.is_empty() && hosts.iter().all(HostPattern::may_be_of_mesh);
+    (is_for_sidecars && !modes.iter().any(|mode| ["SIMPLE", "MUTUAL"].contains(mode))).then_some(hosts)
+}
+
+/// The texts of all fields with one of these names, wherever they are.
+fn texts_of<'n>(node: &'n Node<'_>, keys: &[&str], found: &mut Vec<&'n str>) {
+    match &node.value {
+        Value::Map(entries) => {
+            for Entry { key, value, .. } in entries {
+                let items =
+                    if let Value::List(items) = &value.value { items.as_slice() } else { slice::from_ref(value) };
+                for item in items {
+                    match &item.value {
+                        Value::String(text) if keys.contains(&&**key) => found.push(text),
+                        _ => texts_of(item, keys, found),
+                    }
+                }
+            }
+        }
+        Value::List(items) => items.iter().for_each(|item| texts_of(item, keys, found)),
+        Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::String(_) => {}
     }
 }
 
@@ -190,7 +244,7 @@ fn foreign(location: super::Location, kind: Located<String>, fields: &mut Fields
         annotations: BTreeMap::new(),
     };
     let workload = (*kind == WORKLOAD_ENTRY).then_some(workload);
-    Document { location, metadata, resource: Resource::Foreign(Foreign { kind, workload }) }
+    Document { location, metadata, resource: Resource::Foreign(Foreign { kind, workload, unread: None }) }
 }
 
 fn leniently<T: Decode>(node: Option<&Node<'_>>, key: &'static str) -> Option<T> {

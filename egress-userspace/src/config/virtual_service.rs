@@ -11,7 +11,7 @@ pub(super) use self::check::decode;
 pub use self::failures::{Abort, Delay, Fault, GrpcStatus, Retries, RetryOn, RetryReason};
 use super::{
     Errors, HostPattern, Located, Pattern, TextMatch,
-    decode::{Decode, Text, choose, join, shape},
+    decode::{Anything, Decode, Text, choose, join, shape},
     destination_rule::PortSelector,
     node::{Node, Value},
     text_match::{OptionalMatch, why_no_expression},
@@ -39,10 +39,14 @@ shape! {
         "gateways" => gateways: Vec<String>,
         /// The routes, of which the first that a request matches counts.
         "http" => http: Vec<Located<Route>>,
+        /// Routes by SNI.
+        "tls" => tls: Vec<Located<Anything>>,
+        /// Routes of what is neither HTTP nor TLS.
+        "tcp" => tcp: Vec<Located<Anything>>,
         /// In which namespaces it is in force.
         "exportTo" => export_to: Option<Located<Vec<String>>>,
     }
-    refused ["tcp", "tls"]
+    refused []
 }
 
 shape! {

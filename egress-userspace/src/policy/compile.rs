@@ -33,10 +33,10 @@ use crate::config::{
 pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Clone) -> (Vec<Rule>, Vec<Diagnostic>) {
     let mut reports = Reports::default();
     let selectors = selectors(documents.clone());
-    for document in documents.clone() {
-        report_no_effect(document, &selectors, &mut reports);
+    let index = Index::of(documents.clone(), &mut reports);
+    for document in documents {
+        report_no_effect(document, &selectors, &index, &mut reports);
     }
-    let index = Index::of(documents, &mut reports);
     let mut compiler = Compiler::new(&index, reports);
     compiler.compile();
     compiler.leave_tls_alone();
@@ -96,7 +96,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
         let mut in_force: HashSet<*const HostPattern> = HashSet::default();
         let mut rest = Vec::new();
         for service in self.index.services.iter().flat_map(|(_, ports)| ports.values()).copied() {
-            let routed = self.index.virtual_services.covering(service.host).next().map(|(_, routed)| routed);
+            let routed = self.index.virtual_services.covering(service.host).next().map(|(_, several)| &several[0]);
             concerned.extend(routed.map(|routed| &raw const routed.host.value));
             let Some(routed) = routed.filter(|_| is_http(service)) else {
                 rest.push(service);
@@ -118,15 +118,38 @@ impl<'i, 'd> Compiler<'i, 'd> {
         for service in rest {
             self.compile_port(service);
         }
+        self.compile_other_hosts(&concerned, &mut in_force);
+    }
+
+    /// What `VirtualService`s say of hosts that no `ServiceEntry` has.
+    fn compile_other_hosts(
+        &mut self,
+        concerned: &HashSet<*const HostPattern>,
+        in_force: &mut HashSet<*const HostPattern>,
+    ) {
         let mut unused = Vec::new();
-        for (_, routed) in self.index.virtual_services.iter() {
-            if in_force.contains(&(&raw const routed.host.value)) {
-                continue;
+        for (host, several) in self.index.virtual_services.iter() {
+            // Services of a cluster can be called the same in several namespaces, which is no business of ours without TLS.
+            let is_of_mesh = self.index.is_of_mesh(host);
+            for routed in if is_of_mesh { several } else { &several[..1] } {
+                let place = &raw const routed.host.value;
+                if in_force.contains(&place) {
+                    continue;
+                }
+                let is_known = concerned.contains(&place);
+                match if is_known { Outcome::NotConcerned } else { self.compile_unknown(routed) } {
+                    Outcome::NotConcerned => unused.push(routed),
+                    Outcome::Rule | Outcome::Wrong => _ = in_force.insert(place),
+                }
             }
-            let is_known = concerned.contains(&(&raw const routed.host.value));
-            let outcome = if is_known { Outcome::NotConcerned } else { self.compile_unknown(routed) };
-            if matches!(outcome, Outcome::NotConcerned) {
-                unused.push(routed);
+            let is_ours =
+                !is_of_mesh || several.iter().any(|routed| in_force.contains(&(&raw const routed.host.value)));
+            for other in several[1..].iter().filter(|_| is_ours) {
+                let text = format!(
+                    "{host} has a VirtualService already, at {}, and Istio would take either; make one of the two",
+                    several[0].host.location,
+                );
+                self.reports.at(other.host, Code::Conflict.because(text));
             }
         }
         self.report_unused(&unused);

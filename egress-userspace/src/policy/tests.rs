@@ -1,5 +1,6 @@
 //! What documents mean together.
 
+mod clusters;
 mod credentials;
 mod fields;
 mod nothing_lost;

@@ -28,8 +28,8 @@ pub(super) fn look_up<'d>(
     let of_authorities = format!("{name}-cacert");
     let (both, own) = ([of_authorities.as_str(), name], [name]);
     if !both.iter().any(|name| index.store(StoreKind::Secret, namespace, name).is_some()) {
-        let namespace = namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
-        let text = format!("there is no Secret {name}{namespace} in these files; add it");
+        let place = index.place_without_store(StoreKind::Secret, namespace, name);
+        let text = format!("there is no Secret {name} {place}; add it");
         reports.at(&credential.name, Code::UnknownCredential.because(text));
         return Found { roots: Roots::System, crl: None, client: None };
     }

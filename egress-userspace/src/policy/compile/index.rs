@@ -2,32 +2,39 @@
 
 use std::collections::{BTreeMap, btree_map};
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 use std::num::NonZeroU16;
 
 use super::{Reports, host_map::HostMap};
 use crate::config::{
-    Code, Document, HostPattern, Located, Location, Resource,
+    Code, Document, HostPattern, Located, Location, Metadata, Resource,
     annotations::Annotations,
     backend_tls_policy::{BackendTlsPolicy, TargetKind},
     destination_rule::{DestinationRule, Origination, Subset, Tls},
+    parents,
     service_entry::{ServiceEntry, ServicePort},
     store::Store,
     traffic_policy::{ConnectionPool, LoadBalancer, OutlierDetection, TrafficPolicy, Tunnel},
     virtual_service::{MeshService, VirtualService},
 };
 
-/// A namespace; resources that give none are in the same one.
-pub(super) type Namespace<'d> = Option<&'d str>;
+/// A namespace.
+pub(super) type Namespace<'d> = &'d str;
+
+/// The one of resources that give none.
+const DEFAULT_NAMESPACE: &str = "default";
 
 /// All documents.
 #[derive(Default)]
 pub(super) struct Index<'d> {
     pub(super) services: HostMap<'d, BTreeMap<NonZeroU16, Service<'d>>>,
     pub(super) destinations: HostMap<'d, Destinations<'d>>,
-    pub(super) virtual_services: HostMap<'d, Routed<'d>>,
+    /// At least one for each host.
+    pub(super) virtual_services: HostMap<'d, Vec<Routed<'d>>>,
     policies: HashMap<(&'d HostPattern, NonZeroU16), TlsPolicy<'d>>,
-    stores: HashMap<(StoreKind, Namespace<'d>, &'d str), (&'d Store, &'d Location)>,
+    /// The names that hosts of `ServiceEntry`s are below of.
+    parents: HashSet<&'d str>,
+    stores: HashMap<StoreKey<'d>, (&'d Store, &'d Location)>,
 }
 
 /// A port of a host.
@@ -63,6 +70,8 @@ pub(super) enum StoreKind {
     Secret,
     ConfigMap,
 }
+
+type StoreKey<'d> = (StoreKind, Namespace<'d>, &'d str);
 
 /// All that is said of one port of a host, or of a subset of it.
 #[derive(Clone, Copy, Default)]
@@ -104,24 +113,34 @@ impl<'d> Index<'d> {
     pub(super) fn of(documents: impl IntoIterator<Item = &'d Document> + Clone, reports: &mut Reports) -> Self {
         let mut index = Self::default();
         let mut entries: HashMap<(Namespace<'d>, &'d str), &'d ServiceEntry> = HashMap::default();
+        let named = |document: &'d Document| {
+            let Metadata { name, namespace, .. } = &document.metadata;
+            (name.as_str(), namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE))
+        };
         for document in documents.clone() {
-            let (name, namespace) = (document.metadata.name.as_str(), document.metadata.namespace.as_deref());
+            let (name, namespace) = named(document);
             match &document.resource {
                 Resource::ServiceEntry(entry) => {
                     entries.insert((namespace, name), entry);
                     index.add_service_entry(entry, reports);
                 }
-                Resource::DestinationRule(rule) => index.add_destination_rule(rule, namespace, reports),
-                Resource::VirtualService(service) => index.add_virtual_service(service, reports),
-                Resource::Secret(store) => index.add_store(StoreKind::Secret, store, document, reports),
-                Resource::ConfigMap(store) => index.add_store(StoreKind::ConfigMap, store, document, reports),
-                Resource::BackendTlsPolicy(_) | Resource::Foreign(_) => {}
+                Resource::Secret(store) => {
+                    index.add_store((StoreKind::Secret, namespace, name), store, &document.location, reports);
+                }
+                Resource::ConfigMap(store) => {
+                    index.add_store((StoreKind::ConfigMap, namespace, name), store, &document.location, reports);
+                }
+                _ => {}
             }
         }
-        // They are about hosts that may come later in the files.
+        // These are about hosts that may come later in the files.
         for document in documents {
-            if let Resource::BackendTlsPolicy(policy) = &document.resource {
-                index.add_policy(policy, document.metadata.namespace.as_deref(), &entries, reports);
+            let (_, namespace) = named(document);
+            match &document.resource {
+                Resource::DestinationRule(rule) => index.add_destination_rule(rule, namespace, reports),
+                Resource::VirtualService(service) => index.add_virtual_service(service, reports),
+                Resource::BackendTlsPolicy(policy) => index.add_policy(policy, namespace, &entries, reports),
+                _ => {}
             }
         }
         index
@@ -129,6 +148,7 @@ impl<'d> Index<'d> {
 
     fn add_service_entry(&mut self, entry: &'d ServiceEntry, reports: &mut Reports) {
         for host in entry.hosts.iter() {
+            self.parents.extend(parents(host.value.name().as_str()));
             let services = self.services.entry(&host.value, BTreeMap::new);
             for port in entry.ports.iter() {
                 match services.entry(port.number.value) {
@@ -148,8 +168,10 @@ impl<'d> Index<'d> {
     }
 
     fn add_destination_rule(&mut self, rule: &'d DestinationRule, namespace: Namespace<'d>, reports: &mut Reports) {
+        // What a cluster's own services have, be it in several namespaces, is no business of ours.
+        let is_of_mesh = self.is_of_mesh(&rule.host.value);
         let destinations = self.destinations.entry(&rule.host.value, || Destinations { rules: Vec::new() });
-        if let Some((first, _)) = destinations.rules.first() {
+        if let Some((first, _)) = destinations.rules.first().filter(|_| !is_of_mesh) {
             let (host, place) = (&rule.host.value, &first.host.location);
             let is_decided = destinations.rules.iter().any(|(rule, _)| rule.traffic_policy.is_some());
             reports.at(
@@ -189,27 +211,15 @@ impl<'d> Index<'d> {
                 return;
             }
         };
-        for host in service.hosts.iter() {
-            let mut is_new = false;
-            let first = self.virtual_services.entry(&host.value, || {
-                is_new = true;
-                Routed { service, host }
-            });
-            if !is_new {
-                let text = format!(
-                    "{} has a VirtualService already, at {}, and Istio would take either; make one of the two",
-                    host.value, first.host.location,
-                );
-                reports.at(host, Code::Conflict.because(text));
-            }
+        for host in service.hosts.iter().filter(|_| !service.http.is_empty()) {
+            self.virtual_services.entry(&host.value, Vec::new).push(Routed { service, host });
         }
     }
 
-    fn add_store(&mut self, kind: StoreKind, store: &'d Store, document: &'d Document, reports: &mut Reports) {
-        let key = (kind, document.metadata.namespace.as_deref(), document.metadata.name.as_str());
-        if let Some((_, first)) = self.stores.insert(key, (store, &document.location)) {
-            let text = format!("there is a {kind:?} {} already, at {first}; remove one of them", key.2);
-            reports.at(&Located::new((), document.location.clone()), Code::Conflict.because(text));
+    fn add_store(&mut self, key: StoreKey<'d>, store: &'d Store, location: &'d Location, reports: &mut Reports) {
+        if let Some((_, first)) = self.stores.insert(key, (store, location)) {
+            let text = format!("there is a {:?} {} already, at {first}; remove one of them", key.0, key.2);
+            reports.at(&Located::new((), location.clone()), Code::Conflict.because(text));
         }
     }
 
@@ -229,7 +239,6 @@ impl<'d> Index<'d> {
                     .unwrap_or_default(),
                 TargetKind::Hostname => self.host(name).into_iter().collect(),
                 TargetKind::Service => {
-                    let namespace = namespace.unwrap_or("default");
                     let names = [
                         format!("{name}.{namespace}.svc.cluster.local"),
                         format!("{name}.{namespace}"),
@@ -239,7 +248,10 @@ impl<'d> Index<'d> {
                 }
             };
             if hosts.is_empty() {
-                let text = format!("no ServiceEntry is, or has, {:?} {name}; add one", target.kind.value);
+                let text = format!(
+                    "no ServiceEntry is, or has, {:?} {name}, seen from namespace {namespace}; add one",
+                    target.kind.value
+                );
                 reports.at(target, Code::UnknownDestination.because(text));
             }
             for host in hosts {
@@ -277,6 +289,26 @@ impl<'d> Index<'d> {
     /// The `Secret` or `ConfigMap` of a name.
     pub(super) fn store(&self, kind: StoreKind, namespace: Namespace<'d>, name: &'d str) -> Option<&'d Store> {
         self.stores.get(&(kind, namespace, name)).map(|(store, _)| *store)
+    }
+
+    /// Where there is no `Secret` or `ConfigMap` of a name, and where there is one.
+    pub(super) fn place_without_store(&self, kind: StoreKind, namespace: Namespace<'_>, name: &str) -> String {
+        let others = self.stores.keys().filter(|(other, _, called)| (*other, *called) == (kind, name));
+        match others.map(|(_, other, _)| other).min() {
+            Some(other) => format!("in namespace {namespace}, while there is one in namespace {other}"),
+            None => format!("in namespace {namespace} in these files"),
+        }
+    }
+
+    /// Whether a host is taken for a service of a cluster.
+    pub(super) fn is_of_mesh(&self, host: &HostPattern) -> bool {
+        host.may_be_of_mesh() && !self.has_services_of(host)
+    }
+
+    /// Whether a `ServiceEntry` has a host, or one that it stands for.
+    pub(super) fn has_services_of(&self, host: &HostPattern) -> bool {
+        let is_above = !host.is_exact() && self.parents.contains(host.name().as_str());
+        is_above || self.services.covering(host).next().is_some()
     }
 
     /// The most specific rules that cover a host.

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::index::Index;
 use crate::config::{
-    Code, Diagnostic, Document, Foreign, Located, Message, Resource, Severity,
+    Code, Diagnostic, Document, Foreign, Located, Message, Resource, Severity, Unread,
     destination_rule::{DestinationRule, Tls, WorkloadSelector},
     service_entry::ServiceEntry,
     virtual_service::{RetryReason, Route, VirtualService},
@@ -18,7 +19,10 @@ pub(super) struct Reports {
 
 impl Reports {
     pub(super) fn at<T>(&mut self, place: &Located<T>, message: impl Into<Message>) {
-        let found = Diagnostic::new(place.location.clone(), &place.path, message);
+        self.add(Diagnostic::new(place.location.clone(), &place.path, message));
+    }
+
+    fn add(&mut self, found: Diagnostic) {
         self.errors += usize::from(found.severity() == Severity::Error);
         self.found.push(found);
     }
@@ -38,9 +42,30 @@ pub(super) fn selectors<'d>(documents: impl IntoIterator<Item = &'d Document>) -
     documents.into_iter().filter_map(selector).collect()
 }
 
-fn report_foreign(document: &Document, foreign: &Foreign, selectors: &Selectors<'_>, reports: &mut Reports) {
-    let Foreign { kind, workload } = foreign;
+fn report_foreign(
+    document: &Document,
+    foreign: &Foreign,
+    selectors: &Selectors<'_>,
+    index: &Index<'_>,
+    reports: &mut Reports,
+) {
+    let Foreign { kind, workload, unread } = foreign;
     let place = kind.with(());
+    match unread {
+        Some(Unread { hosts, errors }) if hosts.iter().any(|host| index.has_services_of(host)) => {
+            errors.iter().cloned().for_each(|error| reports.add(error));
+            return;
+        }
+        Some(Unread { hosts, .. }) => {
+            let text = format!(
+                "this has no effect here: {} is taken for a service of the cluster, as no ServiceEntry has it",
+                hosts[0]
+            );
+            reports.at(&place, Code::NoEffect.because(text));
+            return;
+        }
+        None => {}
+    }
     let selects = |labels: &BTreeMap<String, String>, selector: &WorkloadSelector| {
         selector.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
     };
@@ -66,7 +91,12 @@ fn report_foreign(document: &Document, foreign: &Foreign, selectors: &Selectors<
 }
 
 /// Names what is understood and changes nothing.
-pub(super) fn report_no_effect(document: &Document, selectors: &Selectors<'_>, reports: &mut Reports) {
+pub(super) fn report_no_effect(
+    document: &Document,
+    selectors: &Selectors<'_>,
+    index: &Index<'_>,
+    reports: &mut Reports,
+) {
     const KUBERNETES: &str = "is in force in Kubernetes alone: here this holds for all applications";
     let mut visible = |export_to: &Option<Located<Vec<String>>>| {
         if let Some(place) = export_to.as_ref().filter(|names| names.iter().any(|name| name != "*")) {
@@ -89,8 +119,15 @@ pub(super) fn report_no_effect(document: &Document, selectors: &Selectors<'_>, r
         Resource::VirtualService(VirtualService::Mesh(service)) => {
             visible(&service.export_to);
             service.http.iter().for_each(|route| report_route(route, reports));
+            for (routes, what) in [(&service.tls, "TLS"), (&service.tcp, "what is not HTTP")] {
+                if let Some(first) = routes.first() {
+                    let text =
+                        format!("these routes have no effect here: {what} of applications goes to where it was going");
+                    reports.at(first, Code::NoEffect.because(text));
+                }
+            }
         }
-        Resource::Foreign(foreign) => report_foreign(document, foreign, selectors, reports),
+        Resource::Foreign(foreign) => report_foreign(document, foreign, selectors, index, reports),
         Resource::VirtualService(_) | Resource::BackendTlsPolicy(_) | Resource::Secret(_) | Resource::ConfigMap(_) => {}
     }
 }

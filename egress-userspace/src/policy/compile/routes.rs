@@ -112,12 +112,12 @@ impl<'d> Compiler<'_, 'd> {
         for led in led.iter().flatten() {
             let Led::Unknown(destination) = led else { continue };
             let host = &destination.host.value;
-            let is_of_mesh = may_be_of_mesh(host);
+            let is_of_mesh = host.may_be_of_mesh();
             if is_of_mesh && !is_ours && !self.is_asked_for_tls(host) {
                 continue;
             }
             // As in Istio's example of an egress gateway that originates TLS.
-            let text = if is_of_mesh && from.is_exact() && !may_be_of_mesh(from) {
+            let text = if is_of_mesh && from.is_exact() && !from.may_be_of_mesh() {
                 format!(
                     "this leads through a service of the cluster, as no ServiceEntry has the host {host}, while egress originates TLS where \
                      the application is; lead to {from} and its port for TLS instead, or add a ServiceEntry if {host} is none"
@@ -226,13 +226,6 @@ impl<'d> Compiler<'_, 'd> {
 fn destinations_of(route: &Route) -> impl Iterator<Item = &Located<Destination>> {
     let weighted = http::weights(&route.route).map(|(destination, _)| &destination.destination);
     weighted.chain(&route.mirror).chain(route.mirrors.iter().map(|mirror| &mirror.destination))
-}
-
-/// Whether a host can be a service of the cluster, which no `ServiceEntry` has.
-fn may_be_of_mesh(host: &HostPattern) -> bool {
-    let HostPattern::Exact(name) = host else { return false };
-    let name = name.as_str();
-    !name.contains('.') || name.contains(".svc.") || [".svc", ".local"].iter().any(|end| name.ends_with(end))
 }
 
 /// A route as far as it concerns a port; None if it does not.

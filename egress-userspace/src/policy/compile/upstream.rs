@@ -244,7 +244,8 @@ fn validation<'d>(
                 names.push(format!("ca.crt of {kind:?} {name}"));
             }
             None => {
-                let text = format!("these files have no {kind:?} {name} with ca.crt; add it");
+                let place = index.place_without_store(kind, namespace, name);
+                let text = format!("there is no {kind:?} {name} with ca.crt {place}; add it");
                 reports.at(reference, Code::UnknownCredential.because(text));
             }
         }

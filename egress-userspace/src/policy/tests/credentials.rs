@@ -68,7 +68,7 @@ fn secrets_are_read_as_istio_reads_them() {
         (
             SIMPLE,
             &[("other", "ca.crt: a")],
-            format!("{place}.credentialName: there is no Secret s in these files; add it"),
+            format!("{place}.credentialName: there is no Secret s in namespace default in these files; add it"),
         ),
         (
             MUTUAL,
