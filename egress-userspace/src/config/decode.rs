@@ -18,6 +18,9 @@ pub(super) trait Decode: Sized {
     fn absent() -> Option<Self> {
         None
     }
+
+    /// Whether an empty text is as good as none where there need be none, as it is in Istio.
+    const EMPTY_IS_ABSENT: bool = false;
 }
 
 /// Declares the shape of a map: one line per field, `"key" => field: Type`, and the fields of Istio's that are refused.
@@ -92,6 +95,14 @@ impl<'n> Fields<'n> {
         }
     }
 
+    /// The value of a field that is there, be it empty.
+    pub(super) fn given<T: Decode>(&mut self, key: &'static str, errors: &mut Errors) -> Option<Option<T>> {
+        match self.node(key) {
+            Some(node) => T::decode(node, &self.path_of(key), errors).map(Some),
+            None => Some(None),
+        }
+    }
+
     /// Knows fields and has no use for them.
     pub(super) fn ignore(&mut self, keys: &[&'static str]) {
         self.known.extend(keys);
@@ -160,7 +171,10 @@ fn distance(a: &str, b: &str) -> usize {
 
 impl<T: Decode> Decode for Option<T> {
     fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
-        T::decode(node, path, errors).map(Some)
+        match &node.value {
+            Value::String(text) if T::EMPTY_IS_ABSENT && text.is_empty() => Some(None),
+            _ => T::decode(node, path, errors).map(Some),
+        }
     }
 
     fn absent() -> Option<Self> {
@@ -173,6 +187,8 @@ impl<T: Decode> Decode for Located<T> {
         let value = T::decode(node, path, errors)?;
         Some(Self { value, location: node.location.clone(), path: Arc::from(path) })
     }
+
+    const EMPTY_IS_ABSENT: bool = T::EMPTY_IS_ABSENT;
 }
 
 impl<T: Decode> Decode for Vec<T> {
@@ -227,11 +243,16 @@ pub(super) trait Text: Sized {
     /// Whether it can be what nobody else must know, so that messages say nothing of it.
     const IS_SECRET: bool = false;
 
+    /// Whether an empty one is as good as none.
+    const EMPTY_IS_ABSENT: bool = false;
+
     /// The value, or what is wrong with the text.
     fn parse(text: &str) -> Result<Self, String>;
 }
 
 impl<T: Text> Decode for T {
+    const EMPTY_IS_ABSENT: bool = <T as Text>::EMPTY_IS_ABSENT;
+
     fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
         let message = match &node.value {
             Value::String(text) => match T::parse(text) {

@@ -100,7 +100,7 @@ impl Decode for TextMatch {
         let matcher = OptionalMatch::decode(node, path, errors)?.0;
         if matcher.is_none() {
             let mut fields = Fields::of(node, path, errors)?;
-            let regex: Option<String> = fields.take("regex", errors)?;
+            let regex: Option<String> = fields.given("regex", errors)?;
             let message = match regex {
                 // Here Istio takes it for an expression, and it is none.
                 Some(_) => "\"*\" is not a regular expression; leave this out, or write .*, if all will do".into(),
@@ -115,9 +115,9 @@ impl Decode for TextMatch {
 impl Decode for OptionalMatch {
     fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
         let mut fields = Fields::of(node, path, errors)?;
-        let exact: Option<String> = fields.take("exact", errors)?;
-        let prefix: Option<String> = fields.take("prefix", errors)?;
-        let regex: Option<String> = fields.take("regex", errors)?;
+        let exact: Option<String> = fields.given("exact", errors)?;
+        let prefix: Option<String> = fields.given("prefix", errors)?;
+        let regex: Option<String> = fields.given("regex", errors)?;
         fields.finish(&[], errors);
         let matcher = match (exact, prefix, regex) {
             (None, None, None) => Ok(None),

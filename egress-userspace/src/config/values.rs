@@ -79,22 +79,24 @@ impl Decode for Percent {
 }
 
 impl Text for String {
+    const EMPTY_IS_ABSENT: bool = true;
+
     fn parse(text: &str) -> Result<Self, String> {
         Ok(text.to_owned())
     }
 }
 
 impl Text for PathBuf {
+    const EMPTY_IS_ABSENT: bool = true;
+
     fn parse(text: &str) -> Result<Self, String> {
-        if text.is_empty() {
-            Err("the path is empty; name a file or remove the field".to_owned())
-        } else {
-            Ok(text.into())
-        }
+        Ok(text.into())
     }
 }
 
 impl Text for HostName {
+    const EMPTY_IS_ABSENT: bool = true;
+
     fn parse(text: &str) -> Result<Self, String> {
         text.parse().map_err(|error: super::InvalidHostName| error.to_string())
     }
@@ -173,6 +175,8 @@ impl Text for HeaderValue {
 }
 
 impl Text for Authority {
+    const EMPTY_IS_ABSENT: bool = true;
+
     fn parse(text: &str) -> Result<Self, String> {
         match text.parse::<Self>() {
             Ok(authority) if !text.contains('@') => Ok(authority),

@@ -206,7 +206,7 @@ shape! {
     /// `redirect`.
     pub struct Redirect {
         /// The whole path.
-        "uri" => uri: Filled,
+        "uri" => uri: Option<String>,
         /// What the matched prefix becomes.
         "prefixRewrite" => prefix_rewrite: Option<Located<String>>,
         /// The host.
@@ -221,21 +221,6 @@ shape! {
         "redirectCode" => redirect_code: Option<Located<u32>>,
     }
     refused []
-}
-
-/// A text that is as good as absent if it is empty, as in Istio.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Filled(pub Option<String>);
-
-impl Decode for Filled {
-    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
-        let text = String::decode(node, path, errors)?;
-        Some(Self(Some(text).filter(|text| !text.is_empty())))
-    }
-
-    fn absent() -> Option<Self> {
-        Some(Self(None))
-    }
 }
 
 /// `derivePort`.
@@ -259,6 +244,8 @@ impl Text for DerivePort {
 pub struct Scheme(pub &'static str);
 
 impl Text for Scheme {
+    const EMPTY_IS_ABSENT: bool = true;
+
     fn parse(text: &str) -> Result<Self, String> {
         choose(text, &[("http", Self("http")), ("https", Self("https"))], &[])
     }
@@ -305,7 +292,7 @@ shape! {
     /// `rewrite`.
     pub struct Rewrite {
         /// What the matched part of the path becomes.
-        "uri" => uri: Filled,
+        "uri" => uri: Option<String>,
         /// What the Host becomes.
         "authority" => authority: Option<Authority>,
         /// What an expression's finds become.

@@ -76,9 +76,10 @@ fn check_route(route: &Located<Route>, errors: &mut Errors) {
         check_rewrite(rewrite, errors);
     }
     if let Some(body) = route.direct_response.as_ref().and_then(|response| response.body.as_ref())
-        && body.string.is_some() == body.bytes.is_some()
+        && body.string.is_some()
+        && body.bytes.is_some()
     {
-        errors.at(body, Code::Contradiction.because("the content is one of string and bytes; give one of them"));
+        errors.at(body, Code::Contradiction.because("string and bytes exclude each other; choose one"));
     }
     if let Some(abort) = route.fault.as_ref().and_then(|fault| fault.abort.as_ref())
         && abort.http_status.is_some() == abort.grpc_status.is_some()
@@ -139,7 +140,7 @@ fn check_redirect(redirect: &Located<Redirect>, route: &Route, errors: &mut Erro
         errors.at(redirect, Code::Contradiction.because("port and derivePort exclude each other; choose one"));
     }
     let leads = [
-        redirect.uri.0.is_some(),
+        redirect.uri.is_some(),
         redirect.prefix_rewrite.is_some(),
         redirect.authority.is_some(),
         redirect.port.is_some(),
@@ -151,7 +152,7 @@ fn check_redirect(redirect: &Located<Redirect>, route: &Route, errors: &mut Erro
         errors.at(redirect, Code::MissingField.because(text));
     }
     let Some(prefix) = &redirect.prefix_rewrite else { return };
-    if redirect.uri.0.is_some() {
+    if redirect.uri.is_some() {
         errors.at(redirect, Code::Contradiction.because("uri and prefixRewrite exclude each other; choose one"));
     }
     let has_prefix = |matched: &Located<RequestMatch>| matches!(matched.uri, Some(TextMatch::Prefix(_)));
@@ -162,10 +163,10 @@ fn check_redirect(redirect: &Located<Redirect>, route: &Route, errors: &mut Erro
 }
 
 fn check_rewrite(rewrite: &Located<Rewrite>, errors: &mut Errors) {
-    if rewrite.uri.0.is_none() && rewrite.uri_regex_rewrite.is_none() && rewrite.authority.is_none() {
+    if rewrite.uri.is_none() && rewrite.uri_regex_rewrite.is_none() && rewrite.authority.is_none() {
         errors.at(rewrite, Code::MissingField.because("nothing is rewritten; give uri, uriRegexRewrite or authority"));
     }
-    if rewrite.uri.0.is_some() && rewrite.uri_regex_rewrite.is_some() {
+    if rewrite.uri.is_some() && rewrite.uri_regex_rewrite.is_some() {
         errors.at(rewrite, Code::Contradiction.because("uri and uriRegexRewrite exclude each other; choose one"));
     }
     let Some(RegexRewrite { pattern, rewrite }) = &rewrite.uri_regex_rewrite else { return };

@@ -76,6 +76,29 @@ fn destination_rule() {
     );
 }
 
+/// As in Istio.
+#[test]
+fn an_empty_text_says_as_much_as_none() {
+    let none = "sni: '', caCertificates: '', caCrl: '', credentialName: '', clientCertificate: '', privateKey: ''";
+    let simple = format!("host: a.com\ntrafficPolicy: {{tls: {{mode: SIMPLE, {none}}}}}");
+    let mutual = simple.replace("SIMPLE", "MUTUAL");
+    let needs = |field| format!("@6: spec.trafficPolicy.tls.mode: MUTUAL needs {field}; add it, or use SIMPLE");
+    let needs = [needs("clientCertificate"), needs("privateKey")].join("\n");
+    check(
+        "DestinationRule",
+        &[
+            (simple.as_str(), ""),
+            (mutual.as_str(), needs.as_str()),
+            // That is no text.
+            (
+                "host: a.com\ntrafficPolicy: {tls: ''}",
+                "@6: spec.trafficPolicy.tls: expected a map, found the text \"\"",
+            ),
+            ("host: ''", "@5: spec.host: the host name is empty"),
+        ],
+    );
+}
+
 #[test]
 fn tls() {
     let rows = [
@@ -102,10 +125,6 @@ fn tls() {
             "tls.privateKey: a client certificate is for mode MUTUAL; set that, or remove this field",
         ),
         (
-            "{mode: SIMPLE, caCertificates: ''}",
-            "tls.caCertificates: the path is empty; name a file or remove the field",
-        ),
-        (
             "{mode: SIMPLE, credentialName: x, caCertificates: /ca}",
             "tls.caCertificates: credentialName says where this is; remove one of them",
         ),
@@ -113,7 +132,6 @@ fn tls() {
             "{mode: DISABLE, credentialName: x}",
             "tls.credentialName: mode DISABLE needs no credential; use SIMPLE or MUTUAL, or remove it",
         ),
-        ("{mode: SIMPLE, caCrl: ''}", "tls.caCrl: the path is empty; name a file or remove the field"),
         (
             "{mode: SIMPLE, insecureSkipVerify: true, caCrl: /crl}",
             "tls.insecureSkipVerify: this verifies nothing, yet caCrl says against what to verify; remove one of them",

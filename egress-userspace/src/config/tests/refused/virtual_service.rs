@@ -33,6 +33,25 @@ fn retries() {
 }
 
 #[test]
+fn an_empty_text_says_as_much_as_none() {
+    check_routes(&[
+        ("rewrite: {uri: /, authority: ''}", ""),
+        ("rewrite: {authority: ''}", "rewrite: nothing is rewritten; give uri, uriRegexRewrite or authority"),
+        // An empty path is one to compare with.
+        ("match: [{uri: {exact: ''}, name: ''}]", ""),
+        (
+            "match: [{uri: {exact: '', prefix: ''}}]",
+            "match[0].uri: exact, prefix and regex exclude each other; choose one",
+        ),
+    ]);
+    let [redirect, respond] =
+        ["redirect: {uri: /, authority: '', scheme: ''}", "directResponse: {status: 200, body: {string: ''}}"];
+    for action in [redirect, respond] {
+        check("VirtualService", &[(&format!("hosts: [a.com]\nhttp:\n- {{{action}}}"), "")]);
+    }
+}
+
+#[test]
 fn rewrites_by_an_expression() {
     let backslash = "a backslash stands before the number of a group; write two of them if one is meant";
     for (rewrite, expected) in [
