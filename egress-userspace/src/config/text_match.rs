@@ -48,9 +48,10 @@ impl Pattern {
     /// # Errors
     /// It is not one.
     pub fn whole(source: &str) -> Result<Self, regex::Error> {
+        let regex = of_ascii(source);
         // By itself first: `a)(b` makes sense only between the parentheses.
-        Regex::new(source)?;
-        Ok(Self { source: source.into(), regex: Regex::new(&format!("^(?:{source})$"))? })
+        Regex::new(&regex)?;
+        Ok(Self { source: source.into(), regex: Regex::new(&format!("^(?:{regex})$"))? })
     }
 
     /// An expression that is looked for within a text.
@@ -58,7 +59,7 @@ impl Pattern {
     /// # Errors
     /// It is not one.
     pub fn part(source: &str) -> Result<Self, regex::Error> {
-        Ok(Self { source: source.into(), regex: Regex::new(source)? })
+        Ok(Self { source: source.into(), regex: Regex::new(&of_ascii(source))? })
     }
 
     /// Whether it describes `text`.
@@ -142,8 +143,36 @@ impl Decode for OptionalMatch {
     }
 }
 
+/// An expression in which digits, letters and spaces are those of ASCII, as in RE2. To the crate they are those of Unicode.
+fn of_ascii(source: &str) -> String {
+    let mut result = String::with_capacity(source.len());
+    let mut chars = source.chars();
+    while let Some(c) = chars.next() {
+        let escaped = if c == '\\' { chars.next() } else { None };
+        match escaped {
+            Some('d') => result.push_str("[0-9]"),
+            Some('D') => result.push_str("[^0-9]"),
+            Some('w') => result.push_str("[0-9A-Za-z_]"),
+            Some('W') => result.push_str("[^0-9A-Za-z_]"),
+            Some('s') => result.push_str(r"[\t\n\f\r ]"),
+            Some('S') => result.push_str(r"[^\t\n\f\r ]"),
+            Some('b') => result.push_str(r"(?-u:\b)"),
+            _ => {
+                result.push(c);
+                result.extend(escaped);
+            }
+        }
+    }
+    result
+}
+
 /// What is wrong with an expression, on one line.
 pub(super) fn why_no_expression(error: &regex::Error) -> String {
+    if let regex::Error::CompiledTooBig(limit) = error {
+        return format!(
+            "the expression takes more than {limit} bytes of memory; write a simpler one, such as with * in place of a long {{1,255}}"
+        );
+    }
     let text = error.to_string();
     let last = text.lines().last().unwrap_or_default();
     format!("not a regular expression: {}; write one in the syntax of RE2", last.trim_start_matches("error: "))
@@ -177,5 +206,35 @@ mod tests {
             assert_eq!(matcher.matches(text, ignore_case), expected, "{matcher:?} {text} {ignore_case}");
         }
         Pattern::whole("a)(b").expect_err("unbalanced");
+    }
+
+    #[test]
+    fn expressions_are_those_of_re2() {
+        for (expression, text, expected) in [
+            (r"/\d+", "/42", true),
+            (r"/\d+", "/٤٢", false),
+            (r"/\w{1,255}", "/News_1", true),
+            (r"/\w+", "/Né", false),
+            (r"/\W", "/é", true),
+            (r"/\S\s", "/é ", true),
+            (r"/\s", "/\u{a0}", false),
+            // Within brackets, where RE2 takes a `-` after one of these for itself.
+            (r"/[\w-.]+", "/a-b.c", true),
+            (r"/[^\d]", "/1", false),
+            (r"/[\D]", "/a", true),
+            (r"/\bé", "/é", false),
+            (r"/a\b.*", "/a b", true),
+            // What is escaped is meant.
+            (r"/\\d", r"/\d", true),
+            (r"/\\d", "/1", false),
+            // All else is about Unicode.
+            ("/.", "/é", true),
+            (r"/\pL", "/é", true),
+        ] {
+            let pattern = Pattern::whole(expression).expect(expression);
+            assert_eq!(pattern.is_match(text), expected, "{expression} {text}");
+        }
+        let error = Pattern::whole(r"(\pL{1,200}){1,200}").expect_err("too big");
+        assert!(why_no_expression(&error).contains("bytes of memory; write a simpler one"), "{error}");
     }
 }
