@@ -1,6 +1,9 @@
 //! Texts that requests are matched by.
 
-use std::fmt;
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+};
 
 use regex::Regex;
 
@@ -11,7 +14,7 @@ use super::{
 };
 
 /// What a text must be like.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TextMatch {
     /// The same.
     Exact(Box<str>),
@@ -75,6 +78,12 @@ impl Pattern {
     /// The expression, for replacing.
     pub fn regex(&self) -> &Regex {
         &self.regex
+    }
+}
+
+impl Hash for Pattern {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.regex.as_str().hash(state);
     }
 }
 

@@ -5,6 +5,7 @@ mod credential;
 mod host_map;
 mod http;
 mod index;
+mod reach;
 mod reports;
 mod routes;
 mod upstream;

@@ -65,7 +65,7 @@ pub struct Weighted {
 }
 
 /// What a request must be like, in all of these points.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Match {
     /// The path, without the query.
     pub path: Option<TextMatch>,
@@ -84,7 +84,7 @@ pub struct Match {
 }
 
 /// What a header field must be like.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HeaderMatch {
     /// Its name.
     pub name: HeaderName,
@@ -93,7 +93,7 @@ pub struct HeaderMatch {
 }
 
 /// What a parameter of the query must be like.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct QueryMatch {
     /// Its name.
     pub name: Box<str>,

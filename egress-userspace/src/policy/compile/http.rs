@@ -12,7 +12,7 @@ use crate::{
     },
     policy::{
         Abort, DirectResponse, Fault, HeaderChanges, HeaderMatch, HeaderOperations, Match, PathRewrite, QueryMatch,
-        Redirect, RedirectPath, RedirectPort, Retries, RetryOn, Rewrite, Share, TextMatch,
+        Redirect, RedirectPath, RedirectPort, Retries, RetryOn, Rewrite, Share,
     },
 };
 
@@ -170,30 +170,6 @@ pub(super) fn share_of(raw: &raw::PercentValue) -> Share {
     let Percent(percent) = raw.value.unwrap_or(Percent(0.0));
     // 0 to 100, so it fits.
     Share((percent * 10_000.0).round() as u32)
-}
-
-/// Whether every request that `later` is for is also one that `earlier` is for, as far as that is plain.
-pub(super) fn covers(earlier: &Match, later: &Match) -> bool {
-    if earlier == later {
-        return true;
-    }
-    let Match { path, ignore_case, method, authority, headers, without_headers, query } = earlier;
-    let asks_for_more = method.is_some()
-        || authority.is_some()
-        || !headers.is_empty()
-        || !without_headers.is_empty()
-        || !query.is_empty();
-    if asks_for_more {
-        return false;
-    }
-    match (path, &later.path) {
-        (None, _) => true,
-        (Some(TextMatch::Prefix(prefix)), _) if &**prefix == "/" => true,
-        (Some(prefix @ TextMatch::Prefix(_)), Some(TextMatch::Exact(text) | TextMatch::Prefix(text))) => {
-            (*ignore_case || !later.ignore_case) && prefix.matches(text, *ignore_case)
-        }
-        _ => false,
-    }
 }
 
 /// The destinations with a share; a single one needs none.

@@ -1,6 +1,6 @@
 //! A `VirtualService` against one port of a host that it is for.
 
-use std::{iter, num::NonZeroU16, ptr, sync::Arc};
+use std::{num::NonZeroU16, sync::Arc};
 
 use super::{
     Compiler, Outcome,
@@ -28,9 +28,9 @@ enum Led<'d> {
 }
 
 /// A route with the matches that can apply to the port.
-struct Applicable<'d> {
-    route: &'d Located<Route>,
-    matches: Vec<&'d Located<RequestMatch>>,
+pub(super) struct Applicable<'d> {
+    pub(super) route: &'d Located<Route>,
+    pub(super) matches: Vec<&'d Located<RequestMatch>>,
 }
 
 impl<'d> Compiler<'_, 'd> {
@@ -180,45 +180,6 @@ impl<'d> Compiler<'_, 'd> {
             self.led_to.insert((service.host, number));
         }
         Some(Led::Tls(self.upstream(service, subset, asked)))
-    }
-
-    /// Says which routes and matches no request gets to: once for all hosts and ports that have the same ones, since each is held
-    /// against all before it.
-    fn check_reachable(&mut self, routes: &[Applicable<'d>]) {
-        let all = routes.iter().flat_map(|Applicable { route, matches }| {
-            let matches = matches.iter().map(|matched| ptr::from_ref(*matched).cast());
-            iter::once(ptr::from_ref(*route).cast()).chain(matches)
-        });
-        if !self.checked.insert(all.collect()) {
-            return;
-        }
-        let mut earlier: Vec<(crate::policy::Match, &Located<RequestMatch>)> = Vec::new();
-        let mut catch_all: Option<&Located<Route>> = None;
-        for route in routes {
-            if let Some(first) = catch_all {
-                let text =
-                    format!("the route at {} takes every request, so none gets here; put it last", first.location);
-                self.reports.at(route.route, Code::NeverMatches.because(text));
-                continue;
-            }
-            if route.matches.is_empty() {
-                catch_all = Some(route.route);
-                continue;
-            }
-            for matched in &route.matches {
-                let compiled = http::request_match(matched);
-                match earlier.iter().find(|(earlier, _)| http::covers(earlier, &compiled)) {
-                    Some((_, first)) => {
-                        let text = format!(
-                            "the match at {} takes every request that this one is for; put it after this one",
-                            first.location,
-                        );
-                        self.reports.at(*matched, Code::NeverMatches.because(text));
-                    }
-                    None => earlier.push((compiled, matched)),
-                }
-            }
-        }
     }
 }
 

@@ -151,3 +151,32 @@ fn traffic_policies_are_compiled() {
     let single = upstream(SIMPLE, "", "loadBalancer: {simple: UNSPECIFIED}");
     assert_eq!(single.balancer, None);
 }
+
+#[test]
+fn what_no_request_gets_to_is_found() {
+    for (earlier, later, expected) in [
+        ("uri: {exact: /a}", "uri: {exact: /a}", true),
+        ("uri: {exact: /a}", "uri: {exact: /b}", false),
+        ("uri: {prefix: /a}", "uri: {exact: /ab}", true),
+        ("uri: {prefix: /a}", "uri: {prefix: /é}", false),
+        ("uri: {prefix: /é}", "uri: {prefix: /éa}, method: {exact: GET}", true),
+        ("uri: {prefix: /a}, method: {exact: GET}", "uri: {prefix: /ab}", false),
+        ("uri: {prefix: /a}, method: {exact: GET}", "uri: {prefix: /a}, method: {exact: GET}", true),
+        ("uri: {prefix: /A}", "uri: {exact: /a}", false),
+        ("uri: {prefix: /A}, ignoreUriCase: true", "uri: {exact: /ab}", true),
+        ("uri: {prefix: /a}", "uri: {exact: /ab}, ignoreUriCase: true", false),
+        ("uri: {prefix: /}", "uri: {regex: '.*'}", true),
+        ("name: x", "headers: {x-a: {exact: b}}", true),
+        ("uri: {regex: '/\\d'}", "uri: {regex: '/[0-9]'}", true),
+    ] {
+        let matches =
+            [earlier, later].map(|it| format!("{{match: [{{{it}}}], route: [{{destination: {{host: a.com}}}}]}}"));
+        let service = format!(
+            "kind: VirtualService\napiVersion: networking.istio.io/v1\nmetadata: {{name: x}}\nspec: {{hosts: [a.com], http: [{}]}}\n",
+            matches.join(", ")
+        );
+        let found = outcome(&(entry("a.com", HTTP) + &destination("a.com", SIMPLE) + &service));
+        let text = "spec.http[1].match[0]: the match at @14 takes every request that this one is for";
+        assert_eq!(found.contains(text), expected, "{earlier} {later}: {found}");
+    }
+}
