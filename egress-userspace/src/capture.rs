@@ -150,7 +150,10 @@ fn network(route: &RouteMessage) -> Option<Cidr> {
     }
     let address = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
-        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        // Connections to IPv4-mapped addresses go by the routes of IPv4.
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) if address.to_ipv4_mapped().is_none() => {
+            Some(IpAddr::V6(*address))
+        }
         _ => None,
     })?;
     let shortest = if address.is_ipv4() { SHORTEST.0 } else { SHORTEST.1 };

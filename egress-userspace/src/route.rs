@@ -10,7 +10,7 @@ pub use self::cluster::{Active, Chosen, Cluster, ClusterId};
 
 use crate::{
     config::Cidr,
-    kernel::{Intercepted, Watched},
+    kernel::Intercepted,
     netns::NetnsCookie,
     policy::{EndpointAddress, HostName, HostPattern, Policy, Rule, Targets, Upstream, UpstreamIndex, parents},
     resolve::{Names, ResolveError},
@@ -78,9 +78,9 @@ impl RouteTable {
     pub fn route(&self, host: &str, port: u16) -> Option<&Arc<Route>> {
         let wildcards = parents(host).filter_map(|parent| self.wildcards.get(parent));
         let mut covering = self.exact.get(host).into_iter().chain(wildcards).flatten();
-        covering
-            .find(|route| route.rule.port == port)
-            .or_else(|| self.route_by_address(host.trim_matches(['[', ']']).parse().ok()?, port))
+        covering.find(|route| route.rule.port == port).or_else(|| {
+            self.route_by_address(host.trim_matches(['[', ']']).parse::<IpAddr>().ok()?.to_canonical(), port)
+        })
     }
 
     fn of(&self, host: &HostPattern) -> &HashMap<HostName, Vec<Arc<Route>>> {
@@ -215,11 +215,6 @@ impl RouteTable {
             }));
         }
         wanted
-    }
-
-    /// Hosts and ports whose addresses the kernel must learn.
-    pub fn watched(&self) -> Watched {
-        self.routes().map(|route| (route.rule.host.clone(), route.rule.port)).collect()
     }
 
     /// Hosts of which no address is known, so that nothing of theirs is intercepted.

@@ -3,10 +3,15 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
     str::FromStr,
 };
 
-/// An address range such as `203.0.113.0/24`; the bits beyond the prefix are zero.
+/// Bits before the IPv4 address in an IPv4-mapped one.
+const MAPPED_BITS: u8 = 96;
+
+/// An address range such as `203.0.113.0/24`; the bits beyond the prefix are zero. One that is written as IPv4-mapped addresses
+/// is one of IPv4, as connections to them are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr {
     /// The first address of the range.
@@ -21,13 +26,13 @@ pub enum InvalidCidr {
     /// Not an address.
     #[error("{0:?} is not an IP address or a range such as 203.0.113.0/24")]
     Address(String),
-    /// Not a prefix length, or too long a one.
-    #[error("{prefix_len:?} is not a prefix length; use 0 to {max}")]
+    /// Not a prefix length, or not one that such an address can have.
+    #[error("{prefix_len:?} is not a prefix length; use {} to {}", .allowed.start(), .allowed.end())]
     PrefixLen {
         /// What was written.
         prefix_len: String,
-        /// What the address family allows.
-        max: u8,
+        /// What such an address allows.
+        allowed: RangeInclusive<u8>,
     },
 }
 
@@ -70,13 +75,16 @@ impl FromStr for Cidr {
             Some((address, prefix_len)) => (address, Some(prefix_len)),
             None => (text, None),
         };
-        let address: IpAddr = address.parse().map_err(|_| InvalidCidr::Address(text.to_owned()))?;
-        let max = max_prefix_len(address);
+        let written: IpAddr = address.parse().map_err(|_| InvalidCidr::Address(text.to_owned()))?;
+        let address = written.to_canonical();
+        // A shorter prefix of mapped addresses would be of others as well.
+        let before = if written == address { 0 } else { MAPPED_BITS };
+        let max = before + max_prefix_len(address);
         let digits = prefix_len.unwrap_or_default();
         let parsed = if prefix_len.is_none() { Some(max) } else { digits.parse().ok() };
         parsed
-            .and_then(|prefix_len| Self::of(address, prefix_len))
-            .ok_or_else(|| InvalidCidr::PrefixLen { prefix_len: digits.to_owned(), max })
+            .and_then(|prefix_len: u8| Self::of(address, prefix_len.checked_sub(before)?))
+            .ok_or_else(|| InvalidCidr::PrefixLen { prefix_len: digits.to_owned(), allowed: before..=max })
     }
 }
 
@@ -99,6 +107,9 @@ mod tests {
             ("2001:db8::1", "2001:db8::1/128"),
             ("2001:db8:1::1/32", "2001:db8::/32"),
             ("::1/0", "::/0"),
+            ("::ffff:203.0.113.7", "203.0.113.7/32"),
+            ("::ffff:203.0.113.7/120", "203.0.113.0/24"),
+            ("::ffff:203.0.113.7/96", "0.0.0.0/0"),
         ] {
             assert_eq!(text.parse::<Cidr>().expect(text).to_string(), range);
         }
@@ -110,6 +121,7 @@ mod tests {
             ("cnn.com", "\"cnn.com\" is not an IP address or a range such as 203.0.113.0/24"),
             ("203.0.113.0/33", "\"33\" is not a prefix length; use 0 to 32"),
             ("2001:db8::/129", "\"129\" is not a prefix length; use 0 to 128"),
+            ("::ffff:203.0.113.0/24", "\"24\" is not a prefix length; use 96 to 128"),
             ("203.0.113.0/", "\"\" is not a prefix length; use 0 to 32"),
         ] {
             assert_eq!(text.parse::<Cidr>().expect_err(text).to_string(), reason);

@@ -37,6 +37,7 @@ pub struct Intercepted {
 impl Intercepted {
     /// Exactly one address.
     pub fn host(address: IpAddr, port: u16) -> Self {
+        let address = address.to_canonical();
         Self { address, prefix_len: if address.is_ipv4() { 32 } else { 128 }, port }
     }
 
@@ -117,7 +118,7 @@ impl Destinations {
         Ok(())
     }
 
-    /// Makes the map hold these, besides what it has.
+    /// Makes the map hold these, besides what it has. One that the kernel refuses does not keep others out.
     ///
     /// # Errors
     /// As for `set`.
@@ -126,13 +127,17 @@ impl Destinations {
         if self.present.len() + added > CAPACITY {
             return Err(KernelError::TooManyDestinations { capacity: CAPACITY });
         }
+        let mut result = Ok(());
         for (entry, capture) in wanted {
-            if self.present.get(&entry) != Some(&(capture as u8)) {
-                self.map.insert(&entry.key(), capture as u8, 0).map_err(error(map::DESTINATIONS))?;
-                self.present.insert(entry, capture as u8);
+            if self.present.get(&entry) == Some(&(capture as u8)) {
+                continue;
+            }
+            match self.map.insert(&entry.key(), capture as u8, 0).map_err(error(map::DESTINATIONS)) {
+                Ok(()) => _ = self.present.insert(entry, capture as u8),
+                failed => result = result.and(failed),
             }
         }
-        Ok(())
+        result
     }
 
     /// Whether connects to this address are intercepted because a configured host has it.

@@ -96,6 +96,7 @@ fn addresses_are_intercepted_also_if_no_name_leads_there() -> Result<()> {
     let cases = [
         ("resolution: NONE\n  addresses: [198.51.100.0/24, \"2001:db8:2::/64\"]".to_owned(), backend),
         (format!("resolution: NONE\n  addresses: [{v4}, \"{v6}\"]"), backend),
+        (format!("resolution: NONE\n  addresses: [\"::ffff:{v4}\", \"::ffff:192.0.2.0/120\", \"{v6}\"]"), backend),
         (
             format!(
                 "resolution: STATIC\n  addresses: [198.51.100.0/30, \"2001:db8::/32\"]\n  endpoints: [{{address: {v4}}}]"
