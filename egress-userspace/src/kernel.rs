@@ -27,9 +27,9 @@ pub use self::{
     error::{KernelError, privilege_hint},
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
-    learned::{LearnedNames, NameRules, Room, Watched},
+    learned::{LearnedNames, NameRules, Room},
     load::LoadError,
-    maps::{Flows, Learnings, Listeners, Marks, Outcomes, OwnSockets},
+    maps::{Counters, Flows, Listeners, Marks, OwnSockets},
 };
 use self::{features::Features, load::Linked, maps::Scopes, pins::Pins, programs::Program};
 
@@ -82,10 +82,10 @@ pub struct Kernel {
     pub flows: Flows,
     /// Marks of our own sockets.
     pub own_sockets: OwnSockets,
-    /// Counters of connects.
-    pub outcomes: Outcomes,
-    /// Counters of DNS answers.
-    pub learnings: Learnings,
+    /// Counters of connects, by [`egress_common::outcome::Outcome`].
+    pub outcomes: Counters,
+    /// Counters of DNS answers, by [`egress_common::outcome::Learning`].
+    pub learnings: Counters,
     /// Threads whose network namespaces may lack a listener.
     pub threads: ThreadEvents,
 }
@@ -114,11 +114,11 @@ impl Redirector {
             shared(take(map::LEARNED)?, map::LEARNED)?,
             take(map::LEARNED_COUNTS)?,
         )?;
-        let learnings = Learnings::new(take(map::LEARNINGS)?)?;
+        let learnings = Counters::new(take(map::LEARNINGS)?, map::LEARNINGS)?;
         let listeners = Listeners::new(take(map::LISTENERS)?)?;
         let flows = Flows::new(shared(take(map::FLOWS)?, map::FLOWS)?)?;
         let own_sockets = OwnSockets::new(shared(take(map::OWN_SOCKETS)?, map::OWN_SOCKETS)?)?;
-        let outcomes = Outcomes::new(take(map::OUTCOMES)?)?;
+        let outcomes = Counters::new(take(map::OUTCOMES)?, map::OUTCOMES)?;
         let threads = ThreadEvents::new(take(map::THREADS_SEEN)?)?;
         let scopes = Scopes::new(take(map::SCOPES)?)?;
         let pinned = if pins.is_some() { linked.pinned().map_err(KernelError::Descriptor)? } else { Vec::new() };

@@ -47,9 +47,6 @@ const LONG_GONE_CROWDED: Duration = Duration::from_secs(60);
 /// In place of a port where a name has no more.
 const NO_PORT: [u8; 2] = [0; 2];
 
-/// Hosts and ports that are intercepted.
-pub type Watched = BTreeSet<(HostPattern, u16)>;
-
 /// What the kernel must know of names. To make it takes a while where there are many.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct NameRules(HashMap<NameKey, NameRule>);
@@ -308,9 +305,14 @@ fn rule(ports: &BTreeSet<u16>) -> NameRule {
 mod tests {
     use super::*;
 
+    fn rules(watched: &[(&str, u16)]) -> NameRules {
+        let watched: Vec<(HostPattern, u16)> =
+            watched.iter().map(|(text, port)| (text.parse().expect(text), *port)).collect();
+        NameRules::of(watched.iter().map(|(host, port)| (host, *port)))
+    }
+
     fn ports_of(watched: &[(&str, u16)], name: &str) -> Vec<u16> {
-        let watched: Watched = watched.iter().map(|(text, port)| (text.parse().expect(text), *port)).collect();
-        let NameRules(rules) = NameRules::of(watched.iter().map(|(host, port)| (host, *port)));
+        let NameRules(rules) = rules(watched);
         let (key, _) = ReversedName::exact(name).expect("short");
         let matches = rules.iter().filter(|(prefix, _)| key.0.starts_with(&prefix.0));
         let longest = matches.max_by_key(|(prefix, _)| prefix.0.len());
@@ -320,10 +322,6 @@ mod tests {
 
     #[test]
     fn rules_cover_what_they_have() {
-        let rules = |watched: &[(&str, u16)]| {
-            let watched: Watched = watched.iter().map(|(text, port)| (text.parse().expect(text), *port)).collect();
-            NameRules::of(watched.iter().map(|(host, port)| (host, *port)))
-        };
         let all = rules(&[("*.example.com", 80), ("a.example.com", 81), ("other.example", 80)]);
         assert!(all.covers(&all) && all.covers(&rules(&[("other.example", 80)])) && all.covers(&rules(&[])));
         assert!(!rules(&[]).covers(&all) && !rules(&[("*.example.com", 80), ("a.example.com", 81)]).covers(&all));

@@ -18,14 +18,7 @@ use aya::{
     Pod,
     maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
 };
-use egress_common::{
-    address::IpBytes,
-    flow::Flow,
-    listener::ListenerPorts,
-    names::map,
-    origin::Origin,
-    outcome::{Learning, Outcome},
-};
+use egress_common::{address::IpBytes, flow::Flow, listener::ListenerPorts, names::map, origin::Origin};
 use nix::{errno::Errno, time::ClockId};
 
 use super::{KernelError, syscall::take_element};
@@ -281,47 +274,23 @@ impl AsFd for Marks {
     }
 }
 
-/// The hooks' counters.
-pub struct Outcomes(PerCpuArray<MapData, u64>);
+/// Counters of what the programs decided, in the order of what they count.
+pub struct Counters(PerCpuArray<MapData, u64>);
 
-impl fmt::Debug for Outcomes {
+impl fmt::Debug for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.read()).finish()
+        f.debug_list().entries(self.read()).finish()
     }
 }
 
-impl Outcomes {
-    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
-        PerCpuArray::try_from(map).map(Self).map_err(error(map::OUTCOMES))
+impl Counters {
+    pub(super) fn new(map: Map, name: &'static str) -> Result<Self, KernelError> {
+        PerCpuArray::try_from(map).map(Self).map_err(error(name))
     }
 
-    /// How often each outcome occurred since the programs were loaded, over all CPUs.
-    pub fn read(&self) -> impl Iterator<Item = (Outcome, u64)> {
-        Outcome::ALL.iter().map(|&outcome| (outcome, count(&self.0, outcome as u32)))
+    /// How often each occurred since the programs were loaded, over all CPUs. One that cannot be read counts nothing; the map
+    /// exists as long as we do.
+    pub fn read(&self) -> impl Iterator<Item = u64> {
+        (0..self.0.len()).map(|index| self.0.get(&index, 0).map_or(0, |values| values.iter().sum()))
     }
-}
-
-/// What became of DNS answers.
-pub struct Learnings(PerCpuArray<MapData, u64>);
-
-impl fmt::Debug for Learnings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.read()).finish()
-    }
-}
-
-impl Learnings {
-    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
-        PerCpuArray::try_from(map).map(Self).map_err(error(map::LEARNINGS))
-    }
-
-    /// How often each occurred since the programs were loaded, over all CPUs.
-    pub fn read(&self) -> impl Iterator<Item = (Learning, u64)> {
-        Learning::ALL.iter().map(|&learning| (learning, count(&self.0, learning as u32)))
-    }
-}
-
-/// A counter's value over all CPUs. One that cannot be read counts nothing; the map exists as long as we do.
-fn count(counters: &PerCpuArray<MapData, u64>, index: u32) -> u64 {
-    counters.get(&index, 0).map_or(0, |values| values.iter().sum())
 }

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use egress_common::outcome::{self, Learning};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text},
@@ -17,7 +18,7 @@ use prometheus_client::{
 
 use super::access_log::{self, Outcome};
 use crate::{
-    kernel::{Learnings, Outcomes},
+    kernel::Counters,
     limits::Beyond,
     upstream::{Cause, TlsInfo},
 };
@@ -97,7 +98,7 @@ struct ResultLabel {
 
 impl Metrics {
     /// All counters at zero, and the kernel's as they are.
-    pub fn new(outcomes: Outcomes, learnings: Learnings) -> Arc<Self> {
+    pub fn new(outcomes: Counters, learnings: Counters) -> Arc<Self> {
         let mut registry = Registry::with_prefix("egress");
         registry.register_collector(Box::new(KernelCollector { outcomes, learnings }));
         let requests = Family::<OutcomeLabel, Counter>::default();
@@ -285,21 +286,21 @@ impl Metrics {
 /// Reads the programs' counters when asked.
 #[derive(Debug)]
 struct KernelCollector {
-    outcomes: Outcomes,
-    learnings: Learnings,
+    outcomes: Counters,
+    learnings: Counters,
 }
 
 impl Collector for KernelCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut connects =
             encoder.encode_descriptor("connects", "Connects by what the hooks decided", None, MetricType::Counter)?;
-        for (outcome, count) in self.outcomes.read() {
+        for (outcome, count) in outcome::Outcome::ALL.iter().zip(self.outcomes.read()) {
             let label = OutcomeLabel { outcome: outcome.label() };
             ConstCounter::new(count).encode(connects.encode_family(&label)?)?;
         }
         let about = "DNS answers with addresses of configured hosts";
         let mut answers = encoder.encode_descriptor("dns_answers", about, None, MetricType::Counter)?;
-        for (learning, count) in self.learnings.read() {
+        for (learning, count) in Learning::ALL.iter().zip(self.learnings.read()) {
             let label = ResultLabel { result: learning.label() };
             ConstCounter::new(count).encode(answers.encode_family(&label)?)?;
         }
