@@ -1,6 +1,6 @@
 //! `egress run`.
 
-use std::{num::NonZero, path::PathBuf, process::ExitCode, thread};
+use std::{env, num::NonZero, path::PathBuf, process::ExitCode, thread};
 
 use egress::{
     agent::{Agent, AgentError, Configuration, Options},
@@ -101,6 +101,7 @@ async fn serve(options: RunOptions, descriptors: Descriptors) -> Result<(), Agen
             // Who has started another agent may well tell this one to end, as it is about to.
             let signal = signals.next().await;
             tracing::info!(signal, "draining already; a second signal means now");
+            end.cancel();
         }
         let signal = signals.next().await;
         tracing::warn!(signal, "a second signal; what is under way is cut off");
@@ -109,7 +110,19 @@ async fn serve(options: RunOptions, descriptors: Descriptors) -> Result<(), Agen
         () = agent.stop(timeout) => {}
         () = now => {}
     }
+    if relieved && !end.is_cancelled() && is_restarted() {
+        tracing::info!(
+            "waiting to be told to end: Kubernetes would start this agent again, in the place of the other one"
+        );
+        signals.next().await;
+    }
     Ok(())
+}
+
+/// Whether an agent that ends is started again at once, be it that it has ended in order: in Kubernetes containers are, until
+/// their pod is deleted. Each of them has this variable.
+fn is_restarted() -> bool {
+    env::var_os("KUBERNETES_SERVICE_HOST").is_some()
 }
 
 async fn start(options: RunOptions, descriptors: Descriptors) -> Result<Agent, AgentError> {

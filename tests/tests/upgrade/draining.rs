@@ -1,6 +1,6 @@
 //! How an agent that has handed over comes to its end.
 
-use std::sync::Mutex;
+use std::{fs, sync::Mutex};
 
 use anyhow::{Result, ensure};
 use harness::{
@@ -96,5 +96,34 @@ fn a_second_signal_ends_an_agent_that_drains_at_once() -> Result<()> {
     old.process().signal(Signal::SIGTERM)?;
     ensure!(old.wait()?.code() == Some(0), "{}", old.log_text());
     ensure!(!idle.wait(PATIENCE)?.success(), "what is cut off is reset");
+    Ok(())
+}
+
+/// It would take its place back, and the next one would take it again, for as long as both pods are there.
+#[test]
+fn in_kubernetes_an_old_agent_waits_to_be_told_to_end() -> Result<()> {
+    let bed = TestBed::new("kubernetes")?;
+    let _origin = origin(&bed)?;
+    let options = options(&bed)?.env("KUBERNETES_SERVICE_HOST", "192.0.2.1");
+    let mut old = Agent::start(&bed, &options)?;
+    let new = Agent::take_over(&bed, &options)?;
+    old.process().wait_for_line("it to wait", |line| line.contains("waiting to be told to end"))?;
+    ensure!(old.log_text().contains("ended; another agent serves"), "{}", old.log_text());
+    let pid = old.process().pid();
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    let open: Vec<_> = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+    ensure!(!open.iter().any(|file| file.to_string_lossy().contains("bpf")), "{open:?}");
+    ensure!(bed.curl(URL)?.response()?.body == b"over TLS\n");
+    ensure!(old.terminate()?.code() == Some(0) && new.terminate()?.code() == Some(0));
+    // One that was told to end while it drained has no more to wait for.
+    let mut old = Agent::start(&bed, &options)?;
+    let idle = begin(&bed, &format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
+    idle.wait_for_output("over TLS\n")?;
+    let _new = Agent::take_over(&bed, &options)?;
+    old.process().wait_for_line("it to drain", |line| line.contains("draining"))?;
+    old.process().signal(Signal::SIGTERM)?;
+    old.process().wait_for_line("it to say so", |line| line.contains("draining already"))?;
+    old.process().signal(Signal::SIGTERM)?;
+    ensure!(old.wait()?.code() == Some(0), "{}", old.log_text());
     Ok(())
 }
