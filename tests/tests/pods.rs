@@ -1,7 +1,9 @@
 //! Pods that come and go while the agent runs.
 
 use std::{
-    fs,
+    fs::{self, File},
+    os::fd::AsRawFd,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -227,6 +229,58 @@ fn a_namespace_of_one_thread_that_cannot_be_served_is_told_of_once() -> Result<(
     reserve_ports(&pod, "\n")?;
     wait_for_unserved(&agent, 0.0)?;
     check_told_once(&mut agent)
+}
+
+/// Whoever has a cgroup to himself can make others in it, as deep as he likes.
+#[test]
+fn a_cgroup_that_cannot_be_looked_at_is_in_nobodys_way() -> Result<()> {
+    let mut bed = TestBed::new("deep")?;
+    let pod = bed.add_pod("pod")?;
+    let _origin = origin(&bed)?;
+    let _deep = Deep::create(bed.cgroup())?;
+    let mut agent = agent(&bed)?;
+    ensure!(bed.curl(&format!("http://{HOST}/"))?.response()?.body == b"over TLS\n");
+    let visitor = bed.pod_command(&pod, "sleep")?.in_cgroup(bed.cgroup())?.arg("infinity").spawn()?;
+    wait_until("the pod to be served", PATIENCE, || pod.listening().is_ok_and(|found| found.len() == 2))?;
+    drop(visitor);
+    wait_until("the pod to be let go", PATIENCE, || pod.listening().is_ok_and(|left| left.is_empty()))?;
+    let is_told = |line: &str| line.contains("not all processes can be looked at") && line.contains("name too long");
+    agent.process().wait_for_line("a warning", is_told)?;
+    ensure!(agent.log_text().lines().filter(|line| is_told(line)).count() == 1, "{}", agent.log_text());
+    Ok(())
+}
+
+/// Cgroups in one another, until their path is longer than the kernel takes.
+struct Deep(Vec<File>);
+
+impl Deep {
+    fn create(cgroup: &Cgroup) -> Result<Self> {
+        let mut deep = Self(vec![File::open(cgroup.path())?]);
+        while deep.0.len() * Self::name().len() < 2 * libc::PATH_MAX as usize {
+            fs::create_dir(deep.child())?;
+            deep.0.push(File::open(deep.child())?);
+        }
+        Ok(deep)
+    }
+
+    /// The next one below the last.
+    fn child(&self) -> PathBuf {
+        let last = self.0.last().map_or(0, AsRawFd::as_raw_fd);
+        format!("/proc/self/fd/{last}/{}", Self::name()).into()
+    }
+
+    fn name() -> String {
+        "d".repeat(200)
+    }
+}
+
+impl Drop for Deep {
+    fn drop(&mut self) {
+        while self.0.len() > 1 {
+            self.0.pop();
+            fs::remove_dir(self.child()).ok();
+        }
+    }
 }
 
 fn reserve_ports(pod: &Netns, ports: &str) -> Result<()> {

@@ -17,7 +17,7 @@ use crate::{
     listener::{self, Handle},
     netns::{
         self, Netns, NetnsCookie, NetnsInode,
-        discover::{self, Look},
+        discover::{self, Found, Look},
         inode_of_thread,
         population::Population,
         sock_diag::{Protocol, SockDiag},
@@ -40,6 +40,8 @@ pub(super) struct Namespaces {
     /// Those that could not be served: what they have learned is still true.
     unserved: HashMap<NetnsInode, Unserved>,
     population: Population,
+    /// The last walk could not look at all that there is, and this was logged.
+    passes_over: bool,
     /// Listening sockets of the agent before us, in namespaces that are not served yet.
     inherited: HashMap<NetnsCookie, Vec<TcpListener>>,
     /// Served even if no process in scope lives in it.
@@ -67,7 +69,8 @@ impl Namespaces {
     pub(super) fn new(cgroups: Vec<PathBuf>, own_sockets: OwnSockets, kernel: Listeners) -> io::Result<Self> {
         let (served, unserved, inherited) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (marks, sockets, population) = (own_sockets.marks(), SocketFactory::new(own_sockets), Population::new()?);
-        Ok(Self { cgroups, sockets, marks, kernel, served, unserved, population, inherited, kept: None })
+        let (passes_over, kept) = (false, None);
+        Ok(Self { cgroups, sockets, marks, kernel, served, unserved, population, passes_over, inherited, kept })
     }
 
     pub(super) fn cgroups(&self) -> &[PathBuf] {
@@ -169,7 +172,11 @@ impl Namespaces {
 
     /// Brings what is served in line with the processes in scope.
     pub(super) fn reconcile(&mut self, look: Look, workers: &mut Workers) -> io::Result<()> {
-        let found = discover::namespaces(&self.cgroups, look, &mut self.population)?;
+        let Found { threads: found, passed_over } = discover::namespaces(&self.cgroups, look, &mut self.population)?;
+        let is_news = mem::replace(&mut self.passes_over, passed_over.is_some()) != passed_over.is_some();
+        if let Some(error) = passed_over.filter(|_| is_news) {
+            tracing::warn!(%error, "not all processes can be looked at; network namespaces of theirs alone are not served");
+        }
         for (&inode, &pid) in &found {
             if !self.served.contains_key(&inode) {
                 self.try_to_serve(inode, Netns::of_process(pid), ThreadSeen { pid, tid: pid }, workers);
@@ -308,8 +315,9 @@ impl Served {
     }
 }
 
+/// Whether a thread is in a network namespace, as far as we know: one that cannot be looked at is where it was.
 fn is_in(ThreadSeen { pid, tid }: ThreadSeen, netns: NetnsInode) -> bool {
-    inode_of_thread(pid, tid).is_ok_and(|inode| inode == netns)
+    inode_of_thread(pid, tid).map_or_else(|error| error.kind() != io::ErrorKind::NotFound, |inode| inode == netns)
 }
 
 /// Why listeners are closed.

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
@@ -17,66 +18,101 @@ pub enum Look {
     Threads,
 }
 
-/// Walks the cgroups and gives one thread for each network namespace found, by its id. Cgroups and processes that vanish meanwhile
-/// are passed over. From then on `population` tells when one of the cgroups loses its last process.
-///
-/// # Errors
-/// One of the given cgroups is gone, or something cannot be read: what was found is then not all.
-pub fn namespaces(
-    cgroups: &[PathBuf],
-    look: Look,
-    population: &mut Population,
-) -> io::Result<HashMap<NetnsInode, u32>> {
-    let mut found = HashMap::new();
-    for cgroup in cgroups {
-        fs::read_dir(cgroup)?;
-        walk(cgroup, look, population, &mut found)?;
-    }
-    population.sweep();
-    Ok(found)
+/// What a walk has found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// One thread for each network namespace, by its id.
+    pub threads: HashMap<NetnsInode, u32>,
+    /// The first process or cgroup that could not be looked at, and was passed over.
+    pub passed_over: Option<io::Error>,
 }
 
-fn walk(
-    cgroup: &Path,
-    look: Look,
-    population: &mut Population,
-    found: &mut HashMap<NetnsInode, u32>,
-) -> io::Result<()> {
-    let read = || unless_gone(fs::read_to_string(cgroup.join("cgroup.procs")));
-    let Some(mut processes) = read()? else { return Ok(()) };
-    if !processes.is_empty() && population.watch(cgroup) {
-        // Some may have ended before they were watched.
-        processes = read()?.unwrap_or_default();
+/// Walks the cgroups. Cgroups and processes that vanish meanwhile are passed over, and so are single ones that cannot be looked
+/// at. From then on `population` tells when one of the cgroups loses its last process.
+///
+/// # Errors
+/// One of the given cgroups is gone, or cannot be read; or something fails that is not about single ones.
+pub fn namespaces(cgroups: &[PathBuf], look: Look, population: &mut Population) -> io::Result<Found> {
+    let mut walk = Walk { look, population, found: Found::default() };
+    for cgroup in cgroups {
+        fs::read_dir(cgroup).map_err(at(cgroup))?;
+        walk.cgroup(cgroup)?;
     }
-    // A process of another pid namespace reads as 0.
-    for pid in processes.lines().filter_map(|line| line.parse().ok()).filter(|&pid: &u32| pid != 0) {
-        if let Some(inode) = unless_gone(inode_of_process(pid))? {
-            found.entry(inode).or_insert(pid);
-            if look == Look::Processes {
-                continue;
+    walk.population.sweep();
+    Ok(walk.found)
+}
+
+struct Walk<'a> {
+    look: Look,
+    population: &'a mut Population,
+    found: Found,
+}
+
+impl Walk<'_> {
+    fn cgroup(&mut self, cgroup: &Path) -> io::Result<()> {
+        let list = cgroup.join("cgroup.procs");
+        let read = || unless_gone(fs::read_to_string(&list)).map_err(at(&list));
+        let Some(mut processes) = read()? else { return Ok(()) };
+        if !processes.is_empty() && self.population.watch(cgroup) {
+            // Some may have ended before they were watched.
+            processes = read()?.unwrap_or_default();
+        }
+        // A process of another pid namespace reads as 0.
+        for pid in processes.lines().filter_map(|line| line.parse().ok()).filter(|&pid: &u32| pid != 0) {
+            let looked = self.process(pid);
+            self.pass_over(looked)?;
+        }
+        let Some(children) = unless_gone(fs::read_dir(cgroup)).map_err(at(cgroup))? else { return Ok(()) };
+        for child in children.flatten() {
+            if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let walked = self.cgroup(&child.path());
+                self.pass_over(walked)?;
             }
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, pid: u32) -> io::Result<()> {
+        if self.thread(pid)? && self.look == Look::Processes {
+            return Ok(());
         }
         // The thread that a process began with can have ended before others. They are processes of their own to whoever asks
         // /proc for their ids.
-        for tid in threads(pid)? {
-            if let Some(inode) = unless_gone(inode_of_process(tid))? {
-                found.entry(inode).or_insert(tid);
+        threads(pid)?.into_iter().try_for_each(|tid| self.thread(tid).map(drop))
+    }
+
+    /// Says whether it is there.
+    fn thread(&mut self, tid: u32) -> io::Result<bool> {
+        let inode = unless_gone(inode_of_process(tid)).map_err(|error| at(format!("/proc/{tid}/ns/net"))(error))?;
+        if let Some(inode) = inode {
+            self.found.threads.entry(inode).or_insert(tid);
+        }
+        Ok(inode.is_some())
+    }
+
+    /// Lets a process or cgroup be that in itself cannot be looked at, as for a security module, or at the end of too long a path.
+    /// What else is in the way may be in that of all.
+    fn pass_over(&mut self, looked: io::Result<()>) -> io::Result<()> {
+        match looked {
+            Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidFilename) => {
+                self.found.passed_over.get_or_insert(error);
+                Ok(())
             }
+            looked => looked,
         }
     }
-    let Some(children) = unless_gone(fs::read_dir(cgroup))? else { return Ok(()) };
-    for child in children.flatten() {
-        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
-            walk(&child.path(), look, population, found)?;
-        }
-    }
-    Ok(())
 }
 
 /// The ids of a process's threads; none if it is gone.
 fn threads(pid: u32) -> io::Result<Vec<u32>> {
-    let Some(entries) = unless_gone(fs::read_dir(format!("/proc/{pid}/task")))? else { return Ok(Vec::new()) };
+    let directory = format!("/proc/{pid}/task");
+    let Some(entries) = unless_gone(fs::read_dir(&directory)).map_err(at(directory))? else { return Ok(Vec::new()) };
     Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Says what an error is about.
+fn at(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.as_ref().display()))
 }
 
 fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
@@ -85,7 +121,7 @@ fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         // A file of a process or a cgroup that ended while it was open reads as ESRCH or ENODEV. A threaded cgroup
         // does not list its processes (EOPNOTSUPP); its root does.
         Err(error)
-            if error.kind() == io::ErrorKind::NotFound
+            if error.kind() == ErrorKind::NotFound
                 || matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENODEV | libc::EOPNOTSUPP)) =>
         {
             Ok(None)
