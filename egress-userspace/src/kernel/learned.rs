@@ -223,6 +223,10 @@ impl LearnedNames {
         if used == Used::Forgotten {
             return ignore_absent(self.learned.remove(key)).map_err(error(map::LEARNED)).map(|()| true);
         }
+        // One that is in use is not to be missing for a moment.
+        if self.learned.get(key, 0).is_ok_and(|learned| learned.seen_ns != read.seen_ns) {
+            return Ok(false);
+        }
         // SAFETY: the map is from such keys to such values, as it was opened.
         let taken = unsafe { take_element::<_, Learned>(self.shared.as_fd(), key) };
         let taken = taken.map_err(MapError::IoError).map_err(error(map::LEARNED))?;
