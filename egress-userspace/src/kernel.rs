@@ -205,6 +205,11 @@ impl Redirector {
         Ok(removed)
     }
 
+    /// What is pinned of another layout of maps, as far as it can be seen. It refuses what it knows of until it is settled.
+    pub fn other_layout(&self) -> Option<PathBuf> {
+        self.pins.as_ref()?.other_layouts().ok()?.pop()
+    }
+
     /// Says that other agents may have left something since.
     pub fn unsettle(&mut self) {
         self.left = Left::All;

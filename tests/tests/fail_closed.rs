@@ -10,6 +10,7 @@ use harness::{
     cgroup::{PROGRAMS, detach_link},
     origin::{Origin, Reply, ServerTls},
     process::Output,
+    wait::{PATIENCE, wait_until},
 };
 use nix::sys::signal::Signal;
 
@@ -275,6 +276,10 @@ fn pins_of_another_layout_refuse_while_names_are_unanswered() -> Result<()> {
         let result = bed.curl(URL)?.args(["--resolve", &format!("{HOST}:80:{address}")]).run()?;
         ensure!(result.exit_code == REFUSED, "{result:?}");
     }
+    // The programs are as they should be: what is in the way goes when the name is known.
+    wait_until("it to say what it waits for", PATIENCE, || {
+        agent.admin("/readyz").is_ok_and(|(_, text)| text.contains(HOST) && text.contains("/layout-0 stays"))
+    })?;
     tripwire.assert_silent()
 }
 

@@ -151,7 +151,7 @@ impl Agent {
             Ok(()) if !self.attached => (Readiness::NotReady("starting".into()), true),
             Ok(()) if !self.names.all_tried() => (Readiness::NotReady("resolving the configured hosts".into()), true),
             Ok(()) if let Some(objection) = self.self_test.objection() => {
-                (Readiness::NotReady(objection.to_owned()), self.self_test.is_pending())
+                (Readiness::NotReady(self.explained(objection)), self.self_test.is_pending())
             }
             // Of a host that does not exist nothing can leave in clear; of one that we cannot ask for it can.
             Ok(()) => match self.unintercepted.unanswered() {
@@ -161,6 +161,18 @@ impl Agent {
         };
         self.metrics.hosts_unresolved.set(self.unintercepted.hosts.len() as i64);
         self.tell(readiness, is_expected);
+    }
+
+    /// What is in the way of the self-test, if that is what stays until a host can be looked up.
+    fn explained(&self, objection: &str) -> String {
+        match (self.unintercepted.unanswered(), self.redirector.other_layout()) {
+            (Some(error), Some(pins)) => format!(
+                "{error}; until it can be looked up, what another version of egress has pinned in {} stays, and refuses what is \
+                 configured ({objection})",
+                pins.display()
+            ),
+            _ => objection.to_owned(),
+        }
     }
 
     /// Says whether all is intercepted, if that is news. What is not expected is worth a warning.

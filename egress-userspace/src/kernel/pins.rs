@@ -208,7 +208,11 @@ impl Pins {
         opened.filter_map(Result::transpose).collect()
     }
 
-    fn other_layouts(&self) -> Result<Vec<PathBuf>, PinError> {
+    /// Where agents with another layout have pinned something.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub(super) fn other_layouts(&self) -> Result<Vec<PathBuf>, PinError> {
         Ok(layouts(&self.root)?.into_iter().filter(|path| *path != self.layout).collect())
     }
 
