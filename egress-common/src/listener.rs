@@ -18,9 +18,9 @@ map_type!(ListenerPorts, 2 + 2);
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ThreadSeen {
-    /// The process (thread group id, initial pid namespace).
+    /// The process (thread group id, initial pid namespace); 0 if the agent is in another.
     pub pid: u32,
-    /// The thread: those of one process can be in different namespaces.
+    /// The thread: those of one process can be in different namespaces. 0 like the process.
     pub tid: u32,
 }
 map_type!(ThreadSeen, 4 + 4);

@@ -84,3 +84,5 @@ pub mod program {
 pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 /// The global that tells the programs that the kernel can name the multipath TCP socket of a subflow.
 pub const MULTIPATH: &str = "MULTIPATH";
+/// The global that tells the programs that the agent knows processes by the ids of the initial pid namespace, as the kernel does.
+pub const INITIAL_PIDS: &str = "INITIAL_PIDS";

@@ -1,6 +1,6 @@
 //! Redirects connections to configured destinations.
 
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_ktime_get_boot_ns};
+use aya_ebpf::helpers::{bpf_get_current_comm, generated::bpf_ktime_get_boot_ns};
 use egress_common::{
     address::IpBytes,
     destination::{Capture, Destination},
@@ -13,6 +13,7 @@ use crate::{
     context::{ConnectContext, Family},
     dns,
     maps::{self, Listening, Socket},
+    threads,
 };
 
 /// Decides on one connect, and rewrites its address only when all else is done: on any failure the context is as it was.
@@ -89,7 +90,7 @@ fn origin(destination: Destination, device: u32, capture: Capture) -> Origin {
         address: destination.address,
         // The name is for the log; a connect without one is as good.
         comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
-        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        pid: threads::current().pid,
         device,
         port: destination.port,
         capture: capture as u8,

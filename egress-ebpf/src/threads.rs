@@ -1,5 +1,7 @@
 //! Reports threads whose network namespaces may lack a listener.
 
+use core::ptr;
+
 use aya_ebpf::{
     EbpfContext as _,
     helpers::{
@@ -14,6 +16,10 @@ use crate::maps;
 
 /// How deep below the root of the hierarchy a served cgroup can be.
 const MAX_DEPTH: i32 = 16;
+
+/// Whether the agent knows processes by the ids that the kernel gives, those of the initial pid namespace; set by the loader.
+#[unsafe(no_mangle)]
+static INITIAL_PIDS: u8 = 0;
 
 /// A program takes milliseconds from its start to its first connect, which is time enough to make listeners.
 #[inline(always)]
@@ -43,6 +49,16 @@ pub fn on_socket(ctx: &SockContext) {
 
 #[inline(always)]
 fn report() {
+    maps::report_thread(current());
+}
+
+/// The current thread, if the agent can know it by its ids.
+#[inline(always)]
+pub fn current() -> ThreadSeen {
+    // SAFETY: the loader sets the value before the program is loaded; a plain read would be folded at compile time.
+    if unsafe { ptr::read_volatile(&raw const INITIAL_PIDS) } == 0 {
+        return ThreadSeen { pid: 0, tid: 0 };
+    }
     let ids = bpf_get_current_pid_tgid();
-    maps::report_thread(ThreadSeen { pid: (ids >> 32) as u32, tid: ids as u32 });
+    ThreadSeen { pid: (ids >> 32) as u32, tid: ids as u32 }
 }

@@ -99,8 +99,12 @@ impl Redirector {
     pub fn open(log: bool, pins: Option<Pins>) -> Result<Kernel, KernelError> {
         let features = Features::detect()?;
         let level = [if log { u8::MAX } else { 0 }];
-        let multipath = [u8::from(features.multipath)];
-        let constants = [(names::LOG_LEVEL, level.as_slice()), (names::MULTIPATH, &multipath)];
+        let [multipath, initial_pids] = [features.multipath, features.initial_pids].map(|flag| [u8::from(flag)]);
+        let constants = [
+            (names::LOG_LEVEL, level.as_slice()),
+            (names::MULTIPATH, &multipath),
+            (names::INITIAL_PIDS, &initial_pids),
+        ];
         let constants = constants.into_iter().map(|(name, value)| (name, (value, true)));
         let linked = Linked::new(OBJECT, constants.collect(), pins.as_ref());
         Self::open_maps(linked.map_err(|error| KernelError::Load(Box::new(error)))?, pins, log)

@@ -1,6 +1,7 @@
 //! The agent under test, as its users run it: a process with files, signals, a log and an admin port.
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
@@ -37,6 +38,7 @@ pub struct AgentOptions {
     cgroup: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     inside: bool,
+    wrapper: Vec<String>,
     cpus: Option<CpuSet>,
     log_file: Option<PathBuf>,
     arguments: Vec<String>,
@@ -53,6 +55,7 @@ impl AgentOptions {
             cgroup: None,
             state_dir: None,
             inside: false,
+            wrapper: Vec::new(),
             cpus: None,
             log_file: None,
             arguments: Vec::new(),
@@ -85,6 +88,13 @@ impl AgentOptions {
     #[must_use]
     pub fn inside_cgroup(mut self) -> Self {
         self.inside = true;
+        self
+    }
+
+    /// Started by a program that starts another.
+    #[must_use]
+    pub fn through(mut self, command: &[&str]) -> Self {
+        self.wrapper = command.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -135,8 +145,11 @@ impl<'bed> Agent<'bed> {
 
     /// Starts an agent without waiting, as for one that must refuse its configuration.
     pub fn spawn(bed: &'bed TestBed, options: &AgentOptions) -> Result<Self> {
+        let mut words: Vec<OsString> = options.wrapper.iter().map(OsString::from).collect();
+        words.push(binary()?.into());
         let mut command = bed
-            .node_command(binary()?)?
+            .node_command(words.remove(0))?
+            .args(words)
             .args(["run", "--log", "json", "--config"])
             .arg(&options.config)
             .arg("--cgroup")

@@ -231,6 +231,42 @@ fn a_namespace_of_one_thread_that_cannot_be_served_is_told_of_once() -> Result<(
     check_told_once(&mut agent)
 }
 
+/// As on a node that is a container itself: what the kernel calls a process tells the agent nothing there.
+#[test]
+fn pods_are_noticed_at_once_in_another_pid_namespace() -> Result<()> {
+    /// With nothing but the regular walk each would take that long.
+    const WALK: Duration = Duration::from_secs(5);
+    const ROUNDS: u32 = 4;
+    let mut bed = TestBed::new("nested")?;
+    let pods = (0..ROUNDS).map(|pod| bed.add_pod(&format!("pod{pod}"))).collect::<Result<Vec<_>>>()?;
+    let _origin = origin(&bed)?;
+    let init = bed.node_command("unshare")?.args(["--pid", "--fork", "sleep", "infinity"]).spawn()?;
+    let pids = format!("--pid=/proc/{}/ns/pid_for_children", init.pid());
+    // The file is there when there is a process in the namespace.
+    wait_until("the pid namespace", PATIENCE, || fs::metadata(&pids["--pid=".len()..]).is_ok())?;
+    let inside = ["nsenter", &pids, "unshare", "--mount", "--mount-proc"];
+    let config = bed.config_dir()?;
+    let mut agent = Agent::start(&bed, &AgentOptions::new(config.path()).args(&["--host", HOST]).through(&inside))?;
+    agent
+        .process()
+        .wait_for_line("it to say so", |line| line.contains("not in the machine's initial pid namespace"))?;
+    // A cgroup that gets its first process is looked at anyway.
+    let _pause = bed.client_command("nsenter")?.args([&pids, "sleep", "infinity"]).spawn()?;
+    let mut took = Duration::ZERO;
+    for pod in &pods {
+        let began = Instant::now();
+        let command = bed.pod_command(pod, "nsenter")?.in_cgroup(bed.cgroup())?;
+        let address = bed.sockets(HOST, 80)[0].to_string();
+        let client = command.args([&pids, CLIENT, "repeat", &address]).spawn()?;
+        client.wait_for_output("200\n")?;
+        took += began.elapsed();
+    }
+    ensure!(took < WALK * ROUNDS / 2, "{took:?}");
+    wait_until("a record", PATIENCE, || !agent.records().is_empty())?;
+    ensure!(agent.records().iter().all(|record| record.text("pid") == "0"), "{:?}", agent.records());
+    Ok(())
+}
+
 /// Whoever has a cgroup to himself can make others in it, as deep as he likes.
 #[test]
 fn a_cgroup_that_cannot_be_looked_at_is_in_nobodys_way() -> Result<()> {

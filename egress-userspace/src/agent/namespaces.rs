@@ -42,6 +42,8 @@ pub(super) struct Namespaces {
     population: Population,
     /// The last walk could not look at all that there is, and this was logged.
     passes_over: bool,
+    /// How closely walks look at least.
+    look: Look,
     /// Listening sockets of the agent before us, in namespaces that are not served yet.
     inherited: HashMap<NetnsCookie, Vec<TcpListener>>,
     /// Served even if no process in scope lives in it.
@@ -69,8 +71,8 @@ impl Namespaces {
     pub(super) fn new(cgroups: Vec<PathBuf>, own_sockets: OwnSockets, kernel: Listeners) -> io::Result<Self> {
         let (served, unserved, inherited) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (marks, sockets, population) = (own_sockets.marks(), SocketFactory::new(own_sockets), Population::new()?);
-        let (passes_over, kept) = (false, None);
-        Ok(Self { cgroups, sockets, marks, kernel, served, unserved, population, passes_over, inherited, kept })
+        let (passes_over, look, kept) = (false, Look::Processes, None);
+        Ok(Self { cgroups, sockets, marks, kernel, served, unserved, population, passes_over, look, inherited, kept })
     }
 
     pub(super) fn cgroups(&self) -> &[PathBuf] {
@@ -149,6 +151,12 @@ impl Namespaces {
     pub(super) fn seen(&mut self, seen: &HashSet<ThreadSeen>, workers: &mut Workers) {
         for &thread in seen {
             let ThreadSeen { pid, tid } = thread;
+            if pid == 0 {
+                // It could be anybody.
+                self.look = Look::Threads;
+                self.population.expect();
+                continue;
+            }
             match inode_of_thread(pid, tid) {
                 Ok(inode) if self.served.contains_key(&inode) => {}
                 Ok(inode) => {
@@ -172,6 +180,7 @@ impl Namespaces {
 
     /// Brings what is served in line with the processes in scope.
     pub(super) fn reconcile(&mut self, look: Look, workers: &mut Workers) -> io::Result<()> {
+        let look = look.max(self.look);
         let Found { threads: found, passed_over } = discover::namespaces(&self.cgroups, look, &mut self.population)?;
         let is_news = mem::replace(&mut self.passes_over, passed_over.is_some()) != passed_over.is_some();
         if let Some(error) = passed_over.filter(|_| is_news) {

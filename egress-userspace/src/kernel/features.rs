@@ -1,7 +1,7 @@
 //! What this kernel has of what the programs call. The kernel itself is asked: its version does not tell what a
 //! distribution has carried back, or built it without.
 
-use std::{fmt, fs, path::Path};
+use std::{fmt, fs, os::unix::fs::MetadataExt as _, path::Path};
 
 use aya::{
     programs::{ProgramError, ProgramType},
@@ -24,11 +24,16 @@ const MULTIPATH: Optional = Optional {
 /// Is there where the kernel has multipath TCP. Without it the verifier knows the helper, but refuses every call.
 const MULTIPATH_SETTINGS: &str = "/proc/sys/net/mptcp";
 
+/// The inode number of the initial pid namespace, which is the same everywhere (`PROC_PID_INIT_INO` of linux/proc_ns.h).
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
 /// What the programs may use on this kernel besides what they need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     /// The multipath socket of a subflow can be found. Irrelevant, and false, where there is no multipath TCP.
     pub multipath: bool,
+    /// Processes have the ids here by which the kernel knows them.
+    pub initial_pids: bool,
 }
 
 impl Features {
@@ -41,7 +46,16 @@ impl Features {
         let kernel = kernel.trim();
         require(kernel, &REQUIRED, Helper::is_there)?;
         let has_multipath = Path::new(MULTIPATH_SETTINGS).exists();
-        Ok(Self { multipath: has_multipath && MULTIPATH.is_there(kernel)? })
+        let multipath = has_multipath && MULTIPATH.is_there(kernel)?;
+        let namespace = fs::metadata("/proc/self/ns/pid").map(|metadata| metadata.ino());
+        let initial_pids = namespace.is_ok_and(|inode| inode == INITIAL_PID_NAMESPACE);
+        if !initial_pids {
+            tracing::info!(
+                "not in the machine's initial pid namespace: the log has 0 for ids of processes, and new network namespaces are \
+                 found by looking through all processes"
+            );
+        }
+        Ok(Self { multipath, initial_pids })
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use super::{NetnsInode, inode_of_process, population::Population};
 
 /// How closely a walk looks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Look {
     /// At the namespaces that processes began in or went to, which is where their first threads are.
     Processes,
