@@ -19,6 +19,10 @@ pub struct Flow {
 }
 map_type!(Flow, 8 + 16 + 2 + 6);
 
+/// Redirected sockets of one network namespace that can be connecting at a time, so that none takes the room of the others. More
+/// than its listeners' queues have room for.
+pub const CONNECTING_PER_NETNS: u64 = 8192;
+
 impl Flow {
     /// The flow of the client at `address:port` (host order) in the network namespace with this cookie.
     #[inline(always)]

@@ -29,7 +29,7 @@ pub mod outcome;
 pub mod self_test;
 
 /// Version of the map layouts in this crate.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Asserts at compile time that a type has no padding, and lets userspace store it in maps.
 macro_rules! map_type {

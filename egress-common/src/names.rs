@@ -12,6 +12,8 @@ pub mod map {
     pub const ORIGINS: &str = "ORIGINS";
     /// Hash from [`Flow`](crate::flow::Flow) to [`Origin`](crate::origin::Origin), until the connection is accepted.
     pub const FLOWS: &str = "FLOWS";
+    /// Hash from network namespace cookie to the number of its redirected sockets that are connecting.
+    pub const CONNECTING: &str = "CONNECTING";
     /// Per-CPU array of counters indexed by [`Outcome`](crate::outcome::Outcome).
     pub const OUTCOMES: &str = "OUTCOMES";
     /// Ring buffer of [`ThreadSeen`](crate::listener::ThreadSeen).
@@ -34,12 +36,13 @@ pub mod map {
     pub const SCRATCH: &str = "SCRATCH";
 
     /// Those that outlive the agent.
-    pub const PINNED: [&str; 13] = [
+    pub const PINNED: [&str; 14] = [
         DESTINATIONS,
         LISTENERS,
         OWN_SOCKETS,
         ORIGINS,
         FLOWS,
+        CONNECTING,
         OUTCOMES,
         THREADS_SEEN,
         SCOPES,

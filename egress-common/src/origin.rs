@@ -16,7 +16,7 @@ pub struct Origin {
     pub address: IpBytes,
     /// Name of the thread that called connect; the process's own unless it names its threads.
     pub comm: [u8; COMM_LEN],
-    /// Process id (thread group id) in the initial pid namespace.
+    /// Process id (thread group id) in the initial pid namespace; 0 if the agent is in another.
     pub pid: u32,
     /// Index of the device that the socket was bound to (SO_BINDTODEVICE); 0 if none.
     pub device: u32,
@@ -24,10 +24,12 @@ pub struct Origin {
     pub port: [u8; 2],
     /// Why the connection was redirected: a [`Capture`](crate::destination::Capture).
     pub capture: u8,
+    /// 1 while the socket is connecting, and counted as such; 0 in a flow.
+    pub connecting: u8,
     /// Zero; keeps the layout free of padding.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 4],
 }
-map_type!(Origin, 8 + 16 + 16 + 4 + 4 + 2 + 1 + 5);
+map_type!(Origin, 8 + 16 + 16 + 4 + 4 + 2 + 1 + 1 + 4);
 
 #[cfg(feature = "user")]
 mod user {
@@ -75,7 +77,8 @@ mod tests {
             device: 0,
             port: 80u16.to_be_bytes(),
             capture: Capture::Host as u8,
-            reserved: [0; 5],
+            connecting: 0,
+            reserved: [0; 4],
         };
         assert_eq!(origin.socket_addr(), ([203, 0, 113, 7], 80).into());
         assert_eq!(origin.process_name(), "curl");

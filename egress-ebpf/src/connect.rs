@@ -94,6 +94,7 @@ fn origin(destination: Destination, device: u32, capture: Capture) -> Origin {
         device,
         port: destination.port,
         capture: capture as u8,
-        reserved: [0; 5],
+        connecting: 0,
+        reserved: [0; 4],
     }
 }

@@ -20,33 +20,32 @@ use crate::maps::{self, Socket};
 pub fn on_event(ctx: &SockOpsContext) -> Result<(), ()> {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            let Some(origin) = origin_of(ctx) else { return Ok(()) };
-            maps::publish(flow(ctx, &origin), origin)?;
-            // Without the callback a flow whose connect fails stays until the agent's sweep.
-            let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+            let Some((socket, origin)) = redirected(ctx) else { return Ok(()) };
+            // The callback tells when the connect has ended.
+            ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).map_err(drop)?;
+            maps::publish(socket, flow(ctx, &origin), origin)
         }
-        BPF_SOCK_OPS_STATE_CB if connect_failed(ctx) => {
-            if let Some(origin) = origin_of(ctx) {
-                maps::withdraw(flow(ctx, &origin));
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_SYN_SENT => {
+            let Some((socket, origin)) = redirected(ctx) else { return Ok(()) };
+            let flow = flow(ctx, &origin);
+            // Only a connect that failed is withdrawn. A client that connected, sent and closed at once is still to be
+            // accepted, and is owed its request.
+            if ctx.arg(1) == BPF_TCP_CLOSE {
+                maps::withdraw(flow);
             }
+            maps::connect_ended(socket, flow.netns);
+            Ok(())
         }
-        _ => {}
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// Only a connect that failed is withdrawn. A client that connected, sent and closed at once is still to be accepted,
-/// and is owed its request.
+/// The socket, if it was redirected, and where it was going.
 #[inline(always)]
-fn connect_failed(ctx: &SockOpsContext) -> bool {
-    ctx.arg(0) == BPF_TCP_SYN_SENT && ctx.arg(1) == BPF_TCP_CLOSE
-}
-
-#[inline(always)]
-fn origin_of(ctx: &SockOpsContext) -> Option<Origin> {
+fn redirected(ctx: &SockOpsContext) -> Option<(Socket, Origin)> {
     // SAFETY: an aligned read of the context's socket pointer, which is null where there is no full socket.
     let socket = Socket::from_ptr(unsafe { (*ctx.ops).__bindgen_anon_2.sk })?;
-    maps::origin_of(socket)
+    Some((socket, maps::origin_of(socket)?))
 }
 
 #[inline(always)]

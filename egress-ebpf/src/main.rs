@@ -10,6 +10,7 @@
 //! - [`threads`]: report threads whose network namespaces may lack a listener.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the entry points hand the context over by value")]
 #![expect(missing_docs, reason = "the macros of the entry points do not carry documentation over")]
 

@@ -2,13 +2,14 @@
 
 mod names;
 
-use core::{ffi::c_void, mem, ptr};
+use core::{arch::asm, ffi::c_void, mem, ptr};
 
 pub use self::names::{Scratch, asker, count_learning, learn, name_rule, note_asker, scratch};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple,
+        BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock,
+        bpf_sock_tuple,
     },
     btf_maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key},
     helpers::generated::{
@@ -19,7 +20,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     destination::{Capture, Destination},
-    flow::Flow,
+    flow::{CONNECTING_PER_NETNS, Flow},
     listener::{ListenerPorts, ThreadSeen},
     origin::Origin,
     outcome::Outcome,
@@ -44,6 +45,10 @@ static ORIGINS: SkStorage<Origin> = SkStorage::new();
 /// Origins on their way to the listener. A plain hash: an LRU would evict, which is to lose a destination.
 #[btf_map]
 static FLOWS: HashMap<Flow, Origin, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// How many redirected sockets of a network namespace are connecting.
+#[btf_map]
+static CONNECTING: HashMap<u64, u64, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// Counters.
 #[btf_map]
@@ -172,8 +177,13 @@ pub fn is_own(socket: Socket) -> bool {
 
 #[inline(always)]
 pub fn origin_of(socket: Socket) -> Option<Origin> {
+    stored_origin(socket).copied()
+}
+
+#[inline(always)]
+fn stored_origin(socket: Socket) -> Option<&'static mut Origin> {
     // SAFETY: as above; what is returned is null or points at a value that lives as long as the socket.
-    unsafe { bpf_sk_storage_get(origins(), socket.0.cast(), ptr::null_mut(), 0).cast::<Origin>().as_ref() }.copied()
+    unsafe { bpf_sk_storage_get(origins(), socket.0.cast(), ptr::null_mut(), 0).cast::<Origin>().as_mut() }
 }
 
 /// Records the origin of a socket that has none.
@@ -208,9 +218,45 @@ fn origins() -> *mut c_void {
     (&raw const ORIGINS).cast_mut().cast()
 }
 
+/// Publishes the flow of a socket that begins to connect. It fails when there is no room, or when the network namespace has as
+/// many such sockets as it may have: what is dropped on its way back to one is never accepted.
 #[inline(always)]
-pub fn publish(flow: Flow, origin: Origin) -> Result<(), ()> {
-    FLOWS.insert(flow, origin, BPF_ANY.into()).map_err(|_| ())
+pub fn publish(socket: Socket, flow: Flow, origin: Origin) -> Result<(), ()> {
+    if CONNECTING.get_ptr(flow.netns).is_none() {
+        // Another CPU can be first.
+        let _ = CONNECTING.insert(flow.netns, 0, BPF_NOEXIST.into());
+    }
+    let count = CONNECTING.get_ptr_mut(flow.netns).ok_or(())?;
+    // SAFETY: the pointer is valid for the program's run.
+    if unsafe { ptr::read_volatile(count) } >= CONNECTING_PER_NETNS {
+        return Err(());
+    }
+    FLOWS.insert(flow, origin, BPF_ANY.into()).map_err(drop)?;
+    if let Some(stored) = stored_origin(socket) {
+        stored.connecting = 1;
+        add(count, 1);
+    }
+    Ok(())
+}
+
+/// The connect of a socket has ended, be it in vain.
+#[inline(always)]
+pub fn connect_ended(socket: Socket, netns: u64) {
+    let Some(stored) = stored_origin(socket).filter(|stored| stored.connecting == 1) else { return };
+    stored.connecting = 0;
+    let Some(count) = CONNECTING.get_ptr_mut(netns) else { return };
+    // There may be less than was counted if the agent has let go of the namespace meanwhile.
+    // SAFETY: as in `publish`.
+    if unsafe { ptr::read_volatile(count) } > 0 {
+        add(count, -1);
+    }
+}
+
+/// Adds to a count that other CPUs change as well. The compiler knows no such operation of this architecture.
+#[inline(always)]
+fn add(count: *mut u64, by: i64) {
+    // SAFETY: callers have the count from a map: it is aligned, and valid for the program's run.
+    unsafe { asm!("lock *(u64 *)({count} + 0) += {by}", count = in(reg) count, by = in(reg) by, options(nostack)) };
 }
 
 #[inline(always)]

@@ -119,7 +119,7 @@ impl Redirector {
             take(map::LEARNED_COUNTS)?,
         )?;
         let learnings = Counters::new(take(map::LEARNINGS)?, map::LEARNINGS)?;
-        let listeners = Listeners::new(take(map::LISTENERS)?)?;
+        let listeners = Listeners::new(take(map::LISTENERS)?, take(map::CONNECTING)?)?;
         let flows = Flows::new(shared(take(map::FLOWS)?, map::FLOWS)?)?;
         let own_sockets = OwnSockets::new(shared(take(map::OWN_SOCKETS)?, map::OWN_SOCKETS)?)?;
         let outcomes = Counters::new(take(map::OUTCOMES)?, map::OUTCOMES)?;
@@ -295,12 +295,13 @@ mod tests {
     /// An agent takes pinned maps over from one of the same layout. Whoever changes a map has to say that it is another.
     #[test]
     fn the_layout_version_follows_the_maps() {
-        let expected = "layout 3: name, type, key, value, entries, flags\n\
+        let expected = "layout 4: name, type, key, value, entries, flags\n\
             DESTINATIONS 11 24 1 1048576 1\n\
             LISTENERS 1 8 4 16384 1\n\
             OWN_SOCKETS 24 4 4 0 1\n\
             ORIGINS 24 4 56 0 1\n\
             FLOWS 1 32 56 65536 1\n\
+            CONNECTING 1 8 8 16384 1\n\
             OUTCOMES 6 4 8 11 0\n\
             THREADS_SEEN 27 0 0 65536 0\n\
             SCOPES 1 8 1 256 1\n\

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
+use egress_common::flow::CONNECTING_PER_NETNS;
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions},
@@ -42,6 +43,36 @@ fn udp_to_a_configured_address_and_port_arrives_as_it_is() -> Result<()> {
     }
     ensure!(agent.metrics()?.sum("egress_connects_total", &[("outcome", "not_tcp")]) == 2.0);
     ensure!(agent.records().is_empty(), "{:?}", agent.records());
+    Ok(())
+}
+
+/// What is redirected waits in one place for all pods until it is accepted, and these connections never are.
+#[test]
+fn a_pod_whose_connects_never_end_leaves_room_for_others() -> Result<()> {
+    const SHARE: usize = CONNECTING_PER_NETNS as usize;
+    const MORE: usize = 8;
+    let mut bed = TestBed::new("pending")?;
+    let pod = bed.add_pod("pod")?;
+    let _origin = origin(&bed, &[])?;
+    let agent = agent(&bed)?;
+    let _pause = bed.pod_command(&pod, "sleep")?.in_cgroup(bed.cgroup())?.arg("infinity").spawn()?;
+    wait_until("the pod to be served", PATIENCE, || pod.listening().is_ok_and(|found| found.len() == 2))?;
+    let (address, count) = (bed.sockets(HOST, 80)[0].to_string(), (SHARE + MORE).to_string());
+    let command = bed.pod_command(&pod, CLIENT)?.in_cgroup(bed.cgroup())?;
+    let mut client = command.args(["pend", &address, "--count", &count]).spawn()?;
+    for round in 1..=2 {
+        wait_until("the connects", PATIENCE, || client.stdout().matches("connecting").count() == round)?;
+        ensure!(agent.flows()? == SHARE, "{} flows", agent.flows()?);
+        let refused = agent.metrics()?.sum("egress_connects_total", &[("outcome", "flow_not_published")]);
+        ensure!(refused == (round * MORE) as f64, "{refused} refused");
+        ensure!(bed.curl(&format!("http://{HOST}/"))?.response()?.head.status == 200);
+        // They end, and leave room for others.
+        if round == 1 {
+            client.write_stdin(b"\n")?;
+        }
+    }
+    ensure!(client.wait(PATIENCE)?.success());
+    ensure!(agent.flows()? == 0, "{} flows are left", agent.flows()?);
     Ok(())
 }
 

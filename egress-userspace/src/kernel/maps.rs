@@ -73,12 +73,18 @@ impl AsFd for SharedMap {
     }
 }
 
-/// The agent's ports by network namespace.
-pub struct Listeners(HashMap<MapData, u64, ListenerPorts>);
+/// The agent's ports by network namespace, and how many sockets are connecting there, which the programs count.
+pub struct Listeners {
+    ports: HashMap<MapData, u64, ListenerPorts>,
+    connecting: HashMap<MapData, u64, u64>,
+}
 
 impl Listeners {
-    pub(super) fn new(map: Map) -> Result<Self, KernelError> {
-        HashMap::try_from(map).map(Self).map_err(error(map::LISTENERS))
+    pub(super) fn new(ports: Map, connecting: Map) -> Result<Self, KernelError> {
+        Ok(Self {
+            ports: HashMap::try_from(ports).map_err(error(map::LISTENERS))?,
+            connecting: HashMap::try_from(connecting).map_err(error(map::CONNECTING))?,
+        })
     }
 
     /// Forgets all namespaces but these, which an earlier agent has left in a pinned map: its listeners are gone, and a
@@ -87,11 +93,8 @@ impl Listeners {
     /// # Errors
     /// The kernel refuses.
     pub fn retain(&mut self, ours: &HashSet<NetnsCookie>) -> Result<(), KernelError> {
-        let left = self.0.keys().filter_map(Result::ok).filter(|&netns| !ours.contains(&NetnsCookie(netns)));
-        for netns in left.collect::<Vec<_>>() {
-            ignore_absent(self.0.remove(&netns)).map_err(error(map::LISTENERS))?;
-        }
-        Ok(())
+        let left: HashSet<_> = self.ports.keys().chain(self.connecting.keys()).filter_map(Result::ok).collect();
+        left.into_iter().filter(|&netns| !ours.contains(&NetnsCookie(netns))).try_for_each(|netns| self.forget(netns))
     }
 
     /// From now on connections of this namespace are redirected to these ports; 0 where there is no listener.
@@ -99,7 +102,7 @@ impl Listeners {
     /// # Errors
     /// The map is full or the kernel refuses.
     pub fn insert(&mut self, netns: NetnsCookie, v4: u16, v6: u16) -> Result<(), KernelError> {
-        self.0.insert(netns.0, ports(v4, v6), 0).map_err(error(map::LISTENERS))
+        self.ports.insert(netns.0, ports(v4, v6), 0).map_err(error(map::LISTENERS))
     }
 
     /// From now on connections of this namespace to configured destinations are rejected, unless they are redirected to
@@ -111,12 +114,17 @@ impl Listeners {
         if !self.is_current(netns, v4, v6) {
             return Ok(());
         }
-        ignore_absent(self.0.remove(&netns.0)).map_err(error(map::LISTENERS))
+        self.forget(netns.0)
+    }
+
+    fn forget(&mut self, netns: u64) -> Result<(), KernelError> {
+        ignore_absent(self.ports.remove(&netns)).map_err(error(map::LISTENERS))?;
+        ignore_absent(self.connecting.remove(&netns)).map_err(error(map::CONNECTING))
     }
 
     /// Whether this is where connections of this namespace are redirected to, if anywhere.
     pub fn is_current(&self, netns: NetnsCookie, v4: u16, v6: u16) -> bool {
-        self.0.get(&netns.0, 0).is_ok_and(|current| current == ports(v4, v6))
+        self.ports.get(&netns.0, 0).is_ok_and(|current| current == ports(v4, v6))
     }
 }
 

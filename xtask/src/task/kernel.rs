@@ -40,6 +40,7 @@ pub(crate) struct Kernel {
 const OLDEST: &[&str] = &[
     "requirements",
     "sockets=every_kind,redirected_and_left,bound_to_a_device,closes_at_once,leaves_nothing,share_the_port,without_ipv6",
+    "bystanders=never_end",
     "dns=in_every_form,touches_no_other,cannot_be_learned,dead_agent",
     "fail_closed=a_stranger,takes_over,was_replaced,let_go,layout_refuse",
     "pods",

@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use anyhow::{Context, Result, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 use crate::{
     PATIENCE,
@@ -69,6 +70,31 @@ pub(crate) fn crowd(target: &Target, hosts: &[String], clients: usize, count: us
         let members: Vec<_> = hosts.iter().cycle().take(clients).map(|host| scope.spawn(|| member(host))).collect();
         members.into_iter().try_for_each(|member| member.join().expect("a client does not panic"))
     })
+}
+
+pub(crate) fn pend(target: &Target, count: usize) -> Result<()> {
+    let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?;
+    loop {
+        let connecting: Vec<_> = (0..count).map(|_| pending(target)).collect::<Result<_>>()?;
+        println!("connecting");
+        if io::stdin().lock().read_line(&mut String::new())? == 0 {
+            return Ok(());
+        }
+        drop(connecting);
+    }
+}
+
+fn pending(target: &Target) -> Result<Socket> {
+    /// A filter that lets nothing in: it returns 0 bytes of whatever comes (`BPF_RET`).
+    const NOTHING: SockFilter = SockFilter::new(6, 0, 0, 0);
+    let socket = target.open()?;
+    socket.attach_filter(&[NOTHING])?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&target.address().into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
+        other => bail!("connected to {}: {other:?}", target.address()),
+    }
 }
 
 pub(crate) fn raw(target: &Target, half_close: bool) -> Result<()> {

@@ -108,6 +108,15 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Makes connections that never get to their end, as nothing that comes back is let in, and says `connecting`; and does so anew
+    /// whenever a line comes on standard input.
+    Pend {
+        #[command(flatten)]
+        target: Target,
+        /// How many.
+        #[arg(long)]
+        count: usize,
+    },
     /// Requests without pause until standard input closes; prints a status or an error for each.
     Repeat {
         #[command(flatten)]
@@ -171,6 +180,7 @@ fn run(command: Command) -> Result<()> {
         Command::Talk { target, reset } => exchange::talk(&target, reset),
         Command::Post { target, host, length } => http2::post(&target, &host, length),
         Command::Connect { target } => target.connect(&[]).map(drop),
+        Command::Pend { target, count } => exchange::pend(&target, count),
         Command::Repeat { target, request, keep_alive, count } => repeat::repeat(target, request, keep_alive, count),
         Command::Once { target, host, count, clients } => once::once(target, &host, count, clients),
         Command::Listen { address } => exchange::listen(address),
