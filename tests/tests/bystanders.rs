@@ -61,7 +61,7 @@ fn a_pod_whose_connects_never_end_leaves_room_for_others() -> Result<()> {
     let command = bed.pod_command(&pod, CLIENT)?.in_cgroup(bed.cgroup())?;
     let mut client = command.args(["pend", &address, "--count", &count]).spawn()?;
     for round in 1..=2 {
-        wait_until("the connects", PATIENCE, || client.stdout().matches("connecting").count() == round)?;
+        client.wait_for_output(&"connecting\n".repeat(round))?;
         ensure!(agent.flows()? == SHARE, "{} flows", agent.flows()?);
         let refused = agent.metrics()?.sum("egress_connects_total", &[("outcome", "flow_not_published")]);
         ensure!(refused == (round * MORE) as f64, "{refused} refused");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, setrlimit};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 use crate::{
@@ -73,7 +73,8 @@ pub(crate) fn crowd(target: &Target, hosts: &[String], clients: usize, count: us
 }
 
 pub(crate) fn pend(target: &Target, count: usize) -> Result<()> {
-    let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // As many as that, and what else there is. A machine may allow fewer, but not root.
+    let limit = count as u64 + 64;
     setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?;
     loop {
         let connecting: Vec<_> = (0..count).map(|_| pending(target)).collect::<Result<_>>()?;
