@@ -239,6 +239,11 @@ impl Link {
         self.0.borrow().unread.count()
     }
 
+    /// How much of it is within so many bytes of each stream.
+    pub fn unread_within(&self, window: u32) -> usize {
+        self.0.borrow().streams.iter().map(|(_, stream)| stream.queue.len().min(window as usize)).sum()
+    }
+
     /// Whether the other end takes requests that switch to another protocol (RFC 8441).
     pub fn takes_switches(&self) -> bool {
         self.0.borrow().peer.connect_protocol

@@ -250,7 +250,14 @@ impl Core {
             _ if stream.is_received => self.reset(key, Error::reset(Reason::STREAM_CLOSED)),
             _ if !is_last => self.reset(key, Error::reset(Reason::PROTOCOL_ERROR)),
             Err(error) => self.reset(key, error),
+            Ok(trailers) if self.role == Role::Server && self.heads + trailers.size() > MOST_HEADS => {
+                self.reset(key, Error::reset(Reason::ENHANCE_YOUR_CALM));
+            }
             Ok(trailers) => {
+                if self.role == Role::Server {
+                    stream.head_size += trailers.size();
+                    self.heads += trailers.size();
+                }
                 stream.trailers = Some(trailers);
                 self.end(key);
             }

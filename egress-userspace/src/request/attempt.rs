@@ -126,14 +126,15 @@ impl<'a> Attempt<'a> {
         connection: &Connection,
         may_be_http1: bool,
     ) -> Result<(), NotAnswered> {
-        let fate = failure.fate();
-        // One that was fresh and takes nothing is no better the next time.
-        let hopeless = failure.unsent && !connection.is_reused();
+        let fate = match failure.fate() {
+            Fate::NeedsHttp1 { gone: true } if !may_be_http1 => Fate::Unprocessed { gone: true },
+            fate => fate,
+        };
+        let is_possible = self.repeats < REPEATS && self.content.is_repeatable();
         let may = match fate {
-            Fate::NeedsHttp1 if !may_be_http1 => false,
-            Fate::Unprocessed { .. } | Fate::NeedsHttp1 => {
-                !hopeless && self.repeats < REPEATS && self.content.is_repeatable()
-            }
+            Fate::NeedsHttp1 { .. } => may_be_http1 && is_possible,
+            // One that was fresh and takes nothing is no better the next time.
+            Fate::Unprocessed { .. } => is_possible && (!failure.unsent || connection.is_reused()),
             // Once, and on a younger connection: one that was idle may have been closed by the origin just now.
             Fate::Lost => self.repeatable && connection.is_reused() && self.newer_than.is_none(),
             Fate::Failed => false,
@@ -145,7 +146,7 @@ impl<'a> Attempt<'a> {
             stream.refused();
         }
         self.repeats += 1;
-        self.needs_http1 |= fate == Fate::NeedsHttp1;
+        self.needs_http1 |= matches!(fate, Fate::NeedsHttp1 { .. });
         if matches!(fate, Fate::Unprocessed { gone: true } | Fate::Lost) {
             self.newer_than = Some(connection.made());
         }

@@ -275,8 +275,8 @@ impl Exchange<'_> {
                 }
                 let ended = match fate {
                     Fate::Unprocessed { gone: false } => Ended::RefusedStream,
-                    Fate::Unprocessed { gone: true } => Ended::NotSent,
-                    Fate::NeedsHttp1 | Fate::Lost | Fate::Failed => Ended::NoResponse,
+                    Fate::Unprocessed { gone: true } | Fate::NeedsHttp1 { gone: true } => Ended::NotSent,
+                    Fate::NeedsHttp1 { gone: false } | Fate::Lost | Fate::Failed => Ended::NoResponse,
                 };
                 return Err(Failure::of(&connection.failure(error), first, ended));
             }

@@ -23,6 +23,7 @@ impl NotAnswered {
         match Fate::of(&self.error) {
             // It would not come to its end on another connection either.
             _ if matches!(self.error, ExchangeError::Content(_)) => Fate::Failed,
+            fate @ Fate::NeedsHttp1 { .. } => fate,
             _ if self.unsent => Fate::Unprocessed { gone: true },
             Fate::Lost if self.heard => Fate::Failed,
             fate => fate,
@@ -228,7 +229,10 @@ pub enum Fate {
         gone: bool,
     },
     /// The origin takes it over HTTP/1.1 alone.
-    NeedsHttp1,
+    NeedsHttp1 {
+        /// Whether the connection will take no other either. Then it has not looked at this one.
+        gone: bool,
+    },
     /// The connection was gone, rather than that the origin answered nonsense. The request may have been heard.
     Lost,
     /// The origin had it.
@@ -244,7 +248,9 @@ impl Fate {
             ExchangeError::Http2(error) => error,
         };
         match error.reason() {
-            Some(http2::Reason::HTTP_1_1_REQUIRED) if error.is_remote() => Self::NeedsHttp1,
+            Some(http2::Reason::HTTP_1_1_REQUIRED) if error.is_remote() => {
+                Self::NeedsHttp1 { gone: error.is_go_away() }
+            }
             // Only streams above the last one that GOAWAY names get this; the others go on.
             _ if error.is_go_away() && error.is_remote() => Self::Unprocessed { gone: true },
             Some(http2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Unprocessed { gone: false },

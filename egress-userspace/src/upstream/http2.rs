@@ -264,7 +264,7 @@ async fn drive<I: AsyncRead + AsyncWrite + Unpin>(
     let mut window = Window::new();
     poll_fn(|cx| {
         let before = load.room();
-        if let Some(size) = window.change(load.link.unread()) {
+        if let Some(size) = window.change(load.link.unread(), |window| load.link.unread_within(window)) {
             load.link.set_stream_window(size);
         }
         let polled = connection.poll(cx);

@@ -36,6 +36,8 @@ pub const MAX_IDLE_UNREPEATABLE: Duration = Duration::from_secs(4);
 /// How many keys there may be before nothing is kept for long that nobody uses and that is for a name under a wildcard or for
 /// where an application was going: applications choose those.
 const MANY_KEYS: usize = 16 * 1024;
+/// Connections that go on being made though nobody waits for them, as applications choose keys.
+const LEFT_ALONE: usize = 256;
 
 /// Connections of one key serve each other's requests. The network namespace is part of it: a connection has the address,
 /// the routes and the network policy of the pod that it was made for.
@@ -74,7 +76,7 @@ impl To {
 
     /// Whether there may be any number of such, as applications choose them.
     fn is_chosen(&self) -> bool {
-        !matches!(self, Self::Cluster { name: None, .. })
+        !matches!(self, Self::Cluster { name: None, address: None, .. })
     }
 }
 
@@ -104,6 +106,8 @@ pub struct Pool {
     ask: Box<dyn Fn(ClusterId)>,
     /// Of what has no settings.
     unlimited: Arc<Usage>,
+    /// Shared with the connections that are being made and that nobody waits for any more.
+    left_alone: Rc<()>,
 }
 
 /// Those who wait for a connection of one key. It is given up with the last of them.
@@ -124,7 +128,7 @@ type Making = oneshot::Receiver<Result<Made, UpstreamError>>;
 impl Pool {
     /// A pool which asks others by `ask` to give up a connection to a cluster.
     pub fn new(ask: impl Fn(ClusterId) + 'static) -> Self {
-        Self { origins: RefCell::default(), ask: Box::new(ask), unlimited: Arc::default() }
+        Self { origins: RefCell::default(), ask: Box::new(ask), unlimited: Arc::default(), left_alone: Rc::default() }
     }
 
     /// A connection of this key; a new one, made by `make`, only if there is none that serves, and if `usage` has a place for it.
@@ -229,7 +233,7 @@ impl Pool {
                 biased;
                 made = &mut making => made,
                 () = maker.closed() => {
-                    left = pool.origins.borrow().get(&key).and_then(Origin::leave_alone);
+                    left = pool.leave_alone(&key);
                     if left.is_none() {
                         return;
                     }
@@ -244,6 +248,12 @@ impl Pool {
             }
         });
         made
+    }
+
+    /// Leave to go on making a connection that nobody waits for any more, for as long as this is held.
+    fn leave_alone(&self, key: &Key) -> Option<(Rc<()>, Rc<()>)> {
+        let own = self.origins.borrow().get(key)?.leave_alone()?;
+        (Rc::strong_count(&self.left_alone) <= LEFT_ALONE).then(|| (own, self.left_alone.clone()))
     }
 
     /// A connection that is there, if nobody waits for one.
@@ -348,7 +358,7 @@ impl OfKey<'_> {
         let room = self.with(|origin| origin.room());
         let mut permit = pin!(places.clone().acquire_owned());
         let mut asking = None;
-        while self.with(|origin| origin.has_any()) {
+        while self.with(|origin| origin.has_any_for(wanted)) {
             asking.get_or_insert_with(|| Asking(self.usage));
             tokio::select! {
                 biased;

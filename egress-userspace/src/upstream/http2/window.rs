@@ -26,10 +26,11 @@ impl Window {
         Self { size: LARGE, seen: None }
     }
 
-    /// What it is from now on, if that is something else, when so many bytes of the connection and of all were not read.
-    pub(super) fn change(&mut self, (own, all): (usize, usize)) -> Option<u32> {
-        let window = if all > MOST { SMALL } else { self.size };
-        let is_crowded = own > (FEW * window) as usize;
+    /// What it is from now on, if that is something else, when so many bytes of the connection and of all were not read. So many
+    /// of them were `within` a window on each stream: what came before it was small may wait for long.
+    pub(super) fn change(&mut self, (own, all): (usize, usize), within: impl FnOnce(u32) -> usize) -> Option<u32> {
+        let window = if all > MOST { SMALL } else { LARGE };
+        let is_crowded = own > (FEW * window) as usize || self.size == SMALL && within(SMALL) > (FEW * SMALL) as usize;
         if is_crowded || self.seen.is_some() {
             let now = Instant::now();
             self.seen = if is_crowded { Some(now) } else { self.seen.filter(|seen| now.duration_since(*seen) < CALM) };
@@ -56,22 +57,23 @@ mod tests {
             ((FEW_SMALL, 2 * MOST), None),
             ((FEW_SMALL + 1, MOST + 1), Some(SMALL)),
         ] {
-            assert_eq!(Window::new().change(unread), change, "{unread:?}");
+            assert_eq!(Window::new().change(unread, |_| 0), change, "{unread:?}");
         }
     }
 
     #[test]
     fn it_becomes_large_again_once_little_has_waited_for_a_while() {
         let mut window = Window::new();
-        let mut look_later = |own: usize| {
+        let mut look_later = |own: usize, within: usize| {
             window.seen = window.seen.map(|seen| seen - CALM);
-            window.change((own, own))
+            window.change((own, own), |_| within)
         };
-        assert_eq!(look_later(FEW_LARGE + 1), Some(SMALL));
+        assert_eq!(look_later(FEW_LARGE + 1, FEW_SMALL), Some(SMALL));
         // As much as small ones allow of more than a few.
-        assert_eq!(look_later(FEW_SMALL + 1), None);
-        assert_eq!(look_later(FEW_SMALL), Some(LARGE));
-        assert_eq!(window.change((FEW_LARGE + 1, FEW_LARGE + 1)), Some(SMALL));
-        assert_eq!(window.change((0, 0)), None, "it was a moment ago");
+        assert_eq!(look_later(FEW_SMALL + 1, FEW_SMALL + 1), None);
+        // One who stands still keeps what came before.
+        assert_eq!(look_later(LARGE as usize, SMALL as usize), Some(LARGE));
+        assert_eq!(window.change((FEW_LARGE + 1, FEW_LARGE + 1), |_| 0), Some(SMALL));
+        assert_eq!(window.change((0, 0), |_| 0), None, "it was a moment ago");
     }
 }

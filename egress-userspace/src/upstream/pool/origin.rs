@@ -225,13 +225,13 @@ impl Origin {
     pub(super) fn ready(&mut self) -> usize {
         self.idle.retain(|Idle { connection, .. }| !connection.is_closed());
         self.retire();
-        let shared = self.shared.iter().any(|shared| shared.has_room(Duration::MAX) || shared.is_untold());
-        if shared { usize::MAX / 2 } else { self.idle.len() }
+        let shared = self.shared.iter().filter(|shared| shared.has_room(Duration::MAX) || shared.is_untold()).count();
+        if shared > 0 && self.is_shared() { usize::MAX / 2 } else { self.idle.len() + shared }
     }
 
     /// Whether requests share connections, as far as is known.
     pub(super) fn is_shared(&self) -> bool {
-        self.protocol == Some(Protocol::Http2)
+        self.protocol == Some(Protocol::Http2) && !self.usage.settings().shares_no_connections()
     }
 
     /// What is told when there may be something for who waits.
@@ -247,6 +247,17 @@ impl Origin {
     /// Whether there is a connection that has a place, or one is being made.
     pub(super) fn has_any(&self) -> bool {
         Rc::strong_count(&self.own) > 1
+    }
+
+    /// The same, of those that may come to serve this. Those that have switched protocols count: else there could be any number.
+    pub(super) fn has_any_for(&mut self, wanted: Wanted) -> bool {
+        self.retire();
+        let serves = |shared: &http2::Shared| {
+            is_newer(shared, wanted) && (wanted.http2 || wanted.web_socket && shared.takes_web_sockets())
+        };
+        let unfit = self.shared.iter().filter(|shared| !serves(shared)).count();
+        let stale = if wanted.newer_than.is_some() { self.idle.len() } else { 0 };
+        Rc::strong_count(&self.own) > 1 + unfit + stale
     }
 
     /// Leave to go on making a connection that nobody waits for any more, for as long as this is held.
@@ -265,10 +276,10 @@ impl Origin {
         if (idle, shared) == (None, None) || !self.usage.claim() {
             return false;
         }
-        match (idle, shared) {
-            (Some(index), _) => drop(self.idle.remove(index)),
-            (None, Some(index)) => drop(self.shared.remove(index)),
-            (None, None) => {}
+        if let Some(index) = idle {
+            self.idle.remove(index);
+        } else if let Some(index) = shared {
+            self.shared.remove(index);
         }
         true
     }
@@ -288,7 +299,8 @@ impl Origin {
         // What is in use comes back to it.
         let remembered = if self.protocol.is_some() { REMEMBERED } else { MAX_IDLE };
         let remembers = self.used.elapsed() < remembered.min(limit);
-        remembers || !self.idle.is_empty() || !self.shared.is_empty() || self.waiting.strong_count() > 0
+        let has_any = !self.idle.is_empty() || !self.shared.is_empty() || self.has_any();
+        remembers || has_any || self.waiting.strong_count() > 0
     }
 }
 

@@ -347,6 +347,23 @@ fn who_cannot_share_a_connection_waits_for_none_that_nobody_takes() {
 }
 
 #[test]
+fn what_cannot_serve_a_request_keeps_it_from_none_beyond_the_limit() {
+    run(async {
+        let bench = Bench::new(1, u32::MAX);
+        let _other = bench.request("other", 2).await.expect("no panic").expect("a connection");
+        let make = |_| async { Ok(Made::Http2(shared())) };
+        let stream = bench.pool.get(&key(1), Wanted::ANY, Some(&bench.usage), make).await.expect("a connection");
+        // This one needs HTTP/1.1.
+        let first = timeout(MAX_IDLE / 10, bench.request("first", 1)).await.expect("a place");
+        let _first = first.expect("no panic").expect("a connection");
+        let second = bench.request("second", 1);
+        settle().await;
+        assert!(!second.is_finished(), "of those that serve there is one");
+        drop(stream);
+    });
+}
+
+#[test]
 fn one_that_has_switched_protocols_has_a_place_like_others() {
     run(async {
         let bench = Bench::new(1, u32::MAX);
