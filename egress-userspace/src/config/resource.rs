@@ -1,6 +1,6 @@
 //! What every Kubernetes resource has around its `spec`: `apiVersion`, `kind`, `metadata`.
 
-use std::{collections::BTreeMap, slice};
+use std::collections::BTreeMap;
 
 use super::{
     Code, Document, Errors, HostPattern, Located, Resource, annotations, backend_tls_policy,
@@ -181,7 +181,9 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
             }
         }
     };
-    match spec.filter(|_| wrong.count() > 0).and_then(|spec| mesh_hosts(*known, spec)) {
+    // What is malformed may be about anything.
+    let is_sound = wrong.iter().all(|error| matches!(error.code, Code::Unsupported | Code::InvalidValue));
+    match spec.filter(|_| wrong.count() > 0 && is_sound).and_then(|spec| mesh_hosts(*known, spec)) {
         Some(hosts) => {
             let unread = Some(Unread { hosts, errors: wrong });
             resource = Some(Resource::Foreign(Foreign { kind, workload: None, unread }));
@@ -200,30 +202,39 @@ fn mesh_hosts(kind: Kind, spec: &Node<'_>) -> Option<Vec<HostPattern>> {
     if !matches!(kind, Kind::DestinationRule | Kind::VirtualService) {
         return None;
     }
-    let [mut hosts, mut modes] = [const { Vec::new() }; 2];
-    texts_of(spec, &["host", "hosts"], &mut hosts);
-    texts_of(spec, &["mode"], &mut modes);
-    let hosts: Vec<HostPattern> = hosts.into_iter().map(|host| host.parse().ok()).collect::<Option<_>>()?;
+    let [mut hosts, mut tls] = [const { Vec::new() }; 2];
+    values_of(spec, &["host", "hosts"], &mut hosts);
+    let hosts: Vec<HostPattern> =
+        hosts.into_iter().map(|host| text(host).and_then(|host| host.parse().ok())).collect::<Option<_>>()?;
+    if kind == Kind::DestinationRule {
+        values_of(spec, &["tls"], &mut tls);
+    }
+    let is_of_sidecars = |tls: &&Node<'_>| {
+        let mut modes = Vec::new();
+        values_of(tls, &["mode"], &mut modes);
+        matches!(modes[..], [mode] if text(mode).is_some_and(|mode| ["DISABLE", "ISTIO_MUTUAL"].contains(&mode)))
+    };
     let is_for_sidecars = !hosts.is_empty() && hosts.iter().all(HostPattern::may_be_of_mesh);
-    (is_for_sidecars && !modes.iter().any(|mode| ["SIMPLE", "MUTUAL"].contains(mode))).then_some(hosts)
+    (is_for_sidecars && tls.iter().all(is_of_sidecars)).then_some(hosts)
 }
 
-/// The texts of all fields with one of these names, wherever they are.
-fn texts_of<'n>(node: &'n Node<'_>, keys: &[&str], found: &mut Vec<&'n str>) {
+fn text<'n>(node: &'n Node<'_>) -> Option<&'n str> {
+    if let Value::String(text) = &node.value { Some(text) } else { None }
+}
+
+/// What all fields with one of these names have, wherever they are; of lists their items.
+fn values_of<'n, 's>(node: &'n Node<'s>, keys: &[&str], found: &mut Vec<&'n Node<'s>>) {
     match &node.value {
         Value::Map(entries) => {
             for Entry { key, value, .. } in entries {
-                let items =
-                    if let Value::List(items) = &value.value { items.as_slice() } else { slice::from_ref(value) };
-                for item in items {
-                    match &item.value {
-                        Value::String(text) if keys.contains(&&**key) => found.push(text),
-                        _ => texts_of(item, keys, found),
-                    }
+                match &value.value {
+                    Value::List(items) if keys.contains(&&**key) => found.extend(items),
+                    _ if keys.contains(&&**key) => found.push(value),
+                    _ => values_of(value, keys, found),
                 }
             }
         }
-        Value::List(items) => items.iter().for_each(|item| texts_of(item, keys, found)),
+        Value::List(items) => items.iter().for_each(|item| values_of(item, keys, found)),
         Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::String(_) => {}
     }
 }

@@ -152,19 +152,47 @@ impl Decode for OptionalMatch {
     }
 }
 
+/// What there is in the brackets of an expression, as far as ranges go by it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum InBrackets {
+    /// Nothing that could begin a range.
+    Other,
+    /// What could.
+    Literal,
+    /// The dash after that.
+    Range,
+}
+
 /// An expression in which digits, letters and spaces are those of ASCII, as in RE2. To the crate they are those of Unicode.
 fn of_ascii(source: &str) -> String {
     let mut result = String::with_capacity(source.len());
+    let (mut depth, mut last) = (0_usize, InBrackets::Other);
     let mut chars = source.chars();
     while let Some(c) = chars.next() {
         let escaped = if c == '\\' { chars.next() } else { None };
-        match escaped {
+        // No such ends a range. That is for the crate to say, which would take what is put here for a range that ends at a bracket.
+        let ends_range = depth > 0 && last == InBrackets::Range;
+        last = match (c, escaped, last) {
+            ('[', ..) => {
+                depth += 1;
+                InBrackets::Other
+            }
+            (']', ..) => {
+                depth = depth.saturating_sub(1);
+                InBrackets::Other
+            }
+            ('-', _, InBrackets::Literal) => InBrackets::Range,
+            (_, Some('d' | 'D' | 'w' | 'W' | 's' | 'S'), _) | (_, _, InBrackets::Range) => InBrackets::Other,
+            ('^', _, InBrackets::Other) => InBrackets::Other,
+            _ => InBrackets::Literal,
+        };
+        match escaped.filter(|_| !ends_range) {
             Some('d') => result.push_str("[0-9]"),
             Some('D') => result.push_str("[^0-9]"),
             Some('w') => result.push_str("[0-9A-Za-z_]"),
             Some('W') => result.push_str("[^0-9A-Za-z_]"),
-            Some('s') => result.push_str(r"[\t\n\f\r ]"),
-            Some('S') => result.push_str(r"[^\t\n\f\r ]"),
+            Some('s') => result.push_str(r"[\t\n\f\r\x20]"),
+            Some('S') => result.push_str(r"[^\t\n\f\r\x20]"),
             Some('b') => result.push_str(r"(?-u:\b)"),
             _ => {
                 result.push(c);
@@ -243,6 +271,11 @@ mod tests {
             let pattern = Pattern::whole(expression).expect(expression);
             assert_eq!(pattern.is_match(text), expected, "{expression} {text}");
         }
+        // No class ends a range.
+        for expression in [r"/[\w.-\d]+", r"[+-\d]", r"[^.-\D]"] {
+            Pattern::whole(expression).expect_err(expression);
+        }
+        assert!(Pattern::whole(r"[a-z-\d]+").is_ok_and(|pattern| pattern.is_match("b-1")));
         let error = Pattern::whole(r"(\pL{1,200}){1,200}").expect_err("too big");
         assert!(why_no_expression(&error).contains("bytes of memory; write a simpler one"), "{error}");
     }

@@ -41,12 +41,11 @@ shape! {
         "http" => http: Vec<Located<Route>>,
         /// Routes by SNI.
         "tls" => tls: Vec<Located<Anything>>,
-        /// Routes of what is neither HTTP nor TLS.
-        "tcp" => tcp: Vec<Located<Anything>>,
         /// In which namespaces it is in force.
         "exportTo" => export_to: Option<Located<Vec<String>>>,
     }
-    refused []
+    // These can lead to TLS what comes in clear.
+    refused ["tcp"]
 }
 
 shape! {

@@ -30,7 +30,7 @@ pub(in crate::config) fn decode(spec: &Node, errors: &mut Errors) -> Option<Virt
         errors.at(&service.hosts, "the list is empty; name at least one host");
     }
     check_unique(service.hosts.iter(), errors);
-    if service.http.is_empty() && service.tls.is_empty() && service.tcp.is_empty() {
+    if service.http.is_empty() && service.tls.is_empty() {
         let message = "there are no routes; add `http`, or remove the VirtualService";
         errors.push(spec.location.clone(), "spec.http", Code::MissingField.because(message));
     }

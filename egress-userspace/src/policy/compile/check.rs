@@ -17,6 +17,7 @@ use crate::{
         Code, HostPattern, Located,
         annotations::Annotations,
         destination_rule::{DestinationRule, Tls},
+        service_entry::Protocol as Spoken,
         traffic_policy::{PortPolicy, TrafficPolicy},
     },
     policy::{HttpRoute, Rule, Upstream},
@@ -126,17 +127,21 @@ impl<'d> Compiler<'_, 'd> {
 
     /// Half of the seed's pair is the mistake to look for: a target port, and no TLS to it.
     pub(super) fn check_clear_text(&mut self, service: Service<'d>) {
-        if !is_http(service) {
-            return;
-        }
         let Service { host, port, .. } = service;
         let number = port.number.value;
-        if let Some(settings) = self.settings_without_tls(host, number) {
+        let is_stream = match port.protocol.as_ref().map(|protocol| protocol.value) {
+            Some(Spoken::Https | Spoken::Tls) => false,
+            Some(Spoken::Opaque(name)) => name != "UDP",
+            _ => true,
+        };
+        if let Some(settings) = self.settings_without_tls(host, number).filter(|_| is_stream) {
             let text = format!(
                 "portLevelSettings for port {number} replace all that is said of {host} there, `tls` included, so nothing originates TLS for \
                  it: what is sent there leaves in clear; add `tls` to them, be it with mode DISABLE"
             );
             self.reports.at(&settings.port.number, Code::NotOriginated.because(text));
+        } else if !is_http(service) {
+            // It is left as it is, as it should be.
         } else if let Some(target) = port.target_port.as_ref().filter(|target| target.value != number) {
             let text = format!(
                 "nothing originates TLS for port {number} of {host}, so its traffic is left as it is: in clear text to port \

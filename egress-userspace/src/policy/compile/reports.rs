@@ -119,12 +119,9 @@ pub(super) fn report_no_effect(
         Resource::VirtualService(VirtualService::Mesh(service)) => {
             visible(&service.export_to);
             service.http.iter().for_each(|route| report_route(route, reports));
-            for (routes, what) in [(&service.tls, "TLS"), (&service.tcp, "what is not HTTP")] {
-                if let Some(first) = routes.first() {
-                    let text =
-                        format!("these routes have no effect here: {what} of applications goes to where it was going");
-                    reports.at(first, Code::NoEffect.because(text));
-                }
+            if let Some(first) = service.tls.first() {
+                let text = "these routes have no effect here: TLS of applications goes to where it was going";
+                reports.at(first, Code::NoEffect.because(text));
             }
         }
         Resource::Foreign(foreign) => report_foreign(document, foreign, selectors, index, reports),
