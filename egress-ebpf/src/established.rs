@@ -21,9 +21,15 @@ pub fn on_event(ctx: &SockOpsContext) -> Result<(), ()> {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
             let Some((socket, origin)) = redirected(ctx) else { return Ok(()) };
+            let flow = flow(ctx, &origin);
             // The callback tells when the connect has ended.
-            ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).map_err(drop)?;
-            maps::publish(socket, flow(ctx, &origin), origin)
+            let told = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).map_err(drop);
+            let published = told.and_then(|()| maps::publish(socket, flow, origin));
+            if published.is_err() {
+                // The connect goes on, and must not be taken for one before it that had the same port.
+                maps::withdraw(flow);
+            }
+            published
         }
         BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_SYN_SENT => {
             let Some((socket, origin)) = redirected(ctx) else { return Ok(()) };

@@ -227,8 +227,9 @@ pub fn publish(socket: Socket, flow: Flow, origin: Origin) -> Result<(), ()> {
         let _ = CONNECTING.insert(flow.netns, 0, BPF_NOEXIST.into());
     }
     let count = CONNECTING.get_ptr_mut(flow.netns).ok_or(())?;
+    // Of less than none, as below, there is still room.
     // SAFETY: the pointer is valid for the program's run.
-    if unsafe { ptr::read_volatile(count) } >= CONNECTING_PER_NETNS {
+    if unsafe { ptr::read_volatile(count) }.cast_signed() >= CONNECTING_PER_NETNS.cast_signed() {
         return Err(());
     }
     FLOWS.insert(flow, origin, BPF_ANY.into()).map_err(drop)?;
@@ -244,10 +245,8 @@ pub fn publish(socket: Socket, flow: Flow, origin: Origin) -> Result<(), ()> {
 pub fn connect_ended(socket: Socket, netns: u64) {
     let Some(stored) = stored_origin(socket).filter(|stored| stored.connecting == 1) else { return };
     stored.connecting = 0;
-    let Some(count) = CONNECTING.get_ptr_mut(netns) else { return };
-    // There may be less than was counted if the agent has let go of the namespace meanwhile.
-    // SAFETY: as in `publish`.
-    if unsafe { ptr::read_volatile(count) } > 0 {
+    if let Some(count) = CONNECTING.get_ptr_mut(netns) {
+        // There may be less than was counted if the agent has let go of the namespace meanwhile.
         add(count, -1);
     }
 }

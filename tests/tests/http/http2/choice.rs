@@ -26,27 +26,34 @@ fn a_web_socket_has_a_connection_of_its_own_where_http2_would_be_picked() -> Res
     Ok(())
 }
 
+/// Be it for one request, or as it ends the connection.
 #[test]
 fn an_origin_that_asks_for_http1_gets_it_from_then_on() -> Result<()> {
-    let bed = TestBed::new("http2-required")?;
-    let origin = origin_http2(&bed)?
-        .handler(|_| Reply::Raw(EMPTY.into()))
-        .frames(|mut frames| async move {
-            frames.greet(100).await?;
-            let stream = frames.request().await?;
-            frames.reset(stream, code::HTTP_1_1_REQUIRED).await?;
-            frames.closed().await
-        })
-        .start()?;
-    let config = configure(&bed)?;
-    let agent = agent_with_one_worker(&bed, &config)?;
-    for _ in 0..3 {
-        curl(&bed, &["-d", "amount=100"])?.success()?;
+    for (name, is_goodbye) in [("http2-required", false), ("http2-goodbye-http1", true)] {
+        let bed = TestBed::new(name)?;
+        let origin = origin_http2(&bed)?
+            .handler(|_| Reply::Raw(EMPTY.into()))
+            .frames(move |mut frames| async move {
+                frames.greet(100).await?;
+                let stream = frames.request().await?;
+                if is_goodbye {
+                    frames.go_away(0, code::HTTP_1_1_REQUIRED).await?;
+                } else {
+                    frames.reset(stream, code::HTTP_1_1_REQUIRED).await?;
+                }
+                frames.closed().await
+            })
+            .start()?;
+        let config = configure(&bed)?;
+        let agent = agent_with_one_worker(&bed, &config)?;
+        for _ in 0..3 {
+            curl(&bed, &["-d", "amount=100"])?.success()?;
+        }
+        let requests = origin.wait_for_requests(3)?;
+        ensure!(requests.iter().all(|request| request.version == "HTTP/1.1" && request.body == b"amount=100"));
+        ensure!(origin.connections() == 2, "{name}: {} connections", origin.connections());
+        ensure!(agent.wait_for_records(3)?.iter().all(|record| record.text("protocol") == "HTTP/1.1"));
     }
-    let requests = origin.wait_for_requests(3)?;
-    ensure!(requests.iter().all(|request| request.version == "HTTP/1.1" && request.body == b"amount=100"));
-    ensure!(origin.connections() == 2, "{} connections", origin.connections());
-    ensure!(agent.wait_for_records(3)?.iter().all(|record| record.text("protocol") == "HTTP/1.1"));
     Ok(())
 }
 
