@@ -35,8 +35,9 @@ const AHEAD: usize = 128 * 1024;
 /// What a client begins with that knows that HTTP/2 is understood (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long is waited for a client that takes nothing of what is its, for one that does, and how soon that is looked at.
-const LAST_WAIT: Duration = Duration::from_secs(5);
+/// How long is waited for a client that takes nothing of what is its, once its origin has failed.
+pub const LAST_WAIT: Duration = Duration::from_secs(5);
+/// The same for one that goes on taking, and how soon that is looked at.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 

@@ -13,10 +13,7 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-use crate::{body::Held, telemetry::access_log::Record, upstream::Switched};
-
-/// How long a client that takes nothing is waited for once its origin has failed.
-const LAST_WAIT: Duration = Duration::from_secs(5);
+use crate::{body::Held, http1::server::LAST_WAIT, telemetry::access_log::Record, upstream::Switched};
 
 /// For how long nobody may say anything.
 #[derive(Clone, Copy, Debug)]

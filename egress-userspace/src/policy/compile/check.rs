@@ -140,9 +140,12 @@ impl<'d> Compiler<'_, 'd> {
                  it: what is sent there leaves in clear; add `tls` to them, be it with mode DISABLE"
             );
             self.reports.at(&settings.port.number, Code::NotOriginated.because(text));
-        } else if !is_http(service) {
-            // It is left as it is, as it should be.
-        } else if let Some(target) = port.target_port.as_ref().filter(|target| target.value != number) {
+            return;
+        }
+        if !is_http(service) {
+            return;
+        }
+        if let Some(target) = port.target_port.as_ref().filter(|target| target.value != number) {
             let text = format!(
                 "nothing originates TLS for port {number} of {host}, so its traffic is left as it is: in clear text to port \
                  {number}, not to {}; {}",

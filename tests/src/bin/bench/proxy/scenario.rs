@@ -41,7 +41,7 @@ pub(super) enum Scenario {
     Startup,
     /// The first request of a client that is 20 ms away from the origin
     Seed,
-    /// egress on two cores
+    /// egress with one worker on a core, and two on two
     Cores,
     /// egress with more network namespaces
     Namespaces,
@@ -86,7 +86,7 @@ impl Scenario {
             Self::Idle => "memory, in MiB: started, and with 5,000 idle client connections",
             Self::Startup => "from the start of the process to the first response",
             Self::Seed => "the first 1 KB over a link with 20 ms in each direction",
-            Self::Cores => "1 KB on 64 kept connections, proxy, client and origin on two cores",
+            Self::Cores => "1 KB on 64 kept connections, proxy on one core and on two",
             Self::Namespaces => "1 KB on 64 kept connections, with more network namespaces served",
         }
     }
