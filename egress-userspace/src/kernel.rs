@@ -27,7 +27,7 @@ pub use self::{
     error::{KernelError, privilege_hint},
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
-    learned::{LearnedNames, NameRules, Room},
+    learned::{LearnedNames, NameRules, Room, There},
     load::LoadError,
     maps::{Counters, Flows, Listeners, Marks, OwnSockets},
 };

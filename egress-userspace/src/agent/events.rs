@@ -161,7 +161,7 @@ impl Agent {
 
     /// Says where no more can be learned. What is learned there is kept: an application may hold it for as long as it runs.
     fn look_for_room(&mut self) {
-        let Room { full, relieved } = self.learned.room(&self.namespaces.known());
+        let Room { full, relieved } = self.learned.room(&self.namespaces.there());
         for netns in full {
             let pid = self.namespaces.pid_of(netns);
             tracing::warn!(
@@ -177,7 +177,7 @@ impl Agent {
     }
 
     async fn forget(&mut self) {
-        match self.learned.sweep(&self.namespaces.known()) {
+        match self.learned.sweep(&self.namespaces.there()) {
             Ok(left) => _ = self.metrics.learned.set(left as i64),
             Err(error) => tracing::warn!(%error, "cannot sweep learned addresses"),
         }

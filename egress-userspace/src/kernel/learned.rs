@@ -78,6 +78,15 @@ enum Used {
     Forgotten,
 }
 
+/// The network namespaces that are there.
+#[derive(Debug, Default)]
+pub struct There {
+    /// Those that are known.
+    pub netns: HashSet<NetnsCookie>,
+    /// There can be no others with a process in them.
+    pub are_all: bool,
+}
+
 /// What [`LearnedNames::room`] has found.
 #[derive(Debug, Default)]
 pub struct Room {
@@ -158,7 +167,7 @@ impl LearnedNames {
     }
 
     /// Looks which of these network namespaces have no room for more.
-    pub fn room(&mut self, there: &std::collections::HashSet<NetnsCookie>) -> Room {
+    pub fn room(&mut self, There { netns: there, .. }: &There) -> Room {
         let counted = self.counts.iter().filter_map(Result::ok).map(|(netns, count)| (NetnsCookie(netns), count));
         let is_full = |netns, count| count >= LEARNED_PER_NETNS || count > ROOM_AGAIN && self.full.contains(&netns);
         let full = counted.filter(|&(netns, count)| is_full(netns, count) && there.contains(&netns));
@@ -174,14 +183,11 @@ impl LearnedNames {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn sweep(&mut self, there: &std::collections::HashSet<NetnsCookie>) -> Result<usize, KernelError> {
+    pub fn sweep(&mut self, there: &There) -> Result<usize, KernelError> {
         let now = since_boot();
         self.forget(Used::Kept, |key, learned, count, is_crowded| {
             let age = now.saturating_sub(Duration::from_nanos(learned.seen_ns));
-            match there.contains(&NetnsCookie(key.netns)) {
-                true => count > MANY && age > LONG,
-                false => age > if is_crowded { LONG_GONE_CROWDED } else { LONG_GONE },
-            }
+            there.is_obsolete(NetnsCookie(key.netns), age, count, is_crowded)
         })
     }
 
@@ -237,6 +243,17 @@ impl LearnedNames {
     /// Adds an entry, unless there is one.
     fn keep(&mut self, key: &LearnedKey, learned: Learned) -> Result<(), KernelError> {
         insert_new(&mut self.learned, key, learned).map_err(error(map::LEARNED))
+    }
+}
+
+impl There {
+    /// Whether an address that no answer had and no connection used for so long is of no use, in a namespace that has so many.
+    fn is_obsolete(&self, netns: NetnsCookie, age: Duration, count: u32, is_crowded: bool) -> bool {
+        match self.netns.contains(&netns) {
+            true => count > MANY && age > LONG,
+            false if !self.are_all => age > LONG,
+            false => age > if is_crowded { LONG_GONE_CROWDED } else { LONG_GONE },
+        }
     }
 }
 
@@ -322,6 +339,22 @@ mod tests {
         let longest = matches.max_by_key(|(prefix, _)| prefix.0.len());
         let ports = longest.into_iter().flat_map(|(_, rule)| rule.ports).map(u16::from_be_bytes);
         ports.filter(|port| *port != 0).collect()
+    }
+
+    #[test]
+    fn who_may_be_there_unseen_keeps_what_it_was_told() {
+        let (seen, unseen) = (NetnsCookie(1), NetnsCookie(2));
+        let sure = There { netns: [seen].into_iter().collect(), are_all: true };
+        let unsure = There { netns: sure.netns.clone(), are_all: false };
+        let (minutes, hours) = (Duration::from_secs(120), Duration::from_secs(2 * 3600));
+        let days = Duration::from_secs(48 * 3600);
+        for there in [&sure, &unsure] {
+            assert!(!there.is_obsolete(seen, days, MANY, true) && !there.is_obsolete(seen, hours, MANY + 1, true));
+            assert!(there.is_obsolete(seen, days, MANY + 1, false) && there.is_obsolete(unseen, days, 1, false));
+        }
+        assert!(!sure.is_obsolete(unseen, minutes, 1, false) && sure.is_obsolete(unseen, minutes, 1, true));
+        assert!(sure.is_obsolete(unseen, hours, 1, false));
+        assert!(!unsure.is_obsolete(unseen, hours, 1, false) && !unsure.is_obsolete(unseen, hours, 1, true));
     }
 
     #[test]
