@@ -76,6 +76,8 @@ impl Grounds {
                 // The machine's own may pace what it sends, which takes time but no work.
                 ("tcp_congestion_control", "reno"),
                 ("ip_local_port_range", "1024 65535"),
+                // Where peers listen: those of before may have had connections from there.
+                ("ip_local_reserved_ports", "8100-8499"),
                 ("tcp_tw_reuse", "1"),
                 ("tcp_max_syn_backlog", "8192"),
             ] {
