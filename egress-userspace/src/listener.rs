@@ -14,8 +14,12 @@ use mio::net::TcpListener;
 use socket2::SockRef;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::{oneshot, watch},
-    task, time,
+    sync::{
+        oneshot::{self, error::TryRecvError},
+        watch,
+    },
+    task,
+    time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,11 +28,13 @@ use crate::{
     netns::Netns,
     request::Accepted,
     socket::{self, LOOPBACK, SocketFactory},
-    worker::Worker,
+    worker::{Vital, Worker},
 };
 
 /// Pause after accept fails for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How long it is not warned of it again.
+const WARNED: Duration = Duration::from_secs(60);
 /// Connections that are accepted before others whom the worker serves have their turn.
 const ACCEPT_AT_ONCE: usize = 64;
 
@@ -124,11 +130,15 @@ fn is_disabled(error: &io::Error) -> bool {
 pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Receiver<Drain>) {
     let Listener { netns, socket, mut closed, gone, connections } = listener;
     let here = Namespace { netns, gone, connections };
-    // SAFETY: the listener owns its descriptor, which neither closes nor changes before it is dropped.
-    let socket = match unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) } {
-        Ok(socket) => socket,
-        Err(error) => {
-            tracing::error!(netns = ?here.netns, %error, "cannot accept connections");
+    let _vital = Vital;
+    let mut failures = Failures::default();
+    let socket = loop {
+        // SAFETY: the listener owns its descriptor, which neither closes nor changes before it is dropped.
+        match unsafe { AsyncFd::register_with_interest(socket.clone(), Interest::READABLE) } {
+            Ok(socket) => break socket,
+            Err(error) => failures.pause_after(&worker, &here, &error.into()).await,
+        }
+        if closed.try_recv() != Err(TryRecvError::Empty) {
             return;
         }
     };
@@ -145,11 +155,25 @@ pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Rec
                     guard.clear_ready();
                 }
             }
-            Err(error) => {
-                tracing::warn!(netns = ?here.netns, %error, "cannot accept");
-                time::sleep(ACCEPT_RETRY).await;
-            }
+            Err(error) => failures.pause_after(&worker, &here, &error).await,
         }
+    }
+}
+
+/// Failures to accept, of which it is warned now and then.
+#[derive(Default)]
+struct Failures {
+    warned: Option<Instant>,
+}
+
+impl Failures {
+    async fn pause_after(&mut self, worker: &Worker, here: &Namespace, error: &io::Error) {
+        worker.metrics.accept_failures.inc();
+        if self.warned.is_none_or(|warned| warned.elapsed() > WARNED) {
+            self.warned = Some(Instant::now());
+            tracing::warn!(netns = ?here.netns, %error, "cannot accept connections; they wait");
+        }
+        time::sleep(ACCEPT_RETRY).await;
     }
 }
 

@@ -10,6 +10,7 @@ use egress::{
         KernelError, cgroup,
         pins::{self, PinPlace},
     },
+    telemetry,
 };
 use nix::sys::prctl;
 use tokio::{
@@ -31,6 +32,7 @@ pub(crate) fn run(options: RunOptions) -> ExitCode {
         Ok(guard) => guard,
         Err(code) => return code,
     };
+    telemetry::report_panics();
     let descriptors = Descriptors::raise_limit();
     // Huge pages under many small things make 50 MiB of 8.
     if let Err(error) = prctl::set_thp_disable(true) {

@@ -2,6 +2,7 @@
 //! connections that it uses, so that nothing on the request path is shared or locked.
 
 mod crew;
+mod vital;
 
 use std::{
     cell::Cell,
@@ -27,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::crew::Load;
 use self::crew::{Command, Crew, Member};
+pub(crate) use self::vital::Vital;
 use crate::{
     conversation,
     drain::Drain,
@@ -123,6 +125,7 @@ impl Workers {
             let (draining, open) = (draining.clone(), workers.open.clone());
             let (made, is_made) = std::sync::mpsc::channel();
             let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                let _vital = Vital;
                 let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
                 let runtime = match runtime {
                     Ok(runtime) => runtime,

@@ -16,7 +16,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::access_log::{self, Outcome};
+use super::{
+    PANICS,
+    access_log::{self, Outcome},
+};
 use crate::{
     kernel::Counters,
     limits::Beyond,
@@ -40,6 +43,8 @@ pub struct Metrics {
     pub self_tests_doubted: Counter,
     /// Those that were not.
     pub self_tests_failed: Counter,
+    /// Connections that could not be accepted, for want of descriptors or memory; each is tried again.
+    pub accept_failures: Counter,
     /// Accepted connections whose origin the kernel did not know.
     pub unknown_origin: Counter,
     /// Connections whose first bytes were not HTTP.
@@ -122,6 +127,13 @@ impl Metrics {
         let self_tests = Family::<ResultLabel, Counter>::default();
         registry.register("self_tests", "Connects of the agent's own that were to be intercepted", self_tests.clone());
         let self_test = |result| self_tests.get_or_create(&ResultLabel { result }).clone();
+        registry.register("panics", "Mistakes of the agent's own that ended what they came in", PANICS.clone());
+        let accept_failures = Counter::default();
+        registry.register(
+            "accept_failures",
+            "Times that a connection could not be accepted, for want of descriptors or memory, and was left to wait",
+            accept_failures.clone(),
+        );
         let unknown_origin = Counter::default();
         registry.register(
             "connections_without_origin",
@@ -220,6 +232,7 @@ impl Metrics {
             self_tests_passed: self_test("passed"),
             self_tests_doubted: self_test("doubted"),
             self_tests_failed: self_test("failed"),
+            accept_failures,
             unknown_origin,
             not_http,
             late,
