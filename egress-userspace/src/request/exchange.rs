@@ -53,9 +53,9 @@ struct Failure {
 impl Failure {
     /// That of a try at an address, if one was chosen.
     fn of(error: &UpstreamError, chosen: Option<SocketAddr>, ended: Ended<'static>) -> Self {
-        // That it is nobody of this name says nothing of what it is for others.
-        let is_of_name = matches!(error.cause(), Cause::WrongName | Cause::UnknownName);
-        Self { error: error.into(), ended, address: error.address().or(chosen).filter(|_| !is_of_name) }
+        // That it is nobody of this name says nothing of what it is for others, and that there is no room here nothing at all.
+        let is_its_own = !matches!(error.cause(), Cause::WrongName | Cause::UnknownName | Cause::OutOfResources);
+        Self { error: error.into(), ended, address: error.address().or(chosen).filter(|_| is_its_own) }
     }
 }
 

@@ -52,6 +52,8 @@ causes! {
     ConnectTimeout => "connect_timeout", GATEWAY_TIMEOUT, "connection_timeout";
     /// TCP failed in another way.
     ConnectFailed => "connect_failed", SERVICE_UNAVAILABLE, "destination_unavailable";
+    /// The node has no more descriptors, memory or ports for it.
+    OutOfResources => "out_of_resources", SERVICE_UNAVAILABLE, "proxy_internal_error";
     /// There is as much under way as settings allow.
     Overflow => "overflow", SERVICE_UNAVAILABLE, "connection_limit_reached";
     /// The response did not come in the time of its route.

@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     Cause, ConnectionInfo, Made, Offer, TlsInfo, UpstreamError,
+    error::is_shortage,
     health::Health,
     http1::{self, Exclusive},
     http2::Shared,
@@ -221,7 +222,9 @@ impl Connector {
                     result = under_way.next() => match result {
                         Some((Ok(stream), address)) => return Ok((stream, address)),
                         Some((Err(source), address)) => {
-                            failed(address);
+                            if !is_shortage(&source) {
+                                failed(address);
+                            }
                             silent.retain(|(silent, _)| *silent != address);
                             failure = UpstreamError::Connect { address, source };
                         }

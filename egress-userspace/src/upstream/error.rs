@@ -173,6 +173,7 @@ impl UpstreamError {
             Self::Overflow { .. } => Cause::Overflow,
             Self::NoAddress => Cause::NoAddress,
             Self::LeftOut { .. } => Cause::LeftOut,
+            Self::Connect { source, .. } if is_shortage(source) => Cause::OutOfResources,
             Self::Connect { source, .. } => match source.kind() {
                 ConnectionRefused => Cause::ConnectionRefused,
                 HostUnreachable | NetworkUnreachable => Cause::Unroutable,
@@ -218,6 +219,12 @@ impl UpstreamError {
             _ => None,
         }
     }
+}
+
+/// Whether a connection could not be made for want of what the node has too little of. That says nothing of the other end.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    let ours = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| ours.contains(&code))
 }
 
 /// What a failed exchange says of its request: whether it may be sent again.

@@ -6,12 +6,14 @@ use anyhow::{Result, ensure};
 use harness::{
     TestBed,
     origin::{Reply, ServerTls},
+    process::Running,
     proxy_status::ProxyStatus,
     wait::{PATIENCE, wait_until},
 };
+use tokio::sync::watch;
 
 use super::{
-    HOST, agent, agent_with_one_worker, bed, both, destination, echo, entry, get, origin, origin_http1, pooled,
+    HOST, URL, agent, agent_with_one_worker, bed, both, destination, echo, entry, get, origin, origin_http1, pooled,
     service, shares,
 };
 
@@ -135,6 +137,46 @@ fn a_host_all_of_whose_addresses_are_left_out_is_unavailable() -> Result<()> {
     let reason = ProxyStatus::parse(result.responses[0].header("proxy-status").unwrap_or_default())?;
     ensure!(reason.get("error") == "destination_unavailable", "{reason:?}");
     ensure!(agent.wait_for_records(3)?[2].text("cause") == "left_out" && shares(&bed, &origin)? == (1, 1));
+    Ok(())
+}
+
+/// What the node has too little of says nothing of the origin.
+#[test]
+fn that_local_ports_run_out_is_no_address_s_failure() -> Result<()> {
+    let bed = bed("failover-ports")?;
+    let (release, released) = watch::channel(false);
+    let origin = origin_http1(&bed, move |request| match request.target.as_str() {
+        "/held" => Reply::Later(released.clone(), Box::new(echo(request))),
+        _ => echo(request),
+    })?;
+    let policy = "outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 300s, maxEjectionPercent: 100}";
+    let first = bed.addresses(HOST).v4;
+    let rules = entry(HOST, &format!("resolution: STATIC\n  endpoints: [{{address: {first}}}]"))
+        + &destination(HOST, "", policy, "");
+    let (agent, _config) = agent_with_one_worker(&bed, &rules)?;
+    // Of each kind of number there is one, and the clients bring their own.
+    bed.client().sysctl("net/ipv4/ip_local_port_range", "50000 50001")?;
+    let own = ["--local-port", "40000-40999"];
+    let held = |count| -> Result<Running> {
+        let arguments = ["-q", "-sS", "--local-port", "40000-40999"];
+        let client = bed.client_command("curl")?.args(arguments).arg(format!("{URL}/held")).spawn()?;
+        wait_until("the request", PATIENCE, || origin.requests().len() == count)?;
+        Ok(client)
+    };
+    let mut clients = [held(1)?, held(2)?];
+    for _ in 0..2 {
+        let (status, body, result) = get(&bed, "/", &own)?;
+        ensure!(status == 503 && body.contains("Cannot assign requested address"), "{result:?}");
+        let reason = ProxyStatus::parse(result.responses[0].header("proxy-status").unwrap_or_default())?;
+        ensure!(reason.get("error") == "proxy_internal_error", "{reason:?}");
+    }
+    release.send(true)?;
+    for client in &mut clients {
+        ensure!(client.wait(PATIENCE)?.success());
+    }
+    ensure!(get(&bed, "/", &own)?.0 == 200, "{}", agent.log_text());
+    let causes: Vec<_> = agent.wait_for_records(5)?.iter().map(|record| record.text("cause")).collect();
+    ensure!(causes.iter().filter(|cause| *cause == "out_of_resources").count() == 2, "{causes:?}");
     Ok(())
 }
 

@@ -85,6 +85,7 @@ fn remedy(cause: Cause) -> &'static str {
             "see whether the origin listens on this port (targetPort), and whether routes, firewalls and network policies let \
              this node get there"
         }
+        Cause::OutOfResources => "see what takes this node's descriptors, memory or local ports",
         Cause::TunnelRefused | Cause::TunnelBroken | Cause::TunnelTimeout => {
             "have the proxy allow tunnels from this node to the origin, and see whether targetHost and targetPort are right"
         }
