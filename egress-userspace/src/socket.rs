@@ -20,8 +20,11 @@ use crate::{
 
 /// As many pending connections as the kernel allows (`net.core.somaxconn` caps it).
 const BACKLOG: i32 = 4096;
-/// Finds peers that vanished without a word.
+/// Finds peers that vanished without a word, and that firewalls have forgotten, within two minutes: the system's own interval and
+/// count take ten more.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
 
 /// What is read of a connection at once before anybody waits for it, in bytes.
 const FIRST: usize = 4 * 1024;
@@ -62,7 +65,9 @@ impl SocketFactory {
             bind_to_device(&socket, from.device)?;
         }
         socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+        let keepalive = keepalive.with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
+        socket.set_tcp_keepalive(&keepalive)?;
         match socket.connect(&remote.into()) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}

@@ -1,6 +1,11 @@
 //! How long connections are tried for, kept and used.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs, io,
+    net::IpAddr,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -9,6 +14,7 @@ use harness::{
     proxy_status::ProxyStatus,
     wait::{PATIENCE, wait_until},
 };
+use socket2::Socket;
 use tokio::sync::watch;
 
 use super::{
@@ -176,7 +182,7 @@ fn keepalive_is_as_the_settings_say() -> Result<()> {
     let bed = bed("keepalive")?;
     let origin = origin_http1(&bed, echo)?;
     // A dead connection is found out after one second of silence and two probes, a second each.
-    let (_agent, _config) =
+    let (mut agent, _config) =
         agent_with_one_worker(&bed, &pooled("tcp: {tcpKeepalive: {time: 1s, interval: 1s, probes: 2}}"))?;
     ensure!(get(&bed, "/", &["-4"])?.0 == 200);
     bed.curl(&format!("http://{SECOND}/"))?.args(["-4"]).response()?;
@@ -191,9 +197,35 @@ fn keepalive_is_as_the_settings_say() -> Result<()> {
     // Nothing comes from the origin any more.
     bed.origin().ip("route add blackhole 192.0.2.2/32\n")?;
     wait_until("the connection to be found dead", PATIENCE, || sockets(HOST).is_ok_and(|found| found.is_empty()))?;
-    // The other one has the agent's own settings, by which that takes a minute at least.
+    // The other one has the agent's own settings, by which that takes two minutes.
     ensure!(timer(SECOND)?, "{}", sockets(SECOND)?);
+    let socket = socket_of(agent.process().pid(), bed.addresses(SECOND).v4.into())?;
+    let own = (socket.tcp_keepalive_time()?, socket.tcp_keepalive_interval()?, socket.tcp_keepalive_retries()?);
+    ensure!(own == (Duration::from_secs(60), Duration::from_secs(15), 4), "{own:?}");
     Ok(())
+}
+
+/// The one socket of a process that is connected to an address.
+fn socket_of(pid: u32, address: IpAddr) -> Result<Socket> {
+    // SAFETY: the call takes two numbers.
+    let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as RawFd;
+    ensure!(process >= 0, io::Error::last_os_error());
+    // SAFETY: it was opened just now, and nobody else has it.
+    let process = unsafe { OwnedFd::from_raw_fd(process) };
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    let numbers = descriptors.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
+    let sockets = numbers.filter_map(|number| {
+        // SAFETY: the call takes three numbers.
+        let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) } as RawFd;
+        // SAFETY: it was made just now, and nobody else has it.
+        (copy >= 0).then(|| Socket::from(unsafe { OwnedFd::from_raw_fd(copy) }))
+    });
+    let is_it = |socket: &Socket| {
+        socket.peer_addr().is_ok_and(|peer| peer.as_socket().is_some_and(|peer| peer.ip() == address))
+    };
+    let found: Vec<_> = sockets.filter(is_it).collect();
+    ensure!(found.len() == 1, "{found:?}");
+    found.into_iter().next().context("no socket")
 }
 
 /// Whoever gives up before anybody can say that a connection is dead must not keep it in use for ever.
