@@ -26,6 +26,20 @@ pub struct Watcher {
     untold: Option<Untold>,
 }
 
+/// An inotify instance.
+///
+/// # Errors
+/// The user has no more of them, of which there may be few, or the process no more descriptors.
+pub fn inotify() -> io::Result<Inotify> {
+    Inotify::init().map_err(|error| match error.raw_os_error() {
+        Some(libc::EMFILE) => io::Error::new(
+            error.kind(),
+            format!("{error}: no inotify instance is left; raise the sysctl fs.inotify.max_user_instances"),
+        ),
+        _ => error,
+    })
+}
+
 /// When changes were noticed that were not yet told.
 #[derive(Clone, Copy)]
 struct Untold {
@@ -46,7 +60,7 @@ impl Watcher {
     /// # Errors
     /// The kernel has no inotify instance or watch left.
     pub fn new(paths: BTreeSet<PathBuf>) -> io::Result<Self> {
-        let inotify = Inotify::init()?;
+        let inotify = inotify()?;
         let watches = inotify.watches();
         let events = inotify.into_event_stream(vec![0; 4096])?;
         let mut watcher = Self { paths, watches, events, untold: None };
@@ -103,15 +117,20 @@ impl Watcher {
             | WatchMask::MOVE_SELF
             | WatchMask::ATTRIB
             | WatchMask::ONLYDIR;
+        let mut failure = None;
         for directory in self.paths.iter().flat_map(|path| directories(path)).collect::<HashSet<_>>() {
             match self.watches.add(&directory, mask) {
                 Ok(_) => {}
                 // It vanished just now; the watch on its parent tells when it comes back.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", directory.display()))),
+                // The others are watched all the same.
+                Err(error) => {
+                    let why = format!("{}: {error}", directory.display());
+                    failure.get_or_insert(io::Error::new(error.kind(), why));
+                }
             }
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 }
 

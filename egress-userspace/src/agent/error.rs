@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr};
 
 use crate::{
     capture::CaptureError,
-    config::{self, Diagnostic},
+    config::{self, Code, Diagnostic},
     handover::{Late, StateError},
     kernel::{KernelError, cgroup::CgroupError},
     resolve::ResolveError,
@@ -75,6 +75,12 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// Whether something of it could not be read, which may pass without any change of it.
+    pub(super) fn is_of_reading(&self) -> bool {
+        let unread = |found: &Diagnostic| matches!(found.code, Code::Unreadable | Code::UnreadableFile);
+        matches!(self, Self::Unread(_)) || self.diagnostics().iter().any(unread)
+    }
+
     /// What is wrong, and where; nothing if it could not be read at all.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         match self {

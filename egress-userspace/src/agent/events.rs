@@ -148,6 +148,7 @@ impl Agent {
 
     fn keep_house(&mut self) {
         self.retry_restore();
+        self.retry_reload();
         self.reconcile();
         self.names.refresh();
         self.retry_admin();

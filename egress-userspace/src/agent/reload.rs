@@ -24,6 +24,8 @@ pub(super) struct Reload {
     outdated: bool,
     /// What was read the last time: what has lost a host is believed if it is the same again.
     unconfirmed: Option<u64>,
+    /// What could not be read of a change that was refused for it. No event tells when it can be.
+    unreadable: Option<String>,
 }
 
 impl Reload {
@@ -64,6 +66,13 @@ impl Agent {
         self.read_after(Duration::ZERO);
     }
 
+    /// Tries again what could not be read: there may have been too many open files, say.
+    pub(super) fn retry_reload(&mut self) {
+        if self.reload.unreadable.is_some() && self.reload.under_way.is_none() {
+            self.read_after(Duration::ZERO);
+        }
+    }
+
     fn read_after(&mut self, pause: Duration) {
         self.reload.outdated = false;
         let (sources, known, documents) = (self.sources.clone(), self.fingerprint, self.documents.clone());
@@ -89,7 +98,13 @@ impl Agent {
         }
     }
 
-    fn refuse(&self, error: &ConfigError) {
+    fn refuse(&mut self, error: &ConfigError) {
+        let unreadable = error.is_of_reading().then(|| error.to_string());
+        let is_known = unreadable.is_some() && self.reload.unreadable == unreadable;
+        self.reload.unreadable = unreadable;
+        if is_known {
+            return;
+        }
         self.metrics.policy_refused.inc();
         self.metrics.configuration_current.set(0);
         for found in error.diagnostics() {
@@ -124,6 +139,7 @@ impl Agent {
                 return Err(ConfigError::Tls(errors));
             }
         };
+        self.reload.unreadable = None;
         self.metrics.configuration_current.set(1);
         if change.is_none() && table.same_routes(&current) {
             return Ok(());

@@ -3,8 +3,10 @@
 use std::{collections::HashSet, io, mem, path::Path, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _};
-use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
+use inotify::{EventMask, EventStream, WatchDescriptor, WatchMask, Watches};
 use tokio::time::{self, Instant};
+
+use crate::watch;
 
 /// How far apart changes are told at least: pods come and go in crowds.
 const SPACING: Duration = Duration::from_millis(100);
@@ -30,7 +32,7 @@ impl Population {
     /// # Errors
     /// The kernel has no inotify instance left.
     pub fn new() -> io::Result<Self> {
-        let inotify = Inotify::init()?;
+        let inotify = watch::inotify()?;
         Ok(Self {
             watches: inotify.watches(),
             events: inotify.into_event_stream(vec![0; 4096])?,

@@ -1,0 +1,123 @@
+//! Files that cannot be read, or not at once.
+
+use std::{fs, os::unix::fs::OpenOptionsExt as _};
+
+use anyhow::{Result, ensure};
+use harness::{
+    TestBed,
+    agent::{Agent, AgentOptions},
+    clients::Curl,
+    process::Command,
+    wait::{PATIENCE, wait_for, wait_until},
+};
+use nix::{sys::stat::Mode, unistd::mkfifo};
+
+use super::{HOST, OTHER, RULES, check_way, origin, rules};
+
+#[test]
+fn a_file_that_vanishes_and_comes_back_is_read_again() -> Result<()> {
+    let bed = TestBed::builder("vanish").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("rules.yaml", RULES)?;
+    let file = config.path().join("rules.yaml");
+    let mut agent = Agent::start(&bed, &AgentOptions::new(&file))?;
+
+    let mark = agent.process().stderr_mark();
+    config.remove("rules.yaml")?;
+    // A file that was named must be there: without it the policy is unknown, not empty.
+    agent.process().wait_for_line_after(mark, "the refusal", |line| {
+        line.contains(&file.display().to_string()) && line.contains("No such file")
+    })?;
+    check_way(&bed, HOST, "over TLS")?;
+    ensure!(agent.apply(|| Ok(fs::write(&file, rules(OTHER))?))? == 1);
+    check_way(&bed, OTHER, "over TLS")?;
+    check_way(&bed, HOST, "in clear")
+}
+
+/// Rules and certificates come by different ways, and either can be first.
+#[test]
+fn a_policy_that_lacks_a_file_is_in_force_once_the_file_is_there() -> Result<()> {
+    let bed = TestBed::builder("lacks").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    // Of this directory the policy in force knows nothing.
+    let directory = bed.dir().join("certificates");
+    fs::create_dir(&directory)?;
+    let file = directory.join("ca.pem");
+    let authority = format!("mode: SIMPLE\n          caCertificates: {}", file.display());
+    let mark = agent.process().stderr_mark();
+    config.write("other.yaml", &rules(OTHER).replace("mode: SIMPLE", &authority))?;
+    agent.process().wait_for_line_after(mark, "the refusal", |line| line.contains(&file.display().to_string()))?;
+    agent.process().wait_for_line_after(mark, "the consequence", |line| line.contains("the last good one stays"))?;
+    check_way(&bed, HOST, "over TLS")?;
+    check_way(&bed, OTHER, "in clear")?;
+    ensure!(agent.apply(|| Ok(fs::copy(bed.pki().ca_file(), &file).map(drop)?))? == 2);
+    check_way(&bed, HOST, "over TLS")?;
+    check_way(&bed, OTHER, "over TLS")
+}
+
+/// Nothing tells when what was short is there again.
+#[test]
+fn what_could_not_be_read_for_want_of_descriptors_is_read_later() -> Result<()> {
+    let bed = TestBed::builder("unreadable").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    let pid = agent.process().pid().to_string();
+    let limit = |descriptors: u32| -> Result<()> {
+        Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={descriptors}:")]).run()?.success()?;
+        Ok(())
+    };
+    limit(3)?;
+    let mark = agent.process().stderr_mark();
+    config.write("other.yaml", &rules(OTHER))?;
+    agent.process().wait_for_line_after(mark, "the refusal", |line| line.contains("Too many open files"))?;
+    agent.process().wait_for_line_after(mark, "the consequence", |line| line.contains("the last good one stays"))?;
+    ensure!(agent.apply(|| limit(1024))? == 2);
+    check_way(&bed, HOST, "over TLS")?;
+    check_way(&bed, OTHER, "over TLS")
+}
+
+/// Files can be many, or on a slow disk. Here one is a pipe into which nobody writes.
+#[test]
+fn a_change_that_takes_long_to_read_holds_nobody_up() -> Result<()> {
+    let mut bed = TestBed::builder("slow").host(HOST).host(OTHER).build()?;
+    let pod = bed.add_pod("new")?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    agent.process().wait_for_line("the first policy", |line| line.contains("policy applied"))?;
+
+    let pipe = config.path().join("slow.yaml");
+    mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    // This succeeds only while somebody reads.
+    let writer = wait_for("the agent to read the pipe", PATIENCE, || {
+        fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&pipe).ok()
+    })?;
+    check_way(&bed, HOST, "over TLS")?;
+    let request = || {
+        let command = bed.pod_command(&pod, "curl")?.in_cgroup(bed.cgroup())?;
+        Curl::new(command, &format!("http://{HOST}/")).run()
+    };
+    wait_until("the new pod to be served", PATIENCE, || {
+        request().is_ok_and(|result| result.body == format!("over TLS: {HOST}\n").as_bytes())
+    })?;
+    ensure!(agent.admin("/readyz")?.0 == 200);
+
+    // What changes meanwhile is read afterwards.
+    config.remove("slow.yaml")?;
+    config.write("other.yaml", &rules(OTHER))?;
+    let mark = agent.process().stderr_mark();
+    check_way(&bed, OTHER, "in clear")?;
+    drop(writer);
+    agent.process().wait_for_line_after(mark, "both changes", |line| {
+        line.contains("policy applied") && line.contains("\"rules\":2")
+    })?;
+    check_way(&bed, HOST, "over TLS")?;
+    check_way(&bed, OTHER, "over TLS")
+}
