@@ -210,6 +210,22 @@ impl Agent {
         Ok(())
     }
 
+    /// Attaches to a cgroup that was removed and made anew: the programs went with the one before.
+    fn follow_scope(&mut self) {
+        let Some(cgroup) = self.redirector.unattached(self.namespaces.cgroups()).filter(|_| self.attached) else {
+            return;
+        };
+        tracing::warn!(cgroup = %cgroup.display(), "a served cgroup was made anew, and what is in it may have left in clear");
+        if let Err(error) = self.attach() {
+            tracing::error!(%error, "a served cgroup is not attached to; this is tried again");
+            return;
+        }
+        // What was attached to the one before is to be removed.
+        self.redirector.unsettle();
+        self.existing.expect();
+        self.test_self();
+    }
+
     /// Has the kernel verify the programs, unless it has.
     fn load_programs(&mut self) -> Result<(), AgentError> {
         if let Some(log) = self.redirector.load()? {
@@ -258,6 +274,7 @@ impl Agent {
     }
 
     fn reconcile(&mut self) {
+        self.follow_scope();
         if let Err(error) = self.namespaces.reconcile(Look::Processes, &mut self.workers) {
             tracing::warn!(%error, "cannot read the cgroups");
         }

@@ -168,13 +168,23 @@ impl Redirector {
                 pins.hold(name, map.as_fd())?;
             }
         }
+        let is_attached: Vec<_> = cgroups.iter().map(|cgroup| self.scopes.has(cgroup)).collect();
         self.scopes.set(cgroups)?;
         self.watch_exec();
         let mut is_new = false;
-        for cgroup in cgroups {
-            is_new |= self.attach_one(cgroup)?;
+        for (cgroup, is_attached) in cgroups.iter().zip(is_attached) {
+            // Without pins nobody else has these maps, nor can have taken away what they are about.
+            if self.pins.is_some() || !is_attached {
+                is_new |= self.attach_one(cgroup)?;
+            }
         }
         Ok(is_new)
+    }
+
+    /// One of these cgroups that is there and that the programs were never attached to, as it has been made since.
+    pub fn unattached<'c>(&self, cgroups: &'c [PathBuf]) -> Option<&'c Path> {
+        let is_new = |cgroup: &&Path| cgroup.exists() && !self.scopes.has(cgroup);
+        cgroups.iter().map(PathBuf::as_path).find(is_new)
     }
 
     /// What agents with another layout of maps have learned, for [`LearnedNames::adopt`]. To be called when our programs

@@ -51,8 +51,8 @@ pub enum SelfTestError {
     },
     /// A connect went elsewhere, or failed.
     #[error(
-        "a connect from {cgroup} to {address} is not intercepted ({failure}); either the programs were detached \
-         (bpftool cgroup show {cgroup} lists them), or they are attached to an earlier cgroup of that name: start egress anew",
+        "a connect from {cgroup} to {address} is not intercepted ({failure}); the programs were detached (bpftool \
+         cgroup show {cgroup} lists them), or cannot be attached, which the log says: start egress anew",
         address = address()
     )]
     NotIntercepted {

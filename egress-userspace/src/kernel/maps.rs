@@ -9,7 +9,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::MetadataExt as _,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -138,6 +138,11 @@ pub(super) struct Scopes(HashMap<MapData, u64, u8>);
 impl Scopes {
     pub(super) fn new(map: Map) -> Result<Self, KernelError> {
         HashMap::try_from(map).map(Self).map_err(error(map::SCOPES))
+    }
+
+    /// Whether this is one of them, rather than another by its name.
+    pub(super) fn has(&self, cgroup: &Path) -> bool {
+        fs::metadata(cgroup).is_ok_and(|metadata| self.0.get(&metadata.ino(), 0).is_ok())
     }
 
     /// Makes these the cgroups.
