@@ -146,14 +146,12 @@ impl Connection {
                 };
                 io.is_old = head.version < Version::HTTP_11;
                 if io.is_old {
-                    // HTTP/1.0 has no such switch (RFC 9110 section 7.8).
+                    // HTTP/1.0 has no such switch (RFC 9110 section 7.8), and knows no interim response (section 10.1.1).
                     head.fields.remove(&header::UPGRADE);
+                    head.fields.remove(&header::EXPECT);
                 }
-                let expects = !io.is_old
-                    && head
-                        .fields
-                        .get(&header::EXPECT)
-                        .is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
+                let expects =
+                    head.fields.get(&header::EXPECT).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
                 io.expects = if expects && !io.content.is_end() { Expects::Origin } else { Expects::Nothing };
                 return Poll::Ready(Ok(Waited::Request(Box::new(head), asked)));
             }

@@ -15,20 +15,33 @@ fn an_old_client_gets_an_answer_that_ends_with_the_connection() -> Result<()> {
     let (answers, origin) = Answers::start(&bed, EMPTY)?;
     let config = configure(&bed)?;
     let _agent = bed.agent(&config)?;
-    // HTTP/1.0 has no switch of protocols, either.
-    let request = "GET /old HTTP/1.0\r\nHost: edition.cnn.com\r\nConnection: Upgrade\r\nUpgrade: x\r\nX-A: 1\r\n\r\n";
-    for (given, expected) in [
+    // HTTP/1.0 has no switch of protocols, nor interim responses to be waited for.
+    let fields = "Host: edition.cnn.com\r\nConnection: Upgrade\r\nUpgrade: x\r\nExpect: 100-continue\r\nX-A: 1";
+    for (method, given, expected) in [
         (
+            "GET",
             "HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Length: 5\r\n\r\nhello",
             "HTTP/1.0 200 OK\r\nX-A: 1\r\nContent-Length: 5\r\n\r\nhello",
         ),
         // It knows nothing of chunks: the end of the connection is the end of the body.
         (
+            "GET",
             "HTTP/1.1 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
             "HTTP/1.0 200 OK\r\nX-A: 1\r\n\r\nhello",
         ),
+        (
+            "HEAD",
+            "HTTP/1.1 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nX-A: 1\r\n\r\n",
+        ),
+        (
+            "GET",
+            "HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\nX-A: 1\r\n\r\n",
+            "HTTP/1.0 304 Not Modified\r\nX-A: 1\r\n\r\n",
+        ),
     ] {
         answers.set(given.as_bytes());
+        let request = format!("{method} /old HTTP/1.0\r\n{fields}\r\n\r\n");
         // Not closed by the client, so that it is the agent who closes.
         let address = bed.sockets(HOST, 80)[0].to_string();
         let output = bed.client_command(super::CLIENT)?.args(["raw", &address]).stdin(request).run()?.success()?;
@@ -36,8 +49,34 @@ fn an_old_client_gets_an_answer_that_ends_with_the_connection() -> Result<()> {
         // The origin is spoken to as the agent can.
         let head = origin.take_requests().pop().context("no request")?.head;
         let head = String::from_utf8_lossy(&head).into_owned();
-        ensure!(head == "GET /old HTTP/1.1\r\nHost: edition.cnn.com\r\nX-A: 1\r\n\r\n", "{head:?}");
+        ensure!(head == format!("{method} /old HTTP/1.1\r\nHost: edition.cnn.com\r\nX-A: 1\r\n\r\n"), "{head:?}");
     }
+    Ok(())
+}
+
+/// It says so, and is told so, for as long as the end of a response can be told.
+#[test]
+fn an_old_client_can_keep_its_connection() -> Result<()> {
+    let bed = TestBed::new("http-1.0-keep-alive")?;
+    let (answers, origin) = Answers::start(&bed, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let get = |number| format!("GET /{number} HTTP/1.0\r\nHost: {HOST}\r\nConnection: keep-alive\r\n\r\n");
+    let client = bed.client_command(super::CLIENT)?.args(["talk", &address]).spawn()?;
+    let answer = "HTTP/1.0 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nok";
+    for count in 1..=2 {
+        client.write_stdin(get(count).as_bytes())?;
+        client.wait_for_output(&answer.repeat(count))?;
+    }
+    drop(client);
+    agent.wait_for_records(2)?;
+    answers.set(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+    // Which of them ends the connection, the agent does: the client waits for that.
+    let output = bed.client_command(super::CLIENT)?.args(["raw", &address]).stdin(get(3) + &get(4)).run()?.success()?;
+    ensure!(output.text() == "HTTP/1.0 200 OK\r\n\r\nhello", "{output:?}");
+    let targets: Vec<_> = origin.wait_for_requests(3)?.into_iter().map(|request| request.target).collect();
+    ensure!(targets == ["/1", "/2", "/3"], "{targets:?}");
     Ok(())
 }
 
@@ -60,6 +99,12 @@ fn bodies_of_requests_keep_their_framing() -> Result<()> {
             "hello",
         ),
         ("POST / HTTP/1.1\r\nHost: edition.cnn.com\r\nTransfer-Encoding: chunked\r\n\r\n", "0\r\n\r\n".to_owned(), ""),
+        // What is said of chunks is for who makes them (RFC 9112 section 7.1.1).
+        (
+            "POST / HTTP/1.1\r\nHost: edition.cnn.com\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "5;a=b;c=\"d;e\"\r\nhello\r\n0;f\r\n\r\n".to_owned(),
+            "hello",
+        ),
     ] {
         let mark = agent.records().len();
         let output = converse(&bed, format!("{head}{framed}"))?;
@@ -68,7 +113,9 @@ fn bodies_of_requests_keep_their_framing() -> Result<()> {
         ensure!(request.head == head.as_bytes(), "{head:?}: {:?}", String::from_utf8_lossy(&request.head));
         ensure!(request.body == body.as_bytes(), "{head:?}: {} bytes", request.body.len());
         let chunked = head.contains("chunked");
-        ensure!(chunked || request.framed_body == request.body, "{head:?}: {request:?}");
+        let chunk = if body.is_empty() { String::new() } else { format!("{:x}\r\n{body}\r\n", body.len()) };
+        let expected = if chunked { chunk + "0\r\n\r\n" } else { body.to_owned() };
+        ensure!(request.framed_body == expected.as_bytes(), "{head:?}: {request:?}");
         let record = agent.wait_for_records(mark + 1)?.pop().context("no record")?;
         ensure!(record.text("received") == body.len().to_string(), "{record:?}");
     }

@@ -26,7 +26,8 @@ impl Asked {
     /// How the client can tell the end of a response. Makes the head say so.
     pub(super) fn framing(self, head: &mut ResponseHead, body: &ResponseBody) -> Framing {
         if self.is_head || is_bare(head.status) {
-            if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
+            let has_no_coding = head.status == StatusCode::NO_CONTENT || head.status.is_informational();
+            if has_no_coding || self.version == Version::HTTP_10 {
                 // RFC 9112 section 6.1; some clients would wait for chunks.
                 head.fields.remove(&header::TRANSFER_ENCODING);
             }
