@@ -162,7 +162,8 @@ impl Conversation {
     pub fn turn_away(&self, head: &RequestHead, error: ProxyError) -> Response<ResponseBody> {
         let host = head.fields.text(&header::HOST).unwrap_or_default();
         let (metrics, client) = (self.worker.metrics.clone(), self.client.clone());
-        failed(error, false, Record::open(metrics, client, head.method.clone(), host, head.uri().path()))
+        let record = Record::open(metrics, client, head.method.clone(), host, head.uri().path());
+        failed(error, grpc::asks(head), record)
     }
 
     /// Answers what cannot be read as a request. Whose bytes these are nobody can say, so they go nowhere.

@@ -109,6 +109,19 @@ fn a_failure_of_ours_has_a_status_and_says_why() -> Result<()> {
     tripwire.assert_silent()
 }
 
+/// The client's own words for what has no status of gRPC would not say why.
+#[test]
+fn a_call_that_is_refused_before_it_is_looked_at_is_told_why() -> Result<()> {
+    let bed = TestBed::new("grpc-refused")?;
+    let config = configure(&bed)?;
+    let options = AgentOptions::new(config.path()).args(&["--workers", "1", "--max-head-fields", "4"]);
+    let agent = Agent::start(&bed, &options)?;
+    let output = client(&bed, bed.sockets(HOST, 80)[0], HOST, "repeat")?.stdin("\n").run()?.success()?;
+    ensure!(output.text().starts_with("UNKNOWN egress ") && output.text().contains("4 fields"), "{output:?}");
+    ensure!(agent.wait_for_records(1)?[0].text("status") == "431", "{:?}", agent.records());
+    Ok(())
+}
+
 #[test]
 fn a_failure_made_on_purpose_has_the_status_of_its_route() -> Result<()> {
     let bed = TestBed::new("grpc-abort")?;
