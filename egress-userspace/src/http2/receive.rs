@@ -127,7 +127,13 @@ impl Core {
             kind::CONTINUATION => self.take_continuation(header, payload),
             kind::PRIORITY => {
                 of_stream(true)?;
-                size(payload.len() == 5)
+                // It is about its stream alone (section 6.3), and nobody looks into it.
+                if payload.len() != 5
+                    && let Some(key) = self.ids.get(&header.stream).copied()
+                {
+                    self.reset(key, Error::reset(Reason::FRAME_SIZE_ERROR));
+                }
+                Ok(())
             }
             kind::RST_STREAM => {
                 of_stream(true)?;

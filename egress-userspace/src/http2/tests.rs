@@ -122,6 +122,7 @@ fn who_does_not_keep_to_the_protocol_loses_the_connection() {
         (Role::Client, long, Reason::FRAME_SIZE_ERROR),
         (Role::Client, frame(kind::PING, 0, 0, b"1234567"), Reason::FRAME_SIZE_ERROR),
         (Role::Client, frame(kind::PING, 0, 1, b"12345678"), Reason::PROTOCOL_ERROR),
+        (Role::Client, frame(kind::PRIORITY, 0, 0, b"12345"), Reason::PROTOCOL_ERROR),
         (Role::Client, frame(kind::SETTINGS, 0, 0, b"12345"), Reason::FRAME_SIZE_ERROR),
         (Role::Client, frame(kind::SETTINGS, flag::ACK, 0, b""), Reason::PROTOCOL_ERROR),
         (Role::Client, frame(kind::SETTINGS, 0, 0, b"\0\x04\x80\0\0\0"), Reason::FLOW_CONTROL_ERROR),
@@ -172,6 +173,7 @@ fn what_is_wrong_with_one_stream_ends_no_other() {
         ([head(3, OK, true), data(3, b"x", false)].concat(), Reason::STREAM_CLOSED),
         (frame(kind::WINDOW_UPDATE, 0, 1, b"\0\0\0\0"), Reason::PROTOCOL_ERROR),
         (frame(kind::WINDOW_UPDATE, 0, 1, b"\x7f\xff\xff\xff"), Reason::FLOW_CONTROL_ERROR),
+        (frame(kind::PRIORITY, 0, 1, b"1234"), Reason::FRAME_SIZE_ERROR),
     ] {
         let mut core = client();
         feed(&mut core, &bytes).expect("the connection goes on");

@@ -5,6 +5,9 @@ use http::{header::HOST, uri::Authority};
 use super::respond::ProxyError;
 use crate::head::{RequestHead, host_of};
 
+/// The port of what names none (RFC 9110 section 4.2.1).
+const HTTP: u16 = 80;
+
 /// The host that a request names, in the form that rules use, beside the form that it was sent in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHost {
@@ -42,6 +45,13 @@ impl RequestHost {
             value = rest;
         }
         Self::new(value.try_into().ok()?)
+    }
+
+    /// Whether two values name the same host and port.
+    pub fn is_same(one: &[u8], other: &[u8]) -> bool {
+        let parse = |value| Self::parse(value).map(|host| (host.authority.port_u16().unwrap_or(HTTP), host));
+        matches!((parse(one), parse(other)), (Some((port, host)), Some((other_port, other)))
+            if port == other_port && host.as_str() == other.as_str())
     }
 
     /// The host of an authority; None if it has user information, which would let one host look like another.

@@ -290,8 +290,9 @@ fn requests_of_nobody_are_refused() -> Result<()> {
     let _agent = agent_with_one_worker(&bed, &config)?;
     let output = curl2(&bed, &["-H", "Host: two words"])?;
     ensure!(output.text().starts_with("HTTP/2 400 ") && output.text().contains("not a host name"), "{output:?}");
+    // Such a CONNECT has a path, which makes it none (RFC 9113 section 8.5).
     let output = curl2(&bed, &["-X", "CONNECT"])?;
-    ensure!(!output.text().contains(" 200"), "{output:?}");
+    ensure!(output.code() == 92 && output.text().is_empty(), "{output:?}");
     // HTTP/2 is for those who begin with it.
     let later = [b"GET / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n", HTTP2_BEGINS].concat();
     let output = super::converse(&bed, later)?;
@@ -303,6 +304,62 @@ fn requests_of_nobody_are_refused() -> Result<()> {
     let output =
         bed.client_command("curl")?.args(["-q", "-sS", "--max-time", "15", "--http2-prior-knowledge", URL]).run()?;
     ensure!(output.text() == "fine", "{output:?}");
+    Ok(())
+}
+
+/// Tunnels to wherever an application likes are nobody's business here.
+#[test]
+fn no_tunnel_is_made() -> Result<()> {
+    let bed = TestBed::new("prior-connect")?;
+    let origin = origin(&bed)?.handler(|_| Reply::ok("fine")).start()?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    let block = [b"\x02\x07CONNECT\x01", &[HOST.len() as u8][..], HOST.as_bytes()].concat();
+    client.write_stdin(&[HTTP2_BEGINS, &frame(1, 4, &block)[..]].concat())?;
+    // A status that is in no table (RFC 7541 section 5.2).
+    client.wait_for_bytes(b"\x03405")?;
+    ensure!(agent.wait_for_records(1)?[0].text("outcome") == "refused" && origin.connections() == 0);
+    tripwire.assert_silent()
+}
+
+#[test]
+fn methods_that_nobody_knows_arrive() -> Result<()> {
+    let bed = TestBed::new("prior-methods")?;
+    let config = configure(&bed)?;
+    let _agent = agent_with_one_worker(&bed, &config)?;
+    for origin in [origin(&bed)?, origin_http2(&bed)?] {
+        let origin = origin.handler(|_| Reply::ok("fine")).start()?;
+        for method in ["FROBNICATE", "M-SEARCH", "get"] {
+            let output = curl2(&bed, &["-X", method])?.success()?;
+            ensure!(output.text().starts_with("HTTP/2 200 "), "{method}: {output:?}");
+            ensure!(origin.take_requests().pop().context("no request")?.method == method);
+        }
+    }
+    Ok(())
+}
+
+/// Proxies write it anew, in another way.
+#[test]
+fn a_host_that_is_the_authority_s_is_the_same_one() -> Result<()> {
+    let bed = TestBed::new("prior-hosts")?;
+    let origin = origin(&bed)?.handler(|_| Reply::Raw(EMPTY.into())).start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    // PRIORITY, of which nobody takes notice, how long it may be: its stream has not begun.
+    client.write_stdin(&[HTTP2_BEGINS, &frame(2, 0, b"\0\0\0\0")].concat())?;
+    for (stream, host) in [(1, "Edition.CNN.com:80"), (3, "other.example"), (5, "edition.cnn.com:443")] {
+        let mut head = get(stream, "/");
+        let field = [b"\x00\x04host", &[host.len() as u8][..], host.as_bytes()].concat();
+        head[2] += field.len() as u8;
+        client.write_stdin(&[head, field].concat())?;
+    }
+    let statuses: Vec<_> = agent.wait_for_records(3)?.iter().map(|record| record.text("status")).collect();
+    ensure!(statuses.iter().filter(|status| *status == "400").count() == 2, "{statuses:?}");
+    let request = origin.only_request()?;
+    ensure!(request.head == format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes(), "{request:?}");
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use crate::{
     http2::{Reader, Reason, Received, Requested, Sending, Switched, Writer},
     limits::Beyond,
     memory::boxed,
-    request::{Conversation, ProxyError, Served, tunnel::Tunnel, web_socket},
+    request::{Conversation, ProxyError, Served, host::RequestHost, tunnel::Tunnel, web_socket},
     worker::Load,
 };
 
@@ -149,13 +149,15 @@ async fn switch(
     }
 }
 
-/// Says in HTTP/1.1 what a head says in HTTP/2 (RFC 9113 sections 8.2.3 and 8.3.1), and what is wrong with it. A Host that differs from
-/// `:authority` stays beside it: nobody can say whose request that is.
+/// Says in HTTP/1.1 what a head says in HTTP/2 (RFC 9113 sections 8.2.3 and 8.3.1), and what is wrong with it. A Host that names another
+/// host than `:authority` stays beside it: nobody can say whose request that is.
 fn translate(request: Requested) -> (RequestHead, Option<Fault>) {
     let Requested { method, path, mut fields, fault, .. } = request;
     let mut hosts = fields.get_all(&header::HOST);
-    let is_said_twice =
-        matches!((hosts.next(), hosts.next(), hosts.next()), (Some(first), Some(second), None) if first == second);
+    let is_said_twice = matches!(
+        (hosts.next(), hosts.next(), hosts.next()),
+        (Some(first), Some(second), None) if first == second || RequestHost::is_same(first, second)
+    );
     drop(hosts);
     if is_said_twice {
         let mut is_first = true;
@@ -220,11 +222,14 @@ mod tests {
         );
         check("?x", &[("X-A", "1"), ("Host", "a.example")], "/?x", &[("X-A", "1"), ("Host", "a.example")]);
         check("/", &[("Host", "a.example"), ("Host", "a.example")], "/", &[("Host", "a.example")]);
+        check("/", &[("Host", "a.example"), ("Host", "A.Example:80")], "/", &[("Host", "a.example")]);
     }
 
     #[test]
     fn two_hosts_stay_two() {
         check("/", &[("Host", "a"), ("Host", "b")], "/", &[("Host", "a"), ("Host", "b")]);
+        check("/", &[("Host", "a"), ("Host", "a:81")], "/", &[("Host", "a"), ("Host", "a:81")]);
+        check("/", &[("Host", "a"), ("Host", "x@a")], "/", &[("Host", "a"), ("Host", "x@a")]);
     }
 
     #[test]
