@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Uri, Version, uri::PathAndQuery};
+use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
 
 use super::{headers, host::RequestHost, web_socket};
 use crate::{
@@ -151,6 +151,16 @@ impl<'a> Attempt<'a> {
             self.newer_than = Some(connection.made());
         }
         Ok(())
+    }
+
+    /// Whether a response says that the origin was about to close an idle connection, rather than what it thinks of a request that
+    /// it has met there (RFC 9110 section 15.5.9). Makes it ready to be sent again then, where that is safe.
+    pub(super) fn crosses(&mut self, response: &Response<Incoming>, connection: &Connection) -> bool {
+        let head = &response.head;
+        head.status == StatusCode::REQUEST_TIMEOUT
+            && !connection.is_http2()
+            && !headers::keeps_alive(head.version, &head.fields)
+            && self.again(NotAnswered::closed(), connection, false).is_ok()
     }
 
     /// Whether the request may be sent once more though it may have been processed, or for sure was not.

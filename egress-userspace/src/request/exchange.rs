@@ -238,6 +238,7 @@ impl Exchange<'_> {
             stage.set(Stage::Asked(address));
             let refused = |error| Failure { error, ended: Ended::NoResponse, address: None };
             let failure = match attempt.send(&mut connection).await {
+                Ok(response) if attempt.crosses(&response, &connection) => continue,
                 Ok(response) => {
                     let switches = response.head.status == StatusCode::SWITCHING_PROTOCOLS;
                     if switches && !self.sending.asks_to_switch {

@@ -18,6 +18,11 @@ pub struct NotAnswered {
 }
 
 impl NotAnswered {
+    /// As the origin has closed the connection instead.
+    pub fn closed() -> Self {
+        Self { unsent: false, heard: false, error: http1::Error::Closed { begun: false }.into() }
+    }
+
     /// What became of the request.
     pub fn fate(&self) -> Fate {
         match Fate::of(&self.error) {

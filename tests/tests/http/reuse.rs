@@ -278,3 +278,50 @@ fn a_get_is_not_sent_again_on_a_connection_that_was_fresh() -> Result<()> {
     ensure!(origin.requests().len() == 1, "{:?}", origin.requests());
     Ok(())
 }
+
+/// Such a 408 is about the time before the request, which it has crossed (RFC 9110 section 15.5.9).
+#[test]
+fn an_origin_that_ends_an_idle_connection_by_a_408_is_asked_again_where_that_is_safe() -> Result<()> {
+    let bed = TestBed::new("reuse-408")?;
+    let idle = "HTTP/1.1 408 Request Timeout\r\nContent-Length: 4\r\nConnection: close\r\n\r\nidle";
+    let slow = "HTTP/1.1 408 Request Timeout\r\nContent-Length: 4\r\n\r\nslow";
+    let used = std::sync::Mutex::new(std::collections::HashSet::new());
+    let origin = origin(&bed)?
+        .handler(move |request| {
+            let is_used = !used.lock().expect("no panic").insert(request.connection);
+            match (request.target.as_str(), is_used) {
+                ("/idle", true) | ("/late", _) => Reply::RawThenClose(idle.into()),
+                ("/slow", _) => Reply::Raw(slow.into()),
+                _ => Reply::ok("fine"),
+            }
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let ask = |path: &str, method: &str| -> Result<String> {
+        let url = format!("http://{HOST}{path}");
+        let arguments = ["-q", "-sS", "--max-time", "15", "-X", method, "-w", " %{http_code}", &url];
+        Ok(bed.client_command("curl")?.args(arguments).run()?.success()?.text())
+    };
+    for (path, method, expected, asked) in [
+        // On a connection that was idle, and then on a fresh one.
+        ("/idle", "GET", "fine 200", 2),
+        // It may have been processed.
+        ("/idle", "POST", "idle 408", 1),
+        // Once, and not on a fresh one.
+        ("/late", "GET", "idle 408", 2),
+        // It is about the request, as the connection goes on.
+        ("/slow", "GET", "slow 408", 1),
+    ] {
+        // There is a connection, and only one.
+        ensure!(ask("/", "GET")? == "fine 200");
+        origin.take_requests();
+        let answer = ask(path, method)?;
+        ensure!(answer == expected, "{method} {path}: {answer}");
+        let requests = origin.take_requests();
+        ensure!(requests.len() == asked, "{method} {path}: {requests:?}");
+    }
+    let records = agent.wait_for_records(8)?;
+    ensure!(records.iter().all(|record| record.text("outcome") == "upgraded"), "{records:?}");
+    Ok(())
+}
