@@ -35,10 +35,13 @@ use crate::{
 
 /// When draining, how long a connection has to send the first request, which it was made for.
 const DRAIN_GRACE: Duration = Duration::from_millis(250);
-/// How much of what a client sends is read after the last response, and for how long: what is left unread when the connection
-/// is closed makes the kernel reset it, and a client that is still sending would never see the response.
-const LINGER_BYTES: usize = 1024 * 1024;
-const LINGER: Duration = Duration::from_secs(1);
+/// For how long what a client sends is read after the last response, and for how long without a byte: what is left unread when the
+/// connection is closed makes the kernel reset it, and a client that is still sending would never see the response. Many look for it
+/// only when they have sent everything.
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_SILENCE: Duration = Duration::from_secs(5);
+/// The same when draining, in all.
+const LINGER_DRAINING: Duration = Duration::from_secs(1);
 /// How long a connection that is one too many has to send its request.
 const TURN_AWAY: Duration = Duration::from_secs(1);
 
@@ -72,7 +75,7 @@ pub async fn turn_away(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted
     let Ok(Ok(Waited::Request(head, asked))) = request else { return };
     let Response { head, body } = conversation.turn_away(&head, ProxyError::too_many(why));
     if connection.respond(head, pin!(body), asked, true, pin!(pending())).await.is_ok() {
-        end(&connection, connection.is_end()).await;
+        end(&connection, connection.is_end(), sleep(TURN_AWAY)).await;
     }
 }
 
@@ -101,7 +104,7 @@ async fn converse(
             Ok(Waited::Request(head, asked)) => {
                 boxed(|| serve(conversation, connection, &draining, &mut patience, head, asked)).await
             }
-            Err(error) => Box::pin(refuse(conversation, connection, &mut patience, error)).await,
+            Err(error) => Box::pin(refuse(conversation, connection, &draining, &mut patience, error)).await,
         };
         if !more {
             return;
@@ -152,7 +155,7 @@ async fn serve(
             }
             if !more {
                 // Closed with something unread, it would be reset, and the response be lost to a client that has yet to read it.
-                end(connection, connection.is_end() && !connection.has_unread()).await;
+                end(connection, connection.is_end() && !connection.has_unread(), hurried(draining)).await;
             }
             more
         }
@@ -170,7 +173,13 @@ async fn serve(
 }
 
 /// Answers what is no request, after which nobody knows what else comes.
-async fn refuse(conversation: &Conversation, connection: &Connection, patience: &mut Patience, error: Error) -> bool {
+async fn refuse(
+    conversation: &Conversation,
+    connection: &Connection,
+    draining: &watch::Receiver<Drain>,
+    patience: &mut Patience,
+    error: Error,
+) -> bool {
     let Response { head, body } = match error {
         Error::Fault(fault) => conversation.refuse(fault),
         Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => conversation.late(),
@@ -180,7 +189,7 @@ async fn refuse(conversation: &Conversation, connection: &Connection, patience: 
         }
     };
     match respond(connection, head, pin!(body), Asked::UNKNOWN, true, patience).await {
-        Ok(_) => end(connection, false).await,
+        Ok(_) => end(connection, false, hurried(draining)).await,
         Err(error) => conversation.ended(&error),
     }
     false
@@ -200,16 +209,26 @@ async fn respond(
     connection.unless_reset(responding).await.unwrap_or_else(|error| Err(Error::Io(error).into()))
 }
 
-/// Ends a connection in order; one whose client may still be sending once it has had the time to read.
-async fn end(connection: &Connection, heard: bool) {
+/// Ends a connection in order; one whose client may still be sending once it has had the time to read, or when it is `enough`.
+async fn end(connection: &Connection, heard: bool, enough: impl Future<Output = ()>) {
     if !heard {
-        let _ = timeout(LINGER, async {
+        let lingering = timeout(LINGER, async {
             connection.shut_down().await?;
-            connection.discard(LINGER_BYTES).await
-        })
-        .await;
+            connection.discard(LINGER_SILENCE).await
+        });
+        tokio::select! {
+            _ = lingering => {}
+            () = enough => {}
+        }
     }
     connection.close_in_order();
+}
+
+/// Waits until nobody lingers any more, as the agent drains.
+async fn hurried(draining: &watch::Receiver<Drain>) {
+    // The agent is there for as long as its connections.
+    let _ = draining.clone().wait_for(|drain| *drain != Drain::Off).await;
+    sleep(LINGER_DRAINING).await;
 }
 
 /// Waits until an idle connection has to end.

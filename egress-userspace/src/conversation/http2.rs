@@ -2,7 +2,7 @@
 
 mod stream;
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{DRAIN_GRACE, LINGER};
+use super::DRAIN_GRACE;
 use crate::{
     drain::Drain,
     http1::server::{Connection, Switched},
@@ -29,6 +29,9 @@ const STREAMS: u32 = 1024;
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// What may be on its way of all requests of a connection.
 const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
+
+/// How long a client has to take what it is told last, once its connection has taken longer than it may.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Serves a connection until it ends.
 pub(super) async fn converse(
@@ -118,7 +121,7 @@ impl Life<'_> {
         // What is under way, and what crosses this on the wire, is served to its end.
         loop {
             if let Some(why) = why {
-                if let Ok(ended) = timeout(LINGER, accept(serving, take)).await {
+                if let Ok(ended) = timeout(LAST_WORD, accept(serving, take)).await {
                     return ended;
                 }
                 if why == Outstayed::Stalled || !self.is_used() {

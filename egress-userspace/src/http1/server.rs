@@ -21,7 +21,7 @@ use socket2::SockRef;
 use tokio::{
     io::AsyncWrite,
     net::TcpStream,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 pub use self::{asked::Asked, switched::Switched};
@@ -295,23 +295,19 @@ impl Connection {
         poll_fn(|cx| Pin::new(&mut self.io.borrow_mut().stream).poll_shutdown(cx)).await
     }
 
-    /// Reads what still comes, up to `limit` bytes, and forgets it.
+    /// Reads what still comes, until nothing has come for as long as `silence`, and forgets it.
     ///
     /// # Errors
     /// The connection has failed.
-    pub async fn discard(&self, mut limit: usize) -> io::Result<()> {
-        while limit > 0 {
-            let count = poll_fn(|cx| {
+    pub async fn discard(&self, silence: Duration) -> io::Result<()> {
+        let read = || {
+            poll_fn(|cx| {
                 let io = &mut *self.io.borrow_mut();
                 io.input.bytes.clear();
                 io.input.poll_fill(&mut io.stream, cx)
             })
-            .await?;
-            if count == 0 {
-                break;
-            }
-            limit = limit.saturating_sub(count);
-        }
+        };
+        while timeout(silence, read()).await.unwrap_or(Ok(0))? > 0 {}
         Ok(())
     }
 

@@ -6,18 +6,20 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::Agent,
-    origin::script,
+    origin::{Origin, Reply, Request, script},
     wait::{PATIENCE, wait_until},
 };
+use nix::sys::signal::Signal;
 
-use super::{CLIENT, HOST, URL, configure, curl, origin};
+use super::{Answers, CLIENT, HOST, URL, configure, converse, curl, origin, origin_http2};
 
 const MIB: u64 = 1024 * 1024;
 const SIZE: u64 = 64 * MIB;
@@ -155,12 +157,12 @@ fn a_slow_reader_slows_the_origin_down() -> Result<()> {
     let arguments = ["-q", "-sS", "--limit-rate", "1M", "-o", "/dev/null", URL];
     let mut reader = bed.client_command("curl")?.args(arguments).spawn()?;
     wait_until("the answer to begin", PATIENCE, || written.load(Ordering::Relaxed) > 0)?;
-    reader.signal(nix::sys::signal::Signal::SIGSTOP)?;
-    let mut last = (u64::MAX, std::time::Instant::now());
+    reader.signal(Signal::SIGSTOP)?;
+    let mut last = (u64::MAX, Instant::now());
     wait_until("the origin to be held up", PATIENCE, || {
         let now = written.load(Ordering::Relaxed);
         if now != last.0 {
-            last = (now, std::time::Instant::now());
+            last = (now, Instant::now());
         }
         last.1.elapsed() > Duration::from_millis(500)
     })?;
@@ -224,4 +226,85 @@ fn agent_receive_queue_is_full(bed: &TestBed) -> bool {
     };
     let first = waiting(&queues());
     first > 0 && (0..100).all(|_| waiting(&queues()) == first)
+}
+
+#[test]
+fn large_heads_of_responses_arrive_over_both_versions() -> Result<()> {
+    let bed = TestBed::new("large-heads")?;
+    let config = configure(&bed)?;
+    let _agent = bed.agent(&config)?;
+    let fields = |count: usize, length: usize| -> Vec<_> {
+        // Each value is another one, that none can stand for another.
+        (0..count).map(|number| (format!("X-{number}"), format!("{number:0>length$}"))).collect()
+    };
+    for fields in [fields(1000, 10), fields(8, 8000)] {
+        let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let get = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+        let answer = format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 0\r\n\r\n");
+        let (_answers, origin) = Answers::start(&bed, answer.as_bytes())?;
+        let output = converse(&bed, get.as_str())?;
+        ensure!(output.text() == answer, "{output:?}");
+        drop(origin);
+        let _origin = origin_http2(&bed)?
+            .handler(move |_| Reply::Response { status: 200, headers: fields.clone(), body: Vec::new() })
+            .start()?;
+        let output = converse(&bed, get.as_str())?;
+        ensure!(output.text().starts_with(&format!("HTTP/1.1 200 OK\r\n{lines}")), "{output:?}");
+    }
+    Ok(())
+}
+
+/// Many look for an answer only when they have sent everything.
+#[test]
+fn an_early_answer_is_there_for_a_client_that_sends_everything_first() -> Result<()> {
+    let bed = TestBed::new("large-early")?;
+    let _origin = refusing(&bed)?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let mut sent = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {SIZE}\r\n\r\n").into_bytes();
+    sent.resize(sent.len() + SIZE as usize, b'x');
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let output = bed.client_command(CLIENT)?.args(["raw", &address]).stdin(sent).run()?.success()?;
+    ensure!(output.text().starts_with("HTTP/1.1 413 ") && output.text().ends_with("too much"), "{output:?}");
+    let record = &agent.wait_for_records(1)?[0];
+    ensure!(record.text("received").parse::<u64>()? < SIZE, "the origin was sent all of it: {record:?}");
+    Ok(())
+}
+
+/// Nobody waits for the rest of what a client sends when the agent is to end.
+#[test]
+fn an_agent_that_drains_ends_a_connection_that_has_its_early_answer() -> Result<()> {
+    /// Much longer than that takes, and shorter than such a client has otherwise.
+    const SOON: Duration = Duration::from_secs(15);
+    let bed = TestBed::new("large-early-drain")?;
+    let _origin = refusing(&bed)?;
+    let config = configure(&bed)?;
+    let mut agent = bed.agent(&config)?;
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {SIZE}\r\n\r\n").as_bytes())?;
+    client.wait_for_output("too much")?;
+    agent.process().signal(Signal::SIGTERM)?;
+    let begin = Instant::now();
+    let mut has_ended = false;
+    while !has_ended && begin.elapsed() < SOON {
+        // It goes on until its connection ends.
+        client.write_stdin(b"x").ok();
+        thread::sleep(Duration::from_millis(200));
+        has_ended = !agent.process().is_running();
+    }
+    ensure!(has_ended, "it still waits");
+    Ok(())
+}
+
+/// An origin that answers before it has read anything, and takes no notice of what comes.
+fn refusing(bed: &TestBed) -> Result<Origin> {
+    let refusal = b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 8\r\n\r\ntoo much";
+    let refuse = move |_: &Request| {
+        Some(script(move |mut wire| async move {
+            wire.write(refusal).await?;
+            while !wire.read().await?.is_empty() {}
+            Ok(())
+        }))
+    };
+    origin(bed)?.scripts(refuse).start()
 }
