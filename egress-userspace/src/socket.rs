@@ -155,6 +155,11 @@ pub fn taken_of_more(socket: &impl AsFd) -> Option<u64> {
     (info.tcpi_state != TCP_CLOSE && !is_all).then_some(info.tcpi_bytes_acked)
 }
 
+/// Whether a TCP connection has ended in both directions, as by a reset.
+pub fn is_closed(socket: &impl AsFd) -> bool {
+    info(socket).tcpi_state == TCP_CLOSE
+}
+
 /// What the kernel knows of a TCP connection.
 fn info(socket: &impl AsFd) -> libc::tcp_info {
     // SAFETY: zeroes are a valid value of these numbers.

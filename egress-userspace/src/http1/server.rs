@@ -21,7 +21,7 @@ use socket2::SockRef;
 use tokio::{
     io::AsyncWrite,
     net::TcpStream,
-    time::{Instant, sleep, timeout},
+    time::{Instant, Sleep, sleep, timeout},
 };
 
 pub use self::{asked::Asked, switched::Switched};
@@ -40,6 +40,9 @@ pub const LAST_WAIT: Duration = Duration::from_secs(5);
 /// The same for one that goes on taking, and how soon that is looked at.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// How often is looked whether a client is still there whose content nobody takes.
+const LOOK_FOR_RESET: Duration = Duration::from_secs(1);
 
 /// A connection that an application has made. What is shared of it is its content, between whoever sends it on.
 pub struct Connection {
@@ -236,21 +239,35 @@ impl Connection {
         &'a self,
         mut act: Pin<&'a mut A>,
     ) -> impl Future<Output = io::Result<A::Output>> + use<'a, A> {
+        let mut timer = None;
         poll_fn(move |cx| match act.as_mut().poll(cx) {
             Poll::Ready(done) => Poll::Ready(Ok(done)),
-            Poll::Pending => self.poll_reset(cx).map(Err),
+            Poll::Pending if self.is_end() => self.poll_reset(cx).map(Err),
+            Poll::Pending => self.poll_reset_of_content(&mut timer, cx).map(Err),
         })
     }
 
-    /// Reads ahead, as that tells. Whoever waits for content is told by that.
+    /// Looks whether the connection still is one: of content that the origin takes no more of nobody reads what would tell.
+    fn poll_reset_of_content(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let io = &mut *self.io.borrow_mut();
+        io.poll_inform(cx);
+        // Whoever reads it may be another task.
+        io.watching = Some(cx.waker().clone());
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep(LOOK_FOR_RESET)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if socket::is_closed(&io.stream) {
+                return Poll::Ready(io::ErrorKind::ConnectionReset.into());
+            }
+            timer.as_mut().reset(Instant::now() + LOOK_FOR_RESET);
+        }
+        Poll::Pending
+    }
+
+    /// Reads ahead, once all content has come, as that tells.
     fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let io = &mut *self.io.borrow_mut();
         io.poll_inform(cx);
-        if !io.content.is_end() {
-            // Whoever reads that may be another task.
-            io.watching = Some(cx.waker().clone());
-        }
-        while io.content.is_end() && !io.is_at_end && io.input.bytes.len() < AHEAD {
+        while !io.is_at_end && io.input.bytes.len() < AHEAD {
             // This needs no system call, and no buffer, while nothing has come.
             if let Err(error) = ready!(io.stream.poll_read_ready(cx)) {
                 return Poll::Ready(error);

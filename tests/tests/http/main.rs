@@ -11,6 +11,7 @@ mod once;
 mod prior_knowledge;
 mod record;
 mod requests;
+mod resets;
 mod reuse;
 mod sharing;
 mod switch;

@@ -112,10 +112,12 @@ pub(crate) fn raw(target: &Target, half_close: bool) -> Result<()> {
 pub(crate) fn talk(target: &Target, reset: bool) -> Result<()> {
     let mut stream = target.connect(&[])?;
     let mut writer = stream.try_clone()?;
+    if reset {
+        SockRef::from(&writer).set_linger(Some(Duration::ZERO))?;
+    }
     let sending = thread::spawn(move || {
         io::copy(&mut io::stdin(), &mut writer)?;
         if reset {
-            SockRef::from(&writer).set_linger(Some(Duration::ZERO))?;
             std::process::exit(0);
         }
         writer.shutdown(std::net::Shutdown::Write)

@@ -89,7 +89,7 @@ enum Command {
     Talk {
         #[command(flatten)]
         target: Target,
-        /// Resets the connection at the end of standard input, rather than to close the sending side.
+        /// Resets the connection at the end of standard input, rather than to close the sending side, and when it is killed.
         #[arg(long)]
         reset: bool,
     },
