@@ -62,6 +62,9 @@ fn request_heads_arrive_as_they_were_sent() -> Result<()> {
         "OPTIONS * HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
         "PROPFIND /dav/ HTTP/1.1\r\nHost: edition.cnn.com\r\nDepth: 1\r\n\r\n",
         "TRACE / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+        "FROBNICATE / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+        "M-SEARCH * HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+        "get / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: edition.cnn.com\r\nContent-Length: 0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
     ];
@@ -222,6 +225,8 @@ fn framing_is_said_in_one_way() -> Result<()> {
                 &with("Content-Length: 5\r\n", "hello"),
             ),
             (&with("Transfer-Encoding: chunked,\r\n", "5\r\nhello\r\n0\r\n\r\n"), &chunks),
+            // What is said of chunks is for who makes them (RFC 9112 section 7.1.1).
+            (&with("Transfer-Encoding: chunked\r\n", "5;a=b;c=\"d;e\"\r\nhello\r\n0;f\r\n\r\n"), &chunks),
             (&with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"), &chunks),
         ],
     )

@@ -194,6 +194,37 @@ fn limits_of_times_are_those_of_http2_as_well() -> Result<()> {
     client.wait_for_output("fine")
 }
 
+/// Who sends a byte now and then has no longer than others.
+#[test]
+fn a_head_that_comes_by_the_byte_is_late() -> Result<()> {
+    let bed = TestBed::new("limits-drip")?;
+    let origin = origin(&bed)?.handler(|_| Reply::ok("fine")).start()?;
+    let config = configure(&bed)?;
+    let agent = Agent::start(&bed, &AgentOptions::new(config.path()).args(&["--head-timeout", "500ms"]))?;
+    let late = || Ok::<_, anyhow::Error>(agent.metrics()?.sum("egress_connections_late_total", &[]));
+    // Both go on for twenty seconds: a field that does not end, and a head of HTTP/2 in as many pieces.
+    let endless = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX: {}", "x".repeat(200));
+    let begun = [PREFACE, &frame(4, 0, &[]), &frame(1, 1, &head())].concat();
+    let block = frame(9, 0, &[0; 200]);
+    for (done, (first, rest, says)) in
+        [(vec![], endless.into_bytes(), Some("HTTP/1.1 408 ")), (begun, block, None)].into_iter().enumerate()
+    {
+        let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+        client.write_stdin(&first)?;
+        let mut left = rest.iter();
+        while late()? < (done + 1) as f64 {
+            let byte = left.next().context("it was not late")?;
+            client.write_stdin(&[*byte])?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        if let Some(says) = says {
+            client.wait_for_output(says)?;
+        }
+    }
+    ensure!(origin.connections() == 0, "{:?}", origin.requests());
+    Ok(())
+}
+
 #[test]
 fn a_connection_of_http2_is_idle_from_the_end_of_its_last_request_on() -> Result<()> {
     let bed = TestBed::new("limits-idle")?;

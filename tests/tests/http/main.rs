@@ -7,6 +7,7 @@ mod grpc;
 mod http2;
 mod large;
 mod limits;
+mod malformed;
 mod once;
 mod prior_knowledge;
 mod record;
