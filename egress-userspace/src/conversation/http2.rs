@@ -113,7 +113,7 @@ impl Life<'_> {
             () = self.drained(draining) => None,
             why = self.outstayed() => Some(why),
         };
-        if why.is_some() && self.link.limit().is_none() {
+        if why.is_some() && !self.link.is_told() {
             // It has not even begun.
             return Ok(());
         }

@@ -228,10 +228,14 @@ impl Link {
         self.0.borrow().is_closed()
     }
 
-    /// How many streams the other end takes at the same time. None until it has said so.
-    pub fn limit(&self) -> Option<usize> {
-        let core = self.0.borrow();
-        core.peer.is_known.then(|| core.max_streams() as usize)
+    /// How many requests there may be at the same time, as far as the other end has said: at least one.
+    pub fn limit(&self) -> usize {
+        self.0.borrow().limit()
+    }
+
+    /// Whether it has said so.
+    pub fn is_told(&self) -> bool {
+        self.0.borrow().peer.is_known
     }
 
     /// How much has come and was not read, in bytes, and how much of all connections that are counted with this one.

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How many interim responses to one request are passed on: nothing else limits them.
-const MOST_INTERIM: u32 = 100;
+const MOST_PASSED_ON: u32 = 100;
 
 /// Content as it comes in.
 pub struct Received {
@@ -53,7 +53,7 @@ impl Received {
     pub fn inform(&self, head: &ResponseHead) {
         self.interim.set(self.interim.get() + 1);
         if let Some(responder) = &self.responder
-            && self.interim.get() <= MOST_INTERIM
+            && self.interim.get() <= MOST_PASSED_ON
         {
             // If it cannot be told, the response cannot be either.
             let _ = responder.respond(head, false);

@@ -201,14 +201,10 @@ impl Core {
         }
     }
 
-    /// How many streams the other end takes at the same time. Before it has said so, that is one.
-    pub(super) fn max_streams(&self) -> u32 {
-        if self.peer.is_known { self.peer.max_streams } else { 1 }
-    }
-
-    /// Takes over how much the other end keeps of what heads have in common.
-    pub(super) fn set_table_size(&mut self, size: u32) {
-        self.encoder.set_table_size(size);
+    /// How many streams there may be at the same time that we begin: one before the other end has said how many it takes, as those
+    /// beyond that would wait, and nobody else could have them; and one if it takes none at all, which it then says of what is asked.
+    pub(super) fn limit(&self) -> usize {
+        if self.peer.is_known { self.peer.max_streams.max(1) as usize } else { 1 }
     }
 
     /// Whether nobody has begun a stream of this number yet.

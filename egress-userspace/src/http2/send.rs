@@ -42,8 +42,7 @@ impl Core {
     }
 
     fn may_open(&self) -> bool {
-        // One that takes none at all says so of what is asked, rather than to have it wait.
-        self.ids.len() < self.max_streams().max(1) as usize && !self.is_full()
+        self.ids.len() < self.limit() && !self.is_full()
     }
 
     /// Begins a stream with the head of a request, which may be all.

@@ -6,6 +6,7 @@ mod window;
 use std::{
     cell::{Cell, OnceCell, RefCell},
     future::poll_fn,
+    mem,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -36,9 +37,6 @@ const CONNECTION_WINDOW: u32 = STREAMS * window::SMALL;
 pub const SILENCE: Duration = Duration::from_secs(5);
 /// How long a connection that nobody holds any more may take to end. It says so to the origin, which may not read.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-/// Requests that are sent before the origin has said how many it takes (SETTINGS_MAX_CONCURRENT_STREAMS). If it takes fewer than
-/// are to be sent, the others wait until some have ended, and nobody else can have them.
-const UNTOLD: usize = 1;
 
 /// A connection that many requests use at the same time. It closes when the last of these handles is dropped.
 #[derive(Clone)]
@@ -68,15 +66,11 @@ struct Load {
     made: Instant,
     /// Requests that use it: until they are answered to the end, and their content is sent or given up.
     streams: Cell<usize>,
-    /// How many may, as far as the origin has said, and has not refused since.
-    limit: Cell<usize>,
-    /// How many may, as the origin has said.
-    said: Cell<usize>,
+    /// How many may, as the origin has refused more than that since it last said how many it takes.
+    refusing: Cell<usize>,
     /// How many may, whatever the origin says.
     own_limit: Cell<usize>,
     link: Link,
-    /// Whether it takes no more requests, or has ended.
-    closed: Cell<bool>,
     /// Told when there may be room for one more, and when there will be none.
     room: OnceCell<Rc<Notify>>,
     /// When the last request ended; of use while there are none.
@@ -117,7 +111,6 @@ impl Shared {
             };
             // Only now it counts as closed.
             drop(connection);
-            kept.closed.set(true);
             kept.place.take();
             kept.changed();
             // The exchanges that it concerns see the same error.
@@ -130,7 +123,7 @@ impl Shared {
 
     /// Whether the connection has ended, or takes no more requests.
     pub fn is_closed(&self) -> bool {
-        self.load.closed.get()
+        self.load.link.is_closed()
     }
 
     /// Whether it is of no use to anybody: it has ended, or it is silent and no request is left that waits for it.
@@ -180,14 +173,14 @@ impl Shared {
     pub fn has_room(&self, max_idle: Duration) -> bool {
         let load = &self.load;
         let fresh = self.streams() > 0 || load.idle_since.get().elapsed() <= max_idle;
-        let limit = load.limit.get().min(load.own_limit.get());
+        let limit = load.limit().min(load.own_limit.get());
         fresh && !self.is_silent() && self.streams() < limit && !self.is_closed()
     }
 
     /// Whether it may have room as soon as the origin says how many requests it takes.
     pub fn is_untold(&self) -> bool {
         let may_have_more = self.streams() < self.load.own_limit.get();
-        may_have_more && self.load.link.limit().is_none() && !self.is_silent() && !self.is_closed()
+        may_have_more && !self.load.link.is_told() && !self.is_silent() && !self.is_closed()
     }
 
     /// Whether a request on it can become a WebSocket.
@@ -220,11 +213,9 @@ impl Load {
         Self {
             made: now,
             streams: Cell::new(0),
-            limit: Cell::new(UNTOLD),
-            said: Cell::new(UNTOLD),
+            refusing: Cell::new(usize::MAX),
             own_limit: Cell::new(STREAMS as usize),
             link,
-            closed: Cell::new(false),
             room: OnceCell::new(),
             idle_since: Cell::new(now),
             begun: Cell::new(0),
@@ -233,9 +224,24 @@ impl Load {
         }
     }
 
-    /// What the origin says of it.
-    fn room(&self) -> (bool, usize, bool) {
-        (self.link.limit().is_some(), self.limit.get(), self.closed.get())
+    /// How many requests may use it, as far as the origin has said, and has not refused since.
+    fn limit(&self) -> usize {
+        self.link.limit().min(self.refusing.get())
+    }
+
+    /// Notes that the origin has refused one of those that use it.
+    fn refused(&self) {
+        self.refusing.set(self.limit().min(self.streams.get() - 1).max(1));
+    }
+
+    /// Notes that it has answered one: what it has refused once it may take again.
+    fn answered(&self) {
+        self.refusing.set(self.refusing.get().saturating_add(1));
+    }
+
+    /// What the origin says of it: how many requests it takes, if it has said so, and whether it takes any.
+    fn told(&self) -> (Option<usize>, bool) {
+        (self.link.is_told().then(|| self.link.limit()), self.link.is_closed())
     }
 
     fn changed(&self) {
@@ -262,21 +268,18 @@ async fn drive<I: AsyncRead + AsyncWrite + Unpin>(
     load: &Load,
 ) -> Result<(), http2::Error> {
     let mut window = Window::new();
+    let mut told = load.told();
     poll_fn(|cx| {
-        let before = load.room();
         if let Some(size) = window.change(load.link.unread(), |window| load.link.unread_within(window)) {
             load.link.set_stream_window(size);
         }
         let polled = connection.poll(cx);
-        if let Some(said) = load.link.limit()
-            && load.said.replace(said.max(1)) != said.max(1)
-        {
-            // One that takes none at all is asked nevertheless, rather than another one like it.
-            load.limit.set(said.max(1));
+        // Some of it changes between two turns: nobody may hold it any more, or the last stream that there can be has begun.
+        let before = mem::replace(&mut told, load.told());
+        if before.0 != told.0 {
+            load.refusing.set(usize::MAX);
         }
-        // A connection that nobody holds any more ends by that.
-        load.closed.set(load.link.is_closed());
-        if before != load.room() {
+        if before != told {
             load.changed();
         }
         polled

@@ -17,7 +17,7 @@ impl Core {
         while payload.has_remaining() {
             let (setting, value) = (payload.get_u16(), payload.get_u32());
             match setting {
-                setting::HEADER_TABLE_SIZE => self.set_table_size(value),
+                setting::HEADER_TABLE_SIZE => self.encoder.set_table_size(value),
                 setting::MAX_CONCURRENT_STREAMS => self.peer.max_streams = value,
                 setting::INITIAL_WINDOW_SIZE if i64::from(value) > MAX_WINDOW => {
                     return Err(Error::go_away(Reason::FLOW_CONTROL_ERROR));

@@ -46,8 +46,7 @@ impl Stream {
 
     /// Notes that the origin has refused this request: it takes fewer at once, until it says otherwise or answers others.
     pub fn refused(&self) {
-        let load = &self.shared.load;
-        load.limit.set(load.limit.get().min(load.streams.get() - 1).max(1));
+        self.shared.load.refused();
     }
 
     /// Sends a request, and waits for the head of the response. Interim ones are passed on to who has sent the content.
@@ -58,9 +57,8 @@ impl Stream {
         let load = self.shared.load.clone();
         load.link.expect();
         let result = self.exchange(head, body).await;
-        if result.is_ok() && load.limit.get() < load.said.get() {
-            // What it has refused once it may take again.
-            load.limit.set(load.limit.get() + 1);
+        if result.is_ok() {
+            load.answered();
         }
         result
     }
