@@ -89,9 +89,15 @@ async fn converse(
     let mut drained = pin!(drained(draining.clone(), &first));
     let mut patience = Patience::new(&conversation.worker.limits);
     loop {
+        let begins = || {
+            // No client has more than one connection made by that.
+            if first.get() {
+                conversation.prepare();
+            }
+        };
         let next = tokio::select! {
             biased;
-            next = patience.wait(connection) => next,
+            next = patience.wait(connection, begins) => next,
             () = drained.as_mut() => Ok(Waited::Closed),
         };
         first.set(false);
@@ -252,8 +258,8 @@ impl Patience {
         Self { timer: Box::pin(sleep(limits.idle)), idle: limits.idle, head: limits.head_time }
     }
 
-    /// Waits for the next request.
-    async fn wait(&mut self, connection: &Connection) -> Result<Waited, Error> {
+    /// Waits for the next request. Tells when it `begins`, if not all of its head comes with that.
+    async fn wait(&mut self, connection: &Connection, mut begins: impl FnMut()) -> Result<Waited, Error> {
         let since = Instant::now();
         if self.timer.deadline() > since + self.idle {
             self.timer.as_mut().reset(since + self.idle);
@@ -265,6 +271,7 @@ impl Patience {
             }
             if begun.is_none() && connection.has_begun() {
                 begun = Some(Instant::now());
+                begins();
                 self.timer.as_mut().reset(Instant::now() + self.head);
             }
             let end = begun.map_or(since + self.idle, |begun| begun + self.head);

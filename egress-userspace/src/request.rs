@@ -2,6 +2,7 @@
 
 pub mod answer;
 mod attempt;
+mod early;
 mod exchange;
 mod forward;
 mod grpc;

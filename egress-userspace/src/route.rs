@@ -1,18 +1,26 @@
 //! The policy in the form that requests need: a table of routes, swapped as a whole.
 
 mod cluster;
+mod owners;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use foldhash::{HashMap, HashSet};
 
 pub use self::cluster::{Active, Chosen, Cluster, ClusterId};
-
+use self::owners::Owners;
 use crate::{
     config::Cidr,
     kernel::Intercepted,
     netns::NetnsCookie,
-    policy::{EndpointAddress, HostName, HostPattern, Policy, Rule, Targets, Upstream, UpstreamIndex, parents},
+    policy::{
+        Action, EndpointAddress, HostName, HostPattern, HttpRoute, Policy, Rule, Targets, Upstream, UpstreamIndex,
+        parents,
+    },
     resolve::{Names, ResolveError},
     upstream::tls::{Clients, Originator, TlsError, Workshop},
 };
@@ -41,6 +49,27 @@ impl Route {
         }
     }
 
+    /// The one place where all requests go that it is for, and the host that they are for; None where that depends on the request, or
+    /// on whose turn it is.
+    pub fn only(&self) -> Option<(&HostName, &Arc<Cluster>)> {
+        let [cluster] = &self.clusters[..] else { return None };
+        let goes_there = |route: &HttpRoute| match &route.action {
+            Action::Forward(destinations) => {
+                let mut authorities = destinations.iter().map(|destination| route.authority(destination));
+                route.fault.abort.is_none() && authorities.all(|authority| authority.is_none())
+            }
+            Action::Redirect(_) | Action::Respond(_) => false,
+        };
+        let is_only = cluster.upstream.balancer.is_none() && self.rule.routes.iter().all(goes_there);
+        self.host().filter(|_| is_only).map(|host| (host, cluster))
+    }
+
+    /// Its host's addresses, with its port.
+    fn addresses(&self, names: &Names) -> impl Iterator<Item = SocketAddr> {
+        let addresses = self.host().into_iter().flat_map(|host| names.intercepted(host));
+        addresses.map(|address| SocketAddr::new(address, self.rule.port))
+    }
+
     /// Whether it is the very same.
     fn is(&self, rule: &Rule, clusters: &[Arc<Cluster>]) -> bool {
         let pairs = self.clusters.iter().zip(clusters);
@@ -61,6 +90,8 @@ pub struct RouteTable {
     networks: HashMap<(Cidr, u16), Arc<Route>>,
     /// The lengths of those networks' prefixes, in bits.
     prefix_lens: BTreeSet<u8>,
+    /// Whose the addresses are that hosts have by their names.
+    owners: Owners,
     /// All clusters, by what they are called in the configuration.
     clusters: HashMap<ClusterName, Vec<Arc<Cluster>>>,
     /// What the clusters share.
@@ -81,6 +112,24 @@ impl RouteTable {
         covering.find(|route| route.rule.port == port).or_else(|| {
             self.route_by_address(host.trim_matches(['[', ']']).parse::<IpAddr>().ok()?.to_canonical(), port)
         })
+    }
+
+    /// The route for the one host that has this address, as far as is known without what applications were told. None if others have
+    /// it, too, or the addresses of one are listed that includes it.
+    pub fn alone_at(&self, address: SocketAddr) -> Option<Arc<Route>> {
+        let is_listed = self.route_by_address(address.ip(), address.port()).is_some();
+        self.owners.of(address).filter(|_| !is_listed)
+    }
+
+    /// Takes in the addresses of all names.
+    pub fn locate_all(&self, names: &Names) {
+        self.owners.set(self.routes().flat_map(|route| route.addresses(names).map(move |address| (address, route))));
+    }
+
+    /// Takes in the addresses that one name has, too.
+    pub fn locate(&self, name: &HostName, names: &Names) {
+        let routes = self.exact.get(name).into_iter().flatten();
+        self.owners.add(routes.flat_map(|route| route.addresses(names).map(move |address| (address, route))));
     }
 
     fn of(&self, host: &HostPattern) -> &HashMap<HostName, Vec<Arc<Route>>> {

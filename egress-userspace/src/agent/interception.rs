@@ -69,6 +69,7 @@ impl Agent {
     pub(super) fn synchronise(&mut self) {
         self.names.take_changed();
         let routes = self.routes.load_full();
+        routes.locate_all(&self.names);
         let before = self.unintercepted.hosts.len();
         self.unintercepted = Unintercepted::of(&routes, &self.names);
         if self.is_known() {
@@ -94,6 +95,7 @@ impl Agent {
         let before = self.unintercepted.hosts.len();
         let mut found = Vec::new();
         for name in self.names.take_changed() {
+            routes.locate(&name, &self.names);
             found.extend(self.unintercepted.look(&name, &routes, &self.names));
         }
         if self.is_known() && self.destinations.has_inherited() {

@@ -108,13 +108,6 @@ impl Exclusive {
         }
     }
 
-    /// The same, after an exchange.
-    #[must_use]
-    pub fn again(mut self) -> Self {
-        self.served += 1;
-        self
-    }
-
     /// Whether its end makes room for another one.
     pub fn makes_room(&self) -> bool {
         self.place.as_ref().is_some_and(Place::makes_room)

@@ -1,5 +1,6 @@
 //! Upstream connections of one worker: those that there are of each key, and those who wait for one that is being made.
 
+mod making;
 mod origin;
 
 use std::{
@@ -13,12 +14,14 @@ use std::{
 
 use foldhash::HashMap;
 use tokio::{
-    sync::{Mutex, oneshot},
-    task,
+    sync::Mutex,
     time::{sleep, timeout},
 };
 
-use self::origin::{Found, Origin};
+use self::{
+    making::Making,
+    origin::{Found, Origin},
+};
 use super::{
     Connection, Made, Offer, UpstreamError, http2,
     limits::{Kind, Place, Usage},
@@ -36,8 +39,6 @@ pub const MAX_IDLE_UNREPEATABLE: Duration = Duration::from_secs(4);
 /// How many keys there may be before nothing is kept for long that nobody uses and that is for a name under a wildcard or for
 /// where an application was going: applications choose those.
 const MANY_KEYS: usize = 16 * 1024;
-/// Connections that go on being made though nobody waits for them, as applications choose keys.
-const LEFT_ALONE: usize = 256;
 
 /// Connections of one key serve each other's requests. The network namespace is part of it: a connection has the address,
 /// the routes and the network policy of the pod that it was made for.
@@ -106,7 +107,7 @@ pub struct Pool {
     ask: Box<dyn Fn(ClusterId)>,
     /// Of what has no settings.
     unlimited: Arc<Usage>,
-    /// Shared with the connections that are being made and that nobody waits for any more.
+    /// Shared with the connections that are being made and that nobody waits for.
     left_alone: Rc<()>,
 }
 
@@ -121,9 +122,6 @@ struct Turn {
     /// Why there is none, for all who have waited for it.
     failure: Option<Rc<UpstreamError>>,
 }
-
-/// What comes of a connection that a task of its own makes. That goes on when this is dropped.
-type Making = oneshot::Receiver<Result<Made, UpstreamError>>;
 
 impl Pool {
     /// A pool which asks others by `ask` to give up a connection to a cluster.
@@ -166,39 +164,43 @@ impl Pool {
             }
         }
         if let Some(offer) = of_key.with(|origin| origin.alone(wanted)) {
-            if usage.places().is_some_and(|places| places.available_permits() == 0) {
-                // Nobody would take it meanwhile, and it may have the only place.
-                turn.making = None;
-            }
-            let place = match of_key.place(wanted).await {
-                Ok(place) => place,
-                Err(found) => return Ok(found),
+            let mut making = match of_key.with(|origin| origin.early(offer)) {
+                Some(early) => early,
+                None => {
+                    if usage.places().is_some_and(|places| places.available_permits() == 0) {
+                        // Nobody would take it meanwhile, and it may have the only place.
+                        turn.making = None;
+                    }
+                    match of_key.place(wanted).await {
+                        Ok(place) => self.make(key, offer, place, make(offer)),
+                        Err(found) => return Ok(found),
+                    }
+                }
             };
-            // Nobody waits for this one but who has it made.
+            // Nobody else waits for this one.
             drop(turn);
             drop(queue);
-            let made = made(&mut self.make(key, offer, place, make(offer))).await?;
+            let made = making.end().await?;
             return Ok(of_key.with(|origin| origin.made(offer, made)));
         }
         let turn = &mut *turn;
         if let Some(failure) = &turn.failure {
             return Err(failure.clone());
         }
-        let making = match turn.making {
-            Some(ref mut making) => making,
-            None => {
-                let place = match of_key.place(wanted).await {
-                    Ok(place) => place,
-                    Err(found) => return Ok(found),
-                };
-                turn.making.insert(self.make(key, Offer::Both, place, make(Offer::Both)))
-            }
+        let begun = turn.making.take().or_else(|| of_key.with(|origin| origin.early(Offer::Both)));
+        let making = match begun {
+            Some(making) => making,
+            None => match of_key.place(wanted).await {
+                Ok(place) => self.make(key, Offer::Both, place, make(Offer::Both)),
+                Err(found) => return Ok(found),
+            },
         };
+        let making = turn.making.insert(making);
         let room = of_key.with(|origin| origin.room());
         let made = loop {
             tokio::select! {
                 biased;
-                made = made(making) => break made,
+                made = making.end() => break made,
                 // Another one may be of use before it. Whoever is next waits on for it, if there is still a need.
                 () = room.notified() => {
                     if let Found::Connection(found) = of_key.with(|origin| origin.find(wanted)) {
@@ -213,47 +215,6 @@ impl Pool {
             of_key.with(|origin| origin.leave(&queue));
             turn.failure.insert(Rc::new(error)).clone()
         })
-    }
-
-    /// Has a connection made, to its end even if nobody waits for it any more: else who gives up sooner than that would never have
-    /// one. Of those only so many go on, as an origin that is silent would get more and more.
-    fn make(
-        self: &Rc<Self>,
-        key: &Key,
-        offer: Offer,
-        place: Option<Place>,
-        making: impl Future<Output = Result<Made, UpstreamError>> + 'static,
-    ) -> Making {
-        let (mut maker, made) = oneshot::channel();
-        let (pool, key) = (self.clone(), key.clone());
-        task::spawn_local(async move {
-            let mut making = pin!(making);
-            let mut left = None;
-            let made = tokio::select! {
-                biased;
-                made = &mut making => made,
-                () = maker.closed() => {
-                    left = pool.leave_alone(&key);
-                    if left.is_none() {
-                        return;
-                    }
-                    making.await
-                }
-            };
-            drop(left);
-            match maker.send(made.map(|made| made.with(place))) {
-                Ok(()) => {}
-                Err(Ok(made)) => pool.add(&key, offer, made),
-                Err(Err(error)) => tracing::debug!(%error, "a connection that nobody waits for was not made"),
-            }
-        });
-        made
-    }
-
-    /// Leave to go on making a connection that nobody waits for any more, for as long as this is held.
-    fn leave_alone(&self, key: &Key) -> Option<(Rc<()>, Rc<()>)> {
-        let own = self.origins.borrow().get(key)?.leave_alone()?;
-        (Rc::strong_count(&self.left_alone) <= LEFT_ALONE).then(|| (own, self.left_alone.clone()))
     }
 
     /// A connection that is there, if nobody waits for one.
@@ -276,14 +237,9 @@ impl Pool {
         }
     }
 
-    /// How many requests could use a connection of this key at once.
-    pub fn ready_for(&self, key: &Key) -> usize {
-        self.origins.borrow_mut().get_mut(key).map_or(0, Origin::ready)
-    }
-
-    /// Whether requests of this key share connections.
-    pub fn is_shared(&self, key: &Key) -> bool {
-        self.origins.borrow().get(key).is_some_and(Origin::is_shared)
+    /// How many connections of this key are missing for so many requests at once.
+    pub fn lacking(&self, key: &Key, requests: usize) -> usize {
+        self.origins.borrow_mut().get_mut(key).map_or(requests, |origin| origin.lacking(requests))
     }
 
     /// A place for a connection that nobody has asked for yet, if there is one to spare, and what it is to be made with.
@@ -323,12 +279,6 @@ impl Pool {
     }
 }
 
-/// What comes of a connection that is being made.
-async fn made(making: &mut Making) -> Result<Made, UpstreamError> {
-    // It ends without a word only if it panics, and then whoever waits for it ends in the same way.
-    making.await.expect("the task that makes a connection")
-}
-
 /// What there is of one key, and may be.
 #[derive(Clone, Copy)]
 struct OfKey<'a> {
@@ -358,7 +308,7 @@ impl OfKey<'_> {
         let room = self.with(|origin| origin.room());
         let mut permit = pin!(places.clone().acquire_owned());
         let mut asking = None;
-        while self.with(|origin| origin.has_any_for(wanted)) {
+        while self.with(|origin| origin.has_any(wanted)) {
             asking.get_or_insert_with(|| Asking(self.usage));
             tokio::select! {
                 biased;

@@ -98,10 +98,7 @@ impl Warm {
                 return true;
             }
             let making = Rc::strong_count(&used.making) - 1;
-            let ready = self.pool.ready_for(key) + making;
-            // All requests share one.
-            let most = if self.pool.is_shared(key) { 1 } else { usize::MAX };
-            for _ in ready..usize::from(cluster.upstream.preconnect).min(most) {
+            for _ in making..self.pool.lacking(key, cluster.upstream.preconnect.into()) {
                 self.make(key, used, &cluster);
             }
             true

@@ -2,6 +2,7 @@
 
 mod adjustments;
 mod choices;
+mod early;
 mod failover;
 mod limits;
 mod matching;
@@ -18,8 +19,12 @@ use harness::{
     TestBed,
     agent::{Agent, AgentOptions, ConfigDir},
     clients::CurlResult,
+    netns::Netns,
     origin::{Origin, Reply, Request, ServerTls},
+    process::{Command, Running},
+    wait::{PATIENCE, wait_until},
 };
+use tokio::sync::watch;
 
 const HOST: &str = "edition.cnn.com";
 const URL: &str = "http://edition.cnn.com";
@@ -120,6 +125,11 @@ fn start(
     bed.embedded_origin().tls(&addresses, tls)?.handler(handler).start()
 }
 
+/// What answers when the test says so.
+fn patient(released: watch::Receiver<bool>) -> impl Fn(&Request) -> Reply + Send + Sync + 'static {
+    move |request| Reply::Later(released.clone(), Box::new(echo(request)))
+}
+
 /// Says which host and target it was asked for.
 fn echo(request: &Request) -> Reply {
     Reply::ok(format!("{} {} {}\n", request.method, request.host, request.target))
@@ -130,6 +140,24 @@ fn get(bed: &TestBed, target: &str, arguments: &[&str]) -> Result<(u16, String, 
     let result = bed.curl(&format!("{URL}{target}"))?.args(arguments).run()?;
     let [head] = result.responses.as_slice() else { anyhow::bail!("{target} {arguments:?}: {result:?}") };
     Ok((head.status, String::from_utf8_lossy(&result.body).into_owned(), result.clone()))
+}
+
+fn in_pod(bed: &TestBed, pod: &Netns, program: &str) -> Result<Command> {
+    bed.pod_command(pod, program)?.in_cgroup(bed.cgroup())
+}
+
+fn ask_in(bed: &TestBed, pod: &Netns) -> Result<Command> {
+    Ok(in_pod(bed, pod, "curl")?.args(["-q", "-sS", "-4", "--max-time", "15", URL]))
+}
+
+/// Waits until the agent serves a pod, which exists for as long as the process that this gives.
+fn serve(bed: &TestBed, pod: &Netns) -> Result<Running> {
+    let sandbox = in_pod(bed, pod, "sleep")?.arg("infinity").spawn()?;
+    // Until it has noticed the pod, connects are refused there.
+    wait_until("the other pod to be served", PATIENCE, || {
+        ask_in(bed, pod).and_then(Command::run).is_ok_and(|output| output.code() == 0)
+    })?;
+    Ok(sandbox)
 }
 
 /// Counts what an origin is asked for.

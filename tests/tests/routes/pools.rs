@@ -5,20 +5,17 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
-    netns::Netns,
     origin::{Origin, Reply, Request},
-    process::{Command, Output, Running},
+    process::Output,
     proxy_status::ProxyStatus,
     wait::{PATIENCE, wait_until},
 };
 use tokio::sync::watch;
 
-use super::{HOST, SECOND, URL, agent_with_one_worker, bed, echo, get, origin, origin_http1, pooled, service};
-
-/// What answers when the test says so.
-fn patient(released: watch::Receiver<bool>) -> impl Fn(&Request) -> Reply + Send + Sync + 'static {
-    move |request| Reply::Later(released.clone(), Box::new(echo(request)))
-}
+use super::{
+    HOST, SECOND, URL, agent_with_one_worker, ask_in, bed, echo, get, in_pod, origin, origin_http1, patient, pooled,
+    serve, service,
+};
 
 /// Requests of curls at the same time, each with a client connection of its own; prints the statuses.
 fn at_once(bed: &TestBed, count: usize) -> Result<Output> {
@@ -183,24 +180,6 @@ fn a_connection_that_nobody_uses_is_given_up_for_another_pod() -> Result<()> {
     wait_until("one to be closed", PATIENCE, || origin.open_connections() == 3)?;
     ensure!(origin.connections() == 4, "{} connections", origin.connections());
     Ok(())
-}
-
-fn in_pod(bed: &TestBed, pod: &Netns, program: &str) -> Result<Command> {
-    bed.pod_command(pod, program)?.in_cgroup(bed.cgroup())
-}
-
-fn ask_in(bed: &TestBed, pod: &Netns) -> Result<Command> {
-    Ok(in_pod(bed, pod, "curl")?.args(["-q", "-sS", "-4", "--max-time", "15", URL]))
-}
-
-/// Waits until the agent serves a pod, which exists for as long as the process that this gives.
-fn serve(bed: &TestBed, pod: &Netns) -> Result<Running> {
-    let sandbox = in_pod(bed, pod, "sleep")?.arg("infinity").spawn()?;
-    // Until it has noticed the pod, connects are refused there.
-    wait_until("the other pod to be served", PATIENCE, || {
-        ask_in(bed, pod).and_then(Command::run).is_ok_and(|output| output.code() == 0)
-    })?;
-    Ok(sandbox)
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-use super::{MAX_IDLE, Queue, Wanted};
+use super::{MAX_IDLE, Queue, Wanted, making::Making};
 use crate::upstream::{
     Connection, Made, Offer, http1, http2,
     limits::{Place, Usage},
@@ -18,8 +18,8 @@ use crate::upstream::{
 /// How long it is remembered which protocol an origin picks, after the last request, and that it has asked for HTTP/1.1 instead.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// Connections that are made to their end though nobody waits for them any more, at the same time.
-const LEFT_ALONE: usize = 8;
+/// Connections that are made to their end though nobody waits for them, at the same time.
+const LEFT_ALONE_PER_KEY: usize = 8;
 
 /// What there is of one key.
 pub(super) struct Origin {
@@ -37,8 +37,10 @@ pub(super) struct Origin {
     usage: Arc<Usage>,
     /// Shared with the places of all connections that there are, those in use and those that are being made included.
     own: Rc<()>,
-    /// Shared with the connections that are being made and that nobody waits for any more.
+    /// Shared with the connections that are being made and that nobody waits for.
     left_alone: Rc<()>,
+    /// A connection that is being made for a request which is still to come.
+    early: Option<Making>,
 }
 
 struct Idle {
@@ -76,6 +78,7 @@ impl Origin {
             usage,
             own: Rc::default(),
             left_alone: Rc::default(),
+            early: None,
         }
     }
 
@@ -206,32 +209,57 @@ impl Origin {
     }
 
     /// Takes a connection back whose exchange has ended.
-    pub(super) fn put(&mut self, connection: http1::Exclusive) {
-        self.keep(connection.again());
+    pub(super) fn put(&mut self, mut connection: http1::Exclusive) {
+        connection.served += 1;
+        self.keep(connection);
     }
 
     /// Keeps a connection for whoever comes.
-    pub(super) fn keep(&mut self, mut connection: http1::Exclusive) {
+    fn keep(&mut self, mut connection: http1::Exclusive) {
         connection.was_idle = true;
         let is_of_use = connection.is_reusable() && !self.usage.is_spent(connection.made, connection.served);
-        let is_for_others = connection.makes_room() && self.waiting.strong_count() == 0;
+        let is_for_others = connection.makes_room() && !self.is_waited_for();
         if is_of_use && !(is_for_others && self.usage.claim()) {
             self.idle.push_back(Idle { connection, since: Instant::now() });
             self.room.notify_one();
         }
     }
 
-    /// How many requests could use a connection at once.
-    pub(super) fn ready(&mut self) -> usize {
+    /// How many connections are missing for so many requests at once. Where these share connections, one is enough for all.
+    pub(super) fn lacking(&mut self, requests: usize) -> usize {
         self.idle.retain(|Idle { connection, .. }| !connection.is_closed());
         self.retire();
         let shared = self.shared.iter().filter(|shared| shared.has_room(Duration::MAX) || shared.is_untold()).count();
-        if shared > 0 && self.is_shared() { usize::MAX / 2 } else { self.idle.len() + shared }
+        let there = self.idle.len() + shared + usize::from(self.early.is_some());
+        let is_shared = self.protocol == Some(Protocol::Http2) && !self.usage.settings().shares_no_connections();
+        if is_shared { requests.min(1) } else { requests }.saturating_sub(there)
     }
 
-    /// Whether requests share connections, as far as is known.
-    pub(super) fn is_shared(&self) -> bool {
-        self.protocol == Some(Protocol::Http2) && !self.usage.settings().shares_no_connections()
+    /// Whether somebody waits.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.waiting.strong_count() > 0
+    }
+
+    /// Keeps a connection that is being made for a request which is still to come.
+    pub(super) fn begin(&mut self, making: Making) {
+        self.early = Some(making);
+    }
+
+    /// Gives it away to a request that has come, if it is made with the same.
+    pub(super) fn early(&mut self, offer: Offer) -> Option<Making> {
+        self.early.take_if(|early| early.offer == offer)
+    }
+
+    /// Keeps it for whoever comes if it is made, and no request has come for it yet.
+    pub(super) fn take_in(&mut self) {
+        let Some(early) = &mut self.early else { return };
+        let Some(ended) = early.ended() else { return };
+        let offer = early.offer;
+        self.early = None;
+        match ended {
+            Ok(made) => self.add(offer, made),
+            Err(error) => tracing::debug!(%error, "a connection was not made in advance"),
+        }
     }
 
     /// What is told when there may be something for who waits.
@@ -244,13 +272,9 @@ impl Origin {
         Place::new(permit, self.own.clone(), self.room.clone())
     }
 
-    /// Whether there is a connection that has a place, or one is being made.
-    pub(super) fn has_any(&self) -> bool {
-        Rc::strong_count(&self.own) > 1
-    }
-
-    /// The same, of those that may come to serve this. Those that have switched protocols count: else there could be any number.
-    pub(super) fn has_any_for(&mut self, wanted: Wanted) -> bool {
+    /// Whether there is a connection that has a place, or one is being made, of those that may come to serve this. Those that have
+    /// switched protocols count: else there could be any number.
+    pub(super) fn has_any(&mut self, wanted: Wanted) -> bool {
         self.retire();
         let serves = |shared: &http2::Shared| {
             is_newer(shared, wanted) && (wanted.http2 || wanted.web_socket && shared.takes_web_sockets())
@@ -260,9 +284,9 @@ impl Origin {
         Rc::strong_count(&self.own) > 1 + unfit + stale
     }
 
-    /// Leave to go on making a connection that nobody waits for any more, for as long as this is held.
+    /// Leave to go on making a connection that nobody waits for, for as long as this is held.
     pub(super) fn leave_alone(&self) -> Option<Rc<()>> {
-        (Rc::strong_count(&self.left_alone) <= LEFT_ALONE).then(|| self.left_alone.clone())
+        (Rc::strong_count(&self.left_alone) <= LEFT_ALONE_PER_KEY).then(|| self.left_alone.clone())
     }
 
     /// Gives up a connection that nobody uses and that others need.
@@ -299,8 +323,8 @@ impl Origin {
         // What is in use comes back to it.
         let remembered = if self.protocol.is_some() { REMEMBERED } else { MAX_IDLE };
         let remembers = self.used.elapsed() < remembered.min(limit);
-        let has_any = !self.idle.is_empty() || !self.shared.is_empty() || self.has_any();
-        remembers || has_any || self.waiting.strong_count() > 0
+        let has_any = !self.idle.is_empty() || !self.shared.is_empty() || self.early.is_some();
+        remembers || has_any || self.has_any(Wanted::ANY) || self.is_waited_for()
     }
 }
 

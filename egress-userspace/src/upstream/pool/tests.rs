@@ -1,3 +1,5 @@
+mod early;
+
 use std::{net, num::NonZeroU32};
 
 use tokio::{
@@ -145,7 +147,7 @@ fn a_key_without_a_connection_has_one_beyond_the_limit() {
         // But not what was beyond the limit.
         bench.pool.put(&key(2), other);
         settle().await;
-        assert_eq!((bench.pool.ready_for(&key(2)), bench.made.borrow().len()), (1, 4));
+        assert_eq!((bench.pool.lacking(&key(2), 2), bench.made.borrow().len()), (1, 4));
         assert!(!fourth.is_finished());
     });
 }
@@ -294,12 +296,12 @@ fn what_was_asked_for_before_there_was_one_is_given_up_nevertheless() {
         let used = shared.stream();
         drop(shared);
         bench.pool.expire();
-        assert!(bench.pool.ready_for(&key(2)) > 0, "what is in use stays");
+        assert_eq!(bench.pool.lacking(&key(2), 1), 0, "what is in use stays");
         drop(used);
         settle().await;
-        assert!(!other.is_finished() && bench.pool.ready_for(&key(2)) > 0);
+        assert!(!other.is_finished() && bench.pool.lacking(&key(2), 1) == 0);
         bench.pool.expire();
-        assert_eq!(bench.pool.ready_for(&key(2)), 0);
+        assert_eq!(bench.pool.lacking(&key(2), 1), 1);
         timeout(MAX_IDLE, other).await.expect("a place").expect("no panic").expect("a connection");
     });
 }
@@ -312,11 +314,11 @@ fn connections_of_what_is_replaced_are_not_kept() {
         let idle = bench.request("idle", 1).await.expect("no panic").expect("a connection");
         bench.pool.put(&key(1), idle);
         bench.pool.expire();
-        assert_eq!(bench.pool.ready_for(&key(1)), 1);
+        assert_eq!(bench.pool.lacking(&key(1), 2), 1);
         bench.usage.end();
         bench.pool.expire();
         bench.pool.put(&key(1), used);
-        assert_eq!(bench.pool.ready_for(&key(1)), 0);
+        assert_eq!(bench.pool.lacking(&key(1), 2), 2);
     });
 }
 

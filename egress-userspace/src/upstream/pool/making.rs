@@ -1,0 +1,132 @@
+//! Connections that are being made, be it that nobody waits for them.
+
+use std::{
+    pin::pin,
+    rc::{Rc, Weak},
+    sync::Arc,
+};
+
+use tokio::{sync::oneshot, task};
+
+use super::{Key, OfKey, Pool};
+use crate::upstream::{
+    Made, Offer, UpstreamError,
+    limits::{Place, Usage},
+};
+
+/// Connections that go on being made though nobody waits for them, as applications choose keys.
+const LEFT_ALONE: usize = 256;
+
+/// What comes of a connection that a task of its own makes. That goes on when this is dropped.
+pub(super) struct Making {
+    made: oneshot::Receiver<Result<Made, UpstreamError>>,
+    /// What it is made with.
+    pub(super) offer: Offer,
+    pool: Weak<Pool>,
+    key: Key,
+}
+
+/// Leave to make a connection that nobody waits for: of its key, and of all.
+type Left = (Rc<()>, Rc<()>);
+
+impl Making {
+    /// Waits for it.
+    pub(super) async fn end(&mut self) -> Result<Made, UpstreamError> {
+        // It ends without a word only if it panics, and then whoever waits for it ends in the same way.
+        (&mut self.made).await.expect("the task that makes a connection")
+    }
+
+    /// What has come of it. None if it has yet to end.
+    pub(super) fn ended(&mut self) -> Option<Result<Made, UpstreamError>> {
+        self.made.try_recv().ok()
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        // It can have been made in the same instant as the last one who waited for it left.
+        if let (Some(Ok(made)), Some(pool)) = (self.ended(), self.pool.upgrade()) {
+            pool.add(&self.key, self.offer, made);
+        }
+    }
+}
+
+impl Pool {
+    /// Begins a connection for a request that is still to come, if that would lack one, and there is a place to spare. It counts among
+    /// those that nobody waits for, of which only so many are made. If no request comes for it, it is for whoever does.
+    pub fn begin<F>(self: &Rc<Self>, key: &Key, usage: &Arc<Usage>, make: impl FnOnce(Offer) -> F)
+    where
+        F: Future<Output = Result<Made, UpstreamError>> + 'static,
+    {
+        let of_key = OfKey { pool: self, key, usage };
+        // What others wait for may come to serve this one, too.
+        if of_key.with(|origin| origin.is_waited_for() || origin.lacking(1) == 0) {
+            return;
+        }
+        let Some(left) = self.leave_alone(key) else { return };
+        let Some((place, offer)) = self.place_for(key, usage) else { return };
+        let making = self.spawn(key, offer, place, make(offer), Some(left));
+        of_key.with(|origin| origin.begin(making));
+    }
+
+    /// Has a connection made, to its end even if nobody waits for it any more: else who gives up sooner than that would never have
+    /// one. Of those only so many go on, as an origin that is silent would get more and more.
+    pub(super) fn make(
+        self: &Rc<Self>,
+        key: &Key,
+        offer: Offer,
+        place: Option<Place>,
+        making: impl Future<Output = Result<Made, UpstreamError>> + 'static,
+    ) -> Making {
+        self.spawn(key, offer, place, making, None)
+    }
+
+    fn spawn(
+        self: &Rc<Self>,
+        key: &Key,
+        offer: Offer,
+        place: Option<Place>,
+        making: impl Future<Output = Result<Made, UpstreamError>> + 'static,
+        mut left: Option<Left>,
+    ) -> Making {
+        let (mut maker, made) = oneshot::channel();
+        let awaited = Making { made, offer, pool: Rc::downgrade(self), key: key.clone() };
+        let (pool, key) = (self.clone(), key.clone());
+        task::spawn_local(async move {
+            let mut making = pin!(making);
+            let made = tokio::select! {
+                biased;
+                made = &mut making => made,
+                () = maker.closed() => {
+                    // Nor is there leave any more where all of its key was forgotten.
+                    drop(left.take());
+                    left = pool.leave_alone(&key);
+                    if left.is_none() {
+                        return;
+                    }
+                    making.await
+                }
+            };
+            drop(left);
+            match maker.send(made.map(|made| made.with(place))) {
+                // Perhaps nobody has come for it yet.
+                Ok(()) => pool.take_in(&key),
+                Err(Ok(made)) => pool.add(&key, offer, made),
+                Err(Err(error)) => tracing::debug!(%error, "a connection that nobody waits for was not made"),
+            }
+        });
+        awaited
+    }
+
+    fn take_in(&self, key: &Key) {
+        if let Some(origin) = self.origins.borrow_mut().get_mut(key) {
+            origin.take_in();
+        }
+    }
+
+    /// Leave to go on making a connection that nobody waits for, for as long as this is held.
+    fn leave_alone(&self, key: &Key) -> Option<Left> {
+        let own = self.origins.borrow().get(key)?.leave_alone()?;
+        (Rc::strong_count(&self.left_alone) <= LEFT_ALONE).then(|| (own, self.left_alone.clone()))
+    }
+}

@@ -1,0 +1,125 @@
+//! Connections that are begun before their requests are there.
+
+use super::*;
+
+impl Bench {
+    /// Begins a connection for a request that is still to come.
+    fn begin(&self, port: u16) {
+        self.pool.begin(&key(port), &self.usage, |_| connect(self.made.clone()));
+    }
+}
+
+#[test]
+fn a_request_waits_for_the_connection_that_was_begun_for_it() {
+    run(async {
+        for protocol_is_known in [false, true] {
+            let bench = Bench::new(u32::MAX, u32::MAX);
+            if protocol_is_known {
+                // It is HTTP/1.1, so each request has one of its own made.
+                drop(bench.ask("before", 1, Wanted::ANY).await.expect("no panic").expect("a connection"));
+                bench.made.borrow_mut().clear();
+            }
+            bench.begin(1);
+            bench.begin(1);
+            let first = bench.ask("first", 1, Wanted::ANY).await.expect("no panic").expect("a connection");
+            assert_eq!(bench.made.borrow().len(), 1, "known: {protocol_is_known}");
+            // That one is in use.
+            bench.begin(1);
+            let _second = bench.ask("second", 1, Wanted::ANY).await.expect("no panic").expect("a connection");
+            assert_eq!(bench.made.borrow().len(), 2, "known: {protocol_is_known}");
+            drop(first);
+        }
+    });
+}
+
+#[test]
+fn what_was_begun_for_nobody_is_for_whoever_comes() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        bench.begin(1);
+        settle().await;
+        settle().await;
+        // It is there, so no other is begun.
+        bench.begin(1);
+        let request = bench.ask("request", 1, Wanted::ANY).await.expect("no panic").expect("a connection");
+        assert!(request.is_reused() && bench.made.borrow().len() == 1);
+    });
+}
+
+#[test]
+fn none_is_begun_where_others_wait_or_there_is_no_place() {
+    run(async {
+        let bench = Bench::new(1, u32::MAX);
+        let first = bench.request("first", 1);
+        yield_now().await;
+        bench.begin(1);
+        let first = first.await.expect("no panic").expect("a connection");
+        bench.begin(1);
+        bench.begin(2);
+        settle().await;
+        assert_eq!(bench.made.borrow().len(), 1);
+        drop(first);
+        bench.begin(1);
+        settle().await;
+        assert_eq!(bench.made.borrow().len(), 2);
+    });
+}
+
+#[test]
+fn as_few_are_begun_for_nobody_as_are_made_though_nobody_waits() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        let begun = Rc::new(());
+        for port in 0..1000 {
+            let begun = begun.clone();
+            bench.pool.begin(&key(port), &bench.usage, |_| async move {
+                let _begun = begun;
+                std::future::pending().await
+            });
+        }
+        settle().await;
+        assert_eq!(Rc::strong_count(&begun) - 1, 256);
+        // Those of a network namespace that is gone are given up.
+        bench.pool.forget(NetnsCookie(1));
+        settle().await;
+        assert_eq!(Rc::strong_count(&begun), 1);
+    });
+}
+
+#[test]
+fn one_that_fails_is_nobodys_failure() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        bench.pool.begin(&key(1), &bench.usage, |_| async { Err(UpstreamError::NoAddress) });
+        settle().await;
+        bench.ask("request", 1, Wanted::ANY).await.expect("no panic").expect("a connection");
+        assert_eq!(bench.made.borrow().len(), 1);
+    });
+}
+
+#[test]
+fn a_connection_that_comes_as_its_request_leaves_is_for_whoever_comes_next() {
+    run(async {
+        for wanted in [HTTP1, Wanted::ANY] {
+            let bench = Bench::new(u32::MAX, u32::MAX);
+            let leaving = Rc::new(RefCell::new(None::<JoinHandle<bool>>));
+            let (pool, made, who) = (bench.pool.clone(), bench.made.clone(), leaving.clone());
+            let make = move |_| {
+                let (made, who) = (made.clone(), who.clone());
+                async move {
+                    let connection = connect(made).await;
+                    // It is made, and nobody has been told yet.
+                    who.borrow().as_ref().inspect(|request| request.abort());
+                    connection
+                }
+            };
+            let first = spawn_local(async move { pool.get(&key(1), wanted, None, make).await.is_ok() });
+            leaving.replace(Some(first));
+            settle().await;
+            settle().await;
+            assert!(leaving.borrow().as_ref().is_some_and(JoinHandle::is_finished));
+            let second = bench.ask("second", 1, wanted).await.expect("no panic").expect("a connection");
+            assert!(second.is_reused() && bench.made.borrow().len() == 1);
+        }
+    });
+}
