@@ -9,7 +9,7 @@ use harness::{
     wait::{PATIENCE, wait_until},
 };
 
-use super::{HOST, agent_with_one_worker, bed, destination, entry, get, origin, origin_http1};
+use super::{HOST, agent_with_one_worker, bed, destination, entry, get, origin, origin_http1, serve};
 
 /// Longer than the agent takes to look whether something is missing.
 const WHILE: Duration = Duration::from_millis(2500);
@@ -57,6 +57,29 @@ fn connections_are_ready_before_they_are_needed() -> Result<()> {
     let records = agent.wait_for_records(5)?;
     let reused: Vec<_> = records.iter().map(|record| record.text("reused")).collect();
     ensure!(reused == ["false", "true", "true", "true", "true"], "{reused:?}");
+    Ok(())
+}
+
+/// A pod's connections are its own, and end with it.
+#[test]
+fn each_pod_has_connections_ready_for_as_long_as_it_is_there() -> Result<()> {
+    let mut bed = bed("preconnect-pods")?;
+    let other = bed.add_pod("other")?;
+    let origin = origin_http1(&bed, closing)?;
+    let (agent, _config) = agent_with_one_worker(&bed, &rules(2, ""))?;
+    fetch(&bed, "/first")?;
+    wait_for_open(&origin, 2)?;
+    let sandbox = serve(&bed, &other)?;
+    wait_for_open(&origin, 4)?;
+    drop(sandbox);
+    wait_for_open(&origin, 2)?;
+    let made = origin.connections();
+    thread::sleep(WHILE);
+    ensure!(origin.connections() == made && origin.open_connections() == 2, "{} connections", origin.connections());
+    // Those that are left are of the pod that is.
+    fetch(&bed, "/last")?;
+    let last = agent.wait_for_records(3)?.pop().context("no record")?;
+    ensure!(last.text("path") == "/last" && last.text("reused") == "true", "{last:?}");
     Ok(())
 }
 
