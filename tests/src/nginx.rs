@@ -179,7 +179,7 @@ pub struct NginxRequest(Value);
 
 impl NginxRequest {
     /// A field of the log format: `sni`, `protocol`, `host`, `method`, `uri`, `request`, `tls`, `cipher`, `curve`, `alpn`,
-    /// `connection`, `client`, `client_certificate`, `body`, `status`, `port`. A field without a value is empty.
+    /// `connection`, `client`, `client_certificate`, `body`, `status`, `port`, and `resumed`, which is `r` if the session was. A field without a value is empty.
     pub fn get(&self, field: &str) -> &str {
         self.0.get(field).and_then(Value::as_str).unwrap_or_else(|| panic!("the access log has no field {field}"))
     }
@@ -239,7 +239,7 @@ http {
   log_format json escape=json '{"connection":"$connection","client":"$remote_addr","port":"$server_port",'
     '"sni":"$ssl_server_name","alpn":"$ssl_alpn_protocol","tls":"$ssl_protocol","cipher":"$ssl_cipher",'
     '"curve":"$ssl_curve","client_certificate":"$ssl_client_s_dn","protocol":"$server_protocol","host":"$http_host",'
-    '"method":"$request_method","uri":"$request_uri","request":"$request","status":"$status","body":"$request_body"}';
+    '"resumed":"$ssl_session_reused","method":"$request_method","uri":"$request_uri","request":"$request","status":"$status","body":"$request_body"}';
   access_log @PREFIX@/access.log json;
   server {
     listen unix:@PREFIX@/sink.sock;

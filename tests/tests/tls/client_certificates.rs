@@ -49,6 +49,43 @@ fn the_client_certificate_is_shown_to_an_origin_that_demands_one() -> Result<()>
     Ok(())
 }
 
+/// At the same address and by the same name: only who we are tells the sessions apart.
+#[test]
+fn what_one_rule_shows_is_not_shown_for_another() -> Result<()> {
+    let hosts = ["a.example", "b.example", "c.example"];
+    for version in ["TLSv1.2", "TLSv1.3"] {
+        let bed = TestBed::builder("tls-mutual-several").host(hosts[0]);
+        let bed = bed.alias(hosts[1], hosts[0]).alias(hosts[2], hosts[0]).build()?;
+        let settings = format!(
+            "ssl_client_certificate {};\nssl_verify_client optional;\nssl_protocols {version};\nkeepalive_timeout 0;\n\
+             ssl_session_cache shared:several:1m;",
+            bed.pki().client_ca_file().display()
+        );
+        let site = Site::new(&hosts, bed.pki().server(&hosts)?).without_http2().directives(&settings);
+        let nginx = bed.nginx().site(site).start()?;
+        let named = |tls: &str| tls.replace('}', &format!(", sni: {}, subjectAltNames: [{}]}}", hosts[0], hosts[0]));
+        let tls = [
+            named(&mutual_as(&bed.pki().client("first")?)),
+            named(&mutual_as(&bed.pki().client("second")?)),
+            named(SIMPLE),
+        ];
+        let rules: Vec<_> = hosts.iter().zip(&tls).map(|(host, tls)| rule(host, DNS, tls)).collect();
+        let config = configure(&bed, &rules)?;
+        let _agent = bed.agent(&config)?;
+        for host in [hosts, hosts].concat() {
+            let response = bed.curl(&format!("http://{host}/"))?.response()?;
+            ensure!(response.head.status < 500, "{version}, {host}: {response:?}");
+        }
+        let requests = nginx.wait_for_requests(6)?;
+        let shown: Vec<_> = requests.iter().map(|request| request.get("client_certificate")).collect();
+        ensure!(shown == ["CN=first", "CN=second", "", "CN=first", "CN=second", ""], "{version}: {shown:?}");
+        // Each has had its own session resumed, and nobody else's.
+        let resumed: Vec<_> = requests.iter().map(|request| request.get("resumed")).collect();
+        ensure!(resumed == [".", ".", ".", "r", "r", "r"], "{version}: {resumed:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_client_certificate_that_changes_is_used_from_then_on_and_drops_no_connection() -> Result<()> {
     let bed = TestBed::new("tls-mutual-changed")?;
