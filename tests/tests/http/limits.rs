@@ -23,7 +23,7 @@ use super::{CLIENT, HOST, URL, configure, origin};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// More than the kernel keeps for a reader that stands still.
 const LARGE: usize = 64 << 20;
-const TURNED_AWAY: &str = "egress_connections_turned_away_total";
+pub(crate) const TURNED_AWAY: &str = "egress_connections_turned_away_total";
 
 /// Whoever probes the agent or reads its metrics asks at once.
 #[test]
@@ -359,7 +359,7 @@ fn raw(bed: &TestBed, request: impl Into<Vec<u8>>) -> Result<Output> {
 }
 
 /// A client that has connected, and is to send a request when a line comes.
-fn hold(bed: &TestBed, pod: &Netns) -> Result<Running> {
+pub(crate) fn hold(bed: &TestBed, pod: &Netns) -> Result<Running> {
     let arguments = ["hold", &bed.sockets(HOST, 80)[0].to_string(), "--host", HOST];
     let client = bed.pod_command(pod, CLIENT)?.in_cgroup(bed.cgroup())?.args(arguments).spawn()?;
     client.wait_for_output("connected\n")?;

@@ -9,6 +9,7 @@ mod large;
 mod limits;
 mod malformed;
 mod once;
+mod overload;
 mod prior_knowledge;
 mod record;
 mod requests;

@@ -72,10 +72,30 @@ pub(crate) fn crowd(target: &Target, hosts: &[String], clients: usize, count: us
     })
 }
 
-pub(crate) fn pend(target: &Target, count: usize) -> Result<()> {
-    // As many as that, and what else there is. A machine may allow fewer, but not root.
+pub(crate) fn throng(target: &Target, request: &Request, clients: usize) -> Result<()> {
+    allow_sockets(clients)?;
+    let sockets = (0..clients).map(|_| target.open()).collect::<Result<Vec<_>>>()?;
+    let connected: Vec<_> = sockets.iter().map(|socket| socket.connect(&target.address().into())).collect();
+    for (socket, connected) in sockets.into_iter().zip(connected) {
+        let mut stream = TcpStream::from(socket);
+        let asked = connected.and_then(|()| stream.write_all(&request.bytes(true))).context("not sent");
+        let asked = asked.and_then(|()| read_response(&mut stream));
+        match asked {
+            Ok(response) => println!("{}", String::from_utf8_lossy(response.get(9..12).unwrap_or_default())),
+            Err(error) => println!("{error:#}"),
+        }
+    }
+    Ok(())
+}
+
+/// Allows as many sockets as that, and what else there is. A machine may allow fewer, but not root.
+fn allow_sockets(count: usize) -> Result<()> {
     let limit = count as u64 + 64;
-    setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?)
+}
+
+pub(crate) fn pend(target: &Target, count: usize) -> Result<()> {
+    allow_sockets(count)?;
     loop {
         let connecting: Vec<_> = (0..count).map(|_| pending(target)).collect::<Result<_>>()?;
         println!("connecting");

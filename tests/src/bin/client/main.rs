@@ -77,6 +77,16 @@ enum Command {
         #[arg(long, default_value_t = 3)]
         count: usize,
     },
+    /// Many connections, all made before the first request is sent; prints for each a line: the status, or why there is none.
+    Throng {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        request: Request,
+        /// How many.
+        #[arg(long)]
+        clients: usize,
+    },
     /// Sends standard input and prints whatever comes until the other end closes.
     Raw {
         #[command(flatten)]
@@ -176,6 +186,7 @@ fn run(command: Command) -> Result<()> {
         Command::Hold { target, request, count } => exchange::hold(&target, &request, count),
         Command::Forget { target } => exchange::forget(&target),
         Command::Crowd { target, host, clients, count } => exchange::crowd(&target, &host, clients, count),
+        Command::Throng { target, request, clients } => exchange::throng(&target, &request, clients),
         Command::Raw { target, half_close } => exchange::raw(&target, half_close),
         Command::Talk { target, reset } => exchange::talk(&target, reset),
         Command::Post { target, host, length } => http2::post(&target, &host, length),
