@@ -303,7 +303,7 @@ fn large_heads_arrive_and_those_that_are_too_large_are_refused_with_a_reason() -
         ensure!(text.starts_with("HTTP/1.1 431 ") && text.contains(reason), "{text:?}");
         ensure!(text.contains("\r\nProxy-Status: egress;error=http_request_error;"), "{text:?}");
     }
-    ensure!(origin.connections() == 0, "{:?}", origin.requests());
+    ensure!(origin.requests().is_empty(), "{:?}", origin.requests());
     Ok(())
 }
 
