@@ -57,11 +57,9 @@ impl<'d> Compiler<'_, 'd> {
 #[derive(Default)]
 struct Earlier<'d> {
     all: HashMap<Match, &'d Located<RequestMatch>>,
-    /// Of those that ask for nothing but a path the one that takes every one.
-    any_path: Option<&'d Located<RequestMatch>>,
-    /// And those by prefix.
+    /// Of those that ask for nothing but a path those by prefix.
     prefixes: HashMap<Box<str>, &'d Located<RequestMatch>>,
-    /// The same where case does not matter, in lower case.
+    /// The same where case does not matter, in lower case: also that which takes every path, whose prefix is empty.
     lower_prefixes: HashMap<Box<str>, &'d Located<RequestMatch>>,
 }
 
@@ -75,8 +73,8 @@ impl<'d> Earlier<'d> {
             || !query.is_empty();
         match path {
             _ if asks_for_more => {}
-            None => self.any_path = Some(matched),
-            Some(TextMatch::Prefix(prefix)) if &**prefix == "/" => self.any_path = Some(matched),
+            None => _ = self.lower_prefixes.insert("".into(), matched),
+            Some(TextMatch::Prefix(prefix)) if &**prefix == "/" => _ = self.lower_prefixes.insert("".into(), matched),
             Some(TextMatch::Prefix(prefix)) if *ignore_case => {
                 self.lower_prefixes.insert(prefix.to_ascii_lowercase().into(), matched);
             }
@@ -88,10 +86,13 @@ impl<'d> Earlier<'d> {
 
     /// One that every request is for that `later` is for, as far as that is plain.
     fn covering(&self, later: &Match) -> Option<&'d Located<RequestMatch>> {
-        if let Some(found) = self.all.get(later).copied().or(self.any_path) {
+        if let Some(found) = self.all.get(later).copied() {
             return Some(found);
         }
-        let Some(TextMatch::Exact(text) | TextMatch::Prefix(text)) = &later.path else { return None };
+        let text = match &later.path {
+            Some(TextMatch::Exact(text) | TextMatch::Prefix(text)) => text,
+            Some(TextMatch::Regex(_)) | None => "",
+        };
         let lower = text.to_ascii_lowercase();
         (0..=text.len()).filter(|end| text.is_char_boundary(*end)).find_map(|end| {
             let exactly = if later.ignore_case { None } else { self.prefixes.get(&text[..end]) };
