@@ -135,8 +135,8 @@ pub(crate) struct RunOptions {
     pub(crate) log: LogOptions,
     #[command(flatten)]
     pub(crate) capture: CaptureOptions,
-    /// Serve the processes under this cgroup2 directory. Can be repeated. Without it: the pods' cgroup (kubepods) if the
-    /// node has one at start, else all processes.
+    /// Serve the processes under this cgroup2 directory. Can be repeated. Without it: the pods' cgroups (kubepods) if the
+    /// node has some at start, else all processes.
     #[arg(long, value_name = "DIR")]
     pub(crate) cgroup: Vec<PathBuf>,
     /// Where /readyz, /healthz and /metrics are served.

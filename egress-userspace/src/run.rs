@@ -55,7 +55,7 @@ pub(crate) fn run(options: RunOptions) -> ExitCode {
 
 fn scope(named: &[PathBuf]) -> Result<Vec<PathBuf>, cgroup::CgroupError> {
     if named.is_empty() {
-        Ok(vec![cgroup::default_scope()?])
+        cgroup::default_scope()
     } else {
         Ok(cgroup::outermost(named.iter().map(|path| cgroup::check(path)).collect::<Result<_, _>>()?))
     }

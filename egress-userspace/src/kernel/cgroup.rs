@@ -73,23 +73,25 @@ fn unescape(path: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// The pods' cgroup where the node has one, else the root of the hierarchy, which is said.
+/// The pods' cgroups where the node has some, else the root of the hierarchy, which is said.
 ///
 /// # Errors
 /// No cgroup2 is mounted.
-pub fn default_scope() -> Result<PathBuf, CgroupError> {
+pub fn default_scope() -> Result<Vec<PathBuf>, CgroupError> {
     let root = mount_point()?;
     let pods = pods(&root);
-    if pods.is_none() {
+    if pods.is_empty() {
         tracing::warn!(
             "there is no cgroup of pods (kubepods): all processes are in scope; `--cgroup DIR` says otherwise"
         );
+        return Ok(vec![root]);
     }
-    Ok(pods.unwrap_or(root))
+    Ok(pods)
 }
 
-fn pods(root: &Path) -> Option<PathBuf> {
-    KUBEPODS.iter().map(|name| root.join(name)).find(|path| is_cgroup(path))
+/// Both if there are: one can be left of another cgroup driver, and only the other has pods.
+fn pods(root: &Path) -> Vec<PathBuf> {
+    KUBEPODS.iter().map(|name| root.join(name)).filter(|path| is_cgroup(path)).collect()
 }
 
 /// Checks a directory that the user named.
@@ -207,16 +209,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pods_are_found_under_either_driver_if_there_are_any() {
-        for name in KUBEPODS {
+    fn pods_are_found_under_either_driver_and_under_both() {
+        for names in [&KUBEPODS[..1], &KUBEPODS[1..], &KUBEPODS] {
             let root = tempfile::tempdir().expect("a temporary directory");
-            assert_eq!(pods(root.path()), None);
-            let found = root.path().join(name);
-            fs::create_dir(&found).expect("mkdir");
-            for file in ["cgroup.procs", "cgroup.events"] {
-                fs::write(found.join(file), "").expect("write");
+            assert!(pods(root.path()).is_empty());
+            let found: Vec<_> = names.iter().map(|name| root.path().join(name)).collect();
+            for directory in &found {
+                fs::create_dir(directory).expect("mkdir");
+                for file in ["cgroup.procs", "cgroup.events"] {
+                    fs::write(directory.join(file), "").expect("write");
+                }
             }
-            assert_eq!(pods(root.path()), Some(found));
+            assert_eq!(pods(root.path()), found);
         }
     }
 
