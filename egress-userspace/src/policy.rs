@@ -42,6 +42,8 @@ pub struct Rule {
     pub port: u16,
     /// Addresses by which applications reach the host, besides those that its name resolves to.
     pub addresses: Vec<Cidr>,
+    /// Where the host is served, if not under its own name: who knows that may connect there, on the same port.
+    pub endpoints: Vec<EndpointAddress>,
     /// Where its routes lead, each once.
     pub upstreams: Vec<Arc<Upstream>>,
     /// In order: the first that a request matches counts.

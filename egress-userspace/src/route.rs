@@ -64,10 +64,20 @@ impl Route {
         self.host().filter(|_| is_only).map(|host| (host, cluster))
     }
 
-    /// Its host's addresses, with its port.
-    fn addresses(&self, names: &Names) -> impl Iterator<Item = SocketAddr> {
-        let addresses = self.host().into_iter().flat_map(|host| names.intercepted(host));
-        addresses.map(|address| SocketAddr::new(address, self.rule.port))
+    /// The addresses that its host is known to have: those of its own name, and those of its endpoints.
+    fn addresses(&self, names: &Names) -> impl Iterator<Item = IpAddr> {
+        let endpoints = self.rule.endpoints.iter();
+        let own = endpoints.clone().filter_map(|endpoint| match endpoint {
+            EndpointAddress::Ip(address) => Some(*address),
+            EndpointAddress::Name(_) => None,
+        });
+        let called = self.host().into_iter().chain(endpoints.filter_map(EndpointAddress::name));
+        own.chain(called.flat_map(|name| names.intercepted(name)))
+    }
+
+    /// The same with its port.
+    fn places<'r>(self: &'r Arc<Self>, names: &Names) -> impl Iterator<Item = (SocketAddr, &'r Arc<Self>)> {
+        self.addresses(names).map(move |address| (SocketAddr::new(address, self.rule.port), self))
     }
 
     /// Whether it is the very same.
@@ -92,6 +102,8 @@ pub struct RouteTable {
     prefix_lens: BTreeSet<u8>,
     /// Whose the addresses are that hosts have by their names.
     owners: Owners,
+    /// By the names of endpoints: the ports of the hosts that they serve.
+    endpoints: HashMap<HostName, BTreeSet<u16>>,
     /// All clusters, by what they are called in the configuration.
     clusters: HashMap<ClusterName, Vec<Arc<Cluster>>>,
     /// What the clusters share.
@@ -123,13 +135,13 @@ impl RouteTable {
 
     /// Takes in the addresses of all names.
     pub fn locate_all(&self, names: &Names) {
-        self.owners.set(self.routes().flat_map(|route| route.addresses(names).map(move |address| (address, route))));
+        self.owners.set(self.routes().flat_map(|route| route.places(names)));
     }
 
     /// Takes in the addresses that one name has, too.
     pub fn locate(&self, name: &HostName, names: &Names) {
         let routes = self.exact.get(name).into_iter().flatten();
-        self.owners.add(routes.flat_map(|route| route.addresses(names).map(move |address| (address, route))));
+        self.owners.add(routes.flat_map(|route| route.places(names)));
     }
 
     fn of(&self, host: &HostPattern) -> &HashMap<HostName, Vec<Arc<Route>>> {
@@ -160,22 +172,25 @@ impl RouteTable {
         all(self) == all(other)
     }
 
-    /// Every name that must be resolved: the rules' hosts, since applications connect to their addresses, and the names
-    /// of endpoints. Addresses of wildcards are learned from what applications are answered.
+    /// The ports of the hosts that an endpoint of this name serves.
+    pub fn served_by(&self, endpoint: &HostName) -> impl Iterator<Item = u16> {
+        self.endpoints.get(endpoint).into_iter().flatten().copied()
+    }
+
+    /// Every name that must be resolved: the rules' hosts and the names of their endpoints, since applications connect to their
+    /// addresses, and those that requests are sent to. Addresses of wildcards are learned from what applications are answered.
     pub fn names(policy: &Policy) -> HashSet<HostName> {
         let mut names = HashSet::default();
         for rule in policy.rules() {
             if let HostPattern::Exact(host) = &rule.host {
                 names.insert(host.clone());
             }
+            names.extend(rule.endpoints.iter().filter_map(EndpointAddress::name).cloned());
             for upstream in &rule.upstreams {
                 match &upstream.targets {
                     Targets::Resolve(host) => _ = names.insert(host.clone()),
                     Targets::Endpoints(endpoints) => {
-                        names.extend(endpoints.iter().filter_map(|endpoint| match &endpoint.address {
-                            EndpointAddress::Name(name) => Some(name.clone()),
-                            EndpointAddress::Ip(_) => None,
-                        }));
+                        names.extend(endpoints.iter().filter_map(|endpoint| endpoint.address.name()).cloned());
                     }
                     Targets::Original => {}
                 }
@@ -243,6 +258,9 @@ impl RouteTable {
                 *first = route.clone();
             }
         }
+        for name in rule.endpoints.iter().filter_map(EndpointAddress::name) {
+            self.endpoints.entry(name.clone()).or_default().insert(rule.port);
+        }
         let routes = match &rule.host {
             HostPattern::Exact(_) => &mut self.exact,
             HostPattern::Wildcard(_) => &mut self.wildcards,
@@ -255,8 +273,7 @@ impl RouteTable {
         let mut wanted = HashSet::default();
         for route in self.routes() {
             let port = route.rule.port;
-            let resolved = route.host().into_iter().flat_map(|host| names.intercepted(host));
-            wanted.extend(resolved.map(|address| Intercepted::host(address, port)));
+            wanted.extend(route.addresses(names).map(|address| Intercepted::host(address, port)));
             wanted.extend(route.rule.addresses.iter().map(|cidr| Intercepted {
                 address: cidr.address,
                 prefix_len: cidr.prefix_len,

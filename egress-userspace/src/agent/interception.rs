@@ -43,8 +43,8 @@ impl Unintercepted {
     }
 
     /// Looks at one name anew, and gives what is to be intercepted of it.
-    fn look(&mut self, name: &HostName, routes: &RouteTable, names: &Names) -> Vec<Intercepted> {
-        let routes = self.ports.iter().filter_map(|&port| routes.route(name.as_str(), port));
+    fn look(&mut self, name: &HostName, table: &RouteTable, names: &Names) -> Vec<Intercepted> {
+        let routes = self.ports.iter().filter_map(|&port| table.route(name.as_str(), port));
         // Others are for wildcards that have the name, which is known as that of an endpoint.
         let of_host = |host: &HostPattern| matches!(host, HostPattern::Exact(exact) if exact == name);
         let routes: Vec<_> = routes.filter(|route| of_host(&route.rule.host)).collect();
@@ -54,7 +54,7 @@ impl Unintercepted {
             Some(error) => _ = self.hosts.insert(name.clone(), error.clone()),
             None => _ = self.hosts.remove(name),
         }
-        let ports = routes.iter().map(|route| route.rule.port);
+        let ports = routes.iter().map(|route| route.rule.port).chain(table.served_by(name));
         ports.flat_map(|port| addresses.iter().map(move |address| Intercepted::host(*address, port))).collect()
     }
 

@@ -81,6 +81,16 @@ pub enum EndpointAddress {
     Name(HostName),
 }
 
+impl EndpointAddress {
+    /// The name, if it is one.
+    pub fn name(&self) -> Option<&HostName> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Ip(_) => None,
+        }
+    }
+}
+
 impl Text for EndpointAddress {
     fn parse(text: &str) -> Result<Self, String> {
         if text.starts_with("unix:") {

@@ -284,12 +284,15 @@ impl<'i, 'd> Compiler<'i, 'd> {
         routes: Vec<HttpRoute>,
         location: Location,
     ) {
+        let entry = service.map(|service| service.entry);
+        // What is at its endpoints then is the proxy, which applications may use for themselves.
+        let is_behind_proxy = upstreams.iter().any(|upstream| upstream.host == *host && upstream.tunnel.is_some());
+        let endpoints = entry.filter(|_| !is_behind_proxy).into_iter().flat_map(|entry| &entry.endpoints);
         self.rules.push(Rule {
             host: host.clone(),
             port: port.get(),
-            addresses: service
-                .map(|service| service.entry.addresses.iter().map(|range| range.value).collect())
-                .unwrap_or_default(),
+            addresses: entry.into_iter().flat_map(|entry| &entry.addresses).map(|range| range.value).collect(),
+            endpoints: endpoints.map(|endpoint| endpoint.address.value.clone()).collect(),
             upstreams,
             routes,
             location,

@@ -131,7 +131,9 @@ fn tls_is_made_inside_of_a_tunnel() -> Result<()> {
             _ => echo(request),
         })?;
         let (_proxy, heads) = proxy(&bed, bed.sockets(HOST, 443)[0], answer)?;
-        let (_agent, _config) = agent(&bed, &rules(&bed, protocol))?;
+        let (agent, _config) = agent(&bed, &rules(&bed, protocol))?;
+        // The host's own: the proxy may be used by others, whatever they speak to it.
+        ensure!(agent.metrics()?.sum("egress_destinations", &[]) == 2.0, "{:?}", agent.metrics()?);
         let capture = bed.capture()?;
         for _ in 0..2 {
             let (status, body, result) = get(&bed, "/secret", &[])?;

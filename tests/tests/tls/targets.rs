@@ -124,6 +124,40 @@ fn addresses_are_intercepted_also_if_no_name_leads_there() -> Result<()> {
     tripwire.assert_silent()
 }
 
+/// As from a hosts file of the application's own.
+#[test]
+fn endpoints_are_intercepted_also_if_no_name_leads_there() -> Result<()> {
+    let bed = TestBed::builder("tls-endpoints").host(HOST).host(BACKEND).build()?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let [backend, in_clear] = [443, 80].map(|port| bed.sockets(BACKEND, port));
+    let origin = bed.embedded_origin().clear(&in_clear).tls(&backend, &tls)?.handler(|_| Reply::ok("fine")).start()?;
+    let config = configure(&bed, &[])?;
+    let mut agent = bed.agent(&config)?;
+    let [v4, v6] = backend.map(|address| address.ip().to_string());
+    let endpoints = format!("endpoints: [{{address: {v4}}}, {{address: \"{v6}\"}}]");
+    let cases = [
+        rule(HOST, &format!("resolution: STATIC\n  {endpoints}"), SIMPLE),
+        rule(HOST, &format!("resolution: DNS\n  endpoints: [{{address: {BACKEND}}}]"), SIMPLE),
+        rule("'*.cnn.com'", &format!("resolution: STATIC\n  {endpoints}"), SIMPLE)
+            .replace("name: '*.cnn.com'", "name: all"),
+    ];
+    for rules in &cases {
+        ensure!(agent.apply(|| config.write("rules.yaml", rules))? == 1);
+        wait_until("the destinations", PATIENCE, || agent.admin("/readyz").is_ok_and(|(status, _)| status == 200))?;
+        for (place, host, is_upgraded) in [(&v4, HOST, true), (&v6, HOST, true), (&v4, "other.example", false)] {
+            let resolve =
+                format!("{host}:80:{}", if place.contains(':') { format!("[{place}]") } else { place.clone() });
+            let response = bed.curl(&format!("http://{host}/"))?.args(["--resolve", &resolve]).response()?;
+            ensure!(response.body == b"fine", "{rules}: {response:?}");
+            let request = origin.take_requests().pop().context("no request")?;
+            ensure!(request.tls.is_some() == is_upgraded, "{rules}: {host} at {place}: {request:?}");
+        }
+        // What this rule has left is not to help the next one.
+        ensure!(agent.apply(|| config.write("rules.yaml", "# None.\n"))? == 0);
+    }
+    Ok(())
+}
+
 #[test]
 fn hosts_that_share_an_address_are_told_apart_and_verified_each_by_its_own_name() -> Result<()> {
     let [one, two, bad] = ["one.example", "two.example", "bad.example"];
