@@ -75,14 +75,13 @@ impl Agent {
         if self.is_known() {
             self.destinations.disown_inherited();
         }
-        let learned = match &self.to_learn {
-            Some(rules) => self.learned.set(rules),
-            None => Ok(()),
-        };
-        let result = learned
-            .map(|()| self.to_learn = None)
-            .and_then(|()| self.destinations.set(&self.captured.destinations(&routes, &self.names)));
-        self.finish(Step::Even, before, result);
+        let learned = self.to_learn.as_ref().map_or(Ok(()), |rules| self.learned.set(rules));
+        if learned.is_ok() {
+            self.to_learn = None;
+        }
+        // Whatever became of the names: what is not intercepted would leave in clear.
+        let captured = self.destinations.set(&self.captured.destinations(&routes, &self.names));
+        self.finish(Step::Even, before, learned.and(captured));
     }
 
     /// The same where only some names have changed: what they have is added. What they no longer have can wait, as

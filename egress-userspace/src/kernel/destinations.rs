@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use foldhash::{HashMap, HashSet};
 
 use aya::maps::{
-    Map, MapData,
+    Map, MapData, MapError,
     lpm_trie::{Key, LpmTrie},
 };
 use egress_common::{
@@ -16,7 +16,7 @@ use egress_common::{
 
 use super::{
     KernelError,
-    maps::{error, ignore_absent},
+    maps::{error, ignore_absent, insert_all, is_full},
 };
 use crate::policy::Cidr;
 
@@ -107,7 +107,7 @@ impl Destinations {
     /// Makes the map hold exactly `wanted`, besides what is inherited. What is new is added before what is gone is removed.
     ///
     /// # Errors
-    /// There are too many, and the map stays as it was; or the kernel refuses.
+    /// There are too many, or the kernel refuses: then nothing is removed, and what could be added is there.
     pub fn set(&mut self, wanted: &HashMap<Intercepted, Capture>) -> Result<(), KernelError> {
         self.add(wanted.iter().map(|(entry, capture)| (*entry, *capture)))?;
         let kept = |entry: &Intercepted| wanted.contains_key(entry) || self.inherited.contains(entry);
@@ -118,26 +118,14 @@ impl Destinations {
         Ok(())
     }
 
-    /// Makes the map hold these, besides what it has. One that the kernel refuses does not keep others out.
+    /// Makes the map hold these, besides what it has.
     ///
     /// # Errors
     /// As for `set`.
-    pub fn add(&mut self, wanted: impl Iterator<Item = (Intercepted, Capture)> + Clone) -> Result<(), KernelError> {
-        let added = wanted.clone().filter(|(entry, _)| !self.present.contains_key(entry)).count();
-        if self.present.len() + added > CAPACITY {
-            return Err(KernelError::TooManyDestinations { capacity: CAPACITY });
-        }
-        let mut result = Ok(());
-        for (entry, capture) in wanted {
-            if self.present.get(&entry) == Some(&(capture as u8)) {
-                continue;
-            }
-            match self.map.insert(&entry.key(), capture as u8, 0).map_err(error(map::DESTINATIONS)) {
-                Ok(()) => _ = self.present.insert(entry, capture as u8),
-                failed => result = result.and(failed),
-            }
-        }
-        result
+    pub fn add(&mut self, wanted: impl Iterator<Item = (Intercepted, Capture)>) -> Result<(), KernelError> {
+        let Self { map, present, .. } = self;
+        let numbers = wanted.map(|(entry, capture)| (entry, capture as u8));
+        insert_all(present, numbers, |entry, number| map.insert(&entry.key(), number, 0).map_err(not_added))
     }
 
     /// Whether connects to this address are intercepted because a configured host has it.
@@ -155,5 +143,13 @@ impl Destinations {
     /// Whether nothing is intercepted.
     pub fn is_empty(&self) -> bool {
         self.present.is_empty()
+    }
+}
+
+/// Why an entry could not be added.
+fn not_added(source: MapError) -> KernelError {
+    match is_full(&source) {
+        true => KernelError::TooManyDestinations { capacity: CAPACITY },
+        false => error(map::DESTINATIONS)(source),
     }
 }

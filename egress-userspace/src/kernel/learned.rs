@@ -21,7 +21,7 @@ use egress_common::{
 
 use super::{
     KernelError,
-    maps::{SharedMap, error, ignore_absent, insert_new, since_boot},
+    maps::{SharedMap, error, ignore_absent, insert_all, insert_new, since_boot},
     pins,
     syscall::take_element,
 };
@@ -128,17 +128,14 @@ impl LearnedNames {
     /// Makes these the names whose addresses are learned, and forgets what was learned for others.
     ///
     /// # Errors
-    /// There are too many names, or the kernel refuses.
+    /// There are too many names, or the kernel refuses: then none is removed, and those that could be added are there.
     pub fn set(&mut self, NameRules(wanted): &NameRules) -> Result<(), KernelError> {
         if *wanted == self.present {
             return Ok(());
         }
-        for (name, rule) in wanted {
-            if self.present.get(name) != Some(rule) {
-                self.names.insert(&name.key(), rule, 0).map_err(error(map::NAMES))?;
-                self.present.insert(name.clone(), *rule);
-            }
-        }
+        let Self { names, present, .. } = self;
+        let all = wanted.iter().map(|(name, rule)| (name.clone(), *rule));
+        insert_all(present, all, |name, rule| names.insert(&name.key(), rule, 0).map_err(error(map::NAMES)))?;
         for name in self.present.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect::<Vec<_>>() {
             ignore_absent(self.names.remove(&name.key())).map_err(error(map::NAMES))?;
             self.present.remove(&name);

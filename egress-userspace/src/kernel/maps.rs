@@ -3,7 +3,9 @@
 use std::{
     cell::RefCell,
     collections::HashSet,
-    fmt, fs, io,
+    fmt, fs,
+    hash::Hash,
+    io,
     net::SocketAddr,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
@@ -46,6 +48,30 @@ pub(super) fn insert_new<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: 
         Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         result => result,
     }
+}
+
+/// Whether a trie has no room for another entry.
+pub(super) fn is_full(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(Errno::ENOSPC as i32))
+}
+
+/// Makes a map hold `wanted` besides what is `present`. An entry that it refuses does not keep others out; the first error counts.
+pub(super) fn insert_all<K: Eq + Hash, V: PartialEq + Copy>(
+    present: &mut foldhash::HashMap<K, V>,
+    wanted: impl Iterator<Item = (K, V)>,
+    mut insert: impl FnMut(&K, V) -> Result<(), KernelError>,
+) -> Result<(), KernelError> {
+    let mut result = Ok(());
+    for (key, value) in wanted {
+        if present.get(&key) == Some(&value) {
+            continue;
+        }
+        match insert(&key, value) {
+            Ok(()) => _ = present.insert(key, value),
+            failed => result = result.and(failed),
+        }
+    }
+    result
 }
 
 /// The time by the clock that the programs use.
@@ -305,5 +331,27 @@ impl Counters {
     /// exists as long as we do.
     pub fn read(&self) -> impl Iterator<Item = u64> {
         (0..self.0.len()).map(|index| self.0.get(&index, 0).map_or(0, |values| values.iter().sum()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_keeps_nothing_else_out() {
+        let mut present = foldhash::HashMap::from_iter([(1, 'a'), (2, 'b')]);
+        let mut inserted = Vec::new();
+        let result =
+            insert_all(&mut present, [(1, 'a'), (2, 'c'), (3, 'd'), (4, 'e'), (5, 'f')].into_iter(), |key, _| {
+                inserted.push(*key);
+                if [3, 4].contains(key) { Err(KernelError::TooManyDestinations { capacity: *key }) } else { Ok(()) }
+            });
+        assert!(
+            matches!(result, Err(KernelError::TooManyDestinations { capacity: 3 })),
+            "the first counts: {result:?}"
+        );
+        assert_eq!(inserted, [2, 3, 4, 5]);
+        assert_eq!(present, foldhash::HashMap::from_iter([(1, 'a'), (2, 'c'), (5, 'f')]));
     }
 }
