@@ -92,6 +92,11 @@ impl Question {
         Some(Self { client, name: labels.join("."), kind, bytes: query.get(..at + 4)?.to_vec() })
     }
 
+    /// Whether it asks for addresses of IPv6.
+    pub fn is_v6(&self) -> bool {
+        self.kind == TYPE_AAAA
+    }
+
     /// Whether it asks for this name, in whatever case.
     pub fn is_for(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)

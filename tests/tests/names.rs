@@ -37,6 +37,7 @@ enum Mode {
     Answers,
     Denies,
     IsSilent,
+    FailsForV6,
 }
 
 struct Site {
@@ -57,6 +58,7 @@ impl Site {
             match mode.load(Ordering::Relaxed) {
                 mode if mode == Mode::IsSilent as u8 => None,
                 mode if mode == Mode::Denies as u8 => Some(Answer::nonexistent()),
+                mode if mode == Mode::FailsForV6 as u8 && question.is_v6() => Some(Answer::failure()),
                 _ => Some(Answer::addresses(*known.get(question.name.as_str())?).ttl(1)),
             }
         })
@@ -97,8 +99,11 @@ impl Site {
 
     /// OTHER is intercepted where it was the last time that anybody knew.
     fn check_interception(&self) -> Result<()> {
-        let IpAddr::V4(v4) = IpAddr::from(self.bed.addresses(OTHER).v4) else { unreachable!("it is of IPv4") };
-        let resolve = format!("{OTHER}:80:{v4}");
+        self.check_interception_at(&self.bed.addresses(OTHER).v4.to_string())
+    }
+
+    fn check_interception_at(&self, address: &str) -> Result<()> {
+        let resolve = format!("{OTHER}:80:{address}");
         let response = self.bed.curl(&format!("http://{OTHER}/"))?.args(["--resolve", &resolve]).response()?;
         ensure!(response.body == b"over TLS", "{response:?}");
         Ok(())
@@ -158,6 +163,21 @@ fn a_name_that_is_denied_is_dropped_at_once_and_intercepted_on() -> Result<()> {
     let _origin = site.origin()?;
     site.check_interception()?;
     ensure!(agent.metrics()?.sum("egress_destinations", &[]) == destinations);
+    tripwire.assert_silent()
+}
+
+/// The other family's answer says nothing of it.
+#[test]
+fn addresses_of_a_family_that_nobody_answers_for_are_inherited() -> Result<()> {
+    let site = Site::new("names-family")?;
+    let _dns = site.name_server()?;
+    let _origin = site.origin()?;
+    let tripwire = site.bed.tripwire(&[HOST, OTHER])?;
+    site.agent(&[])?.kill();
+    site.set(Mode::FailsForV6);
+    let _agent = site.agent(&[])?;
+    site.check_interception()?;
+    site.check_interception_at(&format!("[{}]", site.bed.addresses(OTHER).v6))?;
     tripwire.assert_silent()
 }
 

@@ -72,9 +72,7 @@ impl Agent {
         routes.locate_all(&self.names);
         let before = self.unintercepted.hosts.len();
         self.unintercepted = Unintercepted::of(&routes, &self.names);
-        if self.is_known() {
-            self.destinations.disown_inherited();
-        }
+        self.destinations.disown_inherited(self.names.all_answered());
         let learned = self.to_learn.as_ref().map_or(Ok(()), |rules| self.learned.set(rules));
         if learned.is_ok() {
             self.to_learn = None;
@@ -97,7 +95,7 @@ impl Agent {
             routes.locate(&name, &self.names);
             found.extend(self.unintercepted.look(&name, &routes, &self.names));
         }
-        if self.is_known() && self.destinations.has_inherited() {
+        if self.destinations.has_inherited() && self.destinations.disown_inherited(self.names.all_answered()) {
             return self.synchronise();
         }
         let result = self.destinations.add(found.iter().map(|network| (*network, Capture::Host)));

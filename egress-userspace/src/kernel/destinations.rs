@@ -88,9 +88,9 @@ impl Destinations {
     pub fn inherit(&mut self) -> Result<(), KernelError> {
         let present = self.map.iter().map(|entry| entry.map(|(key, capture)| (Intercepted::from_key(&key), capture)));
         self.present = present.collect::<Result<_, _>>().map_err(error(map::DESTINATIONS))?;
-        // What was excluded is not: that is for whoever runs to say.
-        let intercepted = self.present.iter().filter(|(_, capture)| **capture != Capture::Excluded as u8);
-        self.inherited = intercepted.map(|(network, _)| *network).collect();
+        // What is there for its port alone, or excluded, is not: that is for whoever runs to say.
+        let of_hosts = self.present.iter().filter(|(_, capture)| **capture == Capture::Host as u8);
+        self.inherited = of_hosts.map(|(network, _)| *network).collect();
         Ok(())
     }
 
@@ -99,9 +99,11 @@ impl Destinations {
         !self.inherited.is_empty()
     }
 
-    /// Lets go of what an earlier agent left, with the next `set`.
-    pub fn disown_inherited(&mut self) {
-        self.inherited.clear();
+    /// Lets go of what an earlier agent left of IPv4, of IPv6, or of both, with the next `set`. Says whether there was something.
+    pub fn disown_inherited(&mut self, [v4, v6]: [bool; 2]) -> bool {
+        let before = self.inherited.len();
+        self.inherited.retain(|network| if network.address.is_ipv4() { !v4 } else { !v6 });
+        self.inherited.len() < before
     }
 
     /// Makes the map hold exactly `wanted`, besides what is inherited. What is new is added before what is gone is removed.
@@ -118,12 +120,13 @@ impl Destinations {
         Ok(())
     }
 
-    /// Makes the map hold these, besides what it has.
+    /// Makes the map hold these, besides what it has. What is inherited is not excluded.
     ///
     /// # Errors
     /// As for `set`.
     pub fn add(&mut self, wanted: impl Iterator<Item = (Intercepted, Capture)>) -> Result<(), KernelError> {
-        let Self { map, present, .. } = self;
+        let Self { map, present, inherited } = self;
+        let wanted = wanted.filter(|(entry, capture)| *capture != Capture::Excluded || !inherited.contains(entry));
         let numbers = wanted.map(|(entry, capture)| (entry, capture as u8));
         insert_all(present, numbers, |entry, number| map.insert(&entry.key(), number, 0).map_err(not_added))
     }

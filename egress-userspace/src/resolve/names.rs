@@ -83,7 +83,7 @@ struct Entry {
 #[derive(Default)]
 struct Family {
     addresses: Vec<IpAddr>,
-    /// How long it is of use though nobody answers any more.
+    /// How long it is of use though nobody answers any more; None before the first.
     usable_until: Option<Instant>,
 }
 
@@ -179,6 +179,11 @@ impl Names {
     /// Whether each name has been tried at least once.
     pub fn all_tried(&self) -> bool {
         self.untried == 0
+    }
+
+    /// Whether somebody has answered for all names at least once: for their addresses of IPv4, and for those of IPv6.
+    pub fn all_answered(&self) -> [bool; 2] {
+        [0, 1].map(|family| self.entries.values().all(|entry| entry.families[family].usable_until.is_some()))
     }
 
     /// Whether the last answer for a name was the hosts file's.

@@ -4,6 +4,7 @@
 mod ending;
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
@@ -258,6 +259,30 @@ fn within_a_host_s_networks_nothing_is_excluded() -> Result<()> {
     let options = AgentOptions::new(config.path()).args(&["--capture", "ports"]).args(&excluded);
     let _agent = Agent::start(&bed, &options)?;
     for address in bed.addresses(PLACE).both() {
+        let response = bed.curl(&format!("http://{HOST}/"))?.args(["--resolve", &at(HOST, address)]).response()?;
+        ensure!(response.body == b"over TLS: edition.cnn.com\n", "{response:?}");
+    }
+    tripwire.assert_silent()
+}
+
+/// Its successor does not know yet whose addresses they are.
+#[test]
+fn what_a_dead_agent_knew_of_hosts_is_not_excluded() -> Result<()> {
+    // Nobody answers there.
+    let bed = TestBed::builder("inherited").host(HOST).resolv_conf("nameserver 127.0.0.1\n").build()?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let _origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.handler(way).start()?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let addresses = bed.addresses(HOST);
+    let [v4, v6] = [format!("{}/32", addresses.v4), format!("{}/128", addresses.v6)];
+    let arguments = ["--host", HOST, "--capture", "ports", "--exclude-cidr", &v4, "--exclude-cidr", &v6];
+    agent(&bed, &arguments)?.kill();
+    fs::write(bed.dir().join("hosts"), "127.0.0.1 localhost\n")?;
+    let agent = Agent::spawn(&bed, &AgentOptions::new(bed.dir().join("config")).args(&arguments))?;
+    wait_until("it to say what it lacks", PATIENCE, || {
+        agent.admin("/readyz").is_ok_and(|(_, text)| text.contains(HOST))
+    })?;
+    for address in addresses.both() {
         let response = bed.curl(&format!("http://{HOST}/"))?.args(["--resolve", &at(HOST, address)]).response()?;
         ensure!(response.body == b"over TLS: edition.cnn.com\n", "{response:?}");
     }
