@@ -27,7 +27,7 @@ pub use self::{
     error::{KernelError, privilege_hint},
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
-    learned::{LearnedNames, NameRules, Room, There},
+    learned::{LearnedNames, NameRules, Room},
     load::LoadError,
     maps::{Counters, Flows, Listeners, Marks, OwnSockets},
 };

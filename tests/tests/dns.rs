@@ -222,7 +222,7 @@ fn what_the_agent_asks_for_takes_no_room() -> Result<()> {
 }
 
 #[test]
-fn what_was_learned_lasts_as_long_as_its_rule() -> Result<()> {
+fn what_was_learned_outlives_its_rule_for_a_while() -> Result<()> {
     let bed = bed("rule")?;
     let _dns = name_server(&bed, Answer::addresses)?;
     let both = bed.embedded_origin().clear(&bed.sockets(PLACE, 80));
@@ -237,8 +237,10 @@ fn what_was_learned_lasts_as_long_as_its_rule() -> Result<()> {
     agent.apply(|| config.write("wildcard.yaml", &rules(HOST)))?;
     ensure!(get(&bed, HOST, address)?.body == b"over TLS: edition.cnn.com\n");
     agent.apply(|| config.remove("wildcard.yaml"))?;
-    let before = redirected(&agent)?;
-    ensure!(get(&bed, HOST, address)?.body == b"in clear: edition.cnn.com\n" && redirected(&agent)? == before);
+    ensure!(get(&bed, HOST, address)?.body == b"in clear: edition.cnn.com\n");
+    // One that comes back is in force for whoever was told before.
+    agent.apply(|| config.write("wildcard.yaml", &rules(HOST)))?;
+    ensure!(get(&bed, HOST, address)?.body == b"over TLS: edition.cnn.com\n");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use std::{
 use egress_common::listener::ThreadSeen;
 
 use crate::{
-    kernel::{KernelError, Listeners, Marks, OwnSockets, There},
+    kernel::{KernelError, Listeners, Marks, OwnSockets},
     listener::{self, Handle},
     netns::{
         self, Netns, NetnsCookie, NetnsInode,
@@ -42,8 +42,6 @@ pub(super) struct Namespaces {
     population: Population,
     /// The last walk could not look at all that there is, and this was logged.
     passes_over: bool,
-    /// The last walk came to its end, having looked at all that there is or not.
-    walked: bool,
     /// How closely walks look at least.
     look: Look,
     /// Listening sockets of the agent before us, in namespaces that are not served yet.
@@ -73,21 +71,8 @@ impl Namespaces {
     pub(super) fn new(cgroups: Vec<PathBuf>, own_sockets: OwnSockets, kernel: Listeners) -> io::Result<Self> {
         let (served, unserved, inherited) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (marks, sockets, population) = (own_sockets.marks(), SocketFactory::new(own_sockets), Population::new()?);
-        let (passes_over, walked, look, kept) = (false, false, Look::Processes, None);
-        Ok(Self {
-            cgroups,
-            sockets,
-            marks,
-            kernel,
-            served,
-            unserved,
-            population,
-            passes_over,
-            walked,
-            look,
-            inherited,
-            kept,
-        })
+        let (passes_over, look, kept) = (false, Look::Processes, None);
+        Ok(Self { cgroups, sockets, marks, kernel, served, unserved, population, passes_over, look, inherited, kept })
     }
 
     pub(super) fn cgroups(&self) -> &[PathBuf] {
@@ -107,13 +92,10 @@ impl Namespaces {
         self.unserved.len()
     }
 
-    /// The names in the kernel's maps of the namespaces that are there, be it that they cannot be served.
-    pub(super) fn there(&self) -> There {
-        let unserved = || self.unserved.values().map(|unserved| unserved.cookie);
-        There {
-            netns: self.cookies().chain(unserved().flatten()).collect(),
-            are_all: self.walked && !self.passes_over && unserved().all(|cookie| cookie.is_some()),
-        }
+    /// The names in the kernel's maps of the namespaces that are known to be there, be it that they cannot be served.
+    pub(super) fn there(&self) -> foldhash::HashSet<NetnsCookie> {
+        let unserved = self.unserved.values().filter_map(|unserved| unserved.cookie);
+        self.cookies().chain(unserved).collect()
     }
 
     /// A process in a namespace, for people to know it by; 0 if there is none.
@@ -200,9 +182,7 @@ impl Namespaces {
     /// Brings what is served in line with the processes in scope.
     pub(super) fn reconcile(&mut self, look: Look, workers: &mut Workers) -> io::Result<()> {
         let look = look.max(self.look);
-        self.walked = false;
         let Found { threads: found, passed_over } = discover::namespaces(&self.cgroups, look, &mut self.population)?;
-        self.walked = true;
         let is_news = mem::replace(&mut self.passes_over, passed_over.is_some()) != passed_over.is_some();
         if let Some(error) = passed_over.filter(|_| is_news) {
             tracing::warn!(%error, "not all processes can be looked at; network namespaces of theirs alone are not served");

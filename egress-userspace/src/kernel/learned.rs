@@ -33,16 +33,19 @@ use crate::{
 /// A namespace that has learned more than this forgets what for long no answer had and no connection used. Otherwise it
 /// keeps everything: applications hold answers for as long as they run, whatever DNS allows.
 const MANY: u32 = LEARNED_PER_NETNS / 2;
-/// How long that is.
+/// How long that is. As long is kept what namespaces have learned that are not there: some are not found yet, or will be found
+/// again, and some have no process that can be looked at.
 const LONG: Duration = Duration::from_secs(24 * 3600);
 /// One that had no room for more has room again when it has no more than this: it is not to be told of each entry that goes.
 const ROOM_AGAIN: u32 = LEARNED_PER_NETNS / 4 * 3;
-/// What namespaces have learned that are not there is forgotten sooner. Some are not found yet, or will be found again.
-const LONG_GONE: Duration = Duration::from_secs(3600);
-/// The same when there are more entries, or namespaces that have some, than half of what there is room for.
+/// There is little room left where there are more entries, or namespaces that have some: half of what there is room for.
 const CROWDED: usize = 131_072;
 const CROWDED_NAMESPACES: usize = 8192;
-const LONG_GONE_CROWDED: Duration = Duration::from_secs(60);
+/// How long it is then where the namespace is not there.
+const LONG_GONE_CROWDED: Duration = Duration::from_secs(3600);
+
+/// For how long at least what was learned for a port outlives its last rule: one that comes back is to find it.
+const UNUSED: Duration = Duration::from_secs(300);
 
 /// In place of a port where a name has no more.
 const NO_PORT: [u8; 2] = [0; 2];
@@ -69,22 +72,12 @@ impl NameKey {
     }
 }
 
-/// What becomes of an entry that is used while it is looked at.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Used {
-    /// It is not too old after all.
-    Kept,
-    /// It is of no use whatever its age.
-    Forgotten,
-}
-
-/// The network namespaces that are there.
+/// The ports that rules have, and those that some have had.
 #[derive(Debug, Default)]
-pub struct There {
-    /// Those that are known.
-    pub netns: HashSet<NetnsCookie>,
-    /// There can be no others with a process in them.
-    pub are_all: bool,
+struct Ports {
+    used: HashSet<[u8; 2]>,
+    /// When it was first seen that something was learned for them and no rule has them.
+    unused: HashMap<[u8; 2], Duration>,
 }
 
 /// What [`LearnedNames::room`] has found.
@@ -100,6 +93,7 @@ pub struct Room {
 pub struct LearnedNames {
     names: LpmTrie<MapData, ReversedName, NameRule>,
     present: HashMap<NameKey, NameRule>,
+    ports: Ports,
     learned: BpfHashMap<MapData, LearnedKey, Learned>,
     shared: SharedMap,
     counts: BpfHashMap<MapData, u64, u32>,
@@ -113,7 +107,8 @@ impl LearnedNames {
         let learned = shared.open().and_then(|data| BpfHashMap::try_from(Map::HashMap(data)));
         let learned = learned.map_err(error(map::LEARNED))?;
         let counts = BpfHashMap::try_from(counts).map_err(error(map::LEARNED_COUNTS))?;
-        Ok(Self { names, present: HashMap::default(), learned, shared, counts, full: HashSet::default() })
+        let (present, ports, full) = (HashMap::default(), Ports::default(), HashSet::default());
+        Ok(Self { names, present, ports, learned, shared, counts, full })
     }
 
     /// Takes over what is in the map of names. To be called when no other agent changes it any more, and before `set`.
@@ -125,11 +120,12 @@ impl LearnedNames {
         Ok(())
     }
 
-    /// Makes these the names whose addresses are learned, and forgets what was learned for others.
+    /// Makes these the names whose addresses are learned.
     ///
     /// # Errors
     /// There are too many names, or the kernel refuses: then none is removed, and those that could be added are there.
     pub fn set(&mut self, NameRules(wanted): &NameRules) -> Result<(), KernelError> {
+        self.ports.set(wanted.values().flat_map(|rule| rule.ports));
         if *wanted == self.present {
             return Ok(());
         }
@@ -140,9 +136,7 @@ impl LearnedNames {
             ignore_absent(self.names.remove(&name.key())).map_err(error(map::NAMES))?;
             self.present.remove(&name);
         }
-        // Which name an address was learned for is not known, nor whether others have it too. The Host decides anyway.
-        let ports: HashSet<_> = self.present.values().flat_map(|rule| rule.ports).collect();
-        self.forget(Used::Forgotten, |key, _, _, _| !ports.contains(&key.destination.port)).map(drop)
+        Ok(())
     }
 
     /// Takes in what another agent's map has: what applications were told stays true, whoever reads the answers now. One of
@@ -160,11 +154,11 @@ impl LearnedNames {
             self.keep(&key, learned)?;
         }
         // The counts are corrected by it.
-        self.forget(Used::Kept, |_, _, _, _| false).map(drop)
+        self.forget(|_, _, _, _| false).map(drop)
     }
 
     /// Looks which of these network namespaces have no room for more.
-    pub fn room(&mut self, There { netns: there, .. }: &There) -> Room {
+    pub fn room(&mut self, there: &HashSet<NetnsCookie>) -> Room {
         let counted = self.counts.iter().filter_map(Result::ok).map(|(netns, count)| (NetnsCookie(netns), count));
         let is_full = |netns, count| count >= LEARNED_PER_NETNS || count > ROOM_AGAIN && self.full.contains(&netns);
         let full = counted.filter(|&(netns, count)| is_full(netns, count) && there.contains(&netns));
@@ -180,20 +174,24 @@ impl LearnedNames {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn sweep(&mut self, there: &There) -> Result<usize, KernelError> {
+    pub fn sweep(&mut self, there: &HashSet<NetnsCookie>) -> Result<usize, KernelError> {
         let now = since_boot();
-        self.forget(Used::Kept, |key, learned, count, is_crowded| {
+        let mut ports = mem::take(&mut self.ports);
+        let left = self.forget(|key, learned, count, is_crowded| {
             let age = now.saturating_sub(Duration::from_nanos(learned.seen_ns));
-            there.is_obsolete(NetnsCookie(key.netns), age, count, is_crowded)
-        })
+            let is_there = there.contains(&NetnsCookie(key.netns));
+            // Which name an address was learned for is not known, nor whether others have it too. The Host decides anyway.
+            ports.is_unused(key.destination.port, now) || is_obsolete(is_there, age, count, is_crowded)
+        });
+        self.ports = ports;
+        left
     }
 
     /// Forgets entries, the oldest first, and corrects the counts. An entry is judged by how many its namespace has, too, and
     /// whether there are many.
     fn forget(
         &mut self,
-        used: Used,
-        obsolete: impl Fn(&LearnedKey, &Learned, u32, bool) -> bool,
+        mut obsolete: impl FnMut(&LearnedKey, &Learned, u32, bool) -> bool,
     ) -> Result<usize, KernelError> {
         // One that vanishes meanwhile is none that we miss.
         let mut entries: Vec<_> = self.learned.iter().filter_map(Result::ok).collect();
@@ -206,7 +204,7 @@ impl LearnedNames {
         let mut left = entries.len();
         for (key, learned) in entries {
             let count = counts.entry(key.netns).or_default();
-            if obsolete(&key, &learned, *count, is_crowded) && self.remove(&key, learned, used)? {
+            if obsolete(&key, &learned, *count, is_crowded) && self.remove(&key, learned)? {
                 *count -= 1;
                 left -= 1;
             }
@@ -222,10 +220,7 @@ impl LearnedNames {
     }
 
     /// Removes an entry, unless one that was used or told since it was read is to be kept.
-    fn remove(&mut self, key: &LearnedKey, read: Learned, used: Used) -> Result<bool, KernelError> {
-        if used == Used::Forgotten {
-            return ignore_absent(self.learned.remove(key)).map_err(error(map::LEARNED)).map(|()| true);
-        }
+    fn remove(&mut self, key: &LearnedKey, read: Learned) -> Result<bool, KernelError> {
         // One that is in use is not to be missing for a moment.
         if self.learned.get(key, 0).is_ok_and(|learned| learned.seen_ns != read.seen_ns) {
             return Ok(false);
@@ -243,14 +238,25 @@ impl LearnedNames {
     }
 }
 
-impl There {
-    /// Whether an address that no answer had and no connection used for so long is of no use, in a namespace that has so many.
-    fn is_obsolete(&self, netns: NetnsCookie, age: Duration, count: u32, is_crowded: bool) -> bool {
-        match self.netns.contains(&netns) {
-            true => count > MANY && age > LONG,
-            false if !self.are_all => age > LONG,
-            false => age > if is_crowded { LONG_GONE_CROWDED } else { LONG_GONE },
-        }
+/// Whether an address that no answer had and no connection used for so long is of no use, in a namespace that has so many.
+fn is_obsolete(is_there: bool, age: Duration, count: u32, is_crowded: bool) -> bool {
+    match (is_there, is_crowded) {
+        (true, _) => count > MANY && age > LONG,
+        (false, true) => age > LONG_GONE_CROWDED,
+        (false, false) => age > LONG,
+    }
+}
+
+impl Ports {
+    /// Makes these the ports that rules have.
+    fn set(&mut self, used: impl Iterator<Item = [u8; 2]>) {
+        self.used = used.collect();
+        self.unused.retain(|port, _| !self.used.contains(port));
+    }
+
+    /// Whether no rule has had a port for long.
+    fn is_unused(&mut self, port: [u8; 2], now: Duration) -> bool {
+        !self.used.contains(&port) && now.saturating_sub(*self.unused.entry(port).or_insert(now)) > UNUSED
     }
 }
 
@@ -340,18 +346,39 @@ mod tests {
 
     #[test]
     fn who_may_be_there_unseen_keeps_what_it_was_told() {
-        let (seen, unseen) = (NetnsCookie(1), NetnsCookie(2));
-        let sure = There { netns: [seen].into_iter().collect(), are_all: true };
-        let unsure = There { netns: sure.netns.clone(), are_all: false };
-        let (minutes, hours) = (Duration::from_secs(120), Duration::from_secs(2 * 3600));
-        let days = Duration::from_secs(48 * 3600);
-        for there in [&sure, &unsure] {
-            assert!(!there.is_obsolete(seen, days, MANY, true) && !there.is_obsolete(seen, hours, MANY + 1, true));
-            assert!(there.is_obsolete(seen, days, MANY + 1, false) && there.is_obsolete(unseen, days, 1, false));
+        let (minutes, hours, days) = (120, 2 * 3600, 48 * 3600);
+        let check = |is_there, age, count, is_crowded, expected| {
+            let age = Duration::from_secs(age);
+            assert_eq!(
+                is_obsolete(is_there, age, count, is_crowded),
+                expected,
+                "{is_there} {age:?} {count} {is_crowded}"
+            );
+        };
+        for is_crowded in [false, true] {
+            check(true, days, MANY, is_crowded, false);
+            check(true, hours, MANY + 1, is_crowded, false);
+            check(true, days, MANY + 1, is_crowded, true);
+            check(false, minutes, 1, is_crowded, false);
+            check(false, hours, 1, is_crowded, is_crowded);
+            check(false, days, 1, is_crowded, true);
         }
-        assert!(!sure.is_obsolete(unseen, minutes, 1, false) && sure.is_obsolete(unseen, minutes, 1, true));
-        assert!(sure.is_obsolete(unseen, hours, 1, false));
-        assert!(!unsure.is_obsolete(unseen, hours, 1, false) && !unsure.is_obsolete(unseen, hours, 1, true));
+    }
+
+    #[test]
+    fn a_port_that_is_used_again_before_long_was_never_unused() {
+        let (one, other) = ([0, 80], [0, 81]);
+        let (start, mut ports) = (Duration::from_secs(1000), Ports::default());
+        ports.set([one, other].into_iter());
+        assert!(!ports.is_unused(one, start) && !ports.is_unused(other, start));
+        ports.set([one].into_iter());
+        let later = start + 2 * UNUSED;
+        assert!(!ports.is_unused(other, later) && !ports.is_unused(other, later + UNUSED));
+        ports.set([one, other].into_iter());
+        ports.set([one].into_iter());
+        let last = later + 2 * UNUSED;
+        assert!(!ports.is_unused(other, last) && ports.is_unused(other, last + 2 * UNUSED));
+        assert!(!ports.is_unused(one, last + 2 * UNUSED));
     }
 
     #[test]

@@ -57,9 +57,11 @@ impl Walk<'_> {
             // Some may have ended before they were watched.
             processes = read()?.unwrap_or_default();
         }
-        // A process of another pid namespace reads as 0.
-        for pid in processes.lines().filter_map(|line| line.parse().ok()).filter(|&pid: &u32| pid != 0) {
-            let looked = self.process(pid);
+        for pid in processes.lines().filter_map(|line| line.parse().ok()) {
+            let looked = match pid {
+                0 => Err(at(&list)(ErrorKind::PermissionDenied.into())),
+                _ => self.process(pid),
+            };
             self.pass_over(looked)?;
         }
         let Some(children) = unless_gone(fs::read_dir(cgroup)).map_err(at(cgroup))? else { return Ok(()) };
@@ -127,5 +129,23 @@ fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
             Ok(None)
         }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_of_another_pid_namespace_is_passed_over() {
+        let cgroup = tempfile::tempdir().expect("a temporary directory");
+        let list = cgroup.path().join("cgroup.procs");
+        let own = std::process::id();
+        for (processes, is_passed_over) in [(format!("{own}\n"), false), (format!("0\n{own}\n"), true)] {
+            fs::write(&list, processes).expect("write");
+            let mut population = Population::new().expect("inotify");
+            let found = namespaces(&[cgroup.path().to_owned()], Look::Processes, &mut population).expect("a walk");
+            assert_eq!((found.threads.len(), found.passed_over.is_some()), (1, is_passed_over));
+        }
     }
 }
