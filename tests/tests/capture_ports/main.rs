@@ -1,6 +1,7 @@
 //! `--capture ports`: every connection to a configured port is looked at; those for configured hosts are upgraded wherever
 //! they go, and the rest is passed on byte for byte.
 
+mod bulk;
 mod ending;
 
 use std::{
@@ -224,26 +225,6 @@ fn an_answer_that_comes_before_the_request_is_over_arrives() -> Result<()> {
     // Its own reset may overtake the answer, as it may without us.
     ensure!(arrived > 0, "no answer arrived");
     Ok(())
-}
-
-#[test]
-fn much_of_another_protocol_goes_both_ways_as_it_is() -> Result<()> {
-    let bed = bed("bulk")?;
-    let _server = RawServer::start(bed.origin(), &bed.sockets(PLACE, 80), |stream| {
-        let (mut from, mut to) = (stream.try_clone()?, stream);
-        std::io::copy(&mut from, &mut to)?;
-        Ok(())
-    })?;
-    let agent = agent(&bed, &ELSEWHERE)?;
-    let bytes: Vec<u8> = (0..4_000_000_u32).map(|number| (number % 251) as u8).collect();
-    for address in bed.sockets(PLACE, 80) {
-        let client = bed.client_command(CLIENT)?.args(["talk", &address.to_string()]).stdin(bytes.clone());
-        let output = client.run()?.success()?;
-        ensure!(output.stdout == bytes, "{address}: {} bytes came back", output.stdout.len());
-    }
-    wait_until("both to be counted", PATIENCE, || {
-        agent.metrics().is_ok_and(|metrics| metrics.sum(PASSED_ON, &[("outcome", "complete")]) == 2.0)
-    })
 }
 
 #[test]
