@@ -44,6 +44,8 @@ elif action == "lines":
 elif action == "meet":
     calls = [channel.unary_unary(METHOD + "Meet").future(b"%d" % number, timeout=30) for number in range(10)]
     print(*(call.result().decode() for call in calls), flush=True)
+elif action == "remaining":
+    print(channel.unary_unary(METHOD + "Remaining")(b"", timeout=15).decode(), flush=True)
 elif action == "deadline":
     call("Wait", timeout=1)
 elif action == "cancel":

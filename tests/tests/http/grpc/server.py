@@ -30,6 +30,11 @@ def wait(request, context):
     return b""
 
 
+def remaining(request, context):
+    """How many seconds the client has left for this call."""
+    return str(context.time_remaining()).encode()
+
+
 together = threading.Barrier(10)
 
 
@@ -51,6 +56,7 @@ class Echo(grpc.GenericRpcHandler):
             "/test.Echo/Fail": grpc.unary_unary_rpc_method_handler(fail),
             "/test.Echo/Meet": grpc.unary_unary_rpc_method_handler(meet),
             "/test.Echo/Wait": grpc.unary_unary_rpc_method_handler(wait),
+            "/test.Echo/Remaining": grpc.unary_unary_rpc_method_handler(remaining),
             "/test.Echo/Stream": grpc.stream_stream_rpc_method_handler(echo),
         }.get(details.method)
 
