@@ -326,7 +326,7 @@ async fn connection_of(
     peer.tls = Some(seen);
     if http2 && let Some(conversation) = &shared.frames {
         let wire = Wire { received: Vec::new(), stream: Box::new(stream) };
-        return conversation(Frames { connection, wire, received: Vec::new() }).await;
+        return conversation(Frames::new(connection, wire)).await;
     }
     if http2 { http2::serve(stream, peer, shared).await } else { http1::serve(stream, peer, shared).await }
 }

@@ -260,7 +260,12 @@ impl Running {
 
     /// Standard output so far.
     pub fn stdout(&self) -> String {
-        String::from_utf8_lossy(&lock(&self.stdout)).into_owned()
+        String::from_utf8_lossy(&self.stdout_bytes()).into_owned()
+    }
+
+    /// The same, as bytes.
+    pub fn stdout_bytes(&self) -> Vec<u8> {
+        lock(&self.stdout).clone()
     }
 
     /// The lines of standard error so far.

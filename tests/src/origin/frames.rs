@@ -1,5 +1,7 @@
 //! HTTP/2 frame by frame (RFC 9113 section 4), for what no library would do.
 
+use std::collections::HashMap;
+
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Wire;
@@ -16,6 +18,9 @@ const WINDOW_UPDATE: u8 = 8;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+/// What there is room for to begin with (RFC 9113 section 6.9.2), and what a frame has at most, in bytes.
+const WINDOW: i64 = 65_535;
+const MAX_FRAME: i64 = 16_384;
 const MAX_CONCURRENT_STREAMS: u16 = 3;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const ENABLE_CONNECT_PROTOCOL: u16 = 8;
@@ -40,8 +45,18 @@ pub mod code {
 pub struct Frames {
     /// Number of the connection, from 0.
     pub connection: usize,
-    pub(super) wire: Wire,
-    pub(super) received: Vec<u8>,
+    wire: Wire,
+    received: Vec<u8>,
+    windows: Windows,
+}
+
+/// How much the client takes, in bytes.
+#[derive(Debug, Default)]
+struct Windows {
+    /// What it has said of all streams, beyond what there is to begin with.
+    initial: i64,
+    /// What has come to that of a stream, or of the connection (0), less what was sent.
+    changes: HashMap<u32, i64>,
 }
 
 /// A frame.
@@ -54,6 +69,11 @@ struct Frame {
 }
 
 impl Frames {
+    /// A connection of which nothing is read yet.
+    pub(super) fn new(connection: usize, wire: Wire) -> Self {
+        Self { connection, wire, received: Vec::new(), windows: Windows::default() }
+    }
+
     /// Takes the client's preface and tells it how many streams it may have.
     pub async fn greet(&mut self, max_concurrent_streams: u32) -> Result<()> {
         self.settle(&[(MAX_CONCURRENT_STREAMS, max_concurrent_streams)]).await
@@ -139,6 +159,22 @@ impl Frames {
         self.send(DATA, 0, stream, content).await
     }
 
+    /// Sends some of a response's content as the client makes room for it, where all of it is sent so.
+    pub async fn data_as_there_is_room(&mut self, stream: u32, mut content: &[u8]) -> Result<()> {
+        while !content.is_empty() {
+            let Some(room) = self.windows.room(stream) else {
+                self.next().await?.context("the client closes")?;
+                continue;
+            };
+            let (piece, rest) = content.split_at(room.min(content.len()));
+            self.windows.change(stream, -i64::try_from(piece.len())?);
+            self.windows.change(0, -i64::try_from(piece.len())?);
+            self.data(stream, piece).await?;
+            content = rest;
+        }
+        Ok(())
+    }
+
     /// Ends a response.
     pub async fn end(&mut self, stream: u32) -> Result<()> {
         self.send(DATA, END_STREAM, stream, &[]).await
@@ -184,7 +220,14 @@ impl Frames {
             let payload = self.received.drain(..HEADER + length).skip(HEADER).collect();
             let frame = Frame { kind, flags, stream, payload };
             match (frame.kind, frame.flags & ACK) {
-                (SETTINGS, 0) => self.send(SETTINGS, ACK, 0, &[]).await?,
+                (SETTINGS, 0) => {
+                    self.windows.settle(&frame.payload);
+                    self.send(SETTINGS, ACK, 0, &[]).await?;
+                }
+                (WINDOW_UPDATE, _) => {
+                    self.windows.change(frame.stream, u32::from_be_bytes(frame.payload[..].try_into()?).into());
+                    return Ok(Some(frame));
+                }
                 (PING, 0) => self.send(PING, ACK, 0, &frame.payload).await?,
                 _ => return Ok(Some(frame)),
             }
@@ -202,6 +245,28 @@ impl Frames {
         let bytes = self.wire.read().await?;
         self.received.extend_from_slice(&bytes);
         Ok(!bytes.is_empty())
+    }
+}
+
+impl Windows {
+    /// How much of a stream can be sent in one frame now, if anything.
+    fn room(&self, stream: u32) -> Option<usize> {
+        let change = |stream| self.changes.get(&stream).copied().unwrap_or_default();
+        let room = (WINDOW + self.initial + change(stream)).min(WINDOW + change(0)).min(MAX_FRAME);
+        usize::try_from(room).ok().filter(|room| *room > 0)
+    }
+
+    fn change(&mut self, stream: u32, by: i64) {
+        *self.changes.entry(stream).or_default() += by;
+    }
+
+    fn settle(&mut self, settings: &[u8]) {
+        for setting in settings.as_chunks::<6>().0 {
+            let [high, low, value @ ..] = *setting;
+            if u16::from_be_bytes([high, low]) == INITIAL_WINDOW_SIZE {
+                self.initial = i64::from(u32::from_be_bytes(value)) - WINDOW;
+            }
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Bodies that are larger than the agent may become.
 
+mod switched;
+
 use std::{
     fs,
     sync::{
@@ -158,15 +160,7 @@ fn a_slow_reader_slows_the_origin_down() -> Result<()> {
     let mut reader = bed.client_command("curl")?.args(arguments).spawn()?;
     wait_until("the answer to begin", PATIENCE, || written.load(Ordering::Relaxed) > 0)?;
     reader.signal(Signal::SIGSTOP)?;
-    let mut last = (u64::MAX, Instant::now());
-    wait_until("the origin to be held up", PATIENCE, || {
-        let now = written.load(Ordering::Relaxed);
-        if now != last.0 {
-            last = (now, Instant::now());
-        }
-        last.1.elapsed() > Duration::from_millis(500)
-    })?;
-    let held_at = written.load(Ordering::Relaxed);
+    let held_at = held_up_at(&written)?;
     ensure!(held_at < SIZE / 2, "the origin could write {} MiB to a reader that stands still", held_at / MIB);
     ensure!(agent.records().is_empty());
     let growth = peak_memory(&mut agent)?.saturating_sub(before);
@@ -214,6 +208,19 @@ fn a_slow_origin_slows_the_client_down() -> Result<()> {
     ensure!(client.wait(PATIENCE)?.success(), "{:?}", client.stderr());
     ensure!(agent.wait_for_records(1)?[0].text("received") == SIZE.to_string());
     Ok(())
+}
+
+/// How much could be written, once nothing more can.
+fn held_up_at(written: &AtomicU64) -> Result<u64> {
+    let mut last = (u64::MAX, Instant::now());
+    wait_until("the origin to be held up", PATIENCE, || {
+        let now = written.load(Ordering::Relaxed);
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        last.1.elapsed() > Duration::from_millis(500)
+    })?;
+    Ok(last.0)
 }
 
 /// Whether bytes wait in the client's loopback connection with the agent because the agent does not read them: the sum

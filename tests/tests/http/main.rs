@@ -82,6 +82,31 @@ fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
     [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1], payload].concat()
 }
 
+/// Begins HTTP/2, on which `protocol` is asked for on stream 1 (RFC 8441 section 4), as bytes.
+fn ask_in_http2(protocol: &str, path: &str) -> Vec<u8> {
+    // Fields as RFC 7541 has them: some with a name, or all, of its appendix A.
+    let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    let block = [
+        &[0x02][..],
+        &text("CONNECT"),
+        &[0x00],
+        &text(":protocol"),
+        &text(protocol),
+        &[0x86, 0x04],
+        &text(path),
+        &[0x01],
+        &text(HOST),
+        &[0x00],
+        &text("sec-websocket-version"),
+        &text("13"),
+    ]
+    .concat();
+    [HTTP2_BEGINS, &frame(1, 4, &block)].concat()
+}
+
+/// The head of a response, which is a 200 and nothing else.
+const AGREED: &[u8] = b"\x01\x04\0\0\0\x01\x88";
+
 fn configure(bed: &TestBed) -> Result<ConfigDir> {
     let config = bed.config_dir()?;
     config.write("rules.yaml", RULES)?;

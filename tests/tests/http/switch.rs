@@ -14,13 +14,13 @@ use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
 use super::{
-    CLIENT, HOST, HTTP2_BEGINS, agent_with_one_worker, configure, converse, curl, frame, origin, origin_http2,
+    AGREED, CLIENT, HOST, agent_with_one_worker, ask_in_http2, configure, converse, curl, frame, origin, origin_http2,
     origin_with_chat,
 };
 
-const ASK: &str = "GET /chat HTTP/1.1\r\nHost: edition.cnn.com\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
+pub(crate) const ASK: &str = "GET /chat HTTP/1.1\r\nHost: edition.cnn.com\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-const AGREE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+pub(crate) const AGREE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 #[test]
@@ -53,6 +53,7 @@ fn a_web_socket_can_share_a_connection_of_http2() -> Result<()> {
         .web_sockets()
         .handler(|request| match request.target.as_str() {
             "/chat" => Reply::Echo(AGREE.into()),
+            "/other" => Reply::Echo(AGREE.replace("websocket", "other").into()),
             "/declined" => Reply::status(403, &[], "not you"),
             _ => Reply::ok("fine"),
         })
@@ -96,9 +97,9 @@ fn a_web_socket_can_share_a_connection_of_http2() -> Result<()> {
     let output = converse(&bed, ask.replace("/chat", "/declined"))?.success()?;
     ensure!(output.text().starts_with("HTTP/1.1 403 ") && output.text().ends_with("not you"), "{output:?}");
     // What asks for something else has to do with HTTP/1.1, and whatever it comes to nobody else notices.
-    let other = ASK.replace("websocket", "other").replace("/chat", "/other");
-    let output = converse(&bed, other)?.success()?;
-    ensure!(output.text().starts_with("HTTP/1.1 200 "), "{output:?}");
+    let other = |head: &str| head.replace("websocket", "other").replace("/chat", "/other") + "first message";
+    let output = converse(&bed, other(ASK))?.success()?;
+    ensure!(output.text() == other(AGREE), "{output:?}");
     let versions: Vec<_> = origin.take_requests().into_iter().map(|request| request.version).collect();
     ensure!(versions == ["HTTP/2", "HTTP/1.1"], "{versions:?}");
     ensure!(curl(&bed, &[])?.success()?.text() == "fine");
@@ -119,31 +120,6 @@ fn a_web_socket_goes_over_http1_where_http2_has_none() -> Result<()> {
     ensure!(versions == ["HTTP/2", "HTTP/1.1"], "{versions:?}");
     Ok(())
 }
-
-/// Begins HTTP/2, on which `protocol` is asked for on stream 1 (RFC 8441 section 4), as bytes.
-fn ask_in_http2(protocol: &str, path: &str) -> Vec<u8> {
-    // Fields as RFC 7541 has them: some with a name, or all, of its appendix A.
-    let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
-    let block = [
-        &[0x02][..],
-        &text("CONNECT"),
-        &[0x00],
-        &text(":protocol"),
-        &text(protocol),
-        &[0x86, 0x04],
-        &text(path),
-        &[0x01],
-        &text(HOST),
-        &[0x00],
-        &text("sec-websocket-version"),
-        &text("13"),
-    ]
-    .concat();
-    [HTTP2_BEGINS, &frame(1, 4, &block)].concat()
-}
-
-/// The head of a response, which is a 200 and nothing else.
-const AGREED: &[u8] = b"\x01\x04\0\0\0\x01\x88";
 
 /// An application that speaks HTTP/2 is offered them (RFC 8441 section 3), whatever the origin speaks.
 #[test]
@@ -242,7 +218,7 @@ fn a_web_socket_of_http2_ends_with_its_client() -> Result<()> {
 }
 
 /// The head by which a server agrees to the key of a request.
-fn agree_to(request: &Request) -> String {
+pub(crate) fn agree_to(request: &Request) -> String {
     let key = request.header("sec-websocket-key").unwrap_or_default();
     let seed = [key.as_bytes(), b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
     let proof = BASE64_STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &seed));
