@@ -141,7 +141,7 @@ enum Command {
         #[arg(long)]
         count: bool,
     },
-    /// Sends POST requests, each to a path of its own; prints a number and a status for each.
+    /// Sends POST requests, each to a path of its own and with its number for content; prints a number and a status for each.
     Once {
         #[command(flatten)]
         target: Target,

@@ -11,8 +11,8 @@ use anyhow::Result;
 
 use crate::{request::read_response, target::Target};
 
-/// Sends `count` POST requests, each to a path of its own, on so many connections, each for as long as it lasts. Prints a line for
-/// each: the number that is its path, and the status; `-` for what was not answered.
+/// Sends `count` POST requests, each to a path of its own and with the same number for content, on so many connections, each for as long as it lasts. Prints a line for
+/// each: the number, and the status; `-` for what was not answered.
 pub(crate) fn once(mut target: Target, host: &str, count: usize, clients: usize) -> Result<()> {
     target.quiet = true;
     let (target, next) = (&target, &AtomicUsize::new(0));
@@ -35,7 +35,7 @@ pub(crate) fn once(mut target: Target, host: &str, count: usize, clients: usize)
 }
 
 fn post(target: &Target, host: &str, number: usize, kept: &mut Option<TcpStream>) -> Result<String> {
-    let bytes = format!("POST /{number} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\n\r\nhello");
+    let bytes = format!("POST /{number} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 8\r\n\r\n{number:08}");
     let mut stream = match kept.take() {
         Some(mut stream) => {
             stream.write_all(bytes.as_bytes())?;
