@@ -99,17 +99,20 @@ fn the_proxy_is_compared_with_another() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (json, svg) = (dir.path().join("figures.json"), dir.path().join("chart.svg"));
     let mut bench = Command::new(env!("CARGO_BIN_EXE_bench")).args(["proxy", "--quick", "--rounds", "1"]);
-    for peer in ["egress-http1", "nginx", "direct-https"] {
+    for peer in ["egress-http1", "egress-http2", "nginx", "direct-https"] {
         bench = bench.args(["--peer", peer]);
     }
     // One of each kind.
-    for scenario in ["keepalive", "connect", "handshake", "rate", "relay", "idle", "startup", "seed"] {
+    let kinds =
+        ["keepalive", "keepalive-1000", "connect", "100k", "100m", "handshake", "rate", "relay", "idle", "startup"];
+    for scenario in kinds.into_iter().chain(["startup-first", "seed", "namespaces"]) {
         bench = bench.args(["--scenario", scenario]);
     }
     let bench = bench.arg("--json").arg(&json).arg("--svg").arg(&svg).patience(Duration::from_secs(120));
     let output = bench.run()?.success()?;
     for part in [
-        "to the origin, resumes TLS sessions\nnginx: ",
+        "to the origin, resumes TLS sessions\negress, HTTP/2: ",
+        "speaks HTTP/2.0 to the origin\nnginx: ",
         "\n1 KB on 64 kept connections (1 rounds)\n",
         "egress, HTTP/1.1 : nginx ",
     ] {
@@ -134,15 +137,26 @@ fn the_proxy_is_compared_with_another() -> Result<()> {
         }
         anyhow::Ok(())
     };
-    for name in ["egress, HTTP/1.1", "nginx"] {
-        for scenario in ["keepalive", "connect", "handshake", "rate"] {
-            check(scenario, name, &["cpu_us", "p50_us", "p99_us", "p999_us", "requests_per_second"])?;
+    const OF_LOAD: &[&str] = &["cpu_us", "p50_us", "p99_us", "p999_us", "requests_per_second"];
+    for name in ["egress, HTTP/1.1", "egress, HTTP/2", "nginx"] {
+        for scenario in ["keepalive", "keepalive-1000", "connect", "100k", "rate"] {
+            check(scenario, name, OF_LOAD)?;
         }
+        check("100m", name, &["cpu_ms_per_100_mb", "megabytes_per_second"])?;
         check("idle", name, &["idle_resident_mib", "resident_mib"])?;
         check("startup", name, &["milliseconds"])?;
     }
+    for name in ["egress, HTTP/1.1", "nginx"] {
+        check("handshake", name, OF_LOAD)?;
+    }
+    for name in ["1 pod", "250 pods"] {
+        check("namespaces", name, OF_LOAD)?;
+    }
+    check("startup-first", "egress, HTTP/2", &["milliseconds"])?;
     check("relay", "egress, HTTP/1.1", &["cpu_us", "p50_us", "requests_per_second"])?;
     check("keepalive", "direct HTTPS", &["p50_us", "requests_per_second"])?;
+    let growth = figures["growth"].as_array().context("growth")?;
+    ensure!(!growth.is_empty() && growth.iter().all(|row| row["ratio"].as_f64().is_some()), "{growth:#?}");
     // There the handshakes would be the client's.
     ensure!(names("handshake")? == ["egress, HTTP/1.1", "nginx"], "{figures:#}");
     // Each round trip takes 40 ms: a warm upstream connection needs one, a cold one three, the redirect two more.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     figures::{Measure, Measured},
-    grounds::{Cores, Grounds, Origin, PRECONNECTED},
+    grounds::{Cores, Grounds, HTTP1, Origin, PRECONNECTED},
     peer::{Peer, Target, Upstream},
     program::{Program, Servers},
     scenario::{Pattern, Scenario},
@@ -80,6 +80,7 @@ impl Bench<'_> {
     pub(super) fn own(&mut self, scenario: Scenario) -> Result<Vec<Labelled>> {
         match scenario {
             Scenario::Seed => seed(self.grounds.cores),
+            Scenario::StartupFirst => self.first_startup(),
             Scenario::Cores => self.cores(),
             _ => self.namespaces(),
         }
@@ -149,11 +150,26 @@ impl Bench<'_> {
         ])
     }
 
-    /// From before the fork to the first response. What an agent has pinned is there already: as at any start but the first.
+    /// What an agent has pinned is there already: as at any start but the first.
     fn startup(&mut self, target: &Target, program: Program) -> Result<Measured> {
-        const PATIENCE: Duration = Duration::from_secs(30);
         self.servers.ensure(program)?;
         self.servers.stop(program);
+        self.first_response(target, program)
+    }
+
+    /// Without what an agent has pinned. Where HTTP/2 is spoken nobody answers in clear meanwhile.
+    fn first_startup(&mut self) -> Result<Vec<Labelled>> {
+        let peer = Peer::EgressHttp2;
+        let target = peer.target(self.grounds, Upstream::Kept).context("there is an origin for all")?;
+        self.servers.stop(Program::Egress);
+        let pins = self.grounds.bed.bpffs().join("egress");
+        fs::remove_dir_all(&pins).with_context(|| format!("removing {}", pins.display()))?;
+        Ok(vec![(peer.label(), self.first_response(&target, Program::Egress)?)])
+    }
+
+    /// From before the fork to the first response.
+    fn first_response(&mut self, target: &Target, program: Program) -> Result<Measured> {
+        const PATIENCE: Duration = Duration::from_secs(30);
         let mut arguments = target.arguments(self.grounds);
         arguments.push("--first".to_owned());
         let mut client = self.grounds.client_command(target.is_intercepted, &arguments)?.spawn()?;
@@ -237,8 +253,7 @@ fn seed(cores: Cores) -> Result<Vec<Labelled>> {
     };
     let through =
         |peer: Peer| peer.target(&grounds, Upstream::Kept).context("an origin").and_then(|target| once(&target));
-    // A redirect and a file in clear are as long on the way: one round trip for the connection, one for the response.
-    let (redirect, https) = (through(Peer::DirectHttp)?, through(Peer::DirectHttps)?);
+    let (redirected, https) = (redirected(&grounds)?, through(Peer::DirectHttps)?);
     let (cold, warm) = (through(Peer::EgressHttp1)?, through(Peer::EgressHttp1)?);
     let (cold_http2, warm_http2) = (through(Peer::EgressHttp2)?, through(Peer::EgressHttp2)?);
     let address = SocketAddr::new(grounds.address(PRECONNECTED), 80);
@@ -248,7 +263,7 @@ fn seed(cores: Cores) -> Result<Vec<Labelled>> {
     let preconnected = once(&preconnected)?;
     let row = |label, milliseconds| (label, vec![(Measure::Time, milliseconds)]);
     Ok(vec![
-        row("301 and HTTPS, added up", redirect + https),
+        row("301 and HTTPS", redirected),
         row("direct HTTPS", https),
         row("egress, cold", cold),
         row("egress, warm", warm),
@@ -256,6 +271,15 @@ fn seed(cores: Cores) -> Result<Vec<Labelled>> {
         row("egress, HTTP/2, warm", warm_http2),
         row("egress, preconnected", preconnected),
     ])
+}
+
+/// What one client takes that follows the redirect which a request in clear is answered with, in milliseconds.
+fn redirected(grounds: &Grounds) -> Result<f64> {
+    let arguments = ["-q", "-sSL", "--fail", "--http1.1", "-o", "/dev/null", "-w", "%{num_redirects} %{time_total}"];
+    let output = grounds.bed.outside_command("curl")?.args(arguments).arg(format!("http://{HTTP1}/1k"));
+    let output = output.run()?.success()?.text();
+    let seconds = output.strip_prefix("1 ").with_context(|| format!("there was not one redirect: {output}"))?;
+    Ok(1e3 * seconds.parse::<f64>()?)
 }
 
 /// The rules for the host to which connections are made before they are needed.

@@ -39,6 +39,8 @@ pub(super) enum Scenario {
     Idle,
     /// From the start of the process to the first response
     Startup,
+    /// The same of egress where no agent has been, so that its programs are yet to be loaded
+    StartupFirst,
     /// The first request of a client that is 20 ms away from the origin
     Seed,
     /// egress with one worker on a core, and two on two
@@ -85,6 +87,7 @@ impl Scenario {
             Self::RelayMegabytes => "100 MB in clear, passed on as it is, on 8 connections at a time",
             Self::Idle => "memory, in MiB: started, and with 5,000 idle client connections",
             Self::Startup => "from the start of the process to the first response",
+            Self::StartupFirst => "from the start of the first process ever to the first response",
             Self::Seed => "the first 1 KB over a link with 20 ms in each direction",
             Self::Cores => "1 KB on 64 kept connections, proxy on one core and on two",
             Self::Namespaces => "1 KB on 64 kept connections, with more network namespaces served",
@@ -107,7 +110,7 @@ impl Scenario {
             Self::RelayMegabytes => "100 MB, passed on",
             Self::Idle => "5,000 idle connections",
             Self::Startup => "start",
-            Self::Seed | Self::Cores | Self::Namespaces => self.title(),
+            Self::StartupFirst | Self::Seed | Self::Cores | Self::Namespaces => self.title(),
         }
     }
 
@@ -134,7 +137,9 @@ impl Scenario {
             Self::RelayMegabytes => {
                 Pattern { connections: 8, requests: Some(16), upstream: Upstream::Plain, ..megabytes }
             }
-            Self::Idle | Self::Startup | Self::Seed | Self::Cores | Self::Namespaces => return None,
+            Self::Idle | Self::Startup | Self::StartupFirst | Self::Seed | Self::Cores | Self::Namespaces => {
+                return None;
+            }
         })
     }
 }
