@@ -24,7 +24,7 @@ use egress_common::names::{self, map, program};
 
 pub use self::{
     destinations::{Destinations, Intercepted},
-    error::{KernelError, privilege_hint},
+    error::{KernelError, capabilities, privilege_hint},
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
     learned::{LearnedNames, NameRules, Room},

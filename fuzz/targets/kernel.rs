@@ -1,4 +1,4 @@
-//! What the kernel says: lists of sockets, and the mount table.
+//! What the kernel says: lists of sockets, the mount table, and which cgroup and capabilities a process has.
 
 #![no_main]
 
@@ -8,7 +8,10 @@ use std::{
 };
 
 use egress::{
-    kernel::cgroup::find_mount,
+    kernel::{
+        capabilities,
+        cgroup::{find_mount, find_own},
+    },
     netns::sock_diag::{Connection, Protocol, read},
 };
 use libfuzzer_sys::fuzz_target;
@@ -26,6 +29,7 @@ const SK_BPF_STORAGES: u16 = 20;
 fuzz_target!(|bytes: &[u8]| {
     check_sockets(bytes);
     check_mounts(bytes);
+    check_process(bytes);
 });
 
 /// Whoever takes the bytes apart by the kernel's headers finds the same sockets.
@@ -97,4 +101,19 @@ fn check_mounts(bytes: &[u8]) {
         table.extend_from_slice(format!(" {kind} rw 0 0\n").as_bytes());
     }
     assert_eq!(find_mount(&table).expect("there is one").as_os_str().as_bytes(), path);
+}
+
+/// Its cgroup and its capabilities are found whatever they are, and whatever is said before.
+fn check_process(bytes: &[u8]) {
+    let _ = (find_own(bytes), capabilities(bytes));
+    let (before, rest) = bytes.split_at(bytes.len() / 2);
+    // One line; what it begins with makes it another.
+    let line = |name: &[u8]| [name, &before.iter().map(|byte| byte.max(&b' ')).copied().collect::<Vec<_>>()].concat();
+    if !rest.contains(&b'\n') {
+        let list = [&line(b"1:name=systemd:/"), &b"\n0::/"[..], rest, b"\n"].concat();
+        assert_eq!(find_own(&list).as_os_str().as_bytes(), rest);
+    }
+    let effective = rest.iter().fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
+    let status = [&line(b"Name:\t"), format!("\nCapPrm:\t0\nCapEff:\t{effective:016x}\n").as_bytes()].concat();
+    assert_eq!(capabilities(&status), Some(effective));
 }

@@ -57,6 +57,14 @@ pub fn find_mount(mounts: &[u8]) -> Option<PathBuf> {
     })
 }
 
+/// The cgroup that a process is in, below where the hierarchy is mounted, by the list in its `cgroup` file in /proc. It can have any
+/// bytes in its path, and so can what it is in of version 1.
+pub fn find_own(list: &[u8]) -> PathBuf {
+    // The line of the version 2 hierarchy starts with "0::" (cgroups(7)).
+    let own = list.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"));
+    OsString::from_vec(own.unwrap_or_default().to_vec()).into()
+}
+
 /// Mount tables write blanks and backslashes as octal escapes (getmntent(3)).
 fn unescape(path: &[u8]) -> Vec<u8> {
     let (mut plain, mut rest) = (Vec::with_capacity(path.len()), path);
@@ -144,10 +152,8 @@ impl ChildCgroup {
     /// # Errors
     /// No cgroup2 is mounted, or we may not write there.
     pub fn create(name: &str) -> Result<Self, CgroupError> {
-        let own = fs::read_to_string("/proc/self/cgroup").map_err(io_error("/proc/self/cgroup"))?;
-        // The line of the version 2 hierarchy starts with "0::" (cgroups(7)).
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-        Self::create_in(&mount_point()?.join(own), name)
+        let own = fs::read("/proc/self/cgroup").map_err(io_error("/proc/self/cgroup"))?;
+        Self::create_in(&mount_point()?.join(find_own(&own)), name)
     }
 
     /// Makes a cgroup called `name` in another.
@@ -232,6 +238,18 @@ mod tests {
         };
         check(&["/cg/a/b", "/cg/a", "/cg/a"], &["/cg/a"]);
         check(&["/cg/ab", "/cg/a", "/cg/a/x/y"], &["/cg/a", "/cg/ab"]);
+    }
+
+    #[test]
+    fn the_own_cgroup_is_that_of_version_2() {
+        let check = |list: &[u8], expected: &[u8]| {
+            assert_eq!(find_own(list).into_os_string().into_vec(), expected);
+        };
+        check(b"0::/user.slice/a b:c\n", b"user.slice/a b:c");
+        check(b"12:cpu,cpuacct:/0::/x\n1:name=systemd:/\xff\n0::/\xfe\n", b"\xfe");
+        check(b"0::/\n", b"");
+        check(b"1:cpu:/a\n", b"");
+        check(b"", b"");
     }
 
     #[test]

@@ -75,13 +75,18 @@ const CAPABILITIES: [(u32, &str); 4] =
 
 /// Which privileges this process lacks, if that is what an error may come from.
 pub fn privilege_hint() -> String {
-    fs::read_to_string("/proc/self/status").map_or_else(|_| String::new(), |status| lacks(&status))
+    let effective = fs::read("/proc/self/status").ok().and_then(|status| capabilities(&status));
+    effective.map_or_else(String::new, lacks)
+}
+
+/// The capabilities in force of a process, by the `status` file in /proc. Its name, which is there too, can be any bytes.
+pub fn capabilities(status: &[u8]) -> Option<u64> {
+    let effective = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"CapEff:"))?;
+    u64::from_str_radix(str::from_utf8(effective).ok()?.trim(), 16).ok()
 }
 
 /// The user's id says nothing: root in a container can lack any.
-fn lacks(status: &str) -> String {
-    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
-    let Some(effective) = effective else { return String::new() };
+fn lacks(effective: u64) -> String {
     let lacking = CAPABILITIES.iter().filter(|(number, _)| effective >> number & 1 == 0);
     let lacking: Vec<_> = lacking.map(|(_, name)| *name).collect();
     if lacking.is_empty() { String::new() } else { format!(" (egress needs root: it lacks {})", lacking.join(", ")) }
@@ -93,13 +98,16 @@ mod tests {
 
     #[test]
     fn what_is_lacking_is_named() {
-        let check = |effective, expected| assert_eq!(lacks(&format!("Uid:\t0\nCapEff:\t{effective}\n")), expected);
-        check("000001ffffffffff", "");
-        check(
-            "00000000a80425fb",
-            " (egress needs root: it lacks CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE)",
-        );
-        check("000001ffffdfffff", " (egress needs root: it lacks CAP_SYS_ADMIN)");
-        check("none", "");
+        assert_eq!(lacks(0x1ff_ffff_ffff), "");
+        let all = " (egress needs root: it lacks CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE)";
+        assert_eq!(lacks(0xa804_25fb), all);
+        assert_eq!(lacks(0x1ff_ffdf_ffff), " (egress needs root: it lacks CAP_SYS_ADMIN)");
+    }
+
+    #[test]
+    fn capabilities_are_read_whatever_the_process_is_called() {
+        assert_eq!(capabilities(b"Name:\t\xff\nCapPrm:\t0\nCapEff:\t00000000a80425fb\n"), Some(0xa804_25fb));
+        assert_eq!(capabilities(b"CapEff:\tnone\n"), None);
+        assert_eq!(capabilities(b"Name:\tegress\n"), None);
     }
 }
