@@ -19,6 +19,7 @@ use tokio::{
     time::{Instant, Sleep, sleep, timeout},
 };
 
+pub use self::http2::translate;
 use crate::{
     body::{BodyError, Incoming, ResponseBody},
     drain::Drain,

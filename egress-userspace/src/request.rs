@@ -30,7 +30,7 @@ use http::{Method, Version, header};
 use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
-pub use self::respond::ProxyError;
+pub use self::{attempt::prepare, respond::ProxyError};
 use self::{
     exchange::Exchange,
     host::RequestHost,
@@ -261,7 +261,7 @@ impl Conversation {
             timeout: None,
             retries: None,
         };
-        attempt::prepare(head, host);
+        prepare(head, host);
         self.exchange(host, head, content, sending, record).await.map(Reply::Upstream)
     }
 

@@ -1,18 +1,25 @@
 //! Content of HTTP/1: it is the same however it comes, there is never more of it than was announced, and what we frame is read
-//! as what it was. The first byte says how it is framed: `c` in chunks, `e` by the end of the connection; any other is a length.
+//! as what it was; and so it is where content is a tunnel's. The first byte says how it is framed: `c` in chunks, `e` by the end of the connection; any other is a length.
 
 #![no_main]
 
-use std::iter;
+use std::{
+    collections::VecDeque,
+    io, iter,
+    pin::Pin,
+    task::{Context, Poll, Waker, ready},
+};
 
 use bytes::{Bytes, BytesMut};
 use egress::{
     body::Frame,
     head::Fields,
     http1::{Decoder, Encoder, Fault, Framing, Output, Progress},
+    upstream::tunnel::Posted,
 };
 use egress_fuzz::pieces;
 use libfuzzer_sys::fuzz_target;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&first, bytes)) = bytes.split_first() else { return };
@@ -33,6 +40,9 @@ fuzz_target!(|bytes: &[u8]| {
         Framing::Chunked => check_chunks(bytes, &whole),
     }
     check_encoded(bytes, &whole.trailers);
+    if framing == Framing::Chunked || framing == Framing::Close {
+        check_tunnel(bytes, framing == Framing::Chunked, &whole);
+    }
 });
 
 #[derive(Debug, PartialEq)]
@@ -156,7 +166,98 @@ fn check_encoded(content: &[u8], trailers: &Trailers) {
 /// What goes to a connection.
 fn written(mut output: Output) -> Vec<u8> {
     let mut written = Vec::new();
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    assert!(matches!(output.poll_write(&mut written, &mut context), std::task::Poll::Ready(Ok(()))));
+    assert!(matches!(output.poll_write(&mut written, &mut context()), Poll::Ready(Ok(()))));
     written
+}
+
+fn context() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+/// What comes out of a tunnel is the content of the response, of which some may have come with its head, and what goes into it is that
+/// of the request.
+fn check_tunnel(bytes: &[u8], is_chunked: bool, whole: &Decoded) {
+    let mut pieces: VecDeque<_> = pieces(bytes).collect();
+    let early = pieces.pop_front().unwrap_or_default().into();
+    let mut tunnel = Posted::new(Wire { pieces, ..Wire::default() }, early, is_chunked);
+    let mut content = Vec::new();
+    let end = loop {
+        let mut room = [0; 7];
+        let mut room = ReadBuf::new(&mut room);
+        match Pin::new(&mut tunnel).poll_read(&mut context(), &mut room) {
+            Poll::Pending => {}
+            Poll::Ready(Ok(())) if room.filled().is_empty() => break None,
+            Poll::Ready(Ok(())) => content.extend_from_slice(room.filled()),
+            Poll::Ready(Err(error)) => break Some(error.kind()),
+        }
+    };
+    let expected = match whole.end {
+        End::Complete => None,
+        End::Closed => Some(io::ErrorKind::UnexpectedEof),
+        End::Malformed(_) => Some(io::ErrorKind::InvalidData),
+    };
+    assert!((&content, end) == (&whole.content, expected), "{end:?} after {content:?}");
+
+    let mut wire = Wire::default();
+    let mut tunnel = Posted::new(&mut wire, BytesMut::new(), is_chunked);
+    for mut piece in self::pieces(bytes) {
+        while !piece.is_empty() {
+            let written = Pin::new(&mut tunnel).poll_write(&mut context(), piece);
+            piece = &piece[done(written).unwrap_or_default()..];
+        }
+    }
+    while done(Pin::new(&mut tunnel).poll_shutdown(&mut context())).is_none() {}
+    assert_eq!(read_chunks(&wire.written), Some((bytes.to_vec(), wire.written.len())));
+}
+
+fn done<T>(polled: Poll<io::Result<T>>) -> Option<T> {
+    match polled {
+        Poll::Ready(result) => Some(result.expect("nothing fails")),
+        Poll::Pending => None,
+    }
+}
+
+/// A connection that has something, and takes something, every other time.
+#[derive(Default)]
+struct Wire<'a> {
+    pieces: VecDeque<&'a [u8]>,
+    written: Vec<u8>,
+    is_ready: bool,
+}
+
+impl Wire<'_> {
+    fn poll_ready(&mut self) -> Poll<()> {
+        self.is_ready = !self.is_ready;
+        if self.is_ready { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl AsyncRead for Wire<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_ready());
+        let next = self.pieces.pop_front().unwrap_or_default();
+        let (now, later) = next.split_at(next.len().min(buffer.remaining()));
+        buffer.put_slice(now);
+        if !later.is_empty() {
+            self.pieces.push_front(later);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Wire<'_> {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_ready());
+        let taken = &bytes[..bytes.len().min(11)];
+        self.written.extend_from_slice(taken);
+        Poll::Ready(Ok(taken.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }

@@ -12,6 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::stream::translate;
 use super::DRAIN_GRACE;
 use crate::{
     drain::Drain,

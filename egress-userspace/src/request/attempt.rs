@@ -188,7 +188,7 @@ pub(super) async fn discard(content: &Content) {
 }
 
 /// Makes the head what the origin should see: what the application sent, less what concerns our connection alone.
-pub(super) fn prepare(head: &mut RequestHead, host: &RequestHost) {
+pub fn prepare(head: &mut RequestHead, host: &RequestHost) {
     headers::remove_hop_by_hop(&mut head.fields);
     if head.uri().authority().is_some() {
         // To an origin goes the origin form, with the target's authority as Host (RFC 9112 sections 3.2.1 and 3.2.2).

@@ -155,7 +155,7 @@ impl Exclusive {
         let is_head = head.method == Method::HEAD;
         {
             let wire = &mut *self.wire.borrow_mut();
-            let (framing, more) = framing(head, &body);
+            let (framing, more) = framing(head, body.is_end_stream());
             // Many an origin sends them only to who says so.
             if trailers && !headers::asks_to_switch(&head.fields) {
                 http1::request_head(head, &[more, TAKES_TRAILERS].concat(), &mut wire.output.buffer());
@@ -183,19 +183,20 @@ impl Exclusive {
     }
 }
 
-/// How the origin can tell the end of a request's content, and a field that says so if the head has none.
-fn framing(head: &RequestHead, body: &RequestBody) -> (Framing, &'static [(&'static str, &'static str)]) {
+/// How the origin can tell the end of a request's content, of which there is none if it has ended; and a field that says so if the head
+/// has none.
+pub fn framing(head: &RequestHead, has_ended: bool) -> (Framing, &'static [(&'static str, &'static str)]) {
     match http1::announced(&head.fields) {
         _ if head.fields.contains(&header::TRANSFER_ENCODING) => (Framing::Chunked, &[]),
         Some(length) => (Framing::Length(length), &[]),
         // HTTP/2 has another way to say that there is none (RFC 9110 section 8.6).
-        None if body.is_end_stream()
+        None if has_ended
             && head.version == Version::HTTP_2
             && matches!(head.method, Method::POST | Method::PUT | Method::PATCH) =>
         {
             (Framing::Length(0), &[("Content-Length", "0")])
         }
-        None if body.is_end_stream() => (Framing::Length(0), &[]),
+        None if has_ended => (Framing::Length(0), &[]),
         None => (Framing::Chunked, &[("Transfer-Encoding", "chunked")]),
     }
 }

@@ -151,7 +151,7 @@ async fn switch(
 
 /// Says in HTTP/1.1 what a head says in HTTP/2 (RFC 9113 sections 8.2.3 and 8.3.1), and what is wrong with it. A Host that names another
 /// host than `:authority` stays beside it: nobody can say whose request that is.
-fn translate(request: Requested) -> (RequestHead, Option<Fault>) {
+pub fn translate(request: Requested) -> (RequestHead, Option<Fault>) {
     let Requested { method, path, mut fields, fault, .. } = request;
     let mut hosts = fields.get_all(&header::HOST);
     let is_said_twice = matches!(

@@ -36,7 +36,7 @@ pub struct Posted<S = TcpStream> {
 
 impl<S> Posted<S> {
     /// The tunnel, after the head of the response, which was followed by what is already `received`.
-    pub(super) fn new(stream: S, received: BytesMut, is_chunked: bool) -> Self {
+    pub fn new(stream: S, received: BytesMut, is_chunked: bool) -> Self {
         Self {
             stream,
             input: Input::new(received),
