@@ -192,7 +192,9 @@ fn target(path: &Bytes, method: &Method) -> Result<Uri, Fault> {
     if path.starts_with(b"/") {
         return http1::uri(path, path, method);
     }
-    let target = PathAndQuery::from_maybe_shared(path.clone()).map_err(|_| Fault::Target)?;
+    // A fragment alone, which is dropped, would be taken for no path.
+    let target = PathAndQuery::from_maybe_shared(path.clone()).ok().filter(|_| !path.starts_with(b"#"));
+    let target = target.ok_or(Fault::Target)?;
     Ok(Uri::from(origin_form(Some(target))))
 }
 
@@ -234,7 +236,7 @@ mod tests {
 
     #[test]
     fn what_is_no_path_is_told() {
-        for path in [&b"/a b"[..], b"a", b"/a# HTTP/1.0", b"/a#b\tc", b"/a?b#\x7f"] {
+        for path in [&b"/a b"[..], b"a", b"#a", b"/a# HTTP/1.0", b"/a#b\tc", b"/a?b#\x7f"] {
             assert_eq!(get(path, Fields::default()).1, Some(Fault::Target), "{path:?}");
         }
         let long = [b"/".repeat(65_535), b"<".to_vec()];
