@@ -19,6 +19,9 @@ pub struct Destination {
 }
 map_type!(Destination, 2 + 2 + 16);
 
+/// Entries of the `DESTINATIONS` trie at most.
+pub const MAX_DESTINATIONS: usize = 1 << 20;
+
 /// Why a destination is intercepted; the value of the `DESTINATIONS` trie.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -57,6 +57,12 @@ pub struct Learned {
 }
 map_type!(Learned, 8);
 
+/// Entries of the `NAMES` trie at most.
+pub const MAX_NAMES: usize = 262_144;
+
+/// Entries of the `LEARNED` map at most.
+pub const MAX_LEARNED: usize = 262_144;
+
 /// Entries of the `LEARNED` map that one network namespace can have, so that none takes the room of the others.
 pub const LEARNED_PER_NETNS: u32 = 4096;
 

@@ -31,6 +31,9 @@ pub mod self_test;
 /// Version of the map layouts in this crate.
 pub const LAYOUT_VERSION: u32 = 4;
 
+/// Network namespaces that there is room for.
+pub const MAX_NETNS: usize = 16_384;
+
 /// Asserts at compile time that a type has no padding, and lets userspace store it in maps.
 macro_rules! map_type {
     ($type:ty, $size:expr) => {

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use egress_common::{address::IpBytes, destination::Destination};
 
 const IPPROTO_TCP: u32 = 6;
-const IPPROTO_UDP: u32 = 17;
+pub const IPPROTO_UDP: u8 = 17;
 /// The protocol of a multipath TCP socket; its subflows are TCP.
 const IPPROTO_MPTCP: u32 = 262;
 
@@ -99,7 +99,7 @@ impl<'a, F: Family> ConnectContext<'a, F> {
     /// Whether it is for datagrams.
     #[inline(always)]
     pub fn is_udp(&self) -> bool {
-        self.protocol() == IPPROTO_UDP
+        self.protocol() == u32::from(IPPROTO_UDP)
     }
 
     #[inline(always)]

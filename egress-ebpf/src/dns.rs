@@ -10,7 +10,7 @@ use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_skb_load_bytes, program
 use self::message::{HEADER_LEN, Learned};
 pub use self::message::{MESSAGE_LEN, State};
 use crate::{
-    context::{ConnectContext, Family},
+    context::{ConnectContext, Family, IPPROTO_UDP},
     maps::{self, Socket},
 };
 
@@ -19,7 +19,6 @@ const PORT: [u8; 2] = 53u16.to_be_bytes();
 const IPV6_HEADER_LEN: usize = 40;
 /// Where an IPv6 header says what follows it.
 const IPV6_NEXT_HEADER: usize = 6;
-const IPPROTO_UDP: u8 = 17;
 const UDP_HEADER_LEN: usize = 8;
 
 /// An answer has addresses of a configured name, not all of which could be learned.

@@ -19,7 +19,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use egress_common::{
-    destination::{Capture, Destination},
+    MAX_NETNS,
+    destination::{Capture, Destination, MAX_DESTINATIONS},
     flow::{CONNECTING_PER_NETNS, Flow},
     listener::{ListenerPorts, ThreadSeen},
     origin::Origin,
@@ -28,11 +29,11 @@ use egress_common::{
 
 /// What is intercepted in every network namespace, and why.
 #[btf_map]
-static DESTINATIONS: LpmTrie<Destination, u8, 1048576> = LpmTrie::new();
+static DESTINATIONS: LpmTrie<Destination, u8, MAX_DESTINATIONS> = LpmTrie::new();
 
 /// The agent's ports by network namespace cookie.
 #[btf_map]
-static LISTENERS: HashMap<u64, ListenerPorts, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static LISTENERS: HashMap<u64, ListenerPorts, MAX_NETNS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// Marks the agent's own sockets. Marks go by socket, not by uid, pid or SO_MARK: others can have any of these.
 #[btf_map]
@@ -48,7 +49,7 @@ static FLOWS: HashMap<Flow, Origin, 65536, { BPF_F_NO_PREALLOC as usize }> = Has
 
 /// How many redirected sockets of a network namespace are connecting.
 #[btf_map]
-static CONNECTING: HashMap<u64, u64, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static CONNECTING: HashMap<u64, u64, MAX_NETNS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// Counters.
 #[btf_map]
@@ -168,22 +169,37 @@ pub fn who_listens(ctx: &SockAddrContext, at: Destination) -> Listening {
 
 // aya's getters for socket storage take only the context of a sock_addr hook, so the helpers are called directly.
 
+/// What a socket has in a storage.
+#[inline(always)]
+fn stored<T>(storage: &SkStorage<T>, socket: Socket) -> Option<&'static mut T> {
+    // SAFETY: the socket is valid, and what is returned is null or points at a value that lives as long as the socket.
+    unsafe { bpf_sk_storage_get(handle(storage), socket.0.cast(), ptr::null_mut(), 0).cast::<T>().as_mut() }
+}
+
+/// Puts a value there, unless there is one.
+#[inline(always)]
+fn store<T>(storage: &SkStorage<T>, socket: Socket, mut value: T) -> Result<(), ()> {
+    // SAFETY: as above; the helper copies the value.
+    let stored = unsafe {
+        let value = (&raw mut value).cast();
+        bpf_sk_storage_get(handle(storage), socket.0.cast(), value, BPF_SK_STORAGE_GET_F_CREATE.into())
+    };
+    if stored.is_null() { Err(()) } else { Ok(()) }
+}
+
+#[inline(always)]
+fn handle<T>(storage: &SkStorage<T>) -> *mut c_void {
+    ptr::from_ref(storage).cast_mut().cast()
+}
+
 #[inline(always)]
 pub fn is_own(socket: Socket) -> bool {
-    // SAFETY: the map is a socket storage, and the socket is valid.
-    !unsafe { bpf_sk_storage_get((&raw const OWN_SOCKETS).cast_mut().cast(), socket.0.cast(), ptr::null_mut(), 0) }
-        .is_null()
+    stored(&OWN_SOCKETS, socket).is_some()
 }
 
 #[inline(always)]
 pub fn origin_of(socket: Socket) -> Option<Origin> {
-    stored_origin(socket).copied()
-}
-
-#[inline(always)]
-fn stored_origin(socket: Socket) -> Option<&'static mut Origin> {
-    // SAFETY: as above; what is returned is null or points at a value that lives as long as the socket.
-    unsafe { bpf_sk_storage_get(origins(), socket.0.cast(), ptr::null_mut(), 0).cast::<Origin>().as_mut() }
+    stored(&ORIGINS, socket).copied()
 }
 
 /// Records the origin of a socket that has none.
@@ -192,30 +208,16 @@ pub fn record_origin(socket: Socket, origin: Origin) -> Result<(), ()> {
     if let Some(multipath) = socket.multipath() {
         // It may have one: its further subflows connect to the listener too, so theirs is not the time to forget it.
         forget_origin(multipath);
-        store_origin(multipath, origin)?;
+        store(&ORIGINS, multipath, origin)?;
     }
-    store_origin(socket, origin)
-}
-
-#[inline(always)]
-fn store_origin(socket: Socket, mut origin: Origin) -> Result<(), ()> {
-    // SAFETY: as above; the helper copies the value.
-    let stored = unsafe {
-        bpf_sk_storage_get(origins(), socket.0.cast(), (&raw mut origin).cast(), BPF_SK_STORAGE_GET_F_CREATE.into())
-    };
-    if stored.is_null() { Err(()) } else { Ok(()) }
+    store(&ORIGINS, socket, origin)
 }
 
 /// Forgets what an earlier connect on the same socket recorded.
 #[inline(always)]
 pub fn forget_origin(socket: Socket) {
     // SAFETY: as above. That there is nothing to delete is the normal case.
-    unsafe { bpf_sk_storage_delete(origins(), socket.0.cast()) };
-}
-
-#[inline(always)]
-fn origins() -> *mut c_void {
-    (&raw const ORIGINS).cast_mut().cast()
+    unsafe { bpf_sk_storage_delete(handle(&ORIGINS), socket.0.cast()) };
 }
 
 /// Publishes the flow of a socket that begins to connect. It fails when there is no room, or when the network namespace has as
@@ -233,7 +235,7 @@ pub fn publish(socket: Socket, flow: Flow, origin: Origin) -> Result<(), ()> {
         return Err(());
     }
     FLOWS.insert(flow, origin, BPF_ANY.into()).map_err(drop)?;
-    if let Some(stored) = stored_origin(socket) {
+    if let Some(stored) = stored(&ORIGINS, socket) {
         stored.connecting = 1;
         add(count, 1);
     }
@@ -243,7 +245,7 @@ pub fn publish(socket: Socket, flow: Flow, origin: Origin) -> Result<(), ()> {
 /// The connect of a socket has ended, be it in vain.
 #[inline(always)]
 pub fn connect_ended(socket: Socket, netns: u64) {
-    let Some(stored) = stored_origin(socket).filter(|stored| stored.connecting == 1) else { return };
+    let Some(stored) = stored(&ORIGINS, socket).filter(|stored| stored.connecting == 1) else { return };
     stored.connecting = 0;
     if let Some(count) = CONNECTING.get_ptr_mut(netns) {
         // There may be less than was counted if the agent has let go of the namespace meanwhile.

@@ -3,34 +3,36 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE},
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
     btf_maps::{HashMap, LpmTrie, PerCpuArray, SkStorage, lpm_trie::Key},
-    helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_fullsock, bpf_sk_storage_get},
+    helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_fullsock},
     macros::btf_map,
     programs::SkBuffContext,
 };
 use egress_common::{
+    MAX_NETNS,
     destination::Destination,
-    learned::{LEARNED_PER_NETNS, Learned, LearnedKey, NameRule, ReversedName},
+    learned::{LEARNED_PER_NETNS, Learned, LearnedKey, MAX_LEARNED, MAX_NAMES, NameRule, ReversedName},
     outcome::Learning,
 };
 
-use super::Socket;
-use crate::dns::{MESSAGE_LEN, State};
-
-const IPPROTO_UDP: u32 = 17;
+use super::{Socket, store, stored};
+use crate::{
+    context::IPPROTO_UDP,
+    dns::{MESSAGE_LEN, State},
+};
 
 /// Whose addresses are learned.
 #[btf_map]
-static NAMES: LpmTrie<ReversedName, NameRule, 262144> = LpmTrie::new();
+static NAMES: LpmTrie<ReversedName, NameRule, MAX_NAMES> = LpmTrie::new();
 
 /// What was learned.
 #[btf_map]
-static LEARNED: HashMap<LearnedKey, Learned, 262144, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static LEARNED: HashMap<LearnedKey, Learned, MAX_LEARNED, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// How many entries of `LEARNED` a network namespace has. The agent corrects it.
 #[btf_map]
-static LEARNED_COUNTS: HashMap<u64, u32, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static LEARNED_COUNTS: HashMap<u64, u32, MAX_NETNS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// Network namespace cookies of sockets that asked a name server.
 #[btf_map]
@@ -63,17 +65,8 @@ pub fn scratch() -> Option<&'static mut Scratch> {
 
 /// Notes that a socket asks a name server from the network namespace with this cookie.
 #[inline(always)]
-pub fn note_asker(socket: Socket, mut netns: u64) -> Result<(), ()> {
-    // SAFETY: the map is a socket storage, and the socket is valid; the helper copies the value.
-    let stored = unsafe {
-        bpf_sk_storage_get(
-            (&raw const ASKERS).cast_mut().cast(),
-            socket.0.cast(),
-            (&raw mut netns).cast(),
-            BPF_SK_STORAGE_GET_F_CREATE.into(),
-        )
-    };
-    if stored.is_null() { Err(()) } else { Ok(()) }
+pub fn note_asker(socket: Socket, netns: u64) -> Result<(), ()> {
+    store(&ASKERS, socket, netns)
 }
 
 /// The network namespace of the socket that a packet arrives at, if that is a datagram socket which asked a name server.
@@ -84,16 +77,10 @@ pub fn asker(ctx: &SkBuffContext) -> Option<u64> {
     // SAFETY: the socket is valid.
     let socket = Socket::from_ptr(unsafe { bpf_sk_fullsock(socket.0) })?;
     // SAFETY: an aligned four-byte read of a readable field of a full socket.
-    if unsafe { ptr::read_volatile(&raw const (*socket.0).protocol) } != IPPROTO_UDP {
+    if unsafe { ptr::read_volatile(&raw const (*socket.0).protocol) } != u32::from(IPPROTO_UDP) {
         return None;
     }
-    // SAFETY: as in `note_asker`; what is returned is null or points at a value that lives as long as the socket.
-    unsafe {
-        bpf_sk_storage_get((&raw const ASKERS).cast_mut().cast(), socket.0.cast(), ptr::null_mut(), 0)
-            .cast::<u64>()
-            .as_ref()
-    }
-    .copied()
+    stored(&ASKERS, socket).copied()
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use aya::maps::{
 };
 use egress_common::{
     address::IpBytes,
-    destination::{Capture, Destination},
+    destination::{Capture, Destination, MAX_DESTINATIONS},
     names::map,
 };
 
@@ -19,9 +19,6 @@ use super::{
     maps::{error, ignore_absent, insert_all, is_full},
 };
 use crate::policy::Cidr;
-
-/// Entries that the map holds at most, as declared in the eBPF object.
-const CAPACITY: usize = 1 << 20;
 
 /// A network on one port: the key of an entry. The most specific one that contains an address counts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -152,7 +149,7 @@ impl Destinations {
 /// Why an entry could not be added.
 fn not_added(source: MapError) -> KernelError {
     match is_full(&source) {
-        true => KernelError::TooManyDestinations { capacity: CAPACITY },
+        true => KernelError::TooManyDestinations { capacity: MAX_DESTINATIONS },
         false => error(map::DESTINATIONS)(source),
     }
 }

@@ -15,7 +15,8 @@ use aya::maps::{
     lpm_trie::{Key, LpmTrie},
 };
 use egress_common::{
-    learned::{LEARNED_PER_NETNS, Learned, LearnedKey, NAME_LEN, NAME_PORTS, NameRule, ReversedName},
+    MAX_NETNS,
+    learned::{LEARNED_PER_NETNS, Learned, LearnedKey, MAX_LEARNED, NAME_LEN, NAME_PORTS, NameRule, ReversedName},
     names::map,
 };
 
@@ -39,8 +40,8 @@ const LONG: Duration = Duration::from_secs(24 * 3600);
 /// One that had no room for more has room again when it has no more than this: it is not to be told of each entry that goes.
 const ROOM_AGAIN: u32 = LEARNED_PER_NETNS / 4 * 3;
 /// There is little room left where there are more entries, or namespaces that have some: half of what there is room for.
-const CROWDED: usize = 131_072;
-const CROWDED_NAMESPACES: usize = 8192;
+const CROWDED: usize = MAX_LEARNED / 2;
+const CROWDED_NAMESPACES: usize = MAX_NETNS / 2;
 /// How long it is then where the namespace is not there.
 const LONG_GONE_CROWDED: Duration = Duration::from_secs(3600);
 
