@@ -108,13 +108,13 @@ impl Socket {
 /// Why a destination is intercepted; None if it is not.
 #[inline(always)]
 pub fn capture(netns: u64, destination: Destination) -> Option<Capture> {
-    let found =
-        DESTINATIONS.get(&Key::new(Destination::BITS, destination)).and_then(|&number| Capture::from_number(number));
-    match found {
-        Some(Capture::Host) => found,
-        _ if names::is_learned(netns, destination) => Some(Capture::Host),
-        Some(Capture::Port) => found,
+    // First, whatever else is known of the destination: one that is used is not to be forgotten.
+    if names::is_learned(netns, destination) {
+        return Some(Capture::Host);
+    }
+    match DESTINATIONS.get(&Key::new(Destination::BITS, destination)).and_then(|&number| Capture::from_number(number)) {
         Some(Capture::Excluded) | None => None,
+        found => found,
     }
 }
 

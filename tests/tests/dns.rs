@@ -197,6 +197,24 @@ fn what_cannot_be_learned_is_not_answered() -> Result<()> {
     wait_until("the log to say so", PATIENCE, || told() == 1)
 }
 
+/// The node's resolver may say something else the next day, and the application still use what it was told.
+#[test]
+fn what_the_node_knows_as_well_is_in_use_when_it_is_used() -> Result<()> {
+    let bed = TestBed::builder("both").host(SERVER).host(HOST).resolv_conf(RESOLV_CONF).build()?;
+    let address = bed.addresses(HOST).v4;
+    let _dns = serve(&bed, move |_| Answer::addresses([address.into()]))?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let _origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.handler(way).start()?;
+    let agent = agent(&bed)?;
+    ensure!(agent.metrics()?.sum("egress_destinations", &[]) >= 1.0);
+    bed.client_command(LOOKUP)?.args([&bed.addresses(SERVER).v4.to_string(), HOST]).run()?.success()?;
+    let seen = || -> Result<u64> { agent.learned()?.remove(&address.into()).context("nothing was learned") };
+    let told = seen()?;
+    ensure!(get(&bed, HOST, address.into())?.head.status == 200);
+    ensure!(seen()? > told);
+    Ok(())
+}
+
 /// An agent in scope, as one is without kubepods or in a pod itself, asks for more names than there is room for.
 #[test]
 fn what_the_agent_asks_for_takes_no_room() -> Result<()> {

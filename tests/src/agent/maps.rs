@@ -1,12 +1,12 @@
 //! What the agent's eBPF maps hold, read from the kernel.
 
-use std::fs;
+use std::{collections::BTreeMap, fs, net::IpAddr};
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData, MapInfo, lpm_trie::LpmTrie};
 use egress_common::{
     flow::Flow,
-    learned::{NameRule, ReversedName},
+    learned::{Learned, LearnedKey, NameRule, ReversedName},
     listener::ListenerPorts,
     names::map,
     origin::Origin,
@@ -25,6 +25,13 @@ impl Agent<'_> {
     pub fn namespaces(&self) -> Result<usize> {
         let listeners = HashMap::<_, u64, ListenerPorts>::try_from(Map::HashMap(self.map(map::LISTENERS)?))?;
         Ok(listeners.keys().count())
+    }
+
+    /// When each address was last told or used that applications were told of (map `LEARNED`): nanoseconds since boot.
+    pub fn learned(&self) -> Result<BTreeMap<IpAddr, u64>> {
+        let learned = HashMap::<_, LearnedKey, Learned>::try_from(Map::HashMap(self.map(map::LEARNED)?))?;
+        let entry = |(key, learned): (LearnedKey, Learned)| (key.destination.address.into(), learned.seen_ns);
+        Ok(learned.iter().map(|found| found.map(entry)).collect::<Result<_, _>>()?)
     }
 
     /// How many names the kernel learns the addresses of: entries of the map `NAMES`.
