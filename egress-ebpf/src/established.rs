@@ -5,7 +5,8 @@ use core::ptr;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
     },
     helpers::generated::bpf_get_netns_cookie,
     programs::SockOpsContext,
@@ -42,6 +43,13 @@ pub fn on_event(ctx: &SockOpsContext) -> Result<(), ()> {
             maps::connect_ended(socket, flow.netns);
             Ok(())
         }
+        // Told without being asked for, where somebody else's program has put another callback in place of ours.
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
+            if let Some(socket) = socket(ctx) {
+                maps::connect_ended(socket, netns(ctx));
+            }
+            Ok(())
+        }
         _ => Ok(()),
     }
 }
@@ -49,9 +57,20 @@ pub fn on_event(ctx: &SockOpsContext) -> Result<(), ()> {
 /// The socket, if it was redirected, and where it was going.
 #[inline(always)]
 fn redirected(ctx: &SockOpsContext) -> Option<(Socket, Origin)> {
-    // SAFETY: an aligned read of the context's socket pointer, which is null where there is no full socket.
-    let socket = Socket::from_ptr(unsafe { (*ctx.ops).__bindgen_anon_2.sk })?;
+    let socket = socket(ctx)?;
     Some((socket, maps::origin_of(socket)?))
+}
+
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> Option<Socket> {
+    // SAFETY: an aligned read of the context's socket pointer, which is null where there is no full socket.
+    Socket::from_ptr(unsafe { (*ctx.ops).__bindgen_anon_2.sk })
+}
+
+#[inline(always)]
+fn netns(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the context is the hook's own.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
 #[inline(always)]
@@ -69,8 +88,6 @@ fn flow(ctx: &SockOpsContext, origin: &Origin) -> Flow {
             IpBytes(bytes)
         }
     };
-    // SAFETY: the context is the hook's own.
-    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // Unlike remote_port, local_port is in host order.
-    Flow::new(netns, address, ctx.local_port() as u16)
+    Flow::new(netns(ctx), address, ctx.local_port() as u16)
 }

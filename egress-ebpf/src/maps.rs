@@ -242,7 +242,7 @@ pub fn publish(socket: Socket, flow: Flow, origin: Origin) -> Result<(), ()> {
     Ok(())
 }
 
-/// The connect of a socket has ended, be it in vain.
+/// The connect of a socket has ended, be it in vain. It may be said again.
 #[inline(always)]
 pub fn connect_ended(socket: Socket, netns: u64) {
     let Some(stored) = stored(&ORIGINS, socket).filter(|stored| stored.connecting == 1) else { return };

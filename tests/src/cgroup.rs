@@ -65,6 +65,39 @@ impl Cgroup {
         ATTACH_TYPES.iter().map(|attach_type| programs_attached(&directory, *attach_type)).sum()
     }
 
+    /// Attaches a program, after those that are there, that wants to be told of nothing that happens to a socket
+    /// (`bpf_sock_ops_cb_flags_set`), whatever others want. It is there for as long as the cgroup.
+    pub fn attach_deaf_program(&self) -> Result<()> {
+        const BPF_PROG_LOAD: libc::c_long = 5;
+        const BPF_PROG_ATTACH: libc::c_long = 8;
+        const BPF_PROG_TYPE_SOCK_OPS: u32 = 13;
+        const BPF_CGROUP_SOCK_OPS: u32 = 3;
+        const BPF_F_ALLOW_MULTI: u32 = 2;
+        // r2 = 0; call bpf_sock_ops_cb_flags_set; r0 = 1; exit
+        let code: [u64; 4] = [0x02b7, 59 << 32 | 0x85, 1 << 32 | 0xb7, 0x95];
+        // Type and count, then where the instructions and the license are.
+        let mut load = [
+            u64::from(BPF_PROG_TYPE_SOCK_OPS) | (code.len() as u64) << 32,
+            code.as_ptr() as u64,
+            c"GPL".as_ptr() as u64,
+        ];
+        // SAFETY: what is pointed to lives as long as the call, and the attributes have the announced size.
+        let program = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut load, size_of_val(&load)) };
+        if program < 0 {
+            bail!("BPF_PROG_LOAD: {}", std::io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just given us this descriptor.
+        let program = unsafe { OwnedFd::from_raw_fd(program as libc::c_int) };
+        let directory = fs::File::open(&self.path)?;
+        let descriptors = [directory.as_raw_fd(), program.as_raw_fd()].map(libc::c_int::cast_unsigned);
+        let mut attach = [descriptors[0], descriptors[1], BPF_CGROUP_SOCK_OPS, BPF_F_ALLOW_MULTI];
+        // SAFETY: nothing is pointed to, and the attributes have the announced size.
+        if unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw mut attach, size_of_val(&attach)) } != 0 {
+            bail!("BPF_PROG_ATTACH: {}", std::io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
     /// Leaves the cgroup behind on drop.
     pub(crate) fn keep(&mut self) {
         self.keep = true;

@@ -77,6 +77,23 @@ fn a_pod_whose_connects_never_end_leaves_room_for_others() -> Result<()> {
 }
 
 #[test]
+fn a_program_that_takes_our_callback_away_uses_up_no_share() -> Result<()> {
+    let bed = TestBed::new("deaf")?;
+    let _origin = origin(&bed, &[])?;
+    let agent = agent(&bed)?;
+    bed.cgroup().attach_deaf_program()?;
+    for address in bed.sockets(HOST, 80) {
+        for arguments in [[].as_slice(), &["--mptcp"], &["--fastopen"]] {
+            let command = bed.client_command(CLIENT)?.args(["http", &address.to_string()]);
+            let output = command.args(arguments).run()?.success()?;
+            ensure!(output.text().ends_with(&format!("over TLS: {HOST}\n")), "{output:?}");
+            ensure!(agent.connecting()? == 0, "{address} {arguments:?}: {} are left", agent.connecting()?);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn the_programs_say_what_they_decide_when_asked_to() -> Result<()> {
     let bed = TestBed::builder("log").host(HOST).host(OTHER).build()?;
     let _origin = origin(&bed, &bed.sockets(OTHER, 80))?;

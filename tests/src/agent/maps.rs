@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, net::IpAddr};
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map, MapData, MapInfo, lpm_trie::LpmTrie};
+use aya::maps::{HashMap, Map, MapData, MapError, MapInfo, lpm_trie::LpmTrie};
 use egress_common::{
     flow::Flow,
     learned::{Learned, LearnedKey, NameRule, ReversedName},
@@ -25,6 +25,12 @@ impl Agent<'_> {
     pub fn namespaces(&self) -> Result<usize> {
         let listeners = HashMap::<_, u64, ListenerPorts>::try_from(Map::HashMap(self.map(map::LISTENERS)?))?;
         Ok(listeners.keys().count())
+    }
+
+    /// How many redirected sockets are connecting, by the map `CONNECTING`.
+    pub fn connecting(&self) -> Result<u64> {
+        let counts = HashMap::<_, u64, u64>::try_from(Map::HashMap(self.map(map::CONNECTING)?))?;
+        Ok(counts.iter().map(|entry| Ok(entry?.1)).sum::<Result<_, MapError>>()?)
     }
 
     /// When each address was last told or used that applications were told of (map `LEARNED`): nanoseconds since boot.
