@@ -21,7 +21,7 @@ const IPV6_HEADER_LEN: usize = 40;
 const IPV6_NEXT_HEADER: usize = 6;
 const UDP_HEADER_LEN: usize = 8;
 
-/// An answer has addresses of a configured name, not all of which could be learned.
+/// An answer has addresses that could not be learned, and are of a configured name, or may be.
 pub struct NotLearned;
 
 /// Notes sockets that ask a name server: what arrives there is listened to. It fails when that cannot be noted.
@@ -35,13 +35,13 @@ pub fn on_destination<F: Family>(ctx: &ConnectContext<'_, F>) -> Result<(), ()> 
     if maps::is_own(socket) { Ok(()) } else { maps::note_asker(socket, ctx.netns()) }
 }
 
-/// Learns from a packet, if that is an answer about a configured name. Says whether there were addresses.
+/// Learns from a packet, if that is an answer about a configured name, or an alias of one. Says whether there were addresses.
 #[inline(always)]
 pub fn on_packet(ctx: &SkBuffContext) -> Result<bool, NotLearned> {
     let Some(netns) = maps::asker(ctx) else { return Ok(false) };
     let Some((len, complete)) = load(ctx) else { return Ok(false) };
-    let Some((rule, answers)) = message::question(len) else { return Ok(false) };
-    match message::learn(answers, netns, rule) {
+    match message::learn(len, netns) {
+        Learned::Nothing => Ok(false),
         Learned::All { any } if complete => Ok(any),
         _ => Err(NotLearned),
     }

@@ -1,5 +1,6 @@
 //! DNS messages as the kernel reads them, from the same source file: the question is the one that hickory reads, the addresses of
-//! its answers are learned, and what an earlier message has left in the buffer makes no difference.
+//! its answers are learned if that or an alias has a rule, those of an answer to nothing are refused, and what an earlier message
+//! has left in the buffer makes no difference.
 
 #![no_main]
 
@@ -17,7 +18,7 @@ use egress_common::{
 };
 use hickory_proto::{
     op::{Header, Query},
-    rr::{DNSClass, RData, Record},
+    rr::{DNSClass, Name, RData, Record},
     serialize::binary::{BinDecodable as _, BinDecoder},
 };
 use libfuzzer_sys::fuzz_target;
@@ -25,6 +26,9 @@ use libfuzzer_sys::fuzz_target;
 use self::message::{HEADER_LEN, Learned, MESSAGE_LEN};
 
 const PORTS: [u16; 2] = [80, 8080];
+/// As many aliases are followed, and as many pointers in a name.
+const ALIASES: usize = 16;
+const POINTERS: usize = 128;
 
 fuzz_target!(|bytes: &[u8]| {
     let bytes = &bytes[..bytes.len().min(MESSAGE_LEN)];
@@ -34,25 +38,34 @@ fuzz_target!(|bytes: &[u8]| {
     let read = read(bytes, 0);
     assert_eq!(read, self::read(bytes, 0xff), "what is beyond the message counts");
     assert_eq!(read, self::read(bytes, 4), "what is beyond the message counts");
-    check(bytes, read.as_ref());
+    check(bytes, &read);
 });
 
 /// What comes of a message.
 #[derive(Debug, PartialEq)]
 struct Read {
-    /// The key that its question is looked up by.
-    name: Vec<u8>,
+    /// The keys that were looked up: the question's, and the aliases'.
+    names: Vec<Vec<u8>>,
     addresses: BTreeSet<[u8; 16]>,
-    /// Whether there were some, unless not all were learned.
-    any: Option<bool>,
+    result: Result,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Result {
+    Nothing,
+    All { any: bool },
+    Part,
 }
 
 /// Reads a message into a buffer that is full of `rest`.
-fn read(bytes: &[u8], rest: u8) -> Option<Read> {
+fn read(bytes: &[u8], rest: u8) -> Read {
     maps::reset(bytes, rest);
-    let (rule, answers) = message::question(bytes.len() as u32)?;
-    let learned = message::learn(answers, maps::NETNS, rule);
-    let (name, destinations) = maps::noted();
+    let result = match message::learn(bytes.len() as u32, maps::NETNS) {
+        Learned::Nothing => Result::Nothing,
+        Learned::All { any } => Result::All { any },
+        Learned::Part => Result::Part,
+    };
+    let (names, destinations) = maps::noted();
     let addresses: BTreeSet<_> = destinations.iter().map(|destination| destination.address.0).collect();
     for address in &addresses {
         for port in PORTS {
@@ -60,65 +73,87 @@ fn read(bytes: &[u8], rest: u8) -> Option<Read> {
             assert!(destinations.contains(&expected), "an address is learned for each port");
         }
     }
-    let any = match learned {
-        Learned::All { any } => Some(any),
-        Learned::Part => None,
-    };
-    assert!(any.is_none_or(|any| any != addresses.is_empty()));
-    Some(Read { name, addresses, any })
+    assert!(result == Result::Part || (result == Result::All { any: true }) != addresses.is_empty());
+    assert!(addresses.is_empty() || names.last().is_some_and(|name| maps::has_rule(name)));
+    Read { names, addresses, result }
 }
 
 /// Compares with what another parser makes of it, as far as that gets.
-fn check(bytes: &[u8], read: Option<&Read>) {
+fn check(bytes: &[u8], read: &Read) {
     let mut decoder = BinDecoder::new(bytes);
     let Ok(header) = Header::read(&mut decoder) else { return };
-    // Names are not compressed before there is one.
-    let is_compressed = |length: u8| length & 0xc0 == 0xc0;
-    if header.counts.queries != 1 || bytes[2] & 0x80 == 0 || labels(bytes).any(is_compressed) {
-        assert_eq!(read, None);
+    if bytes[2] & 0x80 == 0 || header.counts.answers == 0 {
+        assert_eq!(read.result, Result::Nothing);
         return;
     }
-    let Ok(query) = Query::read(&mut decoder) else { return };
-    if query.name.is_root() {
-        assert_eq!(read, None);
-        return;
+    let mut questions = Vec::new();
+    for _ in 0..header.counts.queries {
+        let Ok(query) = Query::read(&mut decoder) else { return };
+        questions.push(query.name);
     }
-    let read = read.expect("a response about a name");
-    let text = query.name.iter().collect::<Vec<_>>().join(&b'.').to_ascii_lowercase();
-    let expected: Vec<u8> = text.iter().rev().copied().chain([0]).collect();
-    assert_eq!(read.name, expected);
-
-    let mut addresses = BTreeSet::new();
+    let question = questions.pop().filter(|name| questions.is_empty() && !name.is_root());
+    let (mut addresses, mut aliases, mut is_whole) = (BTreeSet::new(), Vec::new(), true);
     for _ in 0..header.counts.answers {
         // Up to here the application may read, and may have what it needs.
         let Ok(record) = Record::read(&mut decoder) else {
-            assert!(read.addresses.is_superset(&addresses));
-            return;
+            is_whole = false;
+            break;
         };
+        if record.dns_class != DNSClass::IN {
+            continue;
+        }
         let address = match record.data {
             RData::A(address) => IpBytes::from_v4(address.octets()),
             RData::AAAA(address) => IpBytes(address.octets()),
+            RData::CNAME(target) => {
+                aliases.push(target.0);
+                continue;
+            }
             _ => continue,
         };
-        if record.dns_class == DNSClass::IN && !address.is_loopback() {
+        if !address.is_loopback() {
             addresses.insert(address.0);
         }
     }
-    assert_eq!(read.addresses, addresses);
-    assert_eq!(read.any, Some(!addresses.is_empty()));
+    let Some(question) = question else {
+        let is_refused = read.result == Result::Part;
+        assert!(read.names.is_empty() && read.addresses.is_empty());
+        assert!(is_refused || addresses.is_empty() && read.result == Result::Nothing);
+        assert!(!(is_refused && is_whole && addresses.is_empty()));
+        return;
+    };
+    if bytes.iter().filter(|byte| **byte >= 0xc0).count() >= POINTERS {
+        return;
+    }
+    let (mut expected, mut has_rule) = (Vec::new(), false);
+    for name in [&question].into_iter().chain(aliases.iter().take(ALIASES).filter(|name| !name.is_root())) {
+        let key = key(name);
+        has_rule = maps::has_rule(&key);
+        expected.push(key);
+        if has_rule {
+            break;
+        }
+    }
+    if has_rule || is_whole {
+        assert_eq!(read.names, expected);
+    }
+    match has_rule {
+        true if is_whole => {
+            assert_eq!(read.addresses, addresses);
+            assert_eq!(read.result, Result::All { any: !addresses.is_empty() });
+        }
+        true => assert!(read.addresses.is_superset(&addresses)),
+        false if is_whole => assert_eq!(read.result, Result::Nothing),
+        false => assert!(read.names.starts_with(&expected)),
+    }
 }
 
-/// The length bytes of the question's labels.
-fn labels(bytes: &[u8]) -> impl Iterator<Item = u8> {
-    let mut at = HEADER_LEN as usize;
-    std::iter::from_fn(move || {
-        let length = *bytes.get(at)?;
-        at += 1 + usize::from(length);
-        (length != 0).then_some(length)
-    })
+fn key(name: &Name) -> Vec<u8> {
+    let text = name.iter().collect::<Vec<_>>().join(&b'.').to_ascii_lowercase();
+    text.iter().rev().copied().chain([0]).collect()
 }
 
-/// The program's maps: one scratch buffer, a rule for every name, and room for all that is learned.
+/// The program's maps: one scratch buffer, a rule for every other name, and room for all that is learned.
 mod maps {
     use std::cell::{RefCell, UnsafeCell};
 
@@ -139,7 +174,7 @@ mod maps {
 
     #[derive(Default)]
     struct Noted {
-        name: Vec<u8>,
+        names: Vec<Vec<u8>>,
         destinations: Vec<Destination>,
     }
 
@@ -158,10 +193,15 @@ mod maps {
         NOTED.take();
     }
 
-    /// The name that was looked up, and what was learned.
-    pub fn noted() -> (Vec<u8>, Vec<Destination>) {
+    /// The names that were looked up, and what was learned.
+    pub fn noted() -> (Vec<Vec<u8>>, Vec<Destination>) {
         let noted = NOTED.take();
-        (noted.name, noted.destinations)
+        (noted.names, noted.destinations)
+    }
+
+    /// Whether the name with this key has a rule. It goes by the last letter.
+    pub fn has_rule(key: &[u8]) -> bool {
+        key[0] % 2 == 1
     }
 
     pub fn scratch() -> Option<&'static mut Scratch> {
@@ -171,7 +211,11 @@ mod maps {
 
     pub fn name_rule(name: &Key) -> Option<NameRule> {
         assert_eq!(name.prefix_len % 8, 0);
-        NOTED.with_borrow_mut(|noted| noted.name = name.data.0[..name.prefix_len as usize / 8].to_vec());
+        let key = &name.data.0[..name.prefix_len as usize / 8];
+        NOTED.with_borrow_mut(|noted| noted.names.push(key.to_vec()));
+        if !has_rule(key) {
+            return None;
+        }
         let mut rule = NameRule { ports: [[0; 2]; NAME_PORTS] };
         for (slot, port) in rule.ports.iter_mut().zip(PORTS) {
             *slot = port.to_be_bytes();

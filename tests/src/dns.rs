@@ -1,6 +1,7 @@
 //! A name server whose answers a test words as it likes (RFC 1035 section 4).
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
         Arc,
@@ -111,6 +112,7 @@ pub struct Answer {
     /// The response code (RFC 1035 section 4.1.1).
     code: u8,
     uncompressed: bool,
+    unasked: bool,
     edns: bool,
     ttl: Option<u32>,
 }
@@ -145,7 +147,14 @@ impl Answer {
         self
     }
 
-    /// Writes every name in full, rather than to point to an earlier one.
+    /// Does not repeat the question.
+    #[must_use]
+    pub fn unasked(mut self) -> Self {
+        self.unasked = true;
+        self
+    }
+
+    /// Writes every name in full, rather than to point to where the message has its end.
     #[must_use]
     pub fn uncompressed(mut self) -> Self {
         self.uncompressed = true;
@@ -160,31 +169,36 @@ impl Answer {
     }
 
     fn message(&self, question: &Question) -> Vec<u8> {
-        let mut message = question.bytes.clone();
+        let mut message = question.bytes[..HEADER].to_vec();
+        let mut names = Names { known: BTreeMap::new(), in_full: self.uncompressed };
+        if !self.unasked {
+            names.put(&mut message, &question.name);
+            message.extend(&question.bytes[message.len()..]);
+        }
         let mut count = 0_u16;
-        // Where the current owner's name is, to point to; the question's at first.
-        let mut owner = (question.name.clone(), HEADER);
-        let mut put = |message: &mut Vec<u8>, owner: &(String, usize), kind: u16, data: &[u8]| {
-            if self.uncompressed {
-                message.extend(encode(&owner.0));
-            } else {
-                message.extend((0xc000 | owner.1 as u16).to_be_bytes());
-            }
+        let mut owner = &question.name;
+        let mut put = |message: &mut Vec<u8>, owner: &str, kind: u16, data: Data<'_>| {
+            names.put(message, owner);
             message.extend([kind, CLASS_IN].into_iter().flat_map(u16::to_be_bytes));
             message.extend(self.ttl.unwrap_or(TTL).to_be_bytes());
-            message.extend((data.len() as u16).to_be_bytes());
-            message.extend(data);
+            message.extend([0; 2]);
+            let begin = message.len();
+            match data {
+                Data::Name(name) => names.put(message, name),
+                Data::Bytes(bytes) => message.extend(bytes),
+            }
+            let length = (message.len() - begin) as u16;
+            message[begin - 2..begin].copy_from_slice(&length.to_be_bytes());
             count += 1;
         };
         for alias in &self.aliases {
-            let data = encode(alias);
-            put(&mut message, &owner, TYPE_CNAME, &data);
-            owner = (alias.clone(), message.len() - data.len());
+            put(&mut message, owner, TYPE_CNAME, Data::Name(alias));
+            owner = alias;
         }
         for address in &self.addresses {
             match (address, question.kind) {
-                (IpAddr::V4(v4), TYPE_A) => put(&mut message, &owner, TYPE_A, &v4.octets()),
-                (IpAddr::V6(v6), TYPE_AAAA) => put(&mut message, &owner, TYPE_AAAA, &v6.octets()),
+                (IpAddr::V4(v4), TYPE_A) => put(&mut message, owner, TYPE_A, Data::Bytes(&v4.octets())),
+                (IpAddr::V6(v6), TYPE_AAAA) => put(&mut message, owner, TYPE_AAAA, Data::Bytes(&v6.octets())),
                 _ => {}
             }
         }
@@ -194,13 +208,38 @@ impl Answer {
         }
         // A response to a recursive query.
         message[2..4].copy_from_slice(&[0x81, 0x80 | self.code]);
-        let counts = [1, count, 0, u16::from(self.edns)];
+        let counts = [u16::from(!self.unasked), count, 0, u16::from(self.edns)];
         message[4..HEADER].copy_from_slice(&counts.map(u16::to_be_bytes).concat());
         message
     }
 }
 
-fn encode(name: &str) -> Vec<u8> {
-    let labels = name.split('.').flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat());
-    labels.chain([0]).collect()
+/// What a record says of a name.
+enum Data<'a> {
+    Name(&'a str),
+    Bytes(&'a [u8]),
+}
+
+/// The names of a message, and the ends of names, by where it has them.
+struct Names {
+    known: BTreeMap<String, usize>,
+    in_full: bool,
+}
+
+impl Names {
+    fn put(&mut self, message: &mut Vec<u8>, name: &str) {
+        let mut rest = name;
+        while !rest.is_empty() {
+            if let Some(place) = self.known.get(rest).filter(|_| !self.in_full) {
+                message.extend((0xc000 | *place as u16).to_be_bytes());
+                return;
+            }
+            self.known.insert(rest.to_owned(), message.len());
+            let (label, after) = rest.split_once('.').unwrap_or((rest, ""));
+            message.push(label.len() as u8);
+            message.extend(label.as_bytes());
+            rest = after;
+        }
+        message.push(0);
+    }
 }

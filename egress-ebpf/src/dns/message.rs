@@ -25,18 +25,27 @@ const QUESTION_END: u32 = 4;
 /// Type, class, time to live and data length, which follow a record's name.
 const RECORD_HEADER_LEN: u32 = 10;
 const TYPE_A: u16 = 1;
+const TYPE_CNAME: u16 = 5;
 const TYPE_AAAA: u16 = 28;
 const CLASS_IN: u16 = 1;
 /// A longer label is none, but the first byte of a pointer to where the name goes on.
 const MAX_LABEL: u8 = 63;
 const POINTER: u8 = 0xc0;
 const POINTER_LEN: u32 = 2;
+const POINTER_BITS: u16 = 0x3fff;
+/// Labels and pointers of a name that are read: twice the labels that there can be.
+const NAME_PARTS: u32 = NAME_LEN as u32;
+
+/// Aliases (CNAME) whose rules are looked for, where the question has none. Resolvers follow no more.
+const ALIASES: u32 = 16;
 
 /// What [`learn`] did.
 pub enum Learned {
+    /// It is no response with answers, or one about names that have no rule.
+    Nothing,
     /// Every address of the answer is intercepted; `any` if there were some.
     All { any: bool },
-    /// There was no room, or the message is malformed.
+    /// There was no room, the message is malformed, or nobody knows what its addresses are of.
     Part,
 }
 
@@ -45,25 +54,39 @@ pub enum Learned {
 pub struct State {
     /// Length of the message.
     len: u32,
-    /// What is read next.
+    /// What is read next of the records.
     at: u32,
-    /// Whether the question's name has an end.
-    complete: bool,
-    /// Whether what is read next belongs to a record's name.
+    /// Whether what is read next belongs to the name that a record or a question begins with.
     in_name: bool,
+    /// Whether records are read for their aliases.
+    for_aliases: bool,
     /// Whether there were addresses.
     any: bool,
     /// Whether one of them could not be learned.
     failed: bool,
-    /// Length of the question's name as text.
-    name_len: u32,
-    /// Where the next label of the question begins, with its length.
-    next_label: u32,
+    /// Questions before the records that are still to be passed over.
+    questions: u32,
     /// Records that are still to be read.
     left: u32,
+    /// Where the last alias leads: the place of a name; 0 if there was none.
+    target: u32,
+    /// What is read next of a name.
+    name_at: u32,
+    /// Where that which follows a name begins; 0 until it is known.
+    name_end: u32,
+    /// Length of the name as text, with a dot in front.
+    name_len: u32,
+    /// Letters of it that are still to be copied.
+    letters: u32,
+    /// Those that are left of the label that is being copied.
+    label: u32,
+    /// Whether the name has an end.
+    complete: bool,
+    /// Whether `rule` is the one of an alias.
+    found: bool,
     /// Cookie of the network namespace that is learned for.
     netns: u64,
-    /// What is learned.
+    /// What is learned. Without ports, nothing can be.
     rule: NameRule,
 }
 
@@ -87,96 +110,182 @@ fn word(scratch: &Scratch, at: u32) -> u16 {
     u16::from_be_bytes([byte(scratch, at), byte(scratch, at + 1)])
 }
 
-/// The rule for the name that a response is about, and where its answers begin. None if it is no response, or of no concern.
+/// Learns the addresses in the answers of a message for one network namespace, if it is about a name that has a rule. Which name
+/// a record is of does not matter: behind an alias (CNAME) it is another, and a resolver uses none that does not belong to the
+/// question.
 #[inline(always)]
-pub fn question(len: u32) -> Option<(NameRule, u32)> {
-    let scratch = maps::scratch()?;
-    let (is_response, questions) = (byte(scratch, 2) & 0x80 != 0, word(scratch, 4));
-    if !is_response || questions != 1 {
-        return None;
+pub fn learn(len: u32, netns: u64) -> Learned {
+    let Some(scratch) = maps::scratch() else { return Learned::Part };
+    let (is_response, questions, answers) = (byte(scratch, 2) & 0x80 != 0, word(scratch, 4), word(scratch, 6));
+    if !is_response || answers == 0 {
+        return Learned::Nothing;
     }
     scratch.state.len = len;
-    scratch.state.at = HEADER_LEN;
-    scratch.state.complete = false;
-    repeat(NAME_LEN as u32 / 2, next_label);
-    // The length of the first label is not part of the text; those of the others become its dots.
+    scratch.state.netns = netns;
+    let question = if questions == 1 { read_name(HEADER_LEN) } else { None };
+    let Some(name_end) = question else {
+        // Some take the addresses of a response whose question is another than theirs.
+        let unknown = NameRule { ports: [[0; 2]; NAME_PORTS] };
+        return match learn_records(HEADER_LEN, questions.into(), unknown) {
+            Some(State { failed: true, .. }) | None => Learned::Part,
+            Some(_) => Learned::Nothing,
+        };
+    };
+    let answers = name_end + QUESTION_END;
+    let Some(rule) = rule_of_name().or_else(|| rule_of_aliases(answers)) else { return Learned::Nothing };
+    // Of a truncated answer the rest is asked for over TCP.
+    let is_truncated = maps::scratch().is_some_and(|scratch| byte(scratch, 2) & 0x02 != 0);
+    match learn_records(answers, 0, rule) {
+        Some(&mut State { left, any, failed: false, .. }) if left == 0 || is_truncated => Learned::All { any },
+        _ => Learned::Part,
+    }
+}
+
+/// Reads a name into the key that it is looked up by. Says where it ends; None if it has no end, or no label.
+#[inline(always)]
+fn read_name(at: u32) -> Option<u32> {
     let scratch = maps::scratch()?;
-    let (end, complete) = (scratch.state.at, scratch.state.complete);
-    let name_len = end.checked_sub(HEADER_LEN + 1)?;
-    if !complete || name_len >= NAME_LEN as u32 {
+    scratch.state.name_at = at;
+    scratch.state.name_end = 0;
+    scratch.state.name_len = 0;
+    scratch.state.complete = false;
+    repeat(NAME_PARTS, next_label);
+    let scratch = maps::scratch()?;
+    let State { name_end, name_len, complete, .. } = scratch.state;
+    if !complete || name_len == 0 || name_len > NAME_LEN as u32 {
         return None;
     }
-    scratch.state.name_len = name_len;
-    scratch.state.at = HEADER_LEN + 1;
-    scratch.state.next_label = HEADER_LEN + 1 + u32::from(byte(scratch, HEADER_LEN));
-    repeat(NAME_LEN as u32, next_letter);
-    let scratch = maps::scratch()?;
-    scratch.name.prefix_len = 8 * (name_len + 1);
-    Some((maps::name_rule(&scratch.name)?, end + 1 + QUESTION_END))
+    scratch.state.name_at = at;
+    scratch.state.letters = name_len;
+    scratch.state.label = 0;
+    repeat(NAME_PARTS + NAME_LEN as u32, next_letter);
+    Some(name_end)
 }
 
-/// Finds the end of a name that is not compressed.
+/// Finds the end of a name.
 unsafe extern "C" fn next_label() -> i64 {
     let Some(scratch) = maps::scratch() else { return STOP };
-    let at = scratch.state.at;
-    if at >= scratch.state.len {
+    let at = scratch.state.name_at;
+    let first = byte(scratch, at);
+    let Some(length) = part_len(first).filter(|length| at + length <= scratch.state.len) else { return STOP };
+    if (1..=MAX_LABEL).contains(&first) {
+        scratch.state.name_at = at + length;
+        scratch.state.name_len += length;
+        return CONTINUE;
+    }
+    if scratch.state.name_end == 0 {
+        scratch.state.name_end = at + length;
+    }
+    if first == 0 {
+        scratch.state.complete = true;
         return STOP;
     }
-    match byte(scratch, at) {
-        0 => {
-            scratch.state.complete = true;
-            STOP
-        }
-        length @ 1..=MAX_LABEL => {
-            scratch.state.at = at + 1 + u32::from(length);
-            CONTINUE
-        }
-        _ => STOP,
-    }
-}
-
-/// Copies a name into the key that it is looked up by: backwards, in lower case, with dots and a zero at the end.
-unsafe extern "C" fn next_letter() -> i64 {
-    let Some(scratch) = maps::scratch() else { return STOP };
-    let (at, name_len) = (scratch.state.at, scratch.state.name_len);
-    let index = at - HEADER_LEN - 1;
-    if index >= name_len {
-        scratch.name.data.0[name_len as usize & (NAME_LEN - 1)] = 0;
-        return STOP;
-    }
-    let found = byte(scratch, at);
-    let letter = if at == scratch.state.next_label {
-        scratch.state.next_label = at + 1 + u32::from(found);
-        b'.'
-    } else {
-        found.to_ascii_lowercase()
-    };
-    scratch.name.data.0[(name_len - 1 - index) as usize & (NAME_LEN - 1)] = letter;
-    scratch.state.at = at + 1;
+    scratch.state.name_at = pointed_at(scratch, at);
     CONTINUE
 }
 
-/// Learns the addresses in the answers, which begin at `at`, for one network namespace. Which name a record is of does not
-/// matter: behind an alias (CNAME) it is another, and a resolver uses none that does not belong to the question.
+/// Length of a part of a name that begins with this byte: the end, a label, or a pointer.
 #[inline(always)]
-pub fn learn(at: u32, netns: u64, rule: NameRule) -> Learned {
-    let Some(scratch) = maps::scratch() else { return Learned::Part };
+fn part_len(first: u8) -> Option<u32> {
+    match first {
+        0 => Some(1),
+        1..=MAX_LABEL => Some(1 + u32::from(first)),
+        POINTER.. => Some(POINTER_LEN),
+        _ => None,
+    }
+}
+
+/// Copies a name that has an end into its key: backwards, in lower case, with dots and a zero at the end.
+unsafe extern "C" fn next_letter() -> i64 {
+    let Some(scratch) = maps::scratch() else { return STOP };
+    let (at, name_len) = (scratch.state.name_at, scratch.state.name_len);
+    let found = byte(scratch, at);
+    let is_letter = scratch.state.label > 0;
+    if !is_letter && found >= POINTER {
+        scratch.state.name_at = pointed_at(scratch, at);
+        return CONTINUE;
+    }
+    if !is_letter && found == 0 {
+        // In place of the dot that the first label has begun with.
+        scratch.name.data.0[(name_len - 1) as usize & (NAME_LEN - 1)] = 0;
+        return STOP;
+    }
+    let letter = if is_letter { found.to_ascii_lowercase() } else { b'.' };
+    scratch.state.label = if is_letter { scratch.state.label - 1 } else { found.into() };
+    scratch.state.letters -= 1;
+    scratch.name.data.0[scratch.state.letters as usize & (NAME_LEN - 1)] = letter;
+    scratch.state.name_at = at + 1;
+    CONTINUE
+}
+
+#[inline(always)]
+fn pointed_at(scratch: &Scratch, at: u32) -> u32 {
+    (word(scratch, at) & POINTER_BITS).into()
+}
+
+/// The rule for the name that was read last.
+#[inline(always)]
+fn rule_of_name() -> Option<NameRule> {
+    let scratch = maps::scratch()?;
+    scratch.name.prefix_len = 8 * scratch.state.name_len;
+    maps::name_rule(&scratch.name)
+}
+
+/// The rule for what the question's name is an alias of, such as one that a search domain was added to (CoreDNS's `autopath`).
+/// The application may ask the origin for that name, too.
+#[inline(always)]
+fn rule_of_aliases(answers: u32) -> Option<NameRule> {
+    begin(answers, 0)?;
+    let scratch = maps::scratch()?;
+    scratch.state.for_aliases = true;
+    scratch.state.found = false;
+    repeat(ALIASES, next_alias);
+    let scratch = maps::scratch()?;
+    scratch.state.found.then_some(scratch.state.rule)
+}
+
+/// Goes through the names that aliases lead to.
+unsafe extern "C" fn next_alias() -> i64 {
+    let Some(scratch) = maps::scratch() else { return STOP };
+    scratch.state.target = 0;
+    repeat(MESSAGE_LEN as u32, next_record);
+    let Some(scratch) = maps::scratch() else { return STOP };
+    let target = scratch.state.target;
+    if target == 0 {
+        return STOP;
+    }
+    let Some(rule) = read_name(target).and_then(|_| rule_of_name()) else { return CONTINUE };
+    let Some(scratch) = maps::scratch() else { return STOP };
+    scratch.state.rule = rule;
+    scratch.state.found = true;
+    STOP
+}
+
+/// Learns the addresses of records.
+#[inline(always)]
+fn learn_records(at: u32, questions: u32, rule: NameRule) -> Option<&'static mut State> {
+    begin(at, questions)?;
+    let scratch = maps::scratch()?;
+    scratch.state.for_aliases = false;
+    scratch.state.any = false;
+    scratch.state.failed = false;
+    scratch.state.rule = rule;
+    repeat(MESSAGE_LEN as u32, next_record);
+    Some(&mut maps::scratch()?.state)
+}
+
+/// The next records are those of the answers, which begin at `at`, with so many questions before them.
+#[inline(always)]
+fn begin(at: u32, questions: u32) -> Option<()> {
+    let scratch = maps::scratch()?;
     scratch.state.left = word(scratch, 6).into();
     scratch.state.at = at;
     scratch.state.in_name = true;
-    scratch.state.any = false;
-    scratch.state.failed = false;
-    scratch.state.netns = netns;
-    scratch.state.rule = rule;
-    repeat(MESSAGE_LEN as u32, next_record);
-    let Some(scratch) = maps::scratch() else { return Learned::Part };
-    // Of a truncated answer the rest is asked for over TCP.
-    let truncated = byte(scratch, 2) & 0x02 != 0;
-    let State { left, any, failed, .. } = scratch.state;
-    if failed || (left > 0 && !truncated) { Learned::Part } else { Learned::All { any } }
+    scratch.state.questions = questions;
+    Some(())
 }
 
-/// Goes through records: the labels of a name one by one, then what follows it.
+/// Goes through questions and records: the labels of a name one by one, then what follows it.
 unsafe extern "C" fn next_record() -> i64 {
     let Some(scratch) = maps::scratch() else { return STOP };
     let at = scratch.state.at;
@@ -185,14 +294,15 @@ unsafe extern "C" fn next_record() -> i64 {
     }
     if scratch.state.in_name {
         let first = byte(scratch, at);
+        let Some(length) = part_len(first) else { return STOP };
         scratch.state.in_name = (1..=MAX_LABEL).contains(&first);
-        scratch.state.at = at
-            + match first {
-                0 => 1,
-                1..=MAX_LABEL => 1 + u32::from(first),
-                POINTER.. => POINTER_LEN,
-                _ => return STOP,
-            };
+        scratch.state.at = at + length;
+        return CONTINUE;
+    }
+    if scratch.state.questions > 0 {
+        scratch.state.questions -= 1;
+        scratch.state.at = at + QUESTION_END;
+        scratch.state.in_name = true;
         return CONTINUE;
     }
     let (kind, class, data_len) = (word(scratch, at), word(scratch, at + 2), u32::from(word(scratch, at + 8)));
@@ -211,12 +321,19 @@ unsafe extern "C" fn next_record() -> i64 {
         }
         _ => None,
     };
-    if let Some(address) = address {
-        learn_address(&mut scratch.state, address);
-    }
     scratch.state.at = data + data_len;
     scratch.state.left -= 1;
     scratch.state.in_name = true;
+    if scratch.state.for_aliases {
+        if (class, kind) != (CLASS_IN, TYPE_CNAME) || data_len == 0 {
+            return CONTINUE;
+        }
+        scratch.state.target = data;
+        return STOP;
+    }
+    if let Some(address) = address {
+        learn_address(&mut scratch.state, address);
+    }
     CONTINUE
 }
 
@@ -226,6 +343,9 @@ fn learn_address(state: &mut State, address: IpBytes) {
         return;
     }
     state.any = true;
+    if state.rule.ports[0] == [0, 0] {
+        state.failed = true;
+    }
     for index in 0..NAME_PORTS {
         let port = state.rule.ports[index];
         if port == [0, 0] {
