@@ -212,11 +212,13 @@ impl Agent {
 
     /// Attaches to a cgroup that was removed and made anew: the programs went with the one before.
     fn follow_scope(&mut self) {
-        let Some(cgroup) = self.redirector.unattached(self.namespaces.cgroups()).filter(|_| self.attached) else {
+        if !self.attached || !self.redirector.is_behind(self.namespaces.cgroups()) {
             return;
-        };
-        tracing::warn!(cgroup = %cgroup.display(), "a served cgroup was made anew, and what is in it may have left in clear");
-        if let Err(error) = self.attach() {
+        }
+        tracing::warn!("a served cgroup was made anew, and what is in it may have left in clear");
+        // Others that are gone are not to keep it waiting.
+        let there: Vec<_> = self.namespaces.cgroups().iter().filter(|cgroup| cgroup.exists()).cloned().collect();
+        if let Err(error) = self.redirector.attach(&there) {
             tracing::error!(%error, "a served cgroup is not attached to; this is tried again");
             return;
         }

@@ -13,9 +13,12 @@ mod programs;
 mod syscall;
 
 use std::{
-    collections::HashMap,
-    fs::File,
-    os::fd::{AsFd as _, OwnedFd},
+    collections::{HashMap, HashSet},
+    fs::{self, File},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -53,6 +56,8 @@ pub struct Redirector {
     pins: Option<Pins>,
     /// What is to be found there by the next agent.
     pinned: Vec<(&'static str, OwnedFd)>,
+    /// The cgroups that all programs are attached to, by their ids.
+    attached: HashSet<u64>,
     /// What earlier agents may have left.
     left: Left,
 }
@@ -126,9 +131,9 @@ impl Redirector {
         let threads = ThreadEvents::new(take(map::THREADS_SEEN)?)?;
         let scopes = Scopes::new(take(map::SCOPES)?)?;
         let pinned = if pins.is_some() { linked.pinned().map_err(KernelError::Descriptor)? } else { Vec::new() };
-        let (programs, exec, left) = (HashMap::new(), None, Left::All);
+        let (programs, exec, attached, left) = (HashMap::new(), None, HashSet::new(), Left::All);
         Ok(Kernel {
-            redirector: Self { linked: Some(linked), log, programs, exec, scopes, pins, pinned, left },
+            redirector: Self { linked: Some(linked), log, programs, exec, scopes, attached, pins, pinned, left },
             destinations,
             learned,
             listeners,
@@ -168,23 +173,23 @@ impl Redirector {
                 pins.hold(name, map.as_fd())?;
             }
         }
-        let is_attached: Vec<_> = cgroups.iter().map(|cgroup| self.scopes.has(cgroup)).collect();
-        self.scopes.set(cgroups)?;
+        let ids = cgroups.iter().map(|cgroup| cgroup_id(cgroup)).collect::<Result<Vec<_>, _>>()?;
+        self.scopes.set(&ids)?;
         self.watch_exec();
         let mut is_new = false;
-        for (cgroup, is_attached) in cgroups.iter().zip(is_attached) {
-            // Without pins nobody else has these maps, nor can have taken away what they are about.
-            if self.pins.is_some() || !is_attached {
-                is_new |= self.attach_one(cgroup)?;
-            }
+        for (cgroup, id) in cgroups.iter().zip(&ids) {
+            is_new |= self.attach_one(cgroup, *id)?;
+            self.attached.insert(*id);
         }
+        // What was on others went with them.
+        self.attached.retain(|id| ids.contains(id));
+        self.programs.values_mut().for_each(|program| program.retain(&ids));
         Ok(is_new)
     }
 
-    /// One of these cgroups that is there and that the programs were never attached to, as it has been made since.
-    pub fn unattached<'c>(&self, cgroups: &'c [PathBuf]) -> Option<&'c Path> {
-        let is_new = |cgroup: &&Path| cgroup.exists() && !self.scopes.has(cgroup);
-        cgroups.iter().map(PathBuf::as_path).find(is_new)
+    /// Whether one of these cgroups is there and not attached to, as it was made anew.
+    pub fn is_behind(&self, cgroups: &[PathBuf]) -> bool {
+        cgroups.iter().any(|cgroup| cgroup_id(cgroup).is_ok_and(|id| !self.attached.contains(&id)))
     }
 
     /// What agents with another layout of maps have learned, for [`LearnedNames::adopt`]. To be called when our programs
@@ -256,7 +261,7 @@ impl Redirector {
         }
     }
 
-    fn attach_one(&mut self, cgroup: &Path) -> Result<bool, KernelError> {
+    fn attach_one(&mut self, cgroup: &Path, id: u64) -> Result<bool, KernelError> {
         let mut is_new = false;
         let display = || cgroup.display().to_string();
         let directory = File::open(cgroup).map_err(|source| KernelError::Cgroup { cgroup: display(), source })?;
@@ -264,8 +269,7 @@ impl Redirector {
             let program = self.programs.get_mut(name).ok_or(KernelError::Missing(name))?;
             let failed = |source| KernelError::Attach { name, cgroup: display(), source };
             let Some(pins) = &self.pins else {
-                program.attach(&directory).map_err(failed)?;
-                is_new = true;
+                is_new |= program.attach(&directory, id).map_err(failed)?;
                 continue;
             };
             if !pins.replace(cgroup, name, program.as_fd())? {
@@ -276,6 +280,12 @@ impl Redirector {
         }
         Ok(is_new)
     }
+}
+
+/// The id by which the kernel knows a cgroup, which is its inode number. It is never used again.
+fn cgroup_id(cgroup: &Path) -> Result<u64, KernelError> {
+    let failed = |source| KernelError::Cgroup { cgroup: cgroup.display().to_string(), source };
+    fs::metadata(cgroup).map(|metadata| metadata.ino()).map_err(failed)
 }
 
 /// The data of a map that is opened once for each thread.

@@ -3,15 +3,11 @@
 use std::{
     cell::RefCell,
     collections::HashSet,
-    fmt, fs,
+    fmt,
     hash::Hash,
     io,
     net::SocketAddr,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
-        unix::fs::MetadataExt as _,
-    },
-    path::{Path, PathBuf},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::Arc,
     time::Duration,
 };
@@ -166,23 +162,12 @@ impl Scopes {
         HashMap::try_from(map).map(Self).map_err(error(map::SCOPES))
     }
 
-    /// Whether this is one of them, rather than another by its name.
-    pub(super) fn has(&self, cgroup: &Path) -> bool {
-        fs::metadata(cgroup).is_ok_and(|metadata| self.0.get(&metadata.ino(), 0).is_ok())
-    }
-
-    /// Makes these the cgroups.
-    pub(super) fn set(&mut self, cgroups: &[PathBuf]) -> Result<(), KernelError> {
-        for id in self.0.keys().filter_map(Result::ok).collect::<Vec<_>>() {
+    /// Makes these the cgroups, by their ids.
+    pub(super) fn set(&mut self, ids: &[u64]) -> Result<(), KernelError> {
+        for id in self.0.keys().filter_map(Result::ok).filter(|id| !ids.contains(id)).collect::<Vec<_>>() {
             ignore_absent(self.0.remove(&id)).map_err(error(map::SCOPES))?;
         }
-        for cgroup in cgroups {
-            let metadata = fs::metadata(cgroup)
-                .map_err(|source| KernelError::Cgroup { cgroup: cgroup.display().to_string(), source })?;
-            // The kernel's id of a cgroup is its inode number.
-            self.0.insert(metadata.ino(), 1, 0).map_err(error(map::SCOPES))?;
-        }
-        Ok(())
+        ids.iter().try_for_each(|id| self.0.insert(*id, 1, 0)).map_err(error(map::SCOPES))
     }
 }
 

@@ -176,7 +176,10 @@ impl Pins {
     /// # Errors
     /// Something cannot be removed.
     pub fn prune(&self, cgroups: &[PathBuf]) -> Result<(), PinError> {
-        let keep = cgroups.iter().map(|cgroup| cgroup_id(cgroup)).collect::<Result<Vec<_>, _>>()?;
+        // One that is gone keeps nothing.
+        let there = |error: &PinError| !matches!(error, PinError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
+        let ids = cgroups.iter().map(|cgroup| cgroup_id(cgroup));
+        let keep = ids.filter(|id| id.as_ref().err().is_none_or(there)).collect::<Result<Vec<_>, _>>()?;
         for links in entries(&self.layout.join("links"))? {
             if !keep.iter().any(|id| links.ends_with(id)) {
                 remove(&links, &mut Vec::new())?;
