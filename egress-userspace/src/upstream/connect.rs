@@ -222,7 +222,7 @@ impl Connector {
                     result = under_way.next() => match result {
                         Some((Ok(stream), address)) => return Ok((stream, address)),
                         Some((Err(source), address)) => {
-                            if !is_shortage(&source) {
+                            if !is_shortage(&source, address) {
                                 failed(address);
                             }
                             silent.retain(|(silent, _)| *silent != address);

@@ -173,15 +173,15 @@ impl UpstreamError {
 
     /// What it is counted as.
     pub fn cause(&self) -> Cause {
-        use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
+        use io::ErrorKind::{AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
         match self {
             Self::Overflow { .. } => Cause::Overflow,
             Self::NoAddress => Cause::NoAddress,
             Self::LeftOut { .. } => Cause::LeftOut,
-            Self::Connect { source, .. } if is_shortage(source) => Cause::OutOfResources,
+            Self::Connect { source, address } if is_shortage(source, *address) => Cause::OutOfResources,
             Self::Connect { source, .. } => match source.kind() {
                 ConnectionRefused => Cause::ConnectionRefused,
-                HostUnreachable | NetworkUnreachable => Cause::Unroutable,
+                HostUnreachable | NetworkUnreachable | AddrNotAvailable => Cause::Unroutable,
                 TimedOut => Cause::ConnectTimeout,
                 _ => Cause::ConnectFailed,
             },
@@ -227,9 +227,14 @@ impl UpstreamError {
 }
 
 /// Whether a connection could not be made for want of what the node has too little of. That says nothing of the other end.
-pub(super) fn is_shortage(error: &io::Error) -> bool {
-    let ours = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::EADDRNOTAVAIL];
-    error.raw_os_error().is_some_and(|code| ours.contains(&code))
+pub(super) fn is_shortage(error: &io::Error, address: SocketAddr) -> bool {
+    match error.raw_os_error() {
+        // The last is of epoll (`fs.epoll.max_user_watches`).
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::ENOSPC) => true,
+        // All ports are in use. Over IPv6 there may be no address to come from, as where it is disabled.
+        Some(libc::EADDRNOTAVAIL) => address.is_ipv4(),
+        _ => false,
+    }
 }
 
 /// What a failed exchange says of its request: whether it may be sent again.
