@@ -1,6 +1,13 @@
 //! The configuration changes.
 
-use std::{collections::BTreeSet, future, io, mem, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future, io, mem,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::oneshot;
 
@@ -15,6 +22,9 @@ const SHOWN: usize = 20;
 /// After how long a configuration that has lost a host is read again before it is believed: files that are being replaced one by one
 /// are not all there meanwhile, and requests for the host would go on in clear.
 pub(super) const CONFIRM: Duration = Duration::from_secs(1);
+/// After how long what could not be read is tried again, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const MOST_PAUSE: Duration = Duration::from_secs(60);
 
 /// A change that is being read.
 #[derive(Default)]
@@ -25,7 +35,17 @@ pub(super) struct Reload {
     /// What was read the last time: what has lost a host is believed if it is the same again.
     unconfirmed: Option<u64>,
     /// What could not be read of a change that was refused for it. No event tells when it can be.
-    unreadable: Option<String>,
+    unreadable: Option<Unreadable>,
+}
+
+/// What could not be read.
+struct Unreadable {
+    /// As it was told.
+    text: String,
+    /// When it is tried again.
+    next: Instant,
+    /// How long after that once more.
+    pause: Duration,
 }
 
 impl Reload {
@@ -68,8 +88,12 @@ impl Agent {
 
     /// Tries again what could not be read: there may have been too many open files, say.
     pub(super) fn retry_reload(&mut self) {
-        if self.reload.unreadable.is_some() && self.reload.under_way.is_none() {
-            self.read_after(Duration::ZERO);
+        let now = Instant::now();
+        let due = self.reload.unreadable.as_mut().filter(|unreadable| now >= unreadable.next);
+        if let Some(unreadable) = due {
+            unreadable.pause = (2 * unreadable.pause).min(MOST_PAUSE);
+            unreadable.next = now + unreadable.pause;
+            self.begin_reload();
         }
     }
 
@@ -99,12 +123,12 @@ impl Agent {
     }
 
     fn refuse(&mut self, error: &ConfigError) {
-        let unreadable = error.is_of_reading().then(|| error.to_string());
-        let is_known = unreadable.is_some() && self.reload.unreadable == unreadable;
-        self.reload.unreadable = unreadable;
-        if is_known {
+        let text = error.is_of_reading().then(|| error.to_string());
+        if text.is_some() && self.reload.unreadable.as_ref().map(|unreadable| &unreadable.text) == text.as_ref() {
             return;
         }
+        let pause = FIRST_PAUSE;
+        self.reload.unreadable = text.map(|text| Unreadable { text, next: Instant::now() + pause, pause });
         self.metrics.policy_refused.inc();
         self.metrics.configuration_current.set(0);
         for found in error.diagnostics() {
@@ -119,7 +143,9 @@ impl Agent {
     fn apply(&mut self, Prepared { fingerprint, change }: Prepared) -> Result<(), ConfigError> {
         let loses = change.as_ref().is_some_and(|change| !change.policy.covers(&self.policy));
         if self.reload.unconfirmed.replace(fingerprint) != Some(fingerprint) && loses {
-            tracing::info!("the configuration has lost a host; it is read again before that is believed");
+            if self.reload.unreadable.is_none() {
+                tracing::info!("the configuration has lost a host; it is read again before that is believed");
+            }
             self.read_after(CONFIRM);
             return Ok(());
         }
