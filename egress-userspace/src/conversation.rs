@@ -41,8 +41,8 @@ const DRAIN_GRACE: Duration = Duration::from_millis(250);
 /// only when they have sent everything.
 const LINGER: Duration = Duration::from_secs(30);
 const LINGER_SILENCE: Duration = Duration::from_secs(5);
-/// The same when draining, in all.
-const LINGER_DRAINING: Duration = Duration::from_secs(1);
+/// The same when draining, or after what is no request, in all.
+const LINGER_BRIEFLY: Duration = Duration::from_secs(1);
 /// How long a connection that is one too many has to send its request.
 const TURN_AWAY: Duration = Duration::from_secs(1);
 
@@ -111,7 +111,7 @@ async fn converse(
             Ok(Waited::Request(head, asked)) => {
                 boxed(|| serve(conversation, connection, &draining, &mut patience, head, asked)).await
             }
-            Err(error) => Box::pin(refuse(conversation, connection, &draining, &mut patience, error)).await,
+            Err(error) => Box::pin(refuse(conversation, connection, &mut patience, error)).await,
         };
         if !more {
             return;
@@ -180,13 +180,7 @@ async fn serve(
 }
 
 /// Answers what is no request, after which nobody knows what else comes.
-async fn refuse(
-    conversation: &Conversation,
-    connection: &Connection,
-    draining: &watch::Receiver<Drain>,
-    patience: &mut Patience,
-    error: Error,
-) -> bool {
+async fn refuse(conversation: &Conversation, connection: &Connection, patience: &mut Patience, error: Error) -> bool {
     let Response { head, body } = match error {
         Error::Fault(fault) => conversation.refuse(fault),
         Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => conversation.late(),
@@ -196,7 +190,8 @@ async fn refuse(
         }
     };
     match respond(connection, head, pin!(body), Asked::UNKNOWN, true, patience).await {
-        Ok(_) => end(connection, false, hurried(draining)).await,
+        // Nobody is owed for long what comes after no request.
+        Ok(_) => end(connection, false, sleep(LINGER_BRIEFLY)).await,
         Err(error) => conversation.ended(&error),
     }
     false
@@ -235,7 +230,7 @@ async fn end(connection: &Connection, heard: bool, enough: impl Future<Output = 
 async fn hurried(draining: &watch::Receiver<Drain>) {
     // The agent is there for as long as its connections.
     let _ = draining.clone().wait_for(|drain| *drain != Drain::Off).await;
-    sleep(LINGER_DRAINING).await;
+    sleep(LINGER_BRIEFLY).await;
 }
 
 /// Waits until an idle connection has to end.

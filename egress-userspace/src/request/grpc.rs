@@ -13,8 +13,12 @@ const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Whether a request is a call of gRPC.
 pub(super) fn asks(request: &RequestHead) -> bool {
-    request.version == Version::HTTP_2
-        && request.fields.get(&header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with(b"application/grpc"))
+    // That of gRPC-Web begins in the same way.
+    let is_grpc = |kind: &[u8]| {
+        kind.strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+    };
+    request.version == Version::HTTP_2 && request.fields.get(&header::CONTENT_TYPE).is_some_and(is_grpc)
 }
 
 /// Says to a client of gRPC what a response says, unless that has a status of gRPC already: in fields alone ("Trailers-Only").
@@ -52,6 +56,20 @@ fn code(status: StatusCode) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::head::Fields;
+
+    #[test]
+    fn only_grpc_itself_is_told_so() {
+        let asks_by = |kind: &'static str| {
+            let mut fields = Fields::default();
+            fields.append(&header::CONTENT_TYPE, &HeaderValue::from_static(kind));
+            let mut head = RequestHead::get("/", fields);
+            head.version = Version::HTTP_2;
+            asks(&head)
+        };
+        assert!(["application/grpc", "application/grpc+proto", "application/grpc; a=b"].into_iter().all(asks_by));
+        assert!(!["application/grpc-web", "application/grpc-web-text", "application/json"].into_iter().any(asks_by));
+    }
 
     #[test]
     fn a_status_and_a_message_say_what_a_response_says() {
