@@ -102,8 +102,8 @@ pub struct RouteTable {
     prefix_lens: BTreeSet<u8>,
     /// Whose the addresses are that hosts have by their names.
     owners: Owners,
-    /// By the names of endpoints: the ports of the hosts that they serve.
-    endpoints: HashMap<HostName, BTreeSet<u16>>,
+    /// Of the hosts that they serve, by the names of endpoints.
+    endpoints: HashMap<HostName, Vec<Arc<Route>>>,
     /// All clusters, by what they are called in the configuration.
     clusters: HashMap<ClusterName, Vec<Arc<Cluster>>>,
     /// What the clusters share.
@@ -140,7 +140,7 @@ impl RouteTable {
 
     /// Takes in the addresses that one name has, too.
     pub fn locate(&self, name: &HostName, names: &Names) {
-        let routes = self.exact.get(name).into_iter().flatten();
+        let routes = self.exact.get(name).into_iter().chain(self.endpoints.get(name)).flatten();
         self.owners.add(routes.flat_map(|route| route.places(names)));
     }
 
@@ -174,7 +174,7 @@ impl RouteTable {
 
     /// The ports of the hosts that an endpoint of this name serves.
     pub fn served_by(&self, endpoint: &HostName) -> impl Iterator<Item = u16> {
-        self.endpoints.get(endpoint).into_iter().flatten().copied()
+        self.endpoints.get(endpoint).into_iter().flatten().map(|route| route.rule.port)
     }
 
     /// Every name that must be resolved: the rules' hosts and the names of their endpoints, since applications connect to their
@@ -259,7 +259,7 @@ impl RouteTable {
             }
         }
         for name in rule.endpoints.iter().filter_map(EndpointAddress::name) {
-            self.endpoints.entry(name.clone()).or_default().insert(rule.port);
+            self.endpoints.entry(name.clone()).or_default().push(route.clone());
         }
         let routes = match &rule.host {
             HostPattern::Exact(_) => &mut self.exact,

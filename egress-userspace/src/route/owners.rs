@@ -1,6 +1,7 @@
 //! Which host has an address, as far as that is one alone.
 
 use std::{
+    mem,
     net::SocketAddr,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -28,7 +29,9 @@ impl Owners {
     pub(super) fn set<'a>(&self, found: impl Iterator<Item = (SocketAddr, &'a Arc<Route>)>) {
         let mut all = HashMap::default();
         add(&mut all, found);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = all;
+        // To take a large one apart takes a while, which nobody is to wait for.
+        let old = mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), all);
+        drop(old);
     }
 }
 

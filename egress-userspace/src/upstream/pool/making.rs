@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{sync::oneshot, task};
+use tokio::{
+    sync::oneshot::{self, error::TryRecvError},
+    task,
+};
 
 use super::{Key, OfKey, Pool};
 use crate::upstream::{
@@ -24,6 +27,8 @@ pub(super) struct Making {
     pub(super) offer: Offer,
     pool: Weak<Pool>,
     key: Key,
+    /// As long as nobody waits for it.
+    left: Option<Left>,
 }
 
 /// Leave to make a connection that nobody waits for: of its key, and of all.
@@ -34,6 +39,17 @@ impl Making {
     pub(super) async fn end(&mut self) -> Result<Made, UpstreamError> {
         // It ends without a word only if it panics, and then whoever waits for it ends in the same way.
         (&mut self.made).await.expect("the task that makes a connection")
+    }
+
+    /// The same for somebody who waits for it.
+    pub(super) fn awaited(mut self) -> Self {
+        self.left = None;
+        self
+    }
+
+    /// Whether nothing will come of it, as its task has ended without a word. What has come of it is lost by asking.
+    pub(super) fn is_lost(&mut self) -> bool {
+        matches!(self.made.try_recv(), Err(TryRecvError::Closed))
     }
 
     /// What has come of it. None if it has yet to end.
@@ -65,7 +81,8 @@ impl Pool {
         }
         let Some(left) = self.leave_alone(key) else { return };
         let Some((place, offer)) = self.place_for(key, usage) else { return };
-        let making = self.spawn(key, offer, place, make(offer), Some(left));
+        let mut making = self.make(key, offer, place, make(offer));
+        making.left = Some(left);
         of_key.with(|origin| origin.begin(making));
     }
 
@@ -78,38 +95,24 @@ impl Pool {
         place: Option<Place>,
         making: impl Future<Output = Result<Made, UpstreamError>> + 'static,
     ) -> Making {
-        self.spawn(key, offer, place, making, None)
-    }
-
-    fn spawn(
-        self: &Rc<Self>,
-        key: &Key,
-        offer: Offer,
-        place: Option<Place>,
-        making: impl Future<Output = Result<Made, UpstreamError>> + 'static,
-        mut left: Option<Left>,
-    ) -> Making {
         let (mut maker, made) = oneshot::channel();
-        let awaited = Making { made, offer, pool: Rc::downgrade(self), key: key.clone() };
+        let awaited = Making { made, offer, pool: Rc::downgrade(self), key: key.clone(), left: None };
         let (pool, key) = (self.clone(), key.clone());
         task::spawn_local(async move {
             let mut making = pin!(making);
+            let _left;
             let made = tokio::select! {
                 biased;
                 made = &mut making => made,
                 () = maker.closed() => {
                     // Nor is there leave any more where all of its key was forgotten.
-                    drop(left.take());
-                    left = pool.leave_alone(&key);
-                    if left.is_none() {
-                        return;
-                    }
+                    let Some(left) = pool.leave_alone(&key) else { return };
+                    _left = left;
                     making.await
                 }
             };
-            drop(left);
             match maker.send(made.map(|made| made.with(place))) {
-                // Perhaps nobody has come for it yet.
+                // Perhaps nobody has come for it yet. No other task sees it in between.
                 Ok(()) => pool.take_in(&key),
                 Err(Ok(made)) => pool.add(&key, offer, made),
                 Err(Err(error)) => tracing::debug!(%error, "a connection that nobody waits for was not made"),

@@ -247,7 +247,13 @@ impl Origin {
 
     /// Gives it away to a request that has come, if it is made with the same.
     pub(super) fn early(&mut self, offer: Offer) -> Option<Making> {
-        self.early.take_if(|early| early.offer == offer)
+        self.forget_lost();
+        self.early.take_if(|early| early.offer == offer).map(Making::awaited)
+    }
+
+    /// Lets one go that a panic has ended.
+    fn forget_lost(&mut self) {
+        self.early.take_if(Making::is_lost);
     }
 
     /// Keeps it for whoever comes if it is made, and no request has come for it yet.
@@ -312,6 +318,7 @@ impl Origin {
     /// worth keeping.
     pub(super) fn expire(&mut self, limit: Duration) -> bool {
         self.retire();
+        self.forget_lost();
         self.give_up();
         let usage = &self.usage;
         let max_idle = usage.settings().idle_timeout.unwrap_or(MAX_IDLE).min(limit);
