@@ -221,7 +221,8 @@ fn a_head_that_comes_by_the_byte_is_late() -> Result<()> {
             client.wait_for_output(says)?;
         }
     }
-    ensure!(origin.connections() == 0, "{:?}", origin.requests());
+    // A connection may have been begun.
+    ensure!(origin.requests().is_empty(), "{:?}", origin.requests());
     Ok(())
 }
 
