@@ -139,7 +139,8 @@ impl Workers {
                 tls::warm_up();
                 let connector = Connector::new(SocketFactory::new(own_sockets), metrics.clone(), limits.head);
                 let asked = crew.clone();
-                let pool = Rc::new(Pool::new(move |cluster| asked.tell(|| Command::GiveUp(cluster))));
+                let most_idle = limits.connections.div_ceil(asked.members.len());
+                let pool = Rc::new(Pool::new(move |cluster| asked.tell(|| Command::GiveUp(cluster)), most_idle));
                 let connector = Rc::new(connector);
                 let warm = Warm::new(connector.clone(), pool.clone());
                 let worker = Rc::new(Worker {

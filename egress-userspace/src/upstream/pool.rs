@@ -40,6 +40,9 @@ pub const MAX_IDLE_UNREPEATABLE: Duration = Duration::from_secs(4);
 /// where an application was going: applications choose those.
 const MANY_KEYS: usize = 16 * 1024;
 
+/// How long connections may be idle while there are too many of them: there are descriptors for others, then.
+const MAX_IDLE_CROWDED: Duration = Duration::from_secs(1);
+
 /// Connections of one key serve each other's requests. The network namespace is part of it: a connection has the address,
 /// the routes and the network policy of the pod that it was made for.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -107,6 +110,8 @@ pub struct Pool {
     ask: Box<dyn Fn(ClusterId)>,
     /// Of what has no settings.
     unlimited: Arc<Usage>,
+    /// Idle connections of which there may be no more for long.
+    most_idle: usize,
     /// Shared with the connections that are being made and that nobody waits for.
     left_alone: Rc<()>,
 }
@@ -124,9 +129,11 @@ struct Turn {
 }
 
 impl Pool {
-    /// A pool which asks others by `ask` to give up a connection to a cluster.
-    pub fn new(ask: impl Fn(ClusterId) + 'static) -> Self {
-        Self { origins: RefCell::default(), ask: Box::new(ask), unlimited: Arc::default(), left_alone: Rc::default() }
+    /// A pool which asks others by `ask` to give up a connection to a cluster, and which keeps `most_idle` connections that nobody
+    /// uses, of all keys together: one pod that asks many hosts is not to take the descriptors of all.
+    pub fn new(ask: impl Fn(ClusterId) + 'static, most_idle: usize) -> Self {
+        let (origins, unlimited, left_alone) = (RefCell::default(), Arc::default(), Rc::default());
+        Self { origins, ask: Box::new(ask), unlimited, most_idle, left_alone }
     }
 
     /// A connection of this key; a new one, made by `make`, only if there is none that serves, and if `usage` has a place for it.
@@ -269,8 +276,10 @@ impl Pool {
     /// Closes connections that were idle for too long, or that others ask for: when they did there may have been none.
     pub fn expire(&self) {
         let mut origins = self.origins.borrow_mut();
-        let limit = if origins.len() > MANY_KEYS { MAX_IDLE_UNREPEATABLE } else { Duration::MAX };
-        origins.retain(|key, origin| origin.expire(if key.to.is_chosen() { limit } else { Duration::MAX }));
+        let is_crowded = origins.values().map(Origin::count_idle).sum::<usize>() > self.most_idle;
+        let limit = if is_crowded { MAX_IDLE_CROWDED } else { Duration::MAX };
+        let limit_of_chosen = if origins.len() > MANY_KEYS { limit.min(MAX_IDLE_UNREPEATABLE) } else { limit };
+        origins.retain(|key, origin| origin.expire(if key.to.is_chosen() { limit_of_chosen } else { limit }));
     }
 
     /// Closes the idle connections of a network namespace that is gone.

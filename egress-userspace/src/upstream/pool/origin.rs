@@ -235,6 +235,11 @@ impl Origin {
         if is_shared { requests.min(1) } else { requests }.saturating_sub(there)
     }
 
+    /// How many connections there are that nobody uses.
+    pub(super) fn count_idle(&self) -> usize {
+        self.idle.len() + self.shared.iter().filter(|shared| shared.is_idle(Duration::ZERO)).count()
+    }
+
     /// Whether somebody waits.
     pub(super) fn is_waited_for(&self) -> bool {
         self.waiting.strong_count() > 0

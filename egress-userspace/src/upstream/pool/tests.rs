@@ -1,3 +1,4 @@
+mod crowded;
 mod early;
 
 use std::{net, num::NonZeroU32};
@@ -26,6 +27,7 @@ struct Bench {
     served: Rc<RefCell<Vec<&'static str>>>,
 }
 
+const MOST_IDLE: usize = 4;
 const HTTP1: Wanted = Wanted { max_idle: MAX_IDLE, http2: false, web_socket: false, newer_than: None };
 
 type Got = Result<Connection, Rc<UpstreamError>>;
@@ -37,7 +39,7 @@ impl Bench {
 
     fn with(settings: ConnectionPool) -> Self {
         Self {
-            pool: Rc::new(Pool::new(|_| ())),
+            pool: Rc::new(Pool::new(|_| (), MOST_IDLE)),
             usage: Arc::new(Usage::new(settings)),
             made: Rc::default(),
             served: Rc::default(),
