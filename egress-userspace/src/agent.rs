@@ -193,14 +193,15 @@ impl Agent {
         self.load_programs()?;
         self.destinations.inherit()?;
         self.learned.inherit()?;
-        if self.redirector.attach(self.namespaces.cgroups())? {
+        let cgroups = self.namespaces.cgroups_there();
+        if self.redirector.attach(&cgroups)? {
             self.existing.expect_askers();
         }
         for learned in self.redirector.learned_by_others()? {
             self.learned.adopt(learned)?;
         }
         self.namespaces.disown()?;
-        for cgroup in self.namespaces.cgroups() {
+        for cgroup in cgroups {
             tracing::info!(cgroup = %cgroup.display(), "attached");
         }
         self.attached = true;
@@ -217,8 +218,7 @@ impl Agent {
         }
         tracing::warn!("a served cgroup was made anew, and what is in it may have left in clear");
         // Others that are gone are not to keep it waiting.
-        let there: Vec<_> = self.namespaces.cgroups().iter().filter(|cgroup| cgroup.exists()).cloned().collect();
-        if let Err(error) = self.redirector.attach(&there) {
+        if let Err(error) = self.redirector.attach(&self.namespaces.cgroups_there()) {
             tracing::error!(%error, "a served cgroup is not attached to; this is tried again");
             return;
         }
@@ -239,7 +239,7 @@ impl Agent {
     /// Sees whether connects from the scope are intercepted. Until that is known for the first time, and whenever it is
     /// not so, the agent is not ready. To be called when it is attached and serves its own network namespace.
     pub fn test_self(&mut self) {
-        self.self_test.start(self.namespaces.cgroups());
+        self.self_test.start(&self.namespaces.cgroups_there());
     }
 
     /// Works until every name has been looked up once; gives the hosts of which nothing is intercepted.

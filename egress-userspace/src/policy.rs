@@ -58,6 +58,12 @@ impl Rule {
         // A rule's routes name no others.
         &self.upstreams[index.0]
     }
+
+    /// The names of its endpoints, as hosts, with its port.
+    pub fn endpoint_names(&self) -> impl Iterator<Item = (HostPattern, u16)> {
+        let names = self.endpoints.iter().filter_map(EndpointAddress::name);
+        names.map(|name| (HostPattern::Exact(name.clone()), self.port))
+    }
 }
 
 /// How TLS is spoken.

@@ -283,11 +283,12 @@ impl RouteTable {
         wanted
     }
 
-    /// Hosts of which no address is known, so that nothing of theirs is intercepted.
+    /// Hosts, and names of endpoints, of which no address is known, so that nothing of theirs is intercepted.
     pub fn unintercepted(&self, names: &Names) -> Vec<ResolveError> {
         self.routes()
             .filter(|route| route.rule.addresses.is_empty())
             .filter_map(|route| route.host())
+            .chain(self.endpoints.keys())
             .filter(|host| names.intercepted(host).next().is_none())
             .filter_map(|host| names.failure(host).cloned())
             .collect()

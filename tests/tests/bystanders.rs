@@ -1,6 +1,6 @@
 //! Nobody else is touched: what no rule names goes where it was going, as it is.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use egress_common::flow::CONNECTING_PER_NETNS;
@@ -51,6 +51,8 @@ fn udp_to_a_configured_address_and_port_arrives_as_it_is() -> Result<()> {
 fn a_pod_whose_connects_never_end_leaves_room_for_others() -> Result<()> {
     const SHARE: usize = CONNECTING_PER_NETNS as usize;
     const MORE: usize = 8;
+    // Where the processor is emulated, so many take a while.
+    const LONG: Duration = Duration::from_secs(150);
     let mut bed = TestBed::new("pending")?;
     let pod = bed.add_pod("pod")?;
     let _origin = origin(&bed, &[])?;
@@ -61,7 +63,7 @@ fn a_pod_whose_connects_never_end_leaves_room_for_others() -> Result<()> {
     let command = bed.pod_command(&pod, CLIENT)?.in_cgroup(bed.cgroup())?;
     let mut client = command.args(["pend", &address, "--count", &count]).spawn()?;
     for round in 1..=2 {
-        client.wait_for_output(&"connecting\n".repeat(round))?;
+        wait_until("the connects", LONG, || client.stdout() == "connecting\n".repeat(round))?;
         ensure!(agent.flows()? == SHARE, "{} flows", agent.flows()?);
         let refused = agent.metrics()?.sum("egress_connects_total", &[("outcome", "flow_not_published")]);
         ensure!(refused == (round * MORE) as f64, "{refused} refused");

@@ -197,8 +197,8 @@ fn hosts_without_addresses_are_counted() -> Result<()> {
             })
             .with_context(|| agent.log_text())
         };
-        // The other one is in the hosts file. What its requests go to is no host.
-        wait_for(1.0, is_ready)?;
+        // The other one is in the hosts file. To the name of its endpoint applications may go, too.
+        wait_for(2.0, is_ready)?;
         site.set(Mode::Answers);
         wait_for(0.0, true)?;
     }

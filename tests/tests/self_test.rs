@@ -66,6 +66,32 @@ fn a_cgroup_that_was_removed_and_made_anew_is_attached_to() -> Result<()> {
     Ok(())
 }
 
+/// As after a change of kubelet's driver of cgroups, which leaves an empty one.
+#[test]
+fn one_of_several_cgroups_may_go() -> Result<()> {
+    let mut bed = TestBed::new("several")?;
+    let pod = bed.add_pod("pod")?;
+    let [first, second] = ["first", "second"].map(|name| bed.cgroup().child(name));
+    let (first, second) = (first?, second?);
+    let config = bed.config_dir()?;
+    let options = AgentOptions::new(config.path()).cgroup(first.path());
+    let also = second.path().display().to_string();
+    let arguments = ["--host", HOST, "--self-test-interval", "60m", "--cgroup", &also];
+    let mut agent = Agent::start(&bed, &options.args(&arguments))?;
+    drop(first);
+    test_again(&mut agent)?;
+    check(&agent, [2.0, 0.0])?;
+    let ready = agent.admin("/readyz")?;
+    ensure!(ready.0 == 200, "{ready:?}");
+    // Pods come and go.
+    let mut sleep = bed.pod_command(&pod, "sleep")?.in_cgroup(&second)?.arg("infinity").spawn()?;
+    wait_until("the pod to be served", PATIENCE, || pod.listening().is_ok_and(|found| found.len() == 2))?;
+    sleep.kill();
+    wait_until("the pod to be let go", PATIENCE, || pod.listening().is_ok_and(|found| found.is_empty()))?;
+    ensure!(agent.terminate()?.code() == Some(0));
+    Ok(())
+}
+
 /// As by `docker pause` of the one above. A process would not even begin there, and who starts it waits for that.
 #[test]
 fn a_scope_that_stands_still_holds_nobody_up() -> Result<()> {

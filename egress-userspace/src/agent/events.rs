@@ -112,7 +112,7 @@ impl Agent {
             Event::End | Event::Successor(_) => {}
             Event::RejectedEnded => self.rejected_has_ended(),
             Event::Test => self.test_self(),
-            Event::TestDue => self.self_test.repeat(self.namespaces.cgroups()),
+            Event::TestDue => self.self_test.repeat(&self.namespaces.cgroups_there()),
             Event::Configuration(changed) => {
                 if let Err(error) = changed {
                     tracing::warn!(%error, "cannot watch all of the configuration");

@@ -1,6 +1,6 @@
 //! Keeps what the kernel intercepts in line with policy and names, and says whether it is.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use foldhash::HashMap;
 
@@ -15,6 +15,9 @@ use crate::{
     resolve::{Names, ResolveError},
     route::RouteTable,
 };
+
+/// For how long what an earlier agent knew of hosts is kept at most: there may be a name that nobody ever answers for.
+const MOST_INHERITED: Duration = Duration::from_secs(3600);
 
 /// How what the kernel has stands to policy and names.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -49,7 +52,9 @@ impl Unintercepted {
         let of_host = |host: &HostPattern| matches!(host, HostPattern::Exact(exact) if exact == name);
         let routes: Vec<_> = routes.filter(|route| of_host(&route.rule.host)).collect();
         let addresses: Vec<_> = names.intercepted(name).collect();
-        let lacks = addresses.is_empty() && routes.iter().any(|route| route.rule.addresses.is_empty());
+        let is_endpoint = table.served_by(name).next().is_some();
+        let is_to_have = is_endpoint || routes.iter().any(|route| route.rule.addresses.is_empty());
+        let lacks = is_to_have && addresses.is_empty();
         match names.failure(name).filter(|_| lacks) {
             Some(error) => _ = self.hosts.insert(name.clone(), error.clone()),
             None => _ = self.hosts.remove(name),
@@ -72,7 +77,7 @@ impl Agent {
         routes.locate_all(&self.names);
         let before = self.unintercepted.hosts.len();
         self.unintercepted = Unintercepted::of(&routes, &self.names);
-        self.destinations.disown_inherited(self.names.all_answered());
+        self.disown_inherited();
         let learned = self.to_learn.as_ref().map_or(Ok(()), |rules| self.learned.set(rules));
         if learned.is_ok() {
             self.to_learn = None;
@@ -95,11 +100,18 @@ impl Agent {
             routes.locate(&name, &self.names);
             found.extend(self.unintercepted.look(&name, &routes, &self.names));
         }
-        if self.destinations.has_inherited() && self.destinations.disown_inherited(self.names.all_answered()) {
+        if self.destinations.has_inherited() && self.disown_inherited() {
             return self.synchronise();
         }
         let result = self.destinations.add(found.iter().map(|network| (*network, Capture::Host)));
         self.finish(Step::Ahead, before, result);
+    }
+
+    /// Lets go of what an earlier agent knew, of the families in which all names were answered for, or when that has taken too long.
+    /// Says whether there was something.
+    fn disown_inherited(&mut self) -> bool {
+        let is_late = self.started.elapsed() > MOST_INHERITED;
+        self.destinations.disown_inherited(if is_late { [true; 2] } else { self.names.all_answered() })
     }
 
     /// Does what was left undone, and looks what follows.

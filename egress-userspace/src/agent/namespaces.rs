@@ -79,6 +79,12 @@ impl Namespaces {
         &self.cgroups
     }
 
+    /// Those that are there; all of them if none is.
+    pub(super) fn cgroups_there(&self) -> Vec<PathBuf> {
+        let there: Vec<_> = self.cgroups.iter().filter(|cgroup| cgroup.exists()).cloned().collect();
+        if there.is_empty() { self.cgroups.clone() } else { there }
+    }
+
     pub(super) fn served(&self) -> Vec<Netns> {
         self.served.values().map(|served| served.handle.netns.clone()).collect()
     }

@@ -64,9 +64,11 @@ pub(super) fn prepare(sources: &[Source], known: Option<u64>, documents: &Docume
     Ok(Prepared { fingerprint: fingerprint.all, change: Some(change) })
 }
 
-/// The names whose addresses the kernel is to learn.
+/// The names whose addresses the kernel is to learn: those of hosts, and of their endpoints.
 pub(super) fn names_to_learn(policy: &Policy) -> NameRules {
-    NameRules::of(policy.rules().map(|rule| (&rule.host, rule.port)))
+    let endpoints: Vec<_> = policy.rules().flat_map(|rule| rule.endpoint_names()).collect();
+    let hosts = policy.rules().map(|rule| (&rule.host, rule.port));
+    NameRules::of(hosts.chain(endpoints.iter().map(|(host, port)| (host, *port))))
 }
 
 /// The sources, the files that the policy names, and where the machine's roots are if it trusts them.

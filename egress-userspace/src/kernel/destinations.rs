@@ -106,15 +106,20 @@ impl Destinations {
     /// Makes the map hold exactly `wanted`, besides what is inherited. What is new is added before what is gone is removed.
     ///
     /// # Errors
-    /// There are too many, or the kernel refuses: then nothing is removed, and what could be added is there.
+    /// There are too many: what could be added is there. Or the kernel refuses: then nothing is removed besides.
     pub fn set(&mut self, wanted: &HashMap<Intercepted, Capture>) -> Result<(), KernelError> {
-        self.add(wanted.iter().map(|(entry, capture)| (*entry, *capture)))?;
+        let all = || wanted.iter().map(|(entry, capture)| (*entry, *capture));
+        let added = self.add(all());
+        if added.as_ref().is_err_and(|error| !error.is_want_of_room()) {
+            return added;
+        }
         let kept = |entry: &Intercepted| wanted.contains_key(entry) || self.inherited.contains(entry);
         for entry in self.present.keys().filter(|entry| !kept(entry)).copied().collect::<Vec<_>>() {
             ignore_absent(self.map.remove(&entry.key())).map_err(error(map::DESTINATIONS))?;
             self.present.remove(&entry);
         }
-        Ok(())
+        // What is gone has made room.
+        added.or_else(|_| self.add(all()))
     }
 
     /// Makes the map hold these, besides what it has. What is inherited is not excluded.

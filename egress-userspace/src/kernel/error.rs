@@ -4,7 +4,7 @@ use std::{fs, io};
 
 use aya::EbpfError;
 
-use super::{FeatureError, LoadError, pins::PinError};
+use super::{FeatureError, LoadError, maps::is_full, pins::PinError};
 
 /// What the kernel refused, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,17 @@ pub enum KernelError {
     /// An asynchronous descriptor could not be registered.
     #[error("cannot watch an eBPF ring buffer: {0}")]
     Watch(#[source] io::Error),
+}
+
+impl KernelError {
+    /// Whether a map is full.
+    pub(super) fn is_want_of_room(&self) -> bool {
+        match self {
+            Self::TooManyDestinations { .. } => true,
+            Self::Map { source, .. } => is_full(source),
+            _ => false,
+        }
+    }
 }
 
 /// What egress needs, by the numbers of linux/capability.h.

@@ -94,20 +94,28 @@ impl LearnedNames {
     /// Makes these the names whose addresses are learned.
     ///
     /// # Errors
-    /// There are too many names, or the kernel refuses: then none is removed, and those that could be added are there.
+    /// There are too many names: those that could be added are there. Or the kernel refuses: then none is removed besides.
     pub fn set(&mut self, NameRules(wanted): &NameRules) -> Result<(), KernelError> {
         self.ports.set(wanted.values().flat_map(|rule| rule.ports));
         if *wanted == self.present {
             return Ok(());
         }
-        let Self { names, present, .. } = self;
-        let all = wanted.iter().map(|(name, rule)| (name.clone(), *rule));
-        insert_all(present, all, |name, rule| names.insert(&name.key(), rule, 0).map_err(error(map::NAMES)))?;
+        let added = self.add(wanted);
+        if added.as_ref().is_err_and(|error| !error.is_want_of_room()) {
+            return added;
+        }
         for name in self.present.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect::<Vec<_>>() {
             ignore_absent(self.names.remove(&name.key())).map_err(error(map::NAMES))?;
             self.present.remove(&name);
         }
-        Ok(())
+        // What is gone has made room.
+        added.or_else(|_| self.add(wanted))
+    }
+
+    fn add(&mut self, wanted: &HashMap<NameKey, NameRule>) -> Result<(), KernelError> {
+        let Self { names, present, .. } = self;
+        let all = wanted.iter().map(|(name, rule)| (name.clone(), *rule));
+        insert_all(present, all, |name, rule| names.insert(&name.key(), rule, 0).map_err(error(map::NAMES)))
     }
 
     /// Takes in what another agent's map has: what applications were told stays true, whoever reads the answers now. One of

@@ -31,12 +31,21 @@ pub struct Found {
 /// at. From then on `population` tells when one of the cgroups loses its last process.
 ///
 /// # Errors
-/// One of the given cgroups is gone, or cannot be read; or something fails that is not about single ones.
+/// All of the given cgroups are gone, or one cannot be read; or something fails that is not about single ones.
 pub fn namespaces(cgroups: &[PathBuf], look: Look, population: &mut Population) -> io::Result<Found> {
     let mut walk = Walk { look, population, found: Found::default() };
+    let mut gone = Vec::new();
     for cgroup in cgroups {
-        fs::read_dir(cgroup).map_err(at(cgroup))?;
-        walk.cgroup(cgroup)?;
+        match fs::read_dir(cgroup).map_err(at(cgroup)) {
+            Ok(_) => walk.cgroup(cgroup)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => gone.push(error),
+            Err(error) => return Err(error),
+        }
+    }
+    if gone.len() == cgroups.len()
+        && let Some(error) = gone.pop()
+    {
+        return Err(error);
     }
     walk.population.sweep();
     Ok(walk.found)

@@ -180,7 +180,7 @@ impl Metrics {
         let hosts_unresolved = Gauge::default();
         registry.register(
             "hosts_unresolved",
-            "Configured hosts of which nothing is intercepted, as no address is known",
+            "Configured hosts, and names of endpoints, of which nothing is intercepted, as no address is known",
             hosts_unresolved.clone(),
         );
         let namespaces_unserved = Gauge::default();

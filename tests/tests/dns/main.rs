@@ -1,5 +1,6 @@
 //! Addresses that only the application's resolver knows: learned from the answers, before the application sees them.
 
+mod endpoints;
 mod lasting;
 
 use std::{

@@ -249,8 +249,11 @@ impl<'d> Compiler<'_, 'd> {
             return;
         }
         let mut by_host: HostMap<'_, Vec<&Rule>> = HostMap::default();
-        for rule in &self.rules {
-            by_host.entry(&rule.host, Vec::new).push(rule);
+        let endpoints: Vec<_> =
+            self.rules.iter().flat_map(|rule| rule.endpoint_names().map(move |(name, _)| (name, rule))).collect();
+        let hosts = self.rules.iter().map(|rule| (&rule.host, rule));
+        for (host, rule) in hosts.chain(endpoints.iter().map(|(name, rule)| (name, *rule))) {
+            by_host.entry(host, Vec::new).push(rule);
         }
         for (host, rules) in by_host.iter() {
             let covering = by_host.covering(host).flat_map(|(_, rules)| rules);
