@@ -193,7 +193,9 @@ impl Agent {
         self.load_programs()?;
         self.destinations.inherit()?;
         self.learned.inherit()?;
-        let cgroups = self.namespaces.cgroups_there();
+        // At a start all of them have to be there. One that goes later is not to stop all.
+        let is_first = !self.redirector.is_attached();
+        let cgroups = if is_first { self.namespaces.cgroups().to_owned() } else { self.namespaces.cgroups_there() };
         if self.redirector.attach(&cgroups)? {
             self.existing.expect_askers();
         }

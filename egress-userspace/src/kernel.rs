@@ -187,6 +187,11 @@ impl Redirector {
         Ok(is_new)
     }
 
+    /// Whether the programs are attached to anything.
+    pub fn is_attached(&self) -> bool {
+        !self.attached.is_empty()
+    }
+
     /// Whether one of these cgroups is there and not attached to, as it was made anew.
     pub fn is_behind(&self, cgroups: &[PathBuf]) -> bool {
         cgroups.iter().any(|cgroup| cgroup_id(cgroup).is_ok_and(|id| !self.attached.contains(&id)))

@@ -172,7 +172,7 @@ fn an_agent_that_wakes_after_another_one_failed_to_start_goes_on() -> Result<()>
     })?;
     drop(gone);
     ensure!(other.wait()?.code() == Some(1), "{}", other.log_text());
-    ensure!(other.log_text().contains("cannot read the cgroups"), "{}", other.log_text());
+    ensure!(other.log_text().contains("cannot open the cgroup"), "{}", other.log_text());
     hung.process().signal(Signal::SIGCONT)?;
     hung.process().wait_for_line("it to go on", |line| line.contains("undoing what it did"))?;
     check_served_by(&bed, &mut hung)?;
