@@ -176,11 +176,18 @@ impl Redirector {
         let ids = cgroups.iter().map(|cgroup| cgroup_id(cgroup)).collect::<Result<Vec<_>, _>>()?;
         self.scopes.set(&ids)?;
         self.watch_exec();
-        let mut is_new = false;
+        let mut is_new = Ok(false);
         for (cgroup, id) in cgroups.iter().zip(&ids) {
-            is_new |= self.attach_one(cgroup, *id)?;
-            self.attached.insert(*id);
+            // One that fails does not leave the others in clear.
+            match self.attach_one(cgroup, *id) {
+                Ok(new) => {
+                    self.attached.insert(*id);
+                    is_new = is_new.map(|others| others | new);
+                }
+                failed => is_new = is_new.and(failed),
+            }
         }
+        let is_new = is_new?;
         // What was on others went with them.
         self.attached.retain(|id| ids.contains(id));
         self.programs.values_mut().for_each(|program| program.retain(&ids));
