@@ -87,7 +87,7 @@ async fn converse(
     draining: watch::Receiver<Drain>,
 ) {
     let first = Cell::new(true);
-    let mut drained = pin!(drained(draining.clone(), &first));
+    let mut drained = pin!(drained(draining.clone(), connection, &first));
     let mut patience = Patience::new(&conversation.worker.limits);
     loop {
         let begins = || {
@@ -234,12 +234,14 @@ async fn hurried(draining: &watch::Receiver<Drain>) {
 }
 
 /// Waits until an idle connection has to end.
-async fn drained(mut draining: watch::Receiver<Drain>, first: &Cell<bool>) {
+async fn drained(mut draining: watch::Receiver<Drain>, connection: &Connection, first: &Cell<bool>) {
     // The agent is there for as long as its connections.
     let _ = draining.wait_for(|drain| *drain == Drain::Now).await;
     if first.get() {
         Box::pin(sleep(DRAIN_GRACE)).await;
     }
+    // A request of which some has come is the last one, and has the time that its head may take.
+    poll_fn(|_| if connection.has_begun() { Poll::Pending } else { Poll::Ready(()) }).await;
 }
 
 /// How long is waited for a client. One timer does for all its requests: it is looked at only when it has run out.

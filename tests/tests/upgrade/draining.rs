@@ -1,6 +1,6 @@
 //! How an agent that has handed over comes to its end.
 
-use std::{fs, sync::Mutex};
+use std::{fs, sync::Mutex, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use harness::{
@@ -79,6 +79,36 @@ fn an_old_agent_leaves_its_idle_clients_in_the_end() -> Result<()> {
     ensure!(old.wait()?.code() == Some(0), "{}", old.log_text());
     ensure!(idle.wait(PATIENCE)?.success(), "reset: {idle:?}");
     ensure!(!old.log_text().contains("the drain timeout ran out"), "{}", old.log_text());
+    Ok(())
+}
+
+#[test]
+fn a_request_whose_head_is_still_arriving_is_answered() -> Result<()> {
+    let bed = TestBed::new("half-head")?;
+    let _origin = origin(&bed)?;
+    let mut agent = Agent::start(&bed, &options(&bed)?)?;
+    let (first, rest) = (format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"), format!("Host: {HOST}\r\n\r\n"));
+    let begin = |bytes: &str| {
+        let mut client = bed.client_command(CLIENT)?.args(["talk", &address(&bed)]).spawn()?;
+        client.write_stdin(bytes.as_bytes())?;
+        client.wait_for_line("the connection", |line| line.starts_with("peername")).map(|_| client)
+    };
+    let begun = "GET / HTTP/1.1\r\n";
+    let mut kept = begin(&format!("{first}{begun}"))?;
+    let mut new = begin(begun)?;
+    kept.wait_for_output("over TLS\n")?;
+    agent.process().signal(Signal::SIGTERM)?;
+    agent.process().wait_for_line("the drain", |line| line.contains("draining"))?;
+    // For longer than a new connection has to send something.
+    thread::sleep(Duration::from_millis(500));
+    for client in [&mut kept, &mut new] {
+        client.write_stdin(rest.as_bytes())?;
+        ensure!(client.wait(PATIENCE)?.success(), "{client:?}");
+    }
+    let texts = [kept.stdout(), new.stdout()].map(|text| text.to_ascii_lowercase());
+    ensure!(texts[0].matches("over tls\n").count() == 2 && texts[1].matches("over tls\n").count() == 1, "{texts:?}");
+    ensure!(texts.iter().all(|text| text.matches("connection: close").count() == 1), "{texts:?}");
+    ensure!(agent.wait()?.success(), "{}", agent.log_text());
     Ok(())
 }
 
