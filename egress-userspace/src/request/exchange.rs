@@ -218,8 +218,11 @@ impl Exchange<'_> {
             (Routed::Originate(cluster, _), Some(chosen)) => {
                 (cluster.pooled(self.host.as_str(), chosen), Outcome::Upgraded)
             }
+            (Routed::Originate(..), None) => {
+                return Err(Failure::of(&UpstreamError::NoAddress, None, Ended::NotConnected));
+            }
             (Routed::PassThrough { http2: true }, _) => (To::Http2Origin(origin), Outcome::PassedThrough),
-            _ => (To::Origin(origin), Outcome::PassedThrough),
+            (Routed::PassThrough { http2: false }, _) => (To::Origin(origin), Outcome::PassedThrough),
         };
         let key = Key { netns: netns.cookie(), device: *device, to };
         let first = chosen.and_then(|chosen| chosen.address);
