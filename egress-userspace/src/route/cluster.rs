@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -52,7 +52,7 @@ pub struct Cluster {
     /// Whose turn it is.
     turn: AtomicUsize,
     /// Requests under way to each address, where that matters.
-    active: Mutex<HashMap<SocketAddr, usize>>,
+    active: Arc<Counts>,
 }
 
 /// Where upstream addresses come from, and their share.
@@ -83,9 +83,20 @@ pub struct Chosen {
     pub has_untried: bool,
 }
 
-/// A request under way to an address, for as long as this lives.
+/// A request under way to an address, for as long as this lives, be it longer than the cluster.
 #[derive(Debug)]
-pub struct Active(Option<(Arc<Cluster>, SocketAddr)>);
+pub struct Active(Option<(Arc<Counts>, SocketAddr)>);
+
+/// Requests under way to each address.
+#[derive(Debug, Default)]
+struct Counts(Mutex<HashMap<SocketAddr, usize>>);
+
+impl Counts {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, usize>> {
+        // Nobody panics while holding it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Chosen {
     /// This address, whatever others there are.
@@ -105,7 +116,7 @@ impl Cluster {
             upstream,
             originator,
             turn: AtomicUsize::new(0),
-            active: Mutex::default(),
+            active: Arc::default(),
         }
     }
 
@@ -162,11 +173,11 @@ impl Cluster {
     }
 
     /// Counts a request as under way to an address.
-    pub fn begin(self: &Arc<Self>, address: Option<SocketAddr>) -> Active {
+    pub fn begin(&self, address: Option<SocketAddr>) -> Active {
         let counts = self.upstream.balancer == Some(LoadBalancer::LeastRequest);
         let Some(address) = address.filter(|_| counts) else { return Active(None) };
-        *self.lock().entry(address).or_default() += 1;
-        Active(Some((self.clone(), address)))
+        *self.active.lock().entry(address).or_default() += 1;
+        Active(Some((self.active.clone(), address)))
     }
 
     /// Takes in what an address has done to an application in `netns`, of `all` that there are.
@@ -233,7 +244,7 @@ impl Cluster {
             }
             Some(LoadBalancer::LeastRequest) => {
                 let (one, other) = (drawn(), drawn());
-                let active = self.lock();
+                let active = self.active.lock();
                 let load = |index: usize| active.get(&same[index].0).copied().unwrap_or_default();
                 if load(other) < load(one) { other } else { one }
             }
@@ -244,11 +255,6 @@ impl Cluster {
             same.append(&mut other);
         }
         same.into_iter().map(|(address, _)| address).collect()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, usize>> {
-        // Nobody panics while holding it.
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -261,8 +267,8 @@ impl Drop for Cluster {
 
 impl Drop for Active {
     fn drop(&mut self) {
-        let Some((cluster, address)) = &self.0 else { return };
-        let mut active = cluster.lock();
+        let Some((active, address)) = &self.0 else { return };
+        let mut active = active.lock();
         if let Some(count) = active.get_mut(address) {
             *count -= 1;
             if *count == 0 {
