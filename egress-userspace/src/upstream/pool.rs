@@ -4,7 +4,7 @@ mod making;
 mod origin;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     net::SocketAddr,
     pin::pin,
     rc::Rc,
@@ -112,6 +112,8 @@ pub struct Pool {
     unlimited: Arc<Usage>,
     /// Idle connections of which there may be no more for long.
     most_idle: usize,
+    /// When there were last more.
+    crowded: Cell<Option<Instant>>,
     /// Shared with the connections that are being made and that nobody waits for.
     left_alone: Rc<()>,
 }
@@ -133,7 +135,7 @@ impl Pool {
     /// uses, of all keys together: one pod that asks many hosts is not to take the descriptors of all.
     pub fn new(ask: impl Fn(ClusterId) + 'static, most_idle: usize) -> Self {
         let (origins, unlimited, left_alone) = (RefCell::default(), Arc::default(), Rc::default());
-        Self { origins, ask: Box::new(ask), unlimited, most_idle, left_alone }
+        Self { origins, ask: Box::new(ask), unlimited, most_idle, crowded: Cell::new(None), left_alone }
     }
 
     /// A connection of this key; a new one, made by `make`, only if there is none that serves, and if `usage` has a place for it.
@@ -275,11 +277,25 @@ impl Pool {
 
     /// Closes connections that were idle for too long, or that others ask for: when they did there may have been none.
     pub fn expire(&self) {
+        let is_crowded = self.count_idle() > self.most_idle;
+        if is_crowded {
+            self.crowded.set(Some(Instant::now()));
+        }
         let mut origins = self.origins.borrow_mut();
-        let is_crowded = origins.values().map(Origin::count_idle).sum::<usize>() > self.most_idle;
         let limit = if is_crowded { MAX_IDLE_CROWDED } else { Duration::MAX };
         let limit_of_chosen = if origins.len() > MANY_KEYS { limit.min(MAX_IDLE_UNREPEATABLE) } else { limit };
         origins.retain(|key, origin| origin.expire(if key.to.is_chosen() { limit_of_chosen } else { limit }));
+    }
+
+    /// How many connections may be made that nobody has asked for: others find room beside them. For a while after there were too many
+    /// it is none, as they would be closed again.
+    pub fn spare(&self) -> usize {
+        let was_crowded = self.crowded.get().is_some_and(|seen| seen.elapsed() < MAX_IDLE);
+        if was_crowded { 0 } else { self.most_idle.div_ceil(2).saturating_sub(self.count_idle()) }
+    }
+
+    fn count_idle(&self) -> usize {
+        self.origins.borrow().values().map(Origin::count_idle).sum()
     }
 
     /// Closes the idle connections of a network namespace that is gone.

@@ -91,6 +91,7 @@ impl Warm {
 
     /// Makes what is missing, and forgets what is of no use any more.
     pub fn keep(self: &Rc<Self>) {
+        let mut spare = self.pool.spare();
         self.used.borrow_mut().retain(|key, used| {
             let is_of_use = used.last.elapsed() < KEPT && used.failures < MAX_FAILURES && !used.gone.is_cancelled();
             let Some(cluster) = used.cluster.upgrade().filter(|_| is_of_use) else { return false };
@@ -99,6 +100,10 @@ impl Warm {
             }
             let making = Rc::strong_count(&used.making) - 1;
             for _ in making..self.pool.lacking(key, cluster.upstream.preconnect.into()) {
+                if spare == 0 {
+                    break;
+                }
+                spare -= 1;
                 self.make(key, used, &cluster);
             }
             true
