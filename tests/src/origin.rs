@@ -2,6 +2,7 @@
 //! no sane server would.
 
 use std::{
+    future::pending,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -56,6 +57,7 @@ pub struct OriginBuilder<'bed> {
     frames: Option<Arc<FrameScripts>>,
     web_sockets: bool,
     prior_knowledge: bool,
+    accepts: usize,
 }
 
 impl<'bed> OriginBuilder<'bed> {
@@ -69,6 +71,7 @@ impl<'bed> OriginBuilder<'bed> {
             frames: None,
             web_sockets: false,
             prior_knowledge: false,
+            accepts: usize::MAX,
         }
     }
 
@@ -125,6 +128,13 @@ impl<'bed> OriginBuilder<'bed> {
         self
     }
 
+    /// Accepts so many connections. Others are left to the kernel, as by a server that is busy.
+    #[must_use]
+    pub fn accepts(mut self, count: usize) -> Self {
+        self.accepts = count;
+        self
+    }
+
     /// Starts it. It accepts connections when this returns.
     pub fn start(self) -> Result<Origin> {
         let netns = self.netns.try_clone_handle()?;
@@ -134,6 +144,7 @@ impl<'bed> OriginBuilder<'bed> {
             frames: self.frames,
             web_sockets: self.web_sockets,
             prior_knowledge: self.prior_knowledge,
+            accepts: self.accepts,
             requests: Mutex::default(),
             failures: Mutex::default(),
             count: AtomicUsize::new(0),
@@ -223,6 +234,7 @@ struct Shared {
     frames: Option<Arc<FrameScripts>>,
     web_sockets: bool,
     prior_knowledge: bool,
+    accepts: usize,
     requests: Mutex<Vec<Request>>,
     failures: Mutex<Vec<String>>,
     count: AtomicUsize,
@@ -294,7 +306,9 @@ async fn serve(
 
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
-    while let Ok((stream, client)) = listener.accept().await {
+    while shared.count.load(Ordering::Acquire) < shared.accepts
+        && let Ok((stream, client)) = listener.accept().await
+    {
         let connection = shared.count.fetch_add(1, Ordering::AcqRel);
         shared.open.fetch_add(1, Ordering::AcqRel);
         let (tls, shared) = (tls.clone(), Arc::clone(&shared));
@@ -306,6 +320,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
         });
         while connections.try_join_next().is_some() {}
     }
+    pending().await
 }
 
 async fn connection_of(

@@ -2,6 +2,7 @@
 
 mod making;
 mod origin;
+mod waiting;
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,17 +14,14 @@ use std::{
 };
 
 use foldhash::HashMap;
-use tokio::{
-    sync::Mutex,
-    time::{sleep, timeout},
-};
+use tokio::{sync::Mutex, time::sleep};
 
 use self::{
     making::Making,
     origin::{Found, Origin},
 };
 use super::{
-    Connection, Made, Offer, UpstreamError, http2,
+    Connection, Made, Offer, UpstreamError,
     limits::{Kind, Place, Usage},
 };
 use crate::{netns::NetnsCookie, route::ClusterId};
@@ -142,7 +140,7 @@ impl Pool {
     ///
     /// Where the origin may pick HTTP/2, requests at the same time wait for one connection to be made, which they share; for
     /// another one only if the origin takes no more on those that there are. Where it is known to pick HTTP/1.1 each has one
-    /// of its own made. If there is no place for one each waits, in its turn, for what others need no more; but a key without any
+    /// of its own made, and takes what is free before. If there is no place for one each waits, in its turn, for what others need no more; but a key without any
     /// need not wait for others, who may never end. A connection that nobody waits for any more is for whoever comes next.
     ///
     /// # Errors
@@ -158,72 +156,16 @@ impl Pool {
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
         let usage = usage.unwrap_or(&self.unlimited);
-        let of_key = OfKey { pool: self, key, usage };
-        let queue = match of_key.with(|origin| origin.enter(wanted)) {
-            Ok(found) => return Ok(found),
-            Err(queue) => queue,
-        };
+        if let Some(found) = self.ready(key, wanted) {
+            return Ok(found);
+        }
         let _pending = usage.take(Kind::Pending)?;
-        let mut turn = queue.lock().await;
+        let of_key = OfKey { pool: self, key, usage };
         loop {
-            match of_key.with(|origin| origin.find(wanted)) {
-                Found::Connection(found) => return Ok(found),
-                Found::Soon(room) => _ = timeout(http2::SILENCE, room.notified()).await,
-                Found::Nothing => break,
+            if let Some(connection) = of_key.wait(wanted, &make).await? {
+                return Ok(connection);
             }
         }
-        if let Some(offer) = of_key.with(|origin| origin.alone(wanted)) {
-            let mut making = match of_key.with(|origin| origin.early(offer)) {
-                Some(early) => early,
-                None => {
-                    if usage.places().is_some_and(|places| places.available_permits() == 0) {
-                        // Nobody would take it meanwhile, and it may have the only place.
-                        turn.making = None;
-                    }
-                    match of_key.place(wanted).await {
-                        Ok(place) => self.make(key, offer, place, make(offer)),
-                        Err(found) => return Ok(found),
-                    }
-                }
-            };
-            // Nobody else waits for this one.
-            drop(turn);
-            drop(queue);
-            let made = making.end().await?;
-            return Ok(of_key.with(|origin| origin.made(offer, made)));
-        }
-        let turn = &mut *turn;
-        if let Some(failure) = &turn.failure {
-            return Err(failure.clone());
-        }
-        let begun = turn.making.take().or_else(|| of_key.with(|origin| origin.early(Offer::Both)));
-        let making = match begun {
-            Some(making) => making,
-            None => match of_key.place(wanted).await {
-                Ok(place) => self.make(key, Offer::Both, place, make(Offer::Both)),
-                Err(found) => return Ok(found),
-            },
-        };
-        let making = turn.making.insert(making);
-        let room = of_key.with(|origin| origin.room());
-        let made = loop {
-            tokio::select! {
-                biased;
-                made = making.end() => break made,
-                // Another one may be of use before it. Whoever is next waits on for it, if there is still a need.
-                () = room.notified() => {
-                    if let Found::Connection(found) = of_key.with(|origin| origin.find(wanted)) {
-                        return Ok(found);
-                    }
-                }
-            }
-        };
-        turn.making = None;
-        made.map(|made| of_key.with(|origin| origin.made(Offer::Both, made))).map_err(|error| {
-            // Nobody else is to wait for what has failed.
-            of_key.with(|origin| origin.leave(&queue));
-            turn.failure.insert(Rc::new(error)).clone()
-        })
     }
 
     /// A connection that is there, if nobody waits for one.
@@ -252,7 +194,7 @@ impl Pool {
     }
 
     /// A place for a connection that nobody has asked for yet, if there is one to spare, and what it is to be made with.
-    pub fn place_for(&self, key: &Key, usage: &Arc<Usage>) -> Option<(Option<Place>, Offer)> {
+    pub fn place_for(self: &Rc<Self>, key: &Key, usage: &Arc<Usage>) -> Option<(Option<Place>, Offer)> {
         let of_key = OfKey { pool: self, key, usage };
         let offer = of_key.with(|origin| origin.alone(Wanted::ANY)).unwrap_or(Offer::Both);
         let Some(places) = usage.places() else { return Some((None, offer)) };
@@ -307,7 +249,7 @@ impl Pool {
 /// What there is of one key, and may be.
 #[derive(Clone, Copy)]
 struct OfKey<'a> {
-    pool: &'a Pool,
+    pool: &'a Rc<Pool>,
     key: &'a Key,
     usage: &'a Arc<Usage>,
 }

@@ -1,6 +1,10 @@
 //! Connections that serve more than one request, on both sides.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -128,6 +132,34 @@ fn requests_at_the_same_time_get_connections_of_their_own() -> Result<()> {
     let mut seen = connections(&origin.wait_for_requests(3)?);
     seen.sort_unstable();
     ensure!(seen == [0, 1, 2], "{seen:?}");
+    Ok(())
+}
+
+#[test]
+fn a_request_takes_what_is_free_while_its_own_connection_is_being_made() -> Result<()> {
+    let bed = TestBed::new("http-slow-accept")?;
+    let (release, released) = tokio::sync::watch::channel(false);
+    let origin = origin(&bed)?
+        .accepts(1)
+        .handler(move |request| match request.target.as_str() {
+            "/first" => Reply::Later(released.clone(), Box::new(Reply::ok("fine"))),
+            _ => Reply::ok("fine"),
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let begin = |url: &str| bed.client_command("curl")?.args(["-q", "-sSf", "--max-time", "15", url]).spawn();
+    let first = begin(&format!("http://{HOST}/first"))?;
+    origin.wait_for_requests(1)?;
+    let second = begin(URL)?;
+    // The kernel has a connection for it, and nobody answers on that.
+    thread::sleep(Duration::from_millis(300));
+    release.send_replace(true);
+    for mut client in [first, second] {
+        ensure!(client.wait(PATIENCE)?.success(), "{client:?}");
+    }
+    ensure!(connections(&origin.requests()) == [0, 0], "{:?}", origin.requests());
+    ensure!(agent.wait_for_records(2)?.iter().all(|record| record.text("outcome") == "upgraded"));
     Ok(())
 }
 

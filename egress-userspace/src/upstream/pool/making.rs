@@ -41,6 +41,18 @@ impl Making {
         (&mut self.made).await.expect("the task that makes a connection")
     }
 
+    /// Lets it be for whoever waits, or comes, as who has waited for it has another one.
+    pub(super) fn release(mut self) {
+        task::spawn_local(async move {
+            let made = self.end().await;
+            let Some(pool) = self.pool.upgrade() else { return };
+            match made {
+                Ok(made) => pool.add(&self.key, self.offer, made),
+                Err(error) => pool.lost(&self.key, &error),
+            }
+        });
+    }
+
     /// The same for somebody who waits for it.
     pub(super) fn awaited(mut self) -> Self {
         self.left = None;
@@ -105,9 +117,13 @@ impl Pool {
                 biased;
                 made = &mut making => made,
                 () = maker.closed() => {
-                    // Nor is there leave any more where all of its key was forgotten.
-                    let Some(left) = pool.leave_alone(&key) else { return };
-                    _left = left;
+                    _left = match pool.leave_alone(&key) {
+                        left @ Some(_) => left,
+                        // Others wait for whatever comes first.
+                        None if pool.is_waited_for(&key) => None,
+                        // As where all of its key was forgotten.
+                        None => return,
+                    };
                     making.await
                 }
             };
@@ -115,7 +131,7 @@ impl Pool {
                 // Perhaps nobody has come for it yet. No other task sees it in between.
                 Ok(()) => pool.take_in(&key),
                 Err(Ok(made)) => pool.add(&key, offer, made),
-                Err(Err(error)) => tracing::debug!(%error, "a connection that nobody waits for was not made"),
+                Err(Err(error)) => pool.lost(&key, &error),
             }
         });
         awaited
@@ -125,6 +141,18 @@ impl Pool {
         if let Some(origin) = self.origins.borrow_mut().get_mut(key) {
             origin.take_in();
         }
+    }
+
+    /// Has one of those who wait for whatever comes first see to itself, as this one does not come.
+    fn lost(&self, key: &Key, error: &UpstreamError) {
+        tracing::debug!(%error, "a connection that nobody waits for was not made");
+        if let Some(origin) = self.origins.borrow_mut().get_mut(key) {
+            origin.lone.call_one();
+        }
+    }
+
+    fn is_waited_for(&self, key: &Key) -> bool {
+        self.origins.borrow().get(key).is_some_and(|origin| !origin.lone.is_empty())
     }
 
     /// Leave to go on making a connection that nobody waits for, for as long as this is held.

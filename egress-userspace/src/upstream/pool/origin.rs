@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-use super::{MAX_IDLE, Queue, Wanted, making::Making};
+use super::{MAX_IDLE, Queue, Wanted, making::Making, waiting::Waiting};
 use crate::upstream::{
     Connection, Made, Offer, http1, http2,
     limits::{Place, Usage},
@@ -19,7 +19,7 @@ use crate::upstream::{
 const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// Connections that are made to their end though nobody waits for them, at the same time.
-const LEFT_ALONE_PER_KEY: usize = 8;
+pub(super) const LEFT_ALONE_PER_KEY: usize = 8;
 
 /// What there is of one key.
 pub(super) struct Origin {
@@ -30,6 +30,8 @@ pub(super) struct Origin {
     shared: Vec<http2::Shared>,
     /// Those who wait, if anyone does.
     waiting: Weak<Queue>,
+    /// Those of them who have had their turn, and wait for a connection of their own.
+    pub(super) lone: Waiting,
     /// Told when there may be something for the first of them.
     room: Rc<Notify>,
     protocol: Option<Protocol>,
@@ -72,6 +74,7 @@ impl Origin {
             idle: VecDeque::new(),
             shared: Vec::new(),
             waiting: Weak::new(),
+            lone: Waiting::default(),
             room: Rc::default(),
             protocol: None,
             used: Instant::now(),
@@ -164,6 +167,11 @@ impl Origin {
         }
     }
 
+    /// Whether who has a connection made for itself alone takes any other of HTTP/1.1 that is free before.
+    pub(super) fn takes_any(&self, wanted: Wanted) -> bool {
+        wanted.newer_than.is_none() && (!wanted.http2 || self.protocol != Some(Protocol::Http2))
+    }
+
     /// Uses a connection that was made. Remembers what the origin has picked of what it was offered, and the connection if it
     /// can be shared.
     pub(super) fn made(&mut self, offer: Offer, made: Made) -> Connection {
@@ -195,7 +203,9 @@ impl Origin {
             Made::Http2(shared) => {
                 let limit = self.usage.settings().max_concurrent_streams;
                 shared.announce(self.room.clone(), limit.map_or(usize::MAX, |limit| limit.get() as usize));
-                self.protocol = Some(Protocol::Http2);
+                if self.protocol.replace(Protocol::Http2) == Some(Protocol::Http1) {
+                    self.lone.call_all();
+                }
                 self.shared.push(shared.clone());
             }
         }
@@ -215,11 +225,14 @@ impl Origin {
     }
 
     /// Keeps a connection for whoever comes.
-    fn keep(&mut self, mut connection: http1::Exclusive) {
+    pub(super) fn keep(&mut self, mut connection: http1::Exclusive) {
         connection.was_idle = true;
         let is_of_use = connection.is_reusable() && !self.usage.is_spent(connection.made, connection.served);
         let is_for_others = connection.makes_room() && !self.is_waited_for();
-        if is_of_use && !(is_for_others && self.usage.claim()) {
+        if is_of_use
+            && !(is_for_others && self.usage.claim())
+            && let Some(connection) = self.lone.hand(connection)
+        {
             self.idle.push_back(Idle { connection, since: Instant::now() });
             self.room.notify_one();
         }
@@ -242,7 +255,7 @@ impl Origin {
 
     /// Whether somebody waits.
     pub(super) fn is_waited_for(&self) -> bool {
-        self.waiting.strong_count() > 0
+        self.waiting.strong_count() > 0 || !self.lone.is_empty()
     }
 
     /// Keeps a connection that is being made for a request which is still to come.

@@ -1,11 +1,13 @@
 mod crowded;
 mod early;
+mod lone;
 
 use std::{net, num::NonZeroU32};
 
 use tokio::{
     runtime::{Builder, LocalOptions},
     task::{JoinHandle, spawn_local, yield_now},
+    time::timeout,
 };
 
 use super::*;

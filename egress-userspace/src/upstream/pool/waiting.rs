@@ -1,0 +1,225 @@
+//! Requests that wait for a connection: for one that they share, which the first of them has made, or for one that is theirs alone. Of
+//! the latter each has what is free first, in the order in which they came, though another one is being made for it: an origin can be
+//! slow to accept connections, and quick on those that it has.
+
+use std::{collections::BTreeMap, future::pending, rc::Rc};
+
+use tokio::{sync::oneshot, time::timeout};
+
+use super::{
+    OfKey, Queue, Turn, Wanted,
+    origin::{Found, LEFT_ALONE_PER_KEY},
+};
+use crate::upstream::{Connection, Made, Offer, UpstreamError, http1::Exclusive, http2};
+
+/// Those who wait for a connection of their own at one origin.
+#[derive(Default)]
+pub(super) struct Waiting {
+    /// By their number.
+    queue: BTreeMap<u64, Waiter>,
+    next: u64,
+    /// Shared with the connections that are being made for them, be it that who had one made has got another since.
+    making: Rc<()>,
+}
+
+struct Waiter {
+    hand: oneshot::Sender<Exclusive>,
+    /// Whether a connection is being made for it.
+    has_own: bool,
+}
+
+/// A place among them, which is given up when this is dropped.
+struct Ticket<'a> {
+    of_key: OfKey<'a>,
+    number: u64,
+    given: oneshot::Receiver<Exclusive>,
+}
+
+impl Waiting {
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Whether one more that waits has a connection made for it: not if those that are being made already do for all, and some more, as
+    /// one of them may take long.
+    pub(super) fn is_short(&self) -> bool {
+        Rc::strong_count(&self.making) - 1 <= self.queue.len() + LEFT_ALONE_PER_KEY
+    }
+
+    /// Counts a connection as being made for as long as this is held.
+    pub(super) fn count(&self) -> Rc<()> {
+        self.making.clone()
+    }
+
+    /// Gives a connection to the first of them. Gives it back if there is none.
+    pub(super) fn hand(&mut self, mut connection: Exclusive) -> Option<Exclusive> {
+        while let Some((_, waiter)) = self.queue.pop_first() {
+            connection = waiter.hand.send(connection).err()?;
+        }
+        Some(connection)
+    }
+
+    /// Has the first one for whom none is being made see to itself, as one has failed that was for whoever comes.
+    pub(super) fn call_one(&mut self) {
+        let lacking = self.queue.iter().find_map(|(number, waiter)| (!waiter.has_own).then_some(*number));
+        lacking.and_then(|number| self.queue.remove(&number));
+    }
+
+    /// Has all of them look again.
+    pub(super) fn call_all(&mut self) {
+        self.queue.clear();
+    }
+
+    fn enter(&mut self, has_own: bool) -> (u64, oneshot::Receiver<Exclusive>) {
+        let (hand, given) = oneshot::channel();
+        let number = self.next;
+        self.next += 1;
+        self.queue.insert(number, Waiter { hand, has_own });
+        (number, given)
+    }
+}
+
+impl OfKey<'_> {
+    /// Waits, in its turn, for a connection to be there or to be made. None if it is time to look again.
+    pub(super) async fn wait<F>(
+        self,
+        wanted: Wanted,
+        make: impl Fn(Offer) -> F,
+    ) -> Result<Option<Connection>, Rc<UpstreamError>>
+    where
+        F: Future<Output = Result<Made, UpstreamError>> + 'static,
+    {
+        let queue = match self.with(|origin| origin.enter(wanted)) {
+            Ok(found) => return Ok(Some(found)),
+            Err(queue) => queue,
+        };
+        let mut turn = queue.lock().await;
+        loop {
+            match self.with(|origin| origin.find(wanted)) {
+                Found::Connection(found) => return Ok(Some(found)),
+                Found::Soon(room) => _ = timeout(http2::SILENCE, room.notified()).await,
+                Found::Nothing => break,
+            }
+        }
+        let Some(offer) = self.with(|origin| origin.alone(wanted)) else {
+            return self.shared(wanted, &queue, &mut turn, make).await.map(Some);
+        };
+        let takes_any = self.with(|origin| origin.takes_any(wanted));
+        let mut making = None;
+        if !takes_any || self.with(|origin| origin.lone.is_short()) {
+            making = self.with(|origin| origin.early(offer));
+            if making.is_none() {
+                if self.usage.places().is_some_and(|places| places.available_permits() == 0) {
+                    // Nobody would take it meanwhile, and it may have the only place.
+                    turn.making = None;
+                }
+                let place = match self.place(wanted).await {
+                    Ok(place) => place,
+                    Err(found) => return Ok(Some(found)),
+                };
+                let counted = takes_any.then(|| self.with(|origin| origin.lone.count()));
+                let made = make(offer);
+                making = Some(self.pool.make(self.key, offer, place, async move {
+                    let made = made.await;
+                    drop(counted);
+                    made
+                }));
+            }
+        }
+        let mut ticket = takes_any.then(|| Ticket::take(self, making.is_some()));
+        // Who is next need not wait for this one.
+        drop(turn);
+        drop(queue);
+        let given = async {
+            match &mut ticket {
+                Some(ticket) => ticket.given().await,
+                None => pending().await,
+            }
+        };
+        let made = async {
+            match &mut making {
+                Some(making) => making.end().await,
+                None => pending().await,
+            }
+        };
+        let given = tokio::select! {
+            biased;
+            given = given => given,
+            made = made => return Ok(Some(made.map(|made| self.with(|origin| origin.made(offer, made)))?)),
+        };
+        if let Some(making) = making {
+            making.release();
+        }
+        Ok(given.map(Connection::Http1))
+    }
+
+    /// A connection that others may share, which the first of those who wait has made for all of them.
+    async fn shared<F>(
+        self,
+        wanted: Wanted,
+        queue: &Rc<Queue>,
+        turn: &mut Turn,
+        make: impl Fn(Offer) -> F,
+    ) -> Result<Connection, Rc<UpstreamError>>
+    where
+        F: Future<Output = Result<Made, UpstreamError>> + 'static,
+    {
+        if let Some(failure) = &turn.failure {
+            return Err(failure.clone());
+        }
+        let begun = turn.making.take().or_else(|| self.with(|origin| origin.early(Offer::Both)));
+        let making = match begun {
+            Some(making) => making,
+            None => match self.place(wanted).await {
+                Ok(place) => self.pool.make(self.key, Offer::Both, place, make(Offer::Both)),
+                Err(found) => return Ok(found),
+            },
+        };
+        let making = turn.making.insert(making);
+        let room = self.with(|origin| origin.room());
+        let made = loop {
+            tokio::select! {
+                biased;
+                made = making.end() => break made,
+                // Another one may be of use before it. Whoever is next waits on for it, if there is still a need.
+                () = room.notified() => {
+                    if let Found::Connection(found) = self.with(|origin| origin.find(wanted)) {
+                        return Ok(found);
+                    }
+                }
+            }
+        };
+        turn.making = None;
+        made.map(|made| self.with(|origin| origin.made(Offer::Both, made))).map_err(|error| {
+            // Nobody else is to wait for what has failed.
+            self.with(|origin| origin.leave(queue));
+            turn.failure.insert(Rc::new(error)).clone()
+        })
+    }
+}
+
+impl<'a> Ticket<'a> {
+    /// The last place, of somebody who may have a connection made meanwhile.
+    fn take(of_key: OfKey<'a>, has_own: bool) -> Self {
+        let (number, given) = of_key.with(|origin| origin.lone.enter(has_own));
+        Self { of_key, number, given }
+    }
+
+    /// Waits for a connection. None if it is time to look again.
+    async fn given(&mut self) -> Option<Exclusive> {
+        (&mut self.given).await.ok()
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut origins = self.of_key.pool.origins.borrow_mut();
+        let Some(origin) = origins.get_mut(self.of_key.key) else { return };
+        origin.lone.queue.remove(&self.number);
+        // It can have been given in the same instant.
+        if let Ok(connection) = self.given.try_recv() {
+            origin.keep(connection);
+        }
+    }
+}
