@@ -161,10 +161,12 @@ impl Pool {
         }
         let _pending = usage.take(Kind::Pending)?;
         let of_key = OfKey { pool: self, key, usage };
+        let mut relies = true;
         loop {
-            if let Some(connection) = of_key.wait(wanted, &make).await? {
+            if let Some(connection) = of_key.wait(wanted, relies, &make).await? {
                 return Ok(connection);
             }
+            relies = false;
         }
     }
 

@@ -59,6 +59,13 @@ struct Used {
     pause: Option<Instant>,
 }
 
+impl Used {
+    /// How many connections are being made.
+    fn making(&self) -> usize {
+        Rc::strong_count(&self.making) - 1
+    }
+}
+
 impl Warm {
     /// Nothing is used yet.
     pub fn new(connector: Rc<Connector>, pool: Rc<Pool>) -> Rc<Self> {
@@ -91,15 +98,15 @@ impl Warm {
 
     /// Makes what is missing, and forgets what is of no use any more.
     pub fn keep(self: &Rc<Self>) {
-        let mut spare = self.pool.spare();
+        let making: usize = self.used.borrow().values().map(Used::making).sum();
+        let mut spare = self.pool.spare().saturating_sub(making);
         self.used.borrow_mut().retain(|key, used| {
             let is_of_use = used.last.elapsed() < KEPT && used.failures < MAX_FAILURES && !used.gone.is_cancelled();
             let Some(cluster) = used.cluster.upgrade().filter(|_| is_of_use) else { return false };
             if used.pause.is_some_and(|until| Instant::now() < until) {
                 return true;
             }
-            let making = Rc::strong_count(&used.making) - 1;
-            for _ in making..self.pool.lacking(key, cluster.upstream.preconnect.into()) {
+            for _ in used.making()..self.pool.lacking(key, cluster.upstream.preconnect.into()) {
                 if spare == 0 {
                     break;
                 }

@@ -119,8 +119,7 @@ impl Pool {
                 () = maker.closed() => {
                     _left = match pool.leave_alone(&key) {
                         left @ Some(_) => left,
-                        // Others wait for whatever comes first.
-                        None if pool.is_waited_for(&key) => None,
+                        None if pool.is_for_others(&key) => None,
                         // As where all of its key was forgotten.
                         None => return,
                     };
@@ -151,8 +150,9 @@ impl Pool {
         }
     }
 
-    fn is_waited_for(&self, key: &Key) -> bool {
-        self.origins.borrow().get(key).is_some_and(|origin| !origin.lone.is_empty())
+    /// Whether all connections that are being made are of use to those who wait for whatever comes first.
+    fn is_for_others(&self, key: &Key) -> bool {
+        self.origins.borrow().get(key).is_some_and(|origin| !origin.lone.is_empty() && origin.lone.is_short())
     }
 
     /// Leave to go on making a connection that nobody waits for, for as long as this is held.

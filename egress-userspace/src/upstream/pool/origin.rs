@@ -227,7 +227,9 @@ impl Origin {
     /// Keeps a connection for whoever comes.
     pub(super) fn keep(&mut self, mut connection: http1::Exclusive) {
         connection.was_idle = true;
-        let is_of_use = connection.is_reusable() && !self.usage.is_spent(connection.made, connection.served);
+        // Who takes it later looks whether it is closed.
+        let is_closed = if self.lone.is_empty() { !connection.is_reusable() } else { connection.is_closed() };
+        let is_of_use = !is_closed && !self.usage.is_spent(connection.made, connection.served);
         let is_for_others = connection.makes_room() && !self.is_waited_for();
         if is_of_use
             && !(is_for_others && self.usage.claim())

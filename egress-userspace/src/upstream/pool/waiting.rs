@@ -2,7 +2,7 @@
 //! the latter each has what is free first, in the order in which they came, though another one is being made for it: an origin can be
 //! slow to accept connections, and quick on those that it has.
 
-use std::{collections::BTreeMap, future::pending, rc::Rc};
+use std::{collections::BTreeMap, future::pending, rc::Rc, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
@@ -11,6 +11,9 @@ use super::{
     origin::{Found, LEFT_ALONE_PER_KEY},
 };
 use crate::upstream::{Connection, Made, Offer, UpstreamError, http1::Exclusive, http2};
+
+/// How long a request relies on connections that are being made for others: those can be of no use, or take long.
+const RELIANCE: Duration = Duration::from_secs(1);
 
 /// Those who wait for a connection of their own at one origin.
 #[derive(Default)]
@@ -81,10 +84,12 @@ impl Waiting {
 }
 
 impl OfKey<'_> {
-    /// Waits, in its turn, for a connection to be there or to be made. None if it is time to look again.
+    /// Waits, in its turn, for a connection to be there or to be made. None if it is time to look again: who does `rely` on those that
+    /// are being made for others has waited for long, or one of them has failed.
     pub(super) async fn wait<F>(
         self,
         wanted: Wanted,
+        rely: bool,
         make: impl Fn(Offer) -> F,
     ) -> Result<Option<Connection>, Rc<UpstreamError>>
     where
@@ -107,7 +112,7 @@ impl OfKey<'_> {
         };
         let takes_any = self.with(|origin| origin.takes_any(wanted));
         let mut making = None;
-        if !takes_any || self.with(|origin| origin.lone.is_short()) {
+        if !takes_any || !rely || self.with(|origin| origin.lone.is_short()) {
             making = self.with(|origin| origin.early(offer));
             if making.is_none() {
                 if self.usage.places().is_some_and(|places| places.available_permits() == 0) {
@@ -127,13 +132,15 @@ impl OfKey<'_> {
                 }));
             }
         }
-        let mut ticket = takes_any.then(|| Ticket::take(self, making.is_some()));
+        let has_own = making.is_some();
+        let mut ticket = takes_any.then(|| Ticket::take(self, has_own));
         // Who is next need not wait for this one.
         drop(turn);
         drop(queue);
         let given = async {
             match &mut ticket {
-                Some(ticket) => ticket.given().await,
+                Some(ticket) if has_own => ticket.given().await,
+                Some(ticket) => timeout(RELIANCE, ticket.given()).await.unwrap_or_default(),
                 None => pending().await,
             }
         };
