@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::bpf_loop;
 use egress_common::{
     address::IpBytes,
     destination::Destination,
-    learned::{NAME_LEN, NAME_PORTS, NameRule},
+    learned::{NAME_LEN, NAME_PORTS},
 };
 
 use crate::maps::{self, Scratch};
@@ -36,8 +36,13 @@ const POINTER_BITS: u16 = 0x3fff;
 /// Labels and pointers of a name that are read: twice the labels that there can be.
 const NAME_PARTS: u32 = NAME_LEN as u32;
 
-/// Aliases (CNAME) whose rules are looked for, where the question has none. Resolvers follow no more.
+/// Aliases (CNAME) whose rules are looked for. Resolvers follow no more.
 const ALIASES: u32 = 16;
+
+/// Ports that the addresses of one answer can be intercepted on: those of its question and of its aliases together.
+const ANSWER_PORTS: usize = 2 * NAME_PORTS;
+/// In place of a port where there are no more.
+const NO_PORT: [u8; 2] = [0; 2];
 
 /// What [`learn`] did.
 pub enum Learned {
@@ -45,7 +50,7 @@ pub enum Learned {
     Nothing,
     /// Every address of the answer is intercepted; `any` if there were some.
     All { any: bool },
-    /// There was no room, the message is malformed, or nobody knows what its addresses are of.
+    /// There was no room, be it for all ports, the message is malformed, or nobody knows what its addresses are of.
     Part,
 }
 
@@ -62,7 +67,7 @@ pub struct State {
     for_aliases: bool,
     /// Whether there were addresses.
     any: bool,
-    /// Whether one of them could not be learned.
+    /// Whether one of them, or a port, could not be learned.
     failed: bool,
     /// Questions before the records that are still to be passed over.
     questions: u32,
@@ -82,12 +87,10 @@ pub struct State {
     label: u32,
     /// Whether the name has an end.
     complete: bool,
-    /// Whether `rule` is the one of an alias.
-    found: bool,
     /// Cookie of the network namespace that is learned for.
     netns: u64,
-    /// What is learned. Without ports, nothing can be.
-    rule: NameRule,
+    /// What addresses are learned for. Without ports, none can be.
+    ports: [[u8; 2]; ANSWER_PORTS],
 }
 
 /// Runs `body` until it returns [`STOP`], but `times` times at most.
@@ -122,20 +125,27 @@ pub fn learn(len: u32, netns: u64) -> Learned {
     }
     scratch.state.len = len;
     scratch.state.netns = netns;
+    scratch.state.any = false;
+    scratch.state.failed = false;
+    scratch.state.ports = [NO_PORT; ANSWER_PORTS];
     let question = if questions == 1 { read_name(HEADER_LEN) } else { None };
     let Some(name_end) = question else {
         // Some take the addresses of a response whose question is another than theirs.
-        let unknown = NameRule { ports: [[0; 2]; NAME_PORTS] };
-        return match learn_records(HEADER_LEN, questions.into(), unknown) {
+        return match learn_records(HEADER_LEN, questions.into()) {
             Some(State { failed: true, .. }) | None => Learned::Part,
             Some(_) => Learned::Nothing,
         };
     };
     let answers = name_end + QUESTION_END;
-    let Some(rule) = rule_of_name().or_else(|| rule_of_aliases(answers)) else { return Learned::Nothing };
+    add_rule_of_name();
+    add_rules_of_aliases(answers);
+    let Some(scratch) = maps::scratch() else { return Learned::Part };
+    if scratch.state.ports[0] == NO_PORT {
+        return Learned::Nothing;
+    }
     // Of a truncated answer the rest is asked for over TCP.
-    let is_truncated = maps::scratch().is_some_and(|scratch| byte(scratch, 2) & 0x02 != 0);
-    match learn_records(answers, 0, rule) {
+    let is_truncated = byte(scratch, 2) & 0x02 != 0;
+    match learn_records(answers, 0) {
         Some(&mut State { left, any, failed: false, .. }) if left == 0 || is_truncated => Learned::All { any },
         _ => Learned::Part,
     }
@@ -223,25 +233,43 @@ fn pointed_at(scratch: &Scratch, at: u32) -> u32 {
     (word(scratch, at) & POINTER_BITS).into()
 }
 
-/// The rule for the name that was read last.
+/// Has addresses learned for the ports of the rule for the name that was read last, too, if there is one.
 #[inline(always)]
-fn rule_of_name() -> Option<NameRule> {
-    let scratch = maps::scratch()?;
+fn add_rule_of_name() {
+    let Some(scratch) = maps::scratch() else { return };
     scratch.name.prefix_len = 8 * scratch.state.name_len;
-    maps::name_rule(&scratch.name)
+    let Some(rule) = maps::name_rule(&scratch.name) else { return };
+    for port in rule.ports {
+        if port == NO_PORT {
+            return;
+        }
+        add_port(&mut scratch.state, port);
+    }
 }
 
-/// The rule for what the question's name is an alias of, such as one that a search domain was added to (CoreDNS's `autopath`).
-/// The application may ask the origin for that name, too.
 #[inline(always)]
-fn rule_of_aliases(answers: u32) -> Option<NameRule> {
-    begin(answers, 0)?;
-    let scratch = maps::scratch()?;
+fn add_port(state: &mut State, port: [u8; 2]) {
+    for index in 0..ANSWER_PORTS {
+        if state.ports[index] == NO_PORT {
+            state.ports[index] = port;
+        }
+        if state.ports[index] == port {
+            return;
+        }
+    }
+    state.failed = true;
+}
+
+/// The same for the names that the question's is an alias of, such as one that a search domain was added to (CoreDNS's
+/// `autopath`). The application may ask the origin for such a name, and on another port.
+#[inline(always)]
+fn add_rules_of_aliases(answers: u32) {
+    if begin(answers, 0).is_none() {
+        return;
+    }
+    let Some(scratch) = maps::scratch() else { return };
     scratch.state.for_aliases = true;
-    scratch.state.found = false;
     repeat(ALIASES, next_alias);
-    let scratch = maps::scratch()?;
-    scratch.state.found.then_some(scratch.state.rule)
 }
 
 /// Goes through the names that aliases lead to.
@@ -254,22 +282,17 @@ unsafe extern "C" fn next_alias() -> i64 {
     if target == 0 {
         return STOP;
     }
-    let Some(rule) = read_name(target).and_then(|_| rule_of_name()) else { return CONTINUE };
-    let Some(scratch) = maps::scratch() else { return STOP };
-    scratch.state.rule = rule;
-    scratch.state.found = true;
-    STOP
+    if read_name(target).is_some() {
+        add_rule_of_name();
+    }
+    CONTINUE
 }
 
 /// Learns the addresses of records.
 #[inline(always)]
-fn learn_records(at: u32, questions: u32, rule: NameRule) -> Option<&'static mut State> {
+fn learn_records(at: u32, questions: u32) -> Option<&'static mut State> {
     begin(at, questions)?;
-    let scratch = maps::scratch()?;
-    scratch.state.for_aliases = false;
-    scratch.state.any = false;
-    scratch.state.failed = false;
-    scratch.state.rule = rule;
+    maps::scratch()?.state.for_aliases = false;
     repeat(MESSAGE_LEN as u32, next_record);
     Some(&mut maps::scratch()?.state)
 }
@@ -343,12 +366,12 @@ fn learn_address(state: &mut State, address: IpBytes) {
         return;
     }
     state.any = true;
-    if state.rule.ports[0] == [0, 0] {
+    if state.ports[0] == NO_PORT {
         state.failed = true;
     }
-    for index in 0..NAME_PORTS {
-        let port = state.rule.ports[index];
-        if port == [0, 0] {
+    for index in 0..ANSWER_PORTS {
+        let port = state.ports[index];
+        if port == NO_PORT {
             return;
         }
         if maps::learn(state.netns, Destination::new(address, port)).is_err() {
