@@ -34,11 +34,9 @@ const MANY: u32 = LEARNED_PER_NETNS / 2;
 const LONG: Duration = Duration::from_secs(24 * 3600);
 /// One that had no room for more has room again when it has no more than this: it is not to be told of each entry that goes.
 const ROOM_AGAIN: u32 = LEARNED_PER_NETNS / 4 * 3;
-/// There is little room left where there are more entries, or namespaces that have some: half of what there is room for.
-const CROWDED: usize = MAX_LEARNED / 2;
-const CROWDED_NAMESPACES: usize = MAX_NETNS / 2;
-/// How long it is then where the namespace is not there.
-const LONG_GONE_CROWDED: Duration = Duration::from_secs(3600);
+/// Where more of the room than so many eighths is taken, be it by entries or by namespaces that have some, it is shorter for namespaces
+/// that are not there. Where nearly all is, one pod may have filled it by namespaces that it has left, and others are told nothing new.
+const SHORTER: [(usize, Duration); 2] = [(7, Duration::from_secs(60)), (4, Duration::from_secs(3600))];
 
 /// For how long at least what was learned for a port outlives its last rule: one that comes back is to find it.
 const UNUSED: Duration = Duration::from_secs(300);
@@ -156,21 +154,21 @@ impl LearnedNames {
     pub fn sweep(&mut self, there: &HashSet<NetnsCookie>) -> Result<usize, KernelError> {
         let now = since_boot();
         let mut ports = mem::take(&mut self.ports);
-        let left = self.forget(|key, learned, count, is_crowded| {
+        let left = self.forget(|key, learned, count, if_gone| {
             let age = now.saturating_sub(Duration::from_nanos(learned.seen_ns));
             let is_there = there.contains(&NetnsCookie(key.netns));
             // Which name an address was learned for is not known, nor whether others have it too. The Host decides anyway.
-            ports.is_unused(key.destination.port, now) || is_obsolete(is_there, age, count, is_crowded)
+            ports.is_unused(key.destination.port, now) || is_obsolete(is_there, age, count, if_gone)
         });
         self.ports = ports;
         left
     }
 
-    /// Forgets entries, the oldest first, and corrects the counts. An entry is judged by how many its namespace has, too, and
-    /// whether there are many.
+    /// Forgets entries, the oldest first, and corrects the counts. An entry is judged by how many its namespace has, too, and by how
+    /// long those are kept now whose namespace is not there.
     fn forget(
         &mut self,
-        mut obsolete: impl FnMut(&LearnedKey, &Learned, u32, bool) -> bool,
+        mut obsolete: impl FnMut(&LearnedKey, &Learned, u32, Duration) -> bool,
     ) -> Result<usize, KernelError> {
         // One that vanishes meanwhile is none that we miss.
         let mut entries: Vec<_> = self.learned.iter().filter_map(Result::ok).collect();
@@ -179,11 +177,11 @@ impl LearnedNames {
         for (key, _) in &entries {
             *counts.entry(key.netns).or_default() += 1;
         }
-        let is_crowded = entries.len() > CROWDED || counts.len() > CROWDED_NAMESPACES;
+        let if_gone = kept_if_gone(entries.len(), counts.len());
         let mut left = entries.len();
         for (key, learned) in entries {
             let count = counts.entry(key.netns).or_default();
-            if obsolete(&key, &learned, *count, is_crowded) && self.remove(&key, learned)? {
+            if obsolete(&key, &learned, *count, if_gone) && self.remove(&key, learned)? {
                 *count -= 1;
                 left -= 1;
             }
@@ -217,13 +215,16 @@ impl LearnedNames {
     }
 }
 
-/// Whether an address that no answer had and no connection used for so long is of no use, in a namespace that has so many.
-fn is_obsolete(is_there: bool, age: Duration, count: u32, is_crowded: bool) -> bool {
-    match (is_there, is_crowded) {
-        (true, _) => count > MANY && age > LONG,
-        (false, true) => age > LONG_GONE_CROWDED,
-        (false, false) => age > LONG,
-    }
+/// Whether an address that no answer had and no connection used for so long is of no use, in a namespace that has so many; or in one
+/// that is not there, where it is kept for `if_gone`.
+fn is_obsolete(is_there: bool, age: Duration, count: u32, if_gone: Duration) -> bool {
+    if is_there { count > MANY && age > LONG } else { age > if_gone }
+}
+
+/// For how long what was learned is kept where its namespace is not there, with so many entries, and namespaces that have some.
+fn kept_if_gone(entries: usize, namespaces: usize) -> Duration {
+    let is_taken = |eighths| 8 * entries > eighths * MAX_LEARNED || 8 * namespaces > eighths * MAX_NETNS;
+    SHORTER.into_iter().find(|(eighths, _)| is_taken(*eighths)).map_or(LONG, |(_, kept)| kept)
 }
 
 impl Ports {
@@ -253,22 +254,35 @@ mod tests {
     #[test]
     fn who_may_be_there_unseen_keeps_what_it_was_told() {
         let (minutes, hours, days) = (120, 2 * 3600, 48 * 3600);
-        let check = |is_there, age, count, is_crowded, expected| {
+        let check = |is_there, age, count, if_gone, expected| {
             let age = Duration::from_secs(age);
-            assert_eq!(
-                is_obsolete(is_there, age, count, is_crowded),
-                expected,
-                "{is_there} {age:?} {count} {is_crowded}"
-            );
+            assert_eq!(is_obsolete(is_there, age, count, if_gone), expected, "{is_there} {age:?} {count} {if_gone:?}");
         };
-        for is_crowded in [false, true] {
-            check(true, days, MANY, is_crowded, false);
-            check(true, hours, MANY + 1, is_crowded, false);
-            check(true, days, MANY + 1, is_crowded, true);
-            check(false, minutes, 1, is_crowded, false);
-            check(false, hours, 1, is_crowded, is_crowded);
-            check(false, days, 1, is_crowded, true);
+        let [(_, minute), (_, hour)] = SHORTER;
+        for if_gone in [minute, hour, LONG] {
+            check(true, days, MANY, if_gone, false);
+            check(true, hours, MANY + 1, if_gone, false);
+            check(true, days, MANY + 1, if_gone, true);
+            check(false, minutes, 1, if_gone, if_gone == minute);
+            check(false, hours, 1, if_gone, if_gone != LONG);
+            check(false, days, 1, if_gone, true);
         }
+    }
+
+    #[test]
+    fn what_one_pod_can_fill_is_free_again_before_long() {
+        let check = |entries, namespaces, seconds| {
+            assert_eq!(kept_if_gone(entries, namespaces), Duration::from_secs(seconds), "{entries} {namespaces}");
+        };
+        let (day, hour, minute) = (24 * 3600, 3600, 60);
+        check(0, 0, day);
+        check(MAX_LEARNED / 2, MAX_NETNS / 2, day);
+        check(MAX_LEARNED / 2 + 1, 1, hour);
+        check(1, MAX_NETNS / 2 + 1, hour);
+        check(MAX_LEARNED / 8 * 7, MAX_NETNS / 8 * 7, hour);
+        check(MAX_LEARNED / 8 * 7 + 1, 1, minute);
+        check(1, MAX_NETNS / 8 * 7 + 1, minute);
+        check(64 * LEARNED_PER_NETNS as usize, 64, minute);
     }
 
     #[test]
