@@ -43,7 +43,8 @@ pub fn on_event(ctx: &SockOpsContext) -> Result<(), ()> {
             maps::connect_ended(socket, flow.netns);
             Ok(())
         }
-        // Told without being asked for, where somebody else's program has put another callback in place of ours.
+        // Told without being asked for, where somebody else's program has put another callback in place of ours. Of connects that fail
+        // there we are not told; the agent counts anew where they seem to be many.
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
             if let Some(socket) = socket(ctx) {
                 maps::connect_ended(socket, netns(ctx));

@@ -95,6 +95,22 @@ fn a_program_that_takes_our_callback_away_uses_up_no_share() -> Result<()> {
     Ok(())
 }
 
+/// Nobody is told of their end.
+#[test]
+fn connects_that_fail_under_such_a_program_use_up_no_share_for_long() -> Result<()> {
+    const MANY: u64 = CONNECTING_PER_NETNS / 2 + 8;
+    let bed = TestBed::new("deaf-failing")?;
+    let _origin = origin(&bed, &[])?;
+    let agent = agent(&bed)?;
+    bed.cgroup().attach_deaf_program()?;
+    let (address, count) = (bed.sockets(HOST, 80)[0].to_string(), MANY.to_string());
+    let mut client = bed.client_command(CLIENT)?.args(["pend", &address, "--count", &count]).spawn()?;
+    client.wait_for_output("connecting\n")?;
+    ensure!(agent.connecting()? == MANY, "{}", agent.connecting()?);
+    client.kill();
+    wait_until("them to be counted anew", PATIENCE, || agent.connecting().is_ok_and(|count| count < MANY / 2))
+}
+
 #[test]
 fn the_programs_say_what_they_decide_when_asked_to() -> Result<()> {
     let bed = TestBed::builder("log").host(HOST).host(OTHER).build()?;

@@ -150,6 +150,7 @@ impl Agent {
         self.retry_restore();
         self.retry_reload();
         self.reconcile();
+        self.namespaces.recount();
         self.names.refresh();
         self.retry_admin();
         self.look_for_room();

@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use egress_common::listener::ThreadSeen;
+use egress_common::{flow::CONNECTING_PER_NETNS, listener::ThreadSeen};
 
 use crate::{
     kernel::{KernelError, Listeners, Marks, OwnSockets},
@@ -20,15 +20,17 @@ use crate::{
         discover::{self, Found, Look},
         inode_of_thread,
         population::Population,
-        sock_diag::{Protocol, SockDiag},
+        sock_diag::{Connection, Protocol, SockDiag},
     },
     socket::SocketFactory,
     worker::Workers,
 };
 
-/// Of how many namespaces without processes the kernel is asked for the connections in one walk: it looks through all of the
-/// machine's for each.
+/// Of how many namespaces the kernel is asked for the connections in one walk: it looks through all of the machine's for each.
 const ASKED_AT_ONCE: usize = 4;
+
+/// Where more sockets than so many seem to be connecting in a namespace, it is looked whether they are.
+const SEEM_MANY: u64 = CONNECTING_PER_NETNS / 2;
 
 /// Finds namespaces, and lets them go when their last process is gone: our listeners would keep them alive.
 pub(super) struct Namespaces {
@@ -239,6 +241,31 @@ impl Namespaces {
         Ok(())
     }
 
+    /// Looks where many sockets seem to be connecting whether they are: the programs are not told of the end of all, as somebody else's
+    /// can put another callback in place of theirs.
+    pub(super) fn recount(&mut self) {
+        let seem_many = |served: &&mut Served| self.kernel.connecting(served.handle.netns.cookie()) > SEEM_MANY;
+        let mut crowded: Vec<_> = self.served.values_mut().filter(seem_many).collect();
+        // Each has its turn.
+        crowded.sort_unstable_by_key(|served| served.asked);
+        for served in crowded.into_iter().take(ASKED_AT_ONCE) {
+            served.asked = Some(Instant::now());
+            let netns = served.handle.netns.cookie();
+            let before = self.kernel.connecting(netns);
+            let Ok(clients) = served.clients(&self.marks) else { continue };
+            let there = clients.filter(|client| client.connecting).count() as u64;
+            // Some begin and some end while the kernel lists them.
+            let ended = before.min(self.kernel.connecting(netns)).saturating_sub(there);
+            if ended <= SEEM_MANY / 2 {
+                continue;
+            }
+            match self.kernel.discount(netns, ended) {
+                Ok(()) => tracing::debug!(?netns, ended, "counted the sockets anew that are connecting"),
+                Err(error) => tracing::warn!(?netns, %error, "cannot count the sockets anew that are connecting"),
+            }
+        }
+    }
+
     /// Closes all listeners. With `Why::Stopping`, connects to configured destinations are refused from now on.
     pub(super) fn close_all(&mut self, workers: &Workers, why: Why) {
         for inode in self.served.keys().copied().collect::<Vec<_>>() {
@@ -317,17 +344,19 @@ impl Served {
 
     /// Whether somebody has one of them, as far as we know: a process can have gone to another namespace, and keeps its sockets.
     fn has_clients(&self, marks: &Marks) -> bool {
+        self.clients(marks).map_or(true, |mut clients| clients.any(|client| client.held))
+    }
+
+    /// The sockets that were redirected to us, or are being so.
+    fn clients(&self, marks: &Marks) -> io::Result<impl Iterator<Item = Connection>> {
         let Handle { netns, v4, v6, .. } = &self.handle;
-        let kernel = SockDiag::open(netns);
-        match kernel.and_then(|kernel| kernel.connections(Protocol::Tcp, marks.as_fd())) {
-            Ok(sockets) => sockets.iter().any(|socket| {
-                socket.held && socket.remote.ip().is_loopback() && [*v4, *v6].contains(&socket.remote.port())
-            }),
-            Err(error) => {
-                tracing::debug!(netns = ?netns.cookie(), %error, "cannot list connections");
-                true
-            }
-        }
+        let ports = [*v4, *v6];
+        let all = SockDiag::open(netns).and_then(|kernel| kernel.connections(Protocol::Tcp, marks.as_fd()));
+        let all =
+            all.inspect_err(|error| tracing::debug!(netns = ?netns.cookie(), %error, "cannot list connections"))?;
+        let is_ours =
+            move |socket: &Connection| socket.remote.ip().is_loopback() && ports.contains(&socket.remote.port());
+        Ok(all.into_iter().filter(is_ours))
     }
 }
 

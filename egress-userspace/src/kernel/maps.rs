@@ -144,6 +144,21 @@ impl Listeners {
         ignore_absent(self.connecting.remove(&netns)).map_err(error(map::CONNECTING))
     }
 
+    /// How many sockets are connecting in this namespace, as the programs have counted.
+    pub fn connecting(&self, netns: NetnsCookie) -> u64 {
+        // They can have counted less than none.
+        self.connecting.get(&netns.0, 0).map_or(0, |count| count.cast_signed().max(0).cast_unsigned())
+    }
+
+    /// Takes so many off that count.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn discount(&mut self, netns: NetnsCookie, ended: u64) -> Result<(), KernelError> {
+        let count = self.connecting.get(&netns.0, 0).map_err(error(map::CONNECTING))?;
+        self.connecting.insert(netns.0, count.wrapping_sub(ended), 0).map_err(error(map::CONNECTING))
+    }
+
     /// Whether this is where connections of this namespace are redirected to, if anywhere.
     pub fn is_current(&self, netns: NetnsCookie, v4: u16, v6: u16) -> bool {
         self.ports.get(&netns.0, 0).is_ok_and(|current| current == ports(v4, v6))

@@ -11,7 +11,7 @@ use netlink_packet_core::{
     NetlinkPayload, NetlinkSerializable, Nla as _,
 };
 use netlink_packet_sock_diag::{
-    AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SOCK_DIAG_BY_FAMILY, SockDiagDestroy, SockDiagMessage,
+    AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SOCK_DIAG_BY_FAMILY, SockDiagDestroy, SockDiagMessage, TCP_SYN_SENT,
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
@@ -65,6 +65,8 @@ pub struct Connection {
     pub stored: bool,
     /// Whether a process holds its socket, rather than that what is left of it is on its way.
     pub held: bool,
+    /// Whether it is still to be connected.
+    pub connecting: bool,
     protocol: Protocol,
     family: u8,
     id: SocketId,
@@ -187,7 +189,8 @@ impl Connection {
         }
         let local = end(id.source_address, id.source_port);
         let (remote, held) = (end(id.destination_address, id.destination_port), response.header.inode != 0);
-        Self { local, remote, cgroup, stored, held, protocol, family, id }
+        let connecting = response.header.state == TCP_SYN_SENT;
+        Self { local, remote, cgroup, stored, held, connecting, protocol, family, id }
     }
 }
 
