@@ -196,9 +196,8 @@ impl Agent {
         // At a start all of them have to be there. One that goes later is not to stop all.
         let is_first = !self.redirector.is_attached();
         let cgroups = if is_first { self.namespaces.cgroups().to_owned() } else { self.namespaces.cgroups_there() };
-        if self.redirector.attach(&cgroups)? {
-            self.existing.expect_askers();
-        }
+        self.redirector.attach(&cgroups)?;
+        self.existing.expect_askers(self.redirector.take_new());
         for learned in self.redirector.learned_by_others()? {
             self.learned.adopt(learned)?;
         }
@@ -226,6 +225,7 @@ impl Agent {
         }
         // What was attached to the one before is to be removed.
         self.redirector.unsettle();
+        self.existing.expect_askers(self.redirector.take_new());
         self.existing.expect();
         self.test_self();
     }

@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashSet,
-    future, io,
+    future, io, mem,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
@@ -36,8 +36,12 @@ pub struct Listing {
 pub struct Existing {
     reset: bool,
     own_sockets: Marks,
-    /// Datagram sockets that were connected too early; None if they are still to be found.
-    early: Option<HashSet<SocketCookie>>,
+    /// Datagram sockets that were connected too early.
+    early: HashSet<SocketCookie>,
+    /// Cgroups where those are still to be found.
+    unread: Vec<PathBuf>,
+    /// The same, where they are being looked for.
+    looked: Vec<PathBuf>,
     /// There are destinations that are new by the rules.
     due: bool,
     running: Option<JoinHandle<Vec<Listing>>>,
@@ -46,14 +50,15 @@ pub struct Existing {
 impl Existing {
     /// To be looked for once. With `reset`, what is found is reset.
     pub fn new(reset: bool, own_sockets: Marks) -> Self {
-        Self { reset, own_sockets, early: Some(HashSet::new()), due: true, running: None }
+        let (early, unread, looked) = (HashSet::new(), Vec::new(), Vec::new());
+        Self { reset, own_sockets, early, unread, looked, due: true, running: None }
     }
 
-    /// Says that answers to name servers' clients have not been read before. What is connected to a name server when it is
-    /// looked for next counts as too early: the kernel does not tell which of them the hooks have seen.
-    pub fn expect_askers(&mut self) {
-        self.early = None;
-        self.due = true;
+    /// Says that answers to name servers' clients in these cgroups have not been read before. What is connected to a name server when
+    /// it is looked for next counts as too early: the kernel does not tell which of them the hooks have seen.
+    pub fn expect_askers(&mut self, cgroups: Vec<PathBuf>) {
+        self.due |= !cgroups.is_empty();
+        self.unread.extend(cgroups);
     }
 
     /// Says that the rules have changed.
@@ -70,6 +75,7 @@ impl Existing {
     /// thread of its own: for each namespace the kernel goes through all connections of the machine.
     pub fn look(&mut self, namespaces: Vec<Netns>, cgroups: Vec<PathBuf>) {
         self.due = false;
+        self.looked = mem::take(&mut self.unread);
         let own_sockets = self.own_sockets.clone();
         self.running = Some(task::spawn_blocking(move || list(&namespaces, &cgroups, &own_sockets)));
     }
@@ -85,8 +91,10 @@ impl Existing {
 
     /// Reports those that go to one of `destinations`, and those that ask name servers; or resets them.
     pub fn report(&mut self, listings: &[Listing], destinations: &Destinations, metrics: &Metrics) {
-        let askers = || listings.iter().flat_map(|listing| &listing.askers).map(|(connection, _)| connection.cookie());
-        let early = self.early.take().unwrap_or_else(|| askers().collect());
+        let looked = mem::take(&mut self.looked);
+        let askers = listings.iter().flat_map(|listing| &listing.askers);
+        let new = askers.filter(|(_, cgroup)| looked.iter().any(|scope| cgroup.starts_with(scope)));
+        self.early.extend(new.map(|(connection, _)| connection.cookie()));
         let (mut in_clear, mut unread) = (0, 0);
         for listing in listings {
             let intercepted = |(connection, _): &&(Connection, PathBuf)| destinations.has_host(connection.remote);
@@ -100,7 +108,7 @@ impl Existing {
                     made before it could be intercepted",
                 ));
             }
-            let early = |(connection, _): &&(Connection, PathBuf)| early.contains(&connection.cookie());
+            let early = |(connection, _): &&(Connection, PathBuf)| self.early.contains(&connection.cookie());
             for (connection, cgroup) in listing.askers.iter().filter(early) {
                 unread += i64::from(!self.reset(
                     listing,
@@ -114,7 +122,6 @@ impl Existing {
         }
         metrics.connections_in_clear.set(in_clear);
         metrics.askers_unread.set(unread);
-        self.early = Some(early);
     }
 
     /// Resets a connection if that is wanted, and says what is the matter with it. Gives whether it is gone.

@@ -15,6 +15,7 @@ mod syscall;
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
+    mem,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
@@ -58,6 +59,8 @@ pub struct Redirector {
     pinned: Vec<(&'static str, OwnedFd)>,
     /// The cgroups that all programs are attached to, by their ids.
     attached: HashSet<u64>,
+    /// Those of them that had none of ours before, unless they were asked for since.
+    new: Vec<PathBuf>,
     /// What earlier agents may have left.
     left: Left,
 }
@@ -131,9 +134,10 @@ impl Redirector {
         let threads = ThreadEvents::new(take(map::THREADS_SEEN)?)?;
         let scopes = Scopes::new(take(map::SCOPES)?)?;
         let pinned = if pins.is_some() { linked.pinned().map_err(KernelError::Descriptor)? } else { Vec::new() };
-        let (programs, exec, attached, left) = (HashMap::new(), None, HashSet::new(), Left::All);
+        let (programs, exec, left) = (HashMap::new(), None, Left::All);
+        let (attached, new) = (HashSet::new(), Vec::new());
         Ok(Kernel {
-            redirector: Self { linked: Some(linked), log, programs, exec, scopes, attached, pins, pinned, left },
+            redirector: Self { linked: Some(linked), log, programs, exec, scopes, attached, new, pins, pinned, left },
             destinations,
             learned,
             listeners,
@@ -160,12 +164,11 @@ impl Redirector {
         self.programs.get(program::CONNECT4).filter(|_| self.log).map(KernelLog::new).transpose()
     }
 
-    /// Attaches all programs, which are to be loaded, to all cgroups, with our maps pinned. Says whether one of the cgroups had none
-    /// of ours before.
+    /// Attaches all programs, which are to be loaded, to all cgroups, with our maps pinned.
     ///
     /// # Errors
     /// A directory is not a cgroup of version 2, or the kernel refuses, or another agent has come to use the pins.
-    pub fn attach(&mut self, cgroups: &[PathBuf]) -> Result<bool, KernelError> {
+    pub fn attach(&mut self, cgroups: &[PathBuf]) -> Result<(), KernelError> {
         if let Some(pins) = &mut self.pins {
             pins.reopen()?;
             // They may have been removed, or be those of an agent that has failed to follow us.
@@ -176,22 +179,27 @@ impl Redirector {
         let ids = cgroups.iter().map(|cgroup| cgroup_id(cgroup)).collect::<Result<Vec<_>, _>>()?;
         self.scopes.set(&ids)?;
         self.watch_exec();
-        let mut is_new = Ok(false);
+        let mut result = Ok(());
         for (cgroup, id) in cgroups.iter().zip(&ids) {
             // One that fails does not leave the others in clear.
             match self.attach_one(cgroup, *id) {
-                Ok(new) => {
+                Ok(is_new) => {
                     self.attached.insert(*id);
-                    is_new = is_new.map(|others| others | new);
+                    self.new.extend(is_new.then(|| cgroup.clone()));
                 }
-                failed => is_new = is_new.and(failed),
+                Err(error) => result = result.and(Err(error)),
             }
         }
-        let is_new = is_new?;
+        result?;
         // What was on others went with them.
         self.attached.retain(|id| ids.contains(id));
         self.programs.values_mut().for_each(|program| program.retain(&ids));
-        Ok(is_new)
+        Ok(())
+    }
+
+    /// The cgroups that have been attached to since the last time, and had none of our programs before.
+    pub fn take_new(&mut self) -> Vec<PathBuf> {
+        mem::take(&mut self.new)
     }
 
     /// Whether the programs are attached to anything.

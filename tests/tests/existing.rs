@@ -6,10 +6,12 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions},
+    cgroup::Cgroup,
     origin::{Origin, Reply, ServerTls},
     process::{Command, Running},
     wait::{PATIENCE, wait_until},
 };
+use nix::sys::signal::Signal;
 
 const HOST: &str = "edition.cnn.com";
 const OTHER: &str = "other.example";
@@ -131,6 +133,35 @@ fn sockets_that_were_connected_to_a_name_server_before_are_reported_or_reset() -
         wait_for_metric(&agent, UNREAD, 0.0)?;
         ensure!(agent.metrics()?.sum(RESET, &[]) == if reset { 2.0 } else { 0.0 });
     }
+    Ok(())
+}
+
+/// The programs went with the cgroup before, and nobody has seen what was connected until the agent followed. What they have seen
+/// elsewhere is read.
+#[test]
+fn sockets_that_were_connected_to_a_name_server_in_a_cgroup_made_anew_are_reported() -> Result<()> {
+    let bed = TestBed::builder("askers-anew").host(HOST).build()?;
+    let [scope, other] = ["scope", "other"].map(|name| bed.cgroup().child(name));
+    let (scope, other) = (scope?, other?);
+    let config = bed.config_dir()?;
+    let options = AgentOptions::new(config.path()).cgroup(scope.path());
+    let also = other.path().display().to_string();
+    let mut agent = Agent::start(&bed, &options.args(&["--host", HOST, "--cgroup", &also]))?;
+    let server = bed.addresses(HOST).v4.to_string();
+    let hold = |cgroup: &Cgroup| {
+        let command = bed.pod_command(bed.client(), LOOKUP)?.in_cgroup(cgroup)?;
+        connected(command.args([&server, HOST, "--hold"]))
+    };
+    let _seen = hold(&other)?;
+    drop(scope);
+    agent.process().signal(Signal::SIGSTOP)?;
+    let scope = bed.cgroup().child("scope")?;
+    let _unseen = hold(&scope)?;
+    agent.process().signal(Signal::SIGCONT)?;
+    wait_for_metric(&agent, UNREAD, 1.0)?;
+    let warnings = agent.log().into_iter().filter(|line| line.text("remote") == format!("{server}:53"));
+    let cgroups = warnings.map(|line| line.text("cgroup")).collect::<Vec<_>>();
+    ensure!(cgroups == [scope.path().display().to_string()], "{}", agent.log_text());
     Ok(())
 }
 
