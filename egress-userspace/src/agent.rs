@@ -11,7 +11,6 @@ mod succession;
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -38,6 +37,7 @@ use crate::{
     handover::{Successor, Successors},
     kernel::{
         Destinations, Flows, Kernel, KernelError, LearnedNames, NameRules, Redirector, ThreadEvents,
+        cgroup::Scope,
         pins::{PinPlace, Pins},
     },
     limits::Limits,
@@ -54,8 +54,8 @@ use crate::{
 /// What the agent is told at start.
 #[derive(Debug)]
 pub struct Options {
-    /// Cgroups whose processes are served.
-    pub cgroups: Vec<PathBuf>,
+    /// Whose processes are served.
+    pub scope: Scope,
     /// Worker threads.
     pub workers: usize,
     /// Whether the eBPF programs write log lines.
@@ -123,8 +123,7 @@ impl Agent {
         let started = Instant::now();
         let Configuration { sources, watcher, fingerprint, change, names, table } = configuration;
         let Change { documents, policy, learned: to_learn, .. } = change;
-        let Options { cgroups, workers, log_ebpf, reset_existing, pins, captured, limits, self_test_interval } =
-            options;
+        let Options { scope, workers, log_ebpf, reset_existing, pins, captured, limits, self_test_interval } = options;
 
         let pinned = pins.is_some();
         let pins = pins.as_ref().map(Pins::open).transpose().map_err(KernelError::Pins)?;
@@ -143,8 +142,7 @@ impl Agent {
             learned,
             flows,
             thread_events: threads,
-            namespaces: Namespaces::new(cgroups, own_sockets, listeners)
-                .map_err(io_error("cannot watch the cgroups"))?,
+            namespaces: Namespaces::new(scope, own_sockets, listeners).map_err(io_error("cannot watch the cgroups"))?,
             captured,
             step: Step::default(),
             to_learn: Some(to_learn),
@@ -193,9 +191,8 @@ impl Agent {
         self.load_programs()?;
         self.destinations.inherit()?;
         self.learned.inherit()?;
-        // At a start all of them have to be there. One that goes later is not to stop all.
-        let is_first = !self.redirector.is_attached();
-        let cgroups = if is_first { self.namespaces.cgroups().to_owned() } else { self.namespaces.cgroups_there() };
+        let is_start = !self.redirector.is_attached();
+        let cgroups = if is_start { self.namespaces.cgroups_wanted() } else { self.namespaces.cgroups_there() };
         self.redirector.attach(&cgroups)?;
         self.existing.expect_askers(self.redirector.take_new());
         for learned in self.redirector.learned_by_others()? {
@@ -212,12 +209,12 @@ impl Agent {
         Ok(())
     }
 
-    /// Attaches to a cgroup that was removed and made anew: the programs went with the one before.
+    /// Attaches to a cgroup that has come, or was removed and made anew: the programs went with the one before.
     fn follow_scope(&mut self) {
         if !self.attached || !self.redirector.is_behind(self.namespaces.cgroups()) {
             return;
         }
-        tracing::warn!("a served cgroup was made anew, and what is in it may have left in clear");
+        tracing::warn!("a served cgroup has come, or was made anew, and what is in it may have left in clear");
         // Others that are gone are not to keep it waiting.
         if let Err(error) = self.redirector.attach(&self.namespaces.cgroups_there()) {
             tracing::error!(%error, "a served cgroup is not attached to; this is tried again");

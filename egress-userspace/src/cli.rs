@@ -136,7 +136,7 @@ pub(crate) struct RunOptions {
     #[command(flatten)]
     pub(crate) capture: CaptureOptions,
     /// Serve the processes under this cgroup2 directory. Can be repeated. Without it: the pods' cgroups (kubepods) if the
-    /// node has some at start, else all processes.
+    /// node has one at start, also those that come later, else all processes.
     #[arg(long, value_name = "DIR")]
     pub(crate) cgroup: Vec<PathBuf>,
     /// Where /readyz, /healthz and /metrics are served.

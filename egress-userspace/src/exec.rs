@@ -8,7 +8,7 @@ use std::{num::NonZero, os::unix::process::ExitStatusExt as _, process::ExitCode
 use egress::{
     agent::{Agent, AgentError, Configuration, Options},
     capture::Captured,
-    kernel::cgroup::{CgroupError, ChildCgroup},
+    kernel::cgroup::{CgroupError, ChildCgroup, Scope},
     resolve::MAX_STALE,
 };
 use nix::sys::signal::{SigSet, Signal};
@@ -99,7 +99,7 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, 
     // Dropped last, when the guardian has emptied it.
     let cgroup = ChildCgroup::create(&format!("egress-exec-{}", std::process::id()))?;
     let wanted = Options {
-        cgroups: vec![cgroup.path().to_owned()],
+        scope: Scope::of(vec![cgroup.path().to_owned()]),
         workers: thread::available_parallelism().map_or(1, NonZero::get),
         log_ebpf: options.log.log_ebpf,
         // Its cgroup is new.

@@ -207,7 +207,7 @@ impl Redirector {
         !self.attached.is_empty()
     }
 
-    /// Whether one of these cgroups is there and not attached to, as it was made anew.
+    /// Whether one of these cgroups is there and not attached to, as it has come or was made anew.
     pub fn is_behind(&self, cgroups: &[PathBuf]) -> bool {
         cgroups.iter().any(|cgroup| cgroup_id(cgroup).is_ok_and(|id| !self.attached.contains(&id)))
     }

@@ -7,7 +7,8 @@ use egress::{
     capture::Captured,
     handover::StateDir,
     kernel::{
-        KernelError, cgroup,
+        KernelError,
+        cgroup::{self, Scope},
         pins::{self, PinPlace},
     },
     telemetry,
@@ -53,11 +54,11 @@ pub(crate) fn run(options: RunOptions) -> ExitCode {
     }
 }
 
-fn scope(named: &[PathBuf]) -> Result<Vec<PathBuf>, cgroup::CgroupError> {
+fn scope(named: &[PathBuf]) -> Result<Scope, cgroup::CgroupError> {
     if named.is_empty() {
         cgroup::default_scope()
     } else {
-        Ok(cgroup::outermost(named.iter().map(|path| cgroup::check(path)).collect::<Result<_, _>>()?))
+        Ok(Scope::of(named.iter().map(|path| cgroup::check(path)).collect::<Result<_, _>>()?))
     }
 }
 
@@ -131,7 +132,7 @@ async fn start(options: RunOptions, descriptors: Descriptors) -> Result<Agent, A
     // With --fail-open there must be none.
     let pins = (!options.fail_open).then_some(options.pin_dir.as_path());
     let configuration = Configuration::read(options.rules.sources(), options.dns_max_stale, pins).await?;
-    let cgroups = scope(&options.cgroup)?;
+    let scope = scope(&options.cgroup)?;
     let state = StateDir::lock(&options.state_dir).await?;
     let pins = if options.fail_open {
         pins::check_abandoned(&options.pin_dir).map_err(KernelError::Pins)?;
@@ -141,7 +142,7 @@ async fn start(options: RunOptions, descriptors: Descriptors) -> Result<Agent, A
     };
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let wanted = Options {
-        cgroups,
+        scope,
         workers: options.workers.map_or(cores, usize::from),
         log_ebpf: options.log.log_ebpf,
         reset_existing: options.reset_existing,

@@ -15,6 +15,7 @@ use nix::{sched::CpuSet, sys::signal::Signal};
 use serde_json::Value;
 
 use crate::{
+    cgroup,
     process::Running,
     testbed::TestBed,
     wait::{PATIENCE, wait_for},
@@ -36,6 +37,7 @@ pub struct AgentOptions {
     config: PathBuf,
     admin: SocketAddr,
     cgroup: Option<PathBuf>,
+    default_scope: bool,
     state_dir: Option<PathBuf>,
     inside: bool,
     wrapper: Vec<String>,
@@ -53,6 +55,7 @@ impl AgentOptions {
             config: config.into(),
             admin,
             cgroup: None,
+            default_scope: false,
             state_dir: None,
             inside: false,
             wrapper: Vec::new(),
@@ -81,6 +84,13 @@ impl AgentOptions {
     #[must_use]
     pub fn cgroup(mut self, path: &Path) -> Self {
         self.cgroup = Some(path.to_owned());
+        self
+    }
+
+    /// Attached to what it finds by itself, on a machine whose cgroups are the test's cgroup and those below it.
+    #[must_use]
+    pub fn default_scope(mut self) -> Self {
+        self.default_scope = true;
         self
     }
 
@@ -152,12 +162,17 @@ impl<'bed> Agent<'bed> {
             .args(words)
             .args(["run", "--log", "json", "--config"])
             .arg(&options.config)
-            .arg("--cgroup")
-            .arg(options.cgroup.as_deref().unwrap_or(bed.cgroup().path()))
             .args(["--admin", &options.admin.to_string()])
             .arg("--state-dir")
             .arg(options.state_dir.as_ref().unwrap_or(&bed.dir().join("state")))
             .args(&options.arguments);
+        if options.default_scope {
+            let mut mounts = bed.node_mounts();
+            mounts.bind(bed.cgroup().path(), cgroup::mount_point()?);
+            command = command.with_mounts(&mounts);
+        } else {
+            command = command.arg("--cgroup").arg(options.cgroup.as_deref().unwrap_or(bed.cgroup().path()));
+        }
         for (name, value) in &options.environment {
             command = command.env(name, value);
         }

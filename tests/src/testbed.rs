@@ -156,9 +156,15 @@ impl TestBed {
 
     /// A command on the node: where the agent runs, with a bpffs of the test's own at /sys/fs/bpf.
     pub fn node_command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+        let command = self.in_clean_environment(Command::new(program)).in_netns(self.node())?;
+        Ok(command.with_mounts(&self.node_mounts()))
+    }
+
+    /// What the node has in place of the machine's files and directories.
+    pub(crate) fn node_mounts(&self) -> Mounts {
         let mut mounts = self.mounts.clone();
         mounts.bind(&self.bpffs, "/sys/fs/bpf");
-        Ok(self.in_clean_environment(Command::new(program)).in_netns(self.node())?.with_mounts(&mounts))
+        mounts
     }
 
     /// A curl in the pod.

@@ -11,7 +11,9 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions, LogLine, binary},
-    cgroup::Cgroup,
+    cgroup::{Cgroup, PROGRAMS},
+    clients::Curl,
+    origin::ServerTls,
     wait::{PATIENCE, wait_until},
 };
 use nix::sys::signal::Signal;
@@ -57,7 +59,7 @@ fn a_cgroup_that_was_removed_and_made_anew_is_attached_to() -> Result<()> {
     let _scope = bed.cgroup().child("scope")?;
     wait_until("the agent to follow", PATIENCE, || agent.admin("/readyz").is_ok_and(|(status, _)| status == 200))
         .with_context(|| agent.log_text())?;
-    ensure!(agent.log_text().contains("a served cgroup was made anew"), "{}", agent.log_text());
+    ensure!(agent.log_text().contains("a served cgroup has come, or was made anew"), "{}", agent.log_text());
     test_again(&mut agent)?;
     wait_until("another test", PATIENCE, || {
         agent.metrics().is_ok_and(|metrics| metrics.sum("egress_self_tests_total", &[("result", "passed")]) >= 3.0)
@@ -90,6 +92,29 @@ fn one_of_several_cgroups_may_go() -> Result<()> {
     wait_until("the pod to be let go", PATIENCE, || pod.listening().is_ok_and(|found| found.is_empty()))?;
     ensure!(agent.terminate()?.code() == Some(0));
     Ok(())
+}
+
+/// What kubelet's driver of cgroups has left is there until the machine is started anew.
+#[test]
+fn a_cgroup_of_pods_that_comes_later_is_served_too() -> Result<()> {
+    let bed = TestBed::new("later")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let tripwire = bed.tripwire(&[HOST])?;
+    let left = bed.cgroup().child("kubepods.slice")?;
+    let config = bed.config_dir()?;
+    let agent = Agent::start(&bed, &AgentOptions::new(config.path()).default_scope().args(&["--host", HOST]))?;
+    ensure!(left.programs()? == PROGRAMS && bed.cgroup().programs()? == 0, "{}", agent.log_text());
+    let pods = bed.cgroup().child("kubepods")?;
+    wait_until("it to be attached to", PATIENCE, || pods.programs().is_ok_and(|count| count == PROGRAMS))
+        .with_context(|| agent.log_text())?;
+    let command = |program| bed.pod_command(bed.client(), program)?.in_cgroup(&pods);
+    let _pause = command("sleep")?.arg("infinity").spawn()?;
+    wait_until("the pod to be served", PATIENCE, || bed.client().listening().is_ok_and(|found| found.len() == 2))?;
+    ensure!(Curl::new(command("curl")?, &format!("http://{HOST}/")).response()?.head.status == 200);
+    ensure!(origin.requests().len() == 1);
+    ensure!(agent.terminate()?.code() == Some(0));
+    tripwire.assert_silent()
 }
 
 /// As by `docker pause` of the one above. A process would not even begin there, and who starts it waits for that.

@@ -13,7 +13,7 @@ use std::{
 use egress_common::{flow::CONNECTING_PER_NETNS, listener::ThreadSeen};
 
 use crate::{
-    kernel::{KernelError, Listeners, Marks, OwnSockets},
+    kernel::{KernelError, Listeners, Marks, OwnSockets, cgroup::Scope},
     listener::{self, Handle},
     netns::{
         self, Netns, NetnsCookie, NetnsInode,
@@ -34,7 +34,7 @@ const SEEM_MANY: u64 = CONNECTING_PER_NETNS / 2;
 
 /// Finds namespaces, and lets them go when their last process is gone: our listeners would keep them alive.
 pub(super) struct Namespaces {
-    cgroups: Vec<PathBuf>,
+    scope: Scope,
     sockets: SocketFactory,
     marks: Marks,
     kernel: Listeners,
@@ -70,21 +70,26 @@ struct Served {
 }
 
 impl Namespaces {
-    pub(super) fn new(cgroups: Vec<PathBuf>, own_sockets: OwnSockets, kernel: Listeners) -> io::Result<Self> {
+    pub(super) fn new(scope: Scope, own_sockets: OwnSockets, kernel: Listeners) -> io::Result<Self> {
         let (served, unserved, inherited) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (marks, sockets, population) = (own_sockets.marks(), SocketFactory::new(own_sockets), Population::new()?);
         let (passes_over, look, kept) = (false, Look::Processes, None);
-        Ok(Self { cgroups, sockets, marks, kernel, served, unserved, population, passes_over, look, inherited, kept })
+        Ok(Self { scope, sockets, marks, kernel, served, unserved, population, passes_over, look, inherited, kept })
     }
 
     pub(super) fn cgroups(&self) -> &[PathBuf] {
-        &self.cgroups
+        &self.scope.cgroups
     }
 
     /// Those that are there; all of them if none is.
     pub(super) fn cgroups_there(&self) -> Vec<PathBuf> {
-        let there: Vec<_> = self.cgroups.iter().filter(|cgroup| cgroup.exists()).cloned().collect();
-        if there.is_empty() { self.cgroups.clone() } else { there }
+        let there: Vec<_> = self.cgroups().iter().filter(|cgroup| cgroup.exists()).cloned().collect();
+        if there.is_empty() { self.cgroups().to_owned() } else { there }
+    }
+
+    /// Those that have to be there at a start. One that goes later is not to stop all.
+    pub(super) fn cgroups_wanted(&self) -> Vec<PathBuf> {
+        if self.scope.are_all_wanted { self.cgroups().to_owned() } else { self.cgroups_there() }
     }
 
     pub(super) fn served(&self) -> Vec<Netns> {
@@ -190,7 +195,8 @@ impl Namespaces {
     /// Brings what is served in line with the processes in scope.
     pub(super) fn reconcile(&mut self, look: Look, workers: &mut Workers) -> io::Result<()> {
         let look = look.max(self.look);
-        let Found { threads: found, passed_over } = discover::namespaces(&self.cgroups, look, &mut self.population)?;
+        let Found { threads: found, passed_over } =
+            discover::namespaces(&self.scope.cgroups, look, &mut self.population)?;
         let is_news = mem::replace(&mut self.passes_over, passed_over.is_some()) != passed_over.is_some();
         if let Some(error) = passed_over.filter(|_| is_news) {
             tracing::warn!(%error, "not all processes can be looked at; network namespaces of theirs alone are not served");

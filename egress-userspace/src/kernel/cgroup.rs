@@ -12,6 +12,25 @@ use std::{
 /// Where kubelet keeps the pods' cgroups, under its two cgroup drivers.
 const KUBEPODS: [&str; 2] = ["kubepods.slice", "kubepods"];
 
+/// What is served.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// The cgroups, none of which is within another.
+    pub cgroups: Vec<PathBuf>,
+    /// Whether all of them have to be there at a start. Otherwise one does, and the others may come.
+    pub are_all_wanted: bool,
+}
+
+impl Scope {
+    /// These cgroups. Those that are within others are left out: where two of our programs run for one connect, the second would take
+    /// what the first has rewritten for the application's own.
+    pub fn of(mut cgroups: Vec<PathBuf>) -> Self {
+        cgroups.sort();
+        cgroups.dedup_by(|inner, outer| inner.starts_with(outer));
+        Self { cgroups, are_all_wanted: true }
+    }
+}
+
 /// Why there is no cgroup to work with.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -85,21 +104,20 @@ fn unescape(path: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// No cgroup2 is mounted.
-pub fn default_scope() -> Result<Vec<PathBuf>, CgroupError> {
+pub fn default_scope() -> Result<Scope, CgroupError> {
     let root = mount_point()?;
-    let pods = pods(&root);
-    if pods.is_empty() {
+    Ok(pods(&root).unwrap_or_else(|| {
         tracing::warn!(
             "there is no cgroup of pods (kubepods): all processes are in scope; `--cgroup DIR` says otherwise"
         );
-        return Ok(vec![root]);
-    }
-    Ok(pods)
+        Scope::of(vec![root])
+    }))
 }
 
-/// Both if there are: one can be left of another cgroup driver, and only the other has pods.
-fn pods(root: &Path) -> Vec<PathBuf> {
-    KUBEPODS.iter().map(|name| root.join(name)).filter(|path| is_cgroup(path)).collect()
+/// Those of both drivers, if there is one: it can be left of another driver, and only the other has pods, or will have some.
+fn pods(root: &Path) -> Option<Scope> {
+    let cgroups = KUBEPODS.map(|name| root.join(name));
+    cgroups.iter().any(|path| is_cgroup(path)).then(|| Scope { cgroups: cgroups.into(), are_all_wanted: false })
 }
 
 /// Checks a directory that the user named.
@@ -125,14 +143,6 @@ pub fn ids(cgroups: &[PathBuf]) -> HashMap<u64, PathBuf> {
         found.insert(id, path);
     }
     found
-}
-
-/// Leaves out cgroups that are within others: where two of our programs run for one connect, the second would take what
-/// the first has rewritten for the application's own.
-pub fn outermost(mut cgroups: Vec<PathBuf>) -> Vec<PathBuf> {
-    cgroups.sort();
-    cgroups.dedup_by(|inner, outer| inner.starts_with(outer));
-    cgroups
 }
 
 /// Version 1 directories have cgroup.procs too, but no cgroup.events, which only the root of version 2 lacks.
@@ -215,18 +225,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pods_are_found_under_either_driver_and_under_both() {
+    fn pods_are_served_under_both_drivers_if_there_is_one() {
         for names in [&KUBEPODS[..1], &KUBEPODS[1..], &KUBEPODS] {
             let root = tempfile::tempdir().expect("a temporary directory");
-            assert!(pods(root.path()).is_empty());
-            let found: Vec<_> = names.iter().map(|name| root.path().join(name)).collect();
-            for directory in &found {
-                fs::create_dir(directory).expect("mkdir");
+            assert!(pods(root.path()).is_none());
+            for directory in names.iter().map(|name| root.path().join(name)) {
+                fs::create_dir(&directory).expect("mkdir");
                 for file in ["cgroup.procs", "cgroup.events"] {
                     fs::write(directory.join(file), "").expect("write");
                 }
             }
-            assert_eq!(pods(root.path()), found);
+            let scope = pods(root.path()).expect("there are some");
+            assert_eq!(scope.cgroups, KUBEPODS.map(|name| root.path().join(name)));
+            assert!(!scope.are_all_wanted);
         }
     }
 
@@ -234,7 +245,7 @@ mod tests {
     fn a_cgroup_within_another_is_left_out() {
         let check = |given: &[&str], expected: &[&str]| {
             let given = given.iter().map(PathBuf::from).collect();
-            assert_eq!(outermost(given), expected.iter().map(PathBuf::from).collect::<Vec<_>>());
+            assert_eq!(Scope::of(given).cgroups, expected.iter().map(PathBuf::from).collect::<Vec<_>>());
         };
         check(&["/cg/a/b", "/cg/a", "/cg/a"], &["/cg/a"]);
         check(&["/cg/ab", "/cg/a", "/cg/a/x/y"], &["/cg/a", "/cg/ab"]);
