@@ -83,6 +83,8 @@ pub struct Agent {
     namespaces: Namespaces,
     captured: Captured,
     step: Step,
+    /// Why the kernel lacks something.
+    failure: Option<KernelError>,
     /// What it has yet to be told of names.
     to_learn: Option<NameRules>,
     names: Names,
@@ -145,6 +147,7 @@ impl Agent {
             namespaces: Namespaces::new(scope, own_sockets, listeners).map_err(io_error("cannot watch the cgroups"))?,
             captured,
             step: Step::default(),
+            failure: None,
             to_learn: Some(to_learn),
             names,
             fingerprint,

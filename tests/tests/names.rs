@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU32, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -266,5 +266,39 @@ fn many_names_are_looked_up_a_few_at_a_time() -> Result<()> {
     agent.wait_until_ready()?;
     ensure!(seen().len() == COUNT, "{} names were asked for", seen().len());
     ensure!(agent.metrics()?.sum("egress_rules", &[]) == COUNT as f64);
+    Ok(())
+}
+
+/// To try all that does not fit again with each of them would take seconds each time.
+#[test]
+fn names_that_change_while_there_is_no_room_cost_no_more_than_themselves() -> Result<()> {
+    let site = Site::new("names-full")?;
+    let backend = site.bed.addresses(BACKEND).both();
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&asked);
+    let server = site.bed.addresses(SERVER).v4.into();
+    let _dns = DnsServer::start(site.bed.origin(), server, move |question| {
+        if question.is_for(BACKEND) {
+            return Some(Answer::addresses(backend));
+        }
+        // Another address each time.
+        let address = Ipv4Addr::from(0x0a00_0000 + count.fetch_add(1, Ordering::Relaxed));
+        Some(Answer::addresses([address.into()]).ttl(1))
+    })?;
+    let _origin = site.origin()?;
+    let mut agent = site.agent(&[])?;
+    agent.fill_destinations()?;
+    let tells = || agent.log().iter().filter(|line| line.message() == "not all of the policy is intercepted").count();
+    wait_until("the agent to notice", PATIENCE, || tells() > 0)?;
+    let (status, reason) = agent.admin("/readyz")?;
+    ensure!(status == 503 && reason.contains("more than 1048576 addresses"), "{status} {reason}");
+    let before = asked.load(Ordering::Relaxed);
+    wait_until("more changes", PATIENCE, || asked.load(Ordering::Relaxed) > before + 16)?;
+    // Once in a while it is tried.
+    ensure!(tells() < 4, "{}", agent.log_text());
+    ensure!(agent.admin("/readyz")? == (status, reason) && site.status()? == [200]);
+    agent.make_room(256)?;
+    let config = site.bed.config_dir()?;
+    agent.apply(|| config.write("third.yaml", &rules("third.example", "  resolution: DNS\n")))?;
     Ok(())
 }

@@ -25,6 +25,9 @@ pub(super) enum Step {
     /// It lacks something, for all that is known.
     #[default]
     Behind,
+    /// It has no room for something. To try all of that again takes seconds where it is much, so it waits for what may have made
+    /// room: another policy, or time.
+    Full,
     /// It lacks nothing, and may have addresses that names no longer have.
     Ahead,
     /// It has what it should.
@@ -84,7 +87,9 @@ impl Agent {
         }
         // Whatever became of the names: what is not intercepted would leave in clear.
         let captured = self.destinations.set(&self.captured.destinations(&routes, &self.names));
-        self.finish(Step::Even, before, learned.and(captured));
+        // What is no want of room is tried again sooner.
+        let is_worse = captured.as_ref().is_err_and(|error| !error.is_want_of_room());
+        self.finish(Step::Even, before, if is_worse { captured } else { learned.and(captured) });
     }
 
     /// The same where only some names have changed: what they have is added. What they no longer have can wait, as
@@ -104,6 +109,11 @@ impl Agent {
             return self.synchronise();
         }
         let result = self.destinations.add(found.iter().map(|network| (*network, Capture::Host)));
+        if self.step == Step::Full && result.as_ref().err().is_none_or(KernelError::is_want_of_room) {
+            // What did not fit before still does not.
+            self.count(before);
+            return self.settle();
+        }
         self.finish(Step::Ahead, before, result);
     }
 
@@ -118,7 +128,7 @@ impl Agent {
     pub(super) fn catch_up(&mut self) {
         match self.step {
             Step::Behind => self.synchronise(),
-            Step::Ahead | Step::Even => self.settle(Ok(())),
+            Step::Full | Step::Ahead | Step::Even => self.settle(),
         }
     }
 
@@ -127,45 +137,59 @@ impl Agent {
         self.names.all_tried() && self.unintercepted.unanswered().is_none()
     }
 
+    /// Takes note of what has become of an attempt that ends at this step if all goes well.
     fn finish(&mut self, step: Step, unintercepted_before: usize, result: Result<(), KernelError>) {
-        self.step = if result.is_ok() { step } else { Step::Behind };
+        self.step = match &result {
+            Ok(()) => step,
+            Err(error) if error.is_want_of_room() => Step::Full,
+            Err(_) => Step::Behind,
+        };
+        self.failure =
+            result.inspect_err(|error| tracing::error!(%error, "not all of the policy is intercepted")).err();
+        self.count(unintercepted_before);
+        self.settle();
+    }
+
+    fn count(&mut self, unintercepted_before: usize) {
         self.metrics.destinations.set(self.destinations.len() as i64);
         // A host that has its first addresses may have connections already.
         if self.unintercepted.hosts.len() < unintercepted_before {
             self.existing.expect();
         }
-        self.settle(result);
+    }
+
+    /// Detaches what earlier agents have left, if that is in nobody's way. Says why not.
+    fn relieve_others(&mut self) -> Result<(), KernelError> {
+        if !self.attached || self.is_taking() {
+            return Ok(());
+        }
+        let is_known = self.is_known();
+        let removed = self.redirector.settle(self.namespaces.cgroups(), is_known);
+        if removed.inspect_err(|error| tracing::error!(%error, "what earlier agents have left stays"))? {
+            // They were in the way.
+            self.test_self();
+        }
+        Ok(())
     }
 
     /// Sees what follows from what is intercepted now, and tells whether that is all.
-    fn settle(&mut self, result: Result<(), KernelError>) {
-        let result = match result {
-            Ok(()) if self.attached && !self.is_taking() => {
-                let is_known = self.is_known();
-                self.redirector.settle(self.namespaces.cgroups(), is_known).map(|removed| {
-                    if removed {
-                        // They were in the way.
-                        self.test_self();
-                    }
-                })
-            }
-            result => result,
+    fn settle(&mut self) {
+        let failure = match &self.failure {
+            Some(error) => Some(error.to_string()),
+            None => self.relieve_others().err().map(|error| error.to_string()),
         };
         if self.attached && self.names.all_tried() && self.existing.is_due() {
             self.existing.look(self.namespaces.served(), self.namespaces.cgroups().to_owned());
         }
-        let (readiness, is_expected) = match result {
-            Err(error) => {
-                tracing::error!(%error, "not all of the policy is intercepted");
-                (Readiness::NotReady(error.to_string()), false)
-            }
-            Ok(()) if !self.attached => (Readiness::NotReady("starting".into()), true),
-            Ok(()) if !self.names.all_tried() => (Readiness::NotReady("resolving the configured hosts".into()), true),
-            Ok(()) if let Some(objection) = self.self_test.objection() => {
+        let (readiness, is_expected) = match failure {
+            Some(error) => (Readiness::NotReady(error), false),
+            None if !self.attached => (Readiness::NotReady("starting".into()), true),
+            None if !self.names.all_tried() => (Readiness::NotReady("resolving the configured hosts".into()), true),
+            None if let Some(objection) = self.self_test.objection() => {
                 (Readiness::NotReady(self.explained(objection)), self.self_test.is_pending())
             }
             // Of a host that does not exist nothing can leave in clear; of one that we cannot ask for it can.
-            Ok(()) => match self.unintercepted.unanswered() {
+            None => match self.unintercepted.unanswered() {
                 Some(error) => (Readiness::NotReady(error.to_string()), false),
                 None => (Readiness::Ready, true),
             },

@@ -114,12 +114,13 @@ impl Destinations {
             return added;
         }
         let kept = |entry: &Intercepted| wanted.contains_key(entry) || self.inherited.contains(entry);
-        for entry in self.present.keys().filter(|entry| !kept(entry)).copied().collect::<Vec<_>>() {
+        let gone: Vec<_> = self.present.keys().filter(|entry| !kept(entry)).copied().collect();
+        for entry in &gone {
             ignore_absent(self.map.remove(&entry.key())).map_err(error(map::DESTINATIONS))?;
-            self.present.remove(&entry);
+            self.present.remove(entry);
         }
         // What is gone has made room.
-        added.or_else(|_| self.add(all()))
+        if gone.is_empty() { added } else { added.or_else(|_| self.add(all())) }
     }
 
     /// Makes the map hold these, besides what it has. What is inherited is not excluded.

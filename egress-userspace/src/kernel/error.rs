@@ -71,7 +71,7 @@ pub enum KernelError {
 
 impl KernelError {
     /// Whether a map is full.
-    pub(super) fn is_want_of_room(&self) -> bool {
+    pub fn is_want_of_room(&self) -> bool {
         match self {
             Self::TooManyDestinations { .. } => true,
             Self::Map { source, .. } => is_full(source),

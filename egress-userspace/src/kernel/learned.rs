@@ -102,12 +102,13 @@ impl LearnedNames {
         if added.as_ref().is_err_and(|error| !error.is_want_of_room()) {
             return added;
         }
-        for name in self.present.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect::<Vec<_>>() {
+        let gone: Vec<_> = self.present.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+        for name in &gone {
             ignore_absent(self.names.remove(&name.key())).map_err(error(map::NAMES))?;
-            self.present.remove(&name);
+            self.present.remove(name);
         }
         // What is gone has made room.
-        added.or_else(|_| self.add(wanted))
+        if gone.is_empty() { added } else { added.or_else(|_| self.add(wanted)) }
     }
 
     fn add(&mut self, wanted: &HashMap<NameKey, NameRule>) -> Result<(), KernelError> {

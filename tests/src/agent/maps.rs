@@ -1,10 +1,19 @@
 //! What the agent's eBPF maps hold, read from the kernel.
 
-use std::{collections::BTreeMap, fs, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map, MapData, MapError, MapInfo, lpm_trie::LpmTrie};
+use aya::maps::{
+    HashMap, Map, MapData, MapError, MapInfo,
+    lpm_trie::{Key, LpmTrie},
+};
 use egress_common::{
+    address::IpBytes,
+    destination::Destination,
     flow::Flow,
     learned::{Learned, LearnedKey, NameRule, ReversedName},
     listener::ListenerPorts,
@@ -40,6 +49,28 @@ impl Agent<'_> {
         Ok(learned.iter().map(|found| found.map(entry)).collect::<Result<_, _>>()?)
     }
 
+    /// Fills the map `DESTINATIONS` with what nobody goes to, until it takes no more.
+    pub fn fill_destinations(&self) -> Result<()> {
+        let mut destinations = self.destinations()?;
+        for number in 0.. {
+            match destinations.insert(&filler(number), 0, 0) {
+                Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOSPC) => break,
+                inserted => inserted?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes some of what it was filled with.
+    pub fn make_room(&self, count: u32) -> Result<()> {
+        let mut destinations = self.destinations()?;
+        (0..count).try_for_each(|number| Ok(destinations.remove(&filler(number))?))
+    }
+
+    fn destinations(&self) -> Result<LpmTrie<MapData, Destination, u8>> {
+        Ok(LpmTrie::try_from(Map::LpmTrie(self.map(map::DESTINATIONS)?))?)
+    }
+
     /// How many names the kernel learns the addresses of: entries of the map `NAMES`.
     pub fn names(&self) -> Result<usize> {
         Ok(self.names_map()?.keys().count())
@@ -73,4 +104,10 @@ impl Agent<'_> {
     fn map(&self, name: &str) -> Result<MapData> {
         Ok(MapData::from_id(self.map_id(name)?)?)
     }
+}
+
+/// An address that nobody has, on a port that there is not.
+fn filler(number: u32) -> Key<Destination> {
+    let address = Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(number));
+    Key::new(Destination::BITS, Destination::new(IpBytes(address.octets()), [0; 2]))
 }
