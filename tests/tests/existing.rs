@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr};
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
-    agent::{Agent, AgentOptions},
+    agent::{Agent, AgentOptions, LogLine},
     cgroup::Cgroup,
     origin::{Origin, Reply, ServerTls},
     process::{Command, Running},
@@ -32,7 +32,7 @@ fn connections_made_before_the_start_are_reported() -> Result<()> {
     let clients = Clients::connect(&bed)?;
     let agent = start(&bed, &["--host", HOST])?;
     wait_for_metric(&agent, IN_CLEAR, 3.0)?;
-    let warnings = agent.log().into_iter().filter(|line| !line.text("remote").is_empty()).collect::<Vec<_>>();
+    let warnings = wait_for_lines(&agent, 3, |line| !line.text("remote").is_empty())?;
     for (remote, count) in bed.sockets(HOST, 80).into_iter().zip([2, 1]) {
         let of_remote = warnings.iter().filter(|line| line.text("remote") == remote.to_string()).collect::<Vec<_>>();
         ensure!(of_remote.len() == count, "{remote}: {warnings:?}");
@@ -44,7 +44,6 @@ fn connections_made_before_the_start_are_reported() -> Result<()> {
             ensure!(local.ip() == bed.client_address(remote.ip()), "{line:?}");
         }
     }
-    ensure!(warnings.len() == 3, "{warnings:?}");
     for client in clients.of_host.iter().chain(&clients.of_others) {
         check_in_clear(client)?;
     }
@@ -68,8 +67,8 @@ fn connections_made_before_the_start_are_reset_if_that_is_asked_for() -> Result<
     for client in &clients.of_others {
         check_in_clear(client)?;
     }
-    let resets = agent.log().into_iter().filter(|line| line.message().contains("reset a connection")).count();
-    ensure!(resets == 3 && agent.metrics()?.sum(IN_CLEAR, &[]) == 0.0, "{}", agent.log_text());
+    wait_for_lines(&agent, 3, |line| line.message().contains("reset a connection"))?;
+    ensure!(agent.metrics()?.sum(IN_CLEAR, &[]) == 0.0, "{}", agent.log_text());
     Ok(())
 }
 
@@ -112,8 +111,7 @@ fn sockets_that_were_connected_to_a_name_server_before_are_reported_or_reset() -
         let agent = start(&bed, if reset { &["--host", HOST, "--reset-existing"] } else { &["--host", HOST] })?;
         let (name, count) = if reset { (RESET, 2.0) } else { (UNREAD, 2.0) };
         wait_for_metric(&agent, name, count)?;
-        let warnings = agent.log().into_iter().filter(|line| line.text("remote") == format!("{server}:53"));
-        ensure!(warnings.filter(|line| line.message().contains("name server")).count() == 2, "{}", agent.log_text());
+        wait_for_lines(&agent, 2, |line| is_of_asker(line, &server))?;
         // One that the hooks see is not among them when they are looked for again.
         let _late = hold(&[])?;
         if reset {
@@ -159,9 +157,8 @@ fn sockets_that_were_connected_to_a_name_server_in_a_cgroup_made_anew_are_report
     let _unseen = hold(&scope)?;
     agent.process().signal(Signal::SIGCONT)?;
     wait_for_metric(&agent, UNREAD, 1.0)?;
-    let warnings = agent.log().into_iter().filter(|line| line.text("remote") == format!("{server}:53"));
-    let cgroups = warnings.map(|line| line.text("cgroup")).collect::<Vec<_>>();
-    ensure!(cgroups == [scope.path().display().to_string()], "{}", agent.log_text());
+    let warnings = wait_for_lines(&agent, 1, |line| is_of_asker(line, &server))?;
+    ensure!(warnings[0].text("cgroup") == scope.path().display().to_string(), "{}", agent.log_text());
     Ok(())
 }
 
@@ -202,6 +199,19 @@ fn check_in_clear(client: &Running) -> Result<()> {
 fn wait_for_metric(agent: &Agent<'_>, name: &str, value: f64) -> Result<()> {
     wait_until(name, PATIENCE, || agent.metrics().is_ok_and(|metrics| metrics.sum(name, &[]) == value))
         .with_context(|| agent.log_text())
+}
+
+/// Waits for so many lines of the log, which has them a moment later than the metrics have what they tell of.
+fn wait_for_lines(agent: &Agent<'_>, count: usize, is_one: impl Fn(&LogLine) -> bool) -> Result<Vec<LogLine>> {
+    let lines = || agent.log().into_iter().filter(&is_one).collect::<Vec<_>>();
+    wait_until("the log", PATIENCE, || lines().len() >= count).with_context(|| agent.log_text())?;
+    ensure!(lines().len() == count, "{}", agent.log_text());
+    Ok(lines())
+}
+
+/// Whether a line is of a socket that is connected to this name server.
+fn is_of_asker(line: &LogLine, server: &str) -> bool {
+    line.text("remote") == format!("{server}:53") && line.message().contains("name server")
 }
 
 fn origin(bed: &TestBed) -> Result<Origin> {
