@@ -158,11 +158,15 @@ fn list(namespaces: &[Netns], cgroups: &[PathBuf], own_sockets: &Marks) -> Vec<L
         let cgroup = cgroups.get(&connection.cgroup?)?.clone();
         Some((connection, cgroup))
     };
-    let list_one = |netns: &Netns| -> io::Result<Listing> {
+    let mut without_askers = None;
+    let mut list_one = |netns: &Netns| -> io::Result<Listing> {
         let kernel = SockDiag::open(netns)?;
         let connections = kernel.connections(Protocol::Tcp, own_sockets.as_fd())?.into_iter();
         let connections = connections.filter(|connection| !connection.stored).filter_map(in_scope).collect();
-        let askers = kernel.connections(Protocol::Udp, own_sockets.as_fd())?.into_iter();
+        // There are kernels that can list the others alone.
+        let askers = kernel.connections(Protocol::Udp, own_sockets.as_fd());
+        let askers =
+            askers.inspect_err(|error| without_askers = Some(error.to_string())).unwrap_or_default().into_iter();
         let askers = askers.filter(|asker| asker.remote.port() == DNS).filter_map(in_scope).collect();
         Ok(Listing { netns: netns.clone(), kernel, connections, askers })
     };
@@ -171,10 +175,10 @@ fn list(namespaces: &[Netns], cgroups: &[PathBuf], own_sockets: &Marks) -> Vec<L
     for netns in namespaces {
         match list_one(netns) {
             Ok(listing) => listings.push(listing),
-            Err(error) => failure = Some(error),
+            Err(error) => failure = Some(error.to_string()),
         }
     }
-    if let Some(error) = failure {
+    if let Some(error) = failure.or(without_askers) {
         tracing::warn!(%error, "cannot list all connections; some that are in clear may not be reported");
     }
     listings

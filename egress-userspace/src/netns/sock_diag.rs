@@ -147,6 +147,10 @@ pub fn read(answer: &[u8], protocol: Protocol, connections: &mut Vec<Connection>
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
                 connections.push(Connection::new(protocol, &response));
             }
+            // A kernel that cannot list says so only at the end.
+            NetlinkPayload::Done(done) if done.code < 0 => {
+                return Err(io::Error::from_raw_os_error(done.code.saturating_abs()));
+            }
             NetlinkPayload::Done(_) => return Ok(true),
             NetlinkPayload::Error(error) => match error.code {
                 // `to_io` panics at a number that has no opposite.
@@ -227,19 +231,21 @@ impl NetlinkSerializable for Dump<'_> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::NLMSG_ERROR;
+    use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR};
 
     use super::*;
 
     #[test]
     fn an_error_is_what_the_kernel_says() {
         let check = |code: i32, expected: Result<bool, i32>| {
-            let mut answer = vec![0; 20];
-            answer[..4].copy_from_slice(&20_u32.to_ne_bytes());
-            answer[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
-            answer[16..].copy_from_slice(&code.to_ne_bytes());
-            let read = read(&answer, Protocol::Tcp, &mut Vec::new());
-            assert_eq!(read.map_err(|error| error.raw_os_error().unwrap_or_default()), expected);
+            for kind in [NLMSG_ERROR, NLMSG_DONE] {
+                let mut answer = vec![0; 20];
+                answer[..4].copy_from_slice(&20_u32.to_ne_bytes());
+                answer[4..6].copy_from_slice(&kind.to_ne_bytes());
+                answer[16..].copy_from_slice(&code.to_ne_bytes());
+                let read = read(&answer, Protocol::Tcp, &mut Vec::new());
+                assert_eq!(read.map_err(|error| error.raw_os_error().unwrap_or_default()), expected, "{kind}");
+            }
         };
         check(0, Ok(true));
         check(-libc::ENOENT, Err(libc::ENOENT));
