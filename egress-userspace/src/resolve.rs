@@ -1,6 +1,7 @@
 //! Names to addresses, as the node resolves them: the hosts file first, then the servers of resolv.conf.
 
 mod files;
+mod known;
 mod marked;
 mod names;
 mod search;
@@ -28,7 +29,8 @@ use tokio::sync::watch;
 
 pub use self::{
     files::ResolverError,
-    names::{Addresses, MAX_STALE, Names},
+    known::{Addresses, Known},
+    names::{MAX_STALE, Names},
 };
 use self::{
     files::{Files, Stamp},

@@ -38,6 +38,8 @@ enum Mode {
     Denies,
     IsSilent,
     FailsForV6,
+    /// OTHER is where BACKEND is.
+    Moved,
 }
 
 struct Site {
@@ -59,6 +61,7 @@ impl Site {
                 mode if mode == Mode::IsSilent as u8 => None,
                 mode if mode == Mode::Denies as u8 => Some(Answer::nonexistent()),
                 mode if mode == Mode::FailsForV6 as u8 && question.is_v6() => Some(Answer::failure()),
+                mode if mode == Mode::Moved as u8 => Some(Answer::addresses(*known.get(BACKEND)?).ttl(1)),
                 _ => Some(Answer::addresses(*known.get(question.name.as_str())?).ttl(1)),
             }
         })
@@ -164,6 +167,43 @@ fn a_name_that_is_denied_is_dropped_at_once_and_intercepted_on() -> Result<()> {
     site.check_interception()?;
     ensure!(agent.metrics()?.sum("egress_destinations", &[]) == destinations);
     tripwire.assert_silent()
+}
+
+/// While nobody knows its name's address, it is the one that the application connects to. No answer has ever given that.
+#[test]
+fn connections_follow_a_host_that_is_elsewhere() -> Result<()> {
+    for http2 in [false, true] {
+        let site = Site::new("names-moved")?;
+        let _dns = site.name_server()?;
+        site.set(Mode::IsSilent);
+        let tls = ServerTls::new(site.bed.pki().server(&[OTHER])?);
+        let tls = if http2 { tls } else { tls.http1_only() };
+        let [before, after] = [OTHER, BACKEND].map(|host| site.bed.sockets(host, 443)[0]);
+        let origin = site.bed.embedded_origin().tls(&[before, after], &tls)?.start()?;
+        let config = site.bed.config_dir()?;
+        let address = format!("  resolution: DNS\n  addresses: [{}]\n", before.ip());
+        config.write("other.yaml", &rules(OTHER, &address))?;
+        let agent = AgentOptions::new(config.path()).args(&["--workers", "1"]);
+        let mut agent = Agent::spawn(&site.bed, &agent)?;
+        agent.wait_until_ready()?;
+        let mut requests = 0;
+        let mut upstream = || {
+            let request = site.bed.curl(&format!("http://{OTHER}/"))?;
+            request.args(["--resolve", &format!("{OTHER}:80:{}", before.ip())]).response()?;
+            requests += 1;
+            Ok::<_, anyhow::Error>(agent.wait_for_records(requests)?.pop().context("no record")?.text("upstream"))
+        };
+        for _ in 0..3 {
+            ensure!(upstream()? == before.to_string());
+        }
+        ensure!(origin.connections() == 1, "{:?}", origin.requests());
+        site.set(Mode::Moved);
+        // They come so fast that none of the connections is idle for long.
+        wait_until("the connection to be given up", PATIENCE, || {
+            upstream().is_ok_and(|upstream| upstream == after.to_string())
+        })?;
+    }
+    Ok(())
 }
 
 /// The other family's answer says nothing of it.

@@ -10,10 +10,12 @@ use std::{
     time::Instant,
 };
 
+use arc_swap::ArcSwap;
+
 use crate::{
     netns::NetnsCookie,
     policy::{EndpointAddress, HostPattern, LoadBalancer, Targets, Upstream},
-    resolve::{Addresses, Names},
+    resolve::{Addresses, Known, Names},
     upstream::{
         UpstreamError,
         health::Health as Failing,
@@ -108,11 +110,13 @@ impl Chosen {
 impl Cluster {
     /// The cluster for an upstream.
     pub(super) fn new(upstream: Arc<Upstream>, originator: Originator, names: &Names) -> Self {
+        let targets = targets(&upstream, names);
+        let usage = Usage::new(upstream.pool.clone()).leading_to(names_of(&targets));
         Self {
             id: ClusterId::next(),
-            targets: targets(&upstream, names),
+            targets,
             health: upstream.outlier_detection.map(Health::new),
-            usage: Arc::new(Usage::new(upstream.pool.clone())),
+            usage: Arc::new(usage),
             upstream,
             originator,
             turn: AtomicUsize::new(0),
@@ -203,7 +207,7 @@ impl Cluster {
             match place {
                 Place::Resolved(addresses, port) => {
                     let addresses = addresses.load();
-                    found.extend(addresses.iter().map(|&address| (SocketAddr::new(address, *port), *weight)));
+                    found.extend(addresses.current.iter().map(|&address| (SocketAddr::new(address, *port), *weight)));
                 }
                 Place::Literal(address) => found.push((*address, *weight)),
                 Place::Origin(port) => found.push((SocketAddr::new(origin, *port), *weight)),
@@ -313,4 +317,14 @@ fn targets(upstream: &Upstream, names: &Names) -> Vec<Target> {
             })
             .collect(),
     }
+}
+
+/// What connections to all of these lead to; none if that can be anything.
+fn names_of(targets: &[Target]) -> Vec<Addresses> {
+    let names = targets.iter().map(|target| match &target.place {
+        Place::Resolved(addresses, _) => Some(addresses.clone()),
+        Place::Literal(address) => Some(Arc::new(ArcSwap::from_pointee(Known::always(address.ip())))),
+        Place::Origin(_) => None,
+    });
+    names.collect::<Option<_>>().unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 //! What is under way to one upstream, over all workers, and how much of it there may be.
 
 use std::{
+    net::IpAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -12,7 +13,7 @@ use std::{
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::UpstreamError;
-use crate::policy::ConnectionPool;
+use crate::{policy::ConnectionPool, resolve::Addresses};
 
 /// What is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +54,8 @@ pub struct Usage {
     asked: AtomicBool,
     /// Whether what they belong to is gone: no connection is of use any more.
     is_over: AtomicBool,
+    /// What connections lead to; none if that can be anything.
+    names: Vec<Addresses>,
 }
 
 /// Counts for as long as it lives.
@@ -104,7 +107,13 @@ impl Usage {
             places,
             asked: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
+            names: Vec::new(),
         }
+    }
+
+    /// The same where all connections lead to these.
+    pub fn leading_to(self, names: Vec<Addresses>) -> Self {
+        Self { names, ..self }
     }
 
     /// What the user wants.
@@ -168,6 +177,15 @@ impl Usage {
         self.is_over.load(Ordering::Relaxed)
             || self.settings.max_requests_per_connection.is_some_and(|limit| requests >= limit.get())
             || self.settings.max_connection_duration.is_some_and(|limit| made.elapsed() >= limit)
+    }
+
+    /// Whether a connection to that address is to have no more requests: what it led to has been elsewhere for a while.
+    pub fn has_left(&self, address: IpAddr) -> bool {
+        let has_left = !self.names.is_empty() && !self.names.iter().any(|name| name.load().keeps(address));
+        if has_left {
+            tracing::debug!(%address, "a connection takes no more requests, as its host has another address by now");
+        }
+        has_left
     }
 
     fn count(&self, kind: Kind) -> &AtomicU32 {

@@ -229,7 +229,9 @@ impl Origin {
         connection.was_idle = true;
         // Who takes it later looks whether it is closed.
         let is_closed = if self.lone.is_empty() { !connection.is_reusable() } else { connection.is_closed() };
-        let is_of_use = !is_closed && !self.usage.is_spent(connection.made, connection.served);
+        let is_of_use = !is_closed
+            && !self.usage.is_spent(connection.made, connection.served)
+            && !self.usage.has_left(connection.info.address.ip());
         let is_for_others = connection.makes_room() && !self.is_waited_for();
         if is_of_use
             && !(is_for_others && self.usage.claim())
@@ -334,8 +336,8 @@ impl Origin {
         true
     }
 
-    /// Closes connections that were idle for too long, `limit` at most, or that others need. Says whether anything is left that is
-    /// worth keeping.
+    /// Closes connections that were idle for too long, `limit` at most, that lead to where the host is no more, or that others need;
+    /// those that are in use end with the requests that they have. Says whether anything is left that is worth keeping.
     pub(super) fn expire(&mut self, limit: Duration) -> bool {
         self.retire();
         self.forget_lost();
@@ -344,9 +346,10 @@ impl Origin {
         let max_idle = usage.settings().idle_timeout.unwrap_or(MAX_IDLE).min(limit);
         self.idle.retain(|Idle { connection, since }| {
             let is_spent = usage.is_spent(connection.made, connection.served);
-            since.elapsed() < max_idle && !is_spent && !connection.is_closed()
+            let is_over = is_spent || usage.has_left(connection.info.address.ip()) || connection.is_closed();
+            since.elapsed() < max_idle && !is_over
         });
-        self.shared.retain(|shared| !shared.is_idle(max_idle));
+        self.shared.retain(|shared| !shared.is_idle(max_idle) && !usage.has_left(shared.info.address.ip()));
         // What is in use comes back to it.
         let remembered = if self.protocol.is_some() { REMEMBERED } else { MAX_IDLE };
         let remembers = self.used.elapsed() < remembered.min(limit);

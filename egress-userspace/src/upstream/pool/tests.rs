@@ -1,6 +1,7 @@
 mod crowded;
 mod early;
 mod lone;
+mod moved;
 
 use std::{net, num::NonZeroU32};
 
