@@ -1,10 +1,14 @@
 //! The administrative endpoint: `/readyz`, `/healthz`, `/metrics`.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     io,
     os::fd::{AsFd as _, BorrowedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,13 +21,14 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     net::TcpListener,
     sync::Semaphore,
-    task::AbortHandle,
+    task::{AbortHandle, yield_now},
     time::{sleep, timeout},
 };
 
 use crate::telemetry::metrics::Metrics;
 
-/// Connections at the same time; others wait to be accepted.
+/// Connections at the same time. One more takes the place of the one that has waited longest without having asked anything; if all
+/// have, it waits.
 const CONNECTIONS: usize = 64;
 /// For the request and its response.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -75,18 +80,33 @@ pub fn serve(
     let accepting = listener.clone();
     let task = tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
+        // The longest is first.
+        let mut silent: VecDeque<Silent> = VecDeque::new();
         loop {
-            // It is never closed.
-            let place = places.clone().acquire_owned().await;
             let Ok((stream, _)) = accepting.accept().await else {
                 // Out of descriptors: those who hold them need time.
                 sleep(Duration::from_millis(100)).await;
                 continue;
             };
+            if places.available_permits() == 0 {
+                // What has come by now is taken in.
+                yield_now().await;
+            }
+            silent.retain(Silent::is_there);
+            if places.available_permits() == 0
+                && let Some(silent) = silent.pop_front()
+            {
+                silent.task.abort();
+            }
+            // It is never closed.
+            let place = places.clone().acquire_owned().await;
             let (readiness, metrics) = (readiness.clone(), metrics.clone());
-            tokio::spawn(async move {
+            let asks = Arc::<AtomicBool>::default();
+            let has_asked = asks.clone();
+            let task = tokio::spawn(async move {
                 let _place = place;
                 let service = service_fn(|request| {
+                    asks.store(true, Ordering::Relaxed);
                     let response = answer(&request, &readiness.load(), &metrics);
                     async { Ok::<_, Infallible>(response) }
                 });
@@ -96,9 +116,23 @@ pub fn serve(
                     http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
                 let _ = timeout(LIMIT, connection).await;
             });
+            silent.push_back(Silent { task: task.abort_handle(), has_asked });
         }
     });
     Ok(Endpoint { listener, task: task.abort_handle() })
+}
+
+/// A connection on which nothing was asked yet.
+struct Silent {
+    task: AbortHandle,
+    has_asked: Arc<AtomicBool>,
+}
+
+impl Silent {
+    /// Whether it is one still.
+    fn is_there(&self) -> bool {
+        !self.has_asked.load(Ordering::Relaxed) && !self.task.is_finished()
+    }
 }
 
 fn answer(request: &Request<Incoming>, readiness: &Readiness, metrics: &Metrics) -> Response<Full<Bytes>> {
