@@ -108,7 +108,11 @@ impl SocketFactory {
 
     fn stream_socket(&self, domain: Domain) -> io::Result<Socket> {
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        self.own.mark(&socket).map_err(|error: KernelError| io::Error::other(error))?;
+        // Of the system's own words it is known what they say of the node.
+        let failed = |error: KernelError| {
+            error.raw_os_error().map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)
+        };
+        self.own.mark(&socket).map_err(failed)?;
         Ok(socket)
     }
 }

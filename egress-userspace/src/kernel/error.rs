@@ -2,7 +2,7 @@
 
 use std::{fs, io};
 
-use aya::EbpfError;
+use aya::{EbpfError, maps::MapError};
 
 use super::{FeatureError, LoadError, maps::is_full, pins::PinError};
 
@@ -47,7 +47,7 @@ pub enum KernelError {
         /// The map's name in the object.
         name: &'static str,
         /// The kernel's answer.
-        source: aya::maps::MapError,
+        source: MapError,
     },
     /// Something cannot be pinned.
     #[error(transparent)]
@@ -70,6 +70,14 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// The code of the system, if an operation on a map has failed with one.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        match self {
+            Self::Map { source: MapError::SyscallError(error), .. } => error.io_error.raw_os_error(),
+            _ => None,
+        }
+    }
+
     /// Whether a map is full.
     pub fn is_want_of_room(&self) -> bool {
         match self {

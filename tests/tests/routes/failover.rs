@@ -19,6 +19,7 @@ use super::{
 
 /// In the namespace of origins nobody has this address, nor says anything about it.
 const SILENT: &str = "198.51.100.250";
+const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 
 /// The host at a place where connections come to nothing, and at one that serves it.
 fn at(bed: &TestBed, first: &str) -> String {
@@ -177,6 +178,28 @@ fn that_local_ports_run_out_is_no_address_s_failure() -> Result<()> {
     ensure!(get(&bed, "/", &own)?.0 == 200, "{}", agent.log_text());
     let causes: Vec<_> = agent.wait_for_records(5)?.iter().map(|record| record.text("cause")).collect();
     ensure!(causes.iter().filter(|cause| *cause == "out_of_resources").count() == 2, "{causes:?}");
+    Ok(())
+}
+
+#[test]
+fn that_a_socket_cannot_be_marked_is_no_address_s_failure() -> Result<()> {
+    let bed = bed("failover-marks")?;
+    let _origin = origin_http1(&bed, echo)?;
+    let policy = "outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 300s, maxEjectionPercent: 100}";
+    let first = bed.addresses(HOST).v4;
+    let rules = entry(HOST, &format!("resolution: STATIC\n  endpoints: [{{address: {first}}}]"))
+        + &destination(HOST, "", policy, "");
+    let (agent, _config) = agent_with_one_worker(&bed, &rules)?;
+    let arguments = ["hold", &bed.sockets(HOST, 80)[0].to_string(), "--host", HOST];
+    let client = bed.client_command(CLIENT)?.args(arguments).spawn()?;
+    client.wait_for_output("connected\n")?;
+    // What sockets may keep beside their content, of which the mark is.
+    bed.client().sysctl("net/core/optmem_max", "1")?;
+    client.write_stdin(b"\n")?;
+    client.wait_for_output("Cannot allocate memory")?;
+    bed.client().sysctl("net/core/optmem_max", "131072")?;
+    ensure!(get(&bed, "/", &[])?.0 == 200, "{}", agent.log_text());
+    ensure!(agent.wait_for_records(2)?[0].text("cause") == "out_of_resources", "{}", agent.log_text());
     Ok(())
 }
 
