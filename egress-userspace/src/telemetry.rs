@@ -6,6 +6,7 @@ use prometheus_client::metrics::counter::Counter;
 
 pub mod access_log;
 pub mod metrics;
+mod process;
 
 /// Panics so far.
 pub static PANICS: LazyLock<Counter> = LazyLock::new(Counter::default);

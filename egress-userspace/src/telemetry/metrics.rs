@@ -19,6 +19,7 @@ use prometheus_client::{
 use super::{
     PANICS,
     access_log::{self, Outcome},
+    process::ProcessCollector,
 };
 use crate::{
     kernel::Counters,
@@ -104,7 +105,9 @@ struct ResultLabel {
 impl Metrics {
     /// All counters at zero, and the kernel's as they are.
     pub fn new(outcomes: Counters, learnings: Counters) -> Arc<Self> {
-        let mut registry = Registry::with_prefix("egress");
+        let mut all = Registry::default();
+        all.register_collector(Box::new(ProcessCollector::new()));
+        let registry = all.sub_registry_with_prefix("egress");
         registry.register_collector(Box::new(KernelCollector { outcomes, learnings }));
         let requests = Family::<OutcomeLabel, Counter>::default();
         registry.register("requests", "Requests by what became of them", requests.clone());
@@ -251,7 +254,7 @@ impl Metrics {
             connections_reset,
             policy_applied,
             policy_refused,
-            registry,
+            registry: all,
         })
     }
 
