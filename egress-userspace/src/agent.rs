@@ -91,7 +91,7 @@ pub struct Agent {
     /// Of what the sources said.
     fingerprint: u64,
     documents: Documents,
-    policy: Policy,
+    policy: Arc<Policy>,
     reload: Reload,
     routes: Arc<ArcSwap<RouteTable>>,
     workers: Workers,
@@ -123,7 +123,7 @@ impl Agent {
     /// The machine cannot run the agent.
     pub fn start(configuration: Configuration, options: Options) -> Result<Self, AgentError> {
         let started = Instant::now();
-        let Configuration { sources, watcher, fingerprint, change, names, table } = configuration;
+        let Configuration { sources, watcher, reload, fingerprint, change, names, table } = configuration;
         let Change { documents, policy, learned: to_learn, .. } = change;
         let Options { scope, workers, log_ebpf, reset_existing, pins, captured, limits, self_test_interval } = options;
 
@@ -153,7 +153,7 @@ impl Agent {
             fingerprint,
             documents,
             policy,
-            reload: Reload::default(),
+            reload,
             routes,
             workers,
             watcher,

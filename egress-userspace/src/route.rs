@@ -110,6 +110,37 @@ pub struct RouteTable {
     clients: Clients,
 }
 
+/// How TLS is originated for the upstreams of a policy. To make them reads files, which can take as long as it likes.
+#[derive(Debug)]
+pub struct Originators {
+    /// In the order of the policy.
+    of_upstreams: Vec<Originator>,
+    clients: Clients,
+    /// Why some are as they were before.
+    pub kept: Vec<TlsError>,
+}
+
+impl Originators {
+    /// Those for `policy`. Where files are bad by now, or cannot be read, those of `previous` with the same settings are kept.
+    ///
+    /// # Errors
+    /// The TLS settings of a rule cannot be carried out. All such rules are listed.
+    pub fn make(policy: &Policy, previous: &RouteTable) -> Result<Self, Vec<TlsError>> {
+        let (mut of_upstreams, mut errors) = (Vec::new(), Vec::new());
+        let mut workshop = Workshop::new(&previous.clients);
+        for upstream in policy.rules().flat_map(|rule| &rule.upstreams) {
+            match workshop.originator(&upstream.host, &upstream.tls, &upstream.location) {
+                Ok(originator) => of_upstreams.push(originator),
+                // The same for all of them.
+                Err(error @ TlsError::NoSystemRoots) => return Err(vec![error]),
+                Err(error) => errors.push(error),
+            }
+        }
+        let (clients, kept) = workshop.finish();
+        if errors.is_empty() { Ok(Self { of_upstreams, clients, kept }) } else { Err(errors) }
+    }
+}
+
 /// A host, one of its ports, and a subset.
 type ClusterName = (HostPattern, u16, Option<Arc<str>>);
 
@@ -199,29 +230,20 @@ impl RouteTable {
         names
     }
 
-    /// Builds the table for `policy`. Clusters that are the same as in `previous`, contents of files included, are kept with their
-    /// pooled connections, limits and TLS sessions, wherever they are written now.
-    ///
-    /// # Errors
-    /// The TLS settings of a rule cannot be carried out. All such rules are listed.
-    pub fn build(policy: &Policy, previous: &Self, names: &Names) -> Result<Self, Vec<TlsError>> {
-        let mut table = Self::default();
-        let mut errors = Vec::new();
-        let mut workshop = Workshop::new(&previous.clients);
+    /// Builds the table for `policy`, whose `originators` were made by what was in files in the time of `previous`. Clusters that are
+    /// the same as there, contents of files included, are kept with their pooled connections, limits and TLS sessions, wherever they
+    /// are written now.
+    pub fn build(policy: &Policy, originators: Originators, previous: &Self, names: &Names) -> Self {
+        let mut table = Self { clients: originators.clients, ..Self::default() };
+        let mut originators = originators.of_upstreams.into_iter();
         for rule in policy.rules() {
-            let clusters = rule.upstreams.iter().map(|upstream| {
-                let originator = workshop.originator(&upstream.host, &upstream.tls, &upstream.location)?;
-                Ok(table.cluster(upstream, &originator, previous, names))
-            });
-            match clusters.collect::<Result<Vec<_>, _>>() {
-                Ok(clusters) => table.add(rule, clusters, previous),
-                // The same for all of them.
-                Err(error @ TlsError::NoSystemRoots) => return Err(vec![error]),
-                Err(error) => errors.push(error),
-            }
+            let upstreams = rule.upstreams.iter().zip(originators.by_ref());
+            let clusters =
+                upstreams.map(|(upstream, originator)| table.cluster(upstream, &originator, previous, names));
+            let clusters = clusters.collect();
+            table.add(rule, clusters, previous);
         }
-        table.clients = workshop.finish();
-        if errors.is_empty() { Ok(table) } else { Err(errors) }
+        table
     }
 
     /// The cluster for an upstream: one that there is, so that rules share its connections and its limits, or one like it of the

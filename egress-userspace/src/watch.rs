@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    fs, io,
+    fs, io, mem,
     path::{Component, Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,11 +20,17 @@ const MAX_LINKS: usize = 40;
 
 /// Watches files and directories by the directories that hold them, so that a file which is replaced is still noticed.
 pub struct Watcher {
-    paths: BTreeSet<PathBuf>,
-    watches: Watches,
+    watched: Watched,
     events: EventStream<Vec<u8>>,
     /// Something has changed that was not yet told.
     untold: Option<Untold>,
+}
+
+/// What is watched. To look where paths lead takes as long as their file systems like.
+#[derive(Clone)]
+pub struct Watched {
+    paths: Arc<Mutex<BTreeSet<PathBuf>>>,
+    watches: Watches,
 }
 
 /// An inotify instance.
@@ -61,18 +68,22 @@ impl Watcher {
     /// The kernel has no inotify instance or watch left.
     pub fn new(paths: BTreeSet<PathBuf>) -> io::Result<Self> {
         let inotify = inotify()?;
-        let watches = inotify.watches();
+        let watched = Watched { paths: Arc::new(Mutex::new(paths)), watches: inotify.watches() };
         let events = inotify.into_event_stream(vec![0; 4096])?;
-        let mut watcher = Self { paths, watches, events, untold: None };
-        watcher.refresh()?;
-        Ok(watcher)
+        watched.refresh()?;
+        Ok(Self { watched, events, untold: None })
     }
 
-    /// Waits until something has changed and has settled. What changed need not concern the configuration. Nothing is
-    /// lost if the future is dropped.
+    /// What is watched.
+    pub fn watched(&self) -> &Watched {
+        &self.watched
+    }
+
+    /// Waits until something has changed and has settled. What changed need not concern the configuration. It may have put other
+    /// directories behind the paths, which are watched once that is refreshed. Nothing is lost if the future is dropped.
     ///
     /// # Errors
-    /// Events cannot be read, or a watch cannot be set.
+    /// Events cannot be read.
     pub async fn changed(&mut self) -> io::Result<()> {
         // When it is due is kept, as whoever waits for other things, too, drops this whenever one of them happens.
         while self.untold.is_none_or(|untold| Instant::now() < untold.due()) {
@@ -90,25 +101,31 @@ impl Watcher {
             }
         }
         self.untold = None;
-        // The change may have put other directories behind the paths. Setting a watch again is harmless.
-        self.refresh()
+        Ok(())
     }
+}
 
+impl Watched {
     /// Watches `paths` as well.
     ///
     /// # Errors
-    /// As for `new`.
-    pub fn add(&mut self, paths: &BTreeSet<PathBuf>) -> io::Result<()> {
-        self.paths.extend(paths.iter().cloned());
+    /// The kernel has no watch left, or a directory cannot be watched. Others are.
+    pub fn add(&self, paths: &BTreeSet<PathBuf>) -> io::Result<()> {
+        self.lock().extend(paths.iter().cloned());
         self.refresh()
     }
 
     /// Watches no others than `paths`, which are all watched already. The others may be told of for a while.
-    pub fn retain(&mut self, paths: BTreeSet<PathBuf>) {
-        self.paths = paths;
+    pub fn retain(&self, paths: BTreeSet<PathBuf>) {
+        let old = mem::replace(&mut *self.lock(), paths);
+        drop(old);
     }
 
-    fn refresh(&mut self) -> io::Result<()> {
+    /// Watches what the paths lead through by now. Setting a watch again is harmless.
+    ///
+    /// # Errors
+    /// As for `add`.
+    pub fn refresh(&self) -> io::Result<()> {
         let mask = WatchMask::CREATE
             | WatchMask::CLOSE_WRITE
             | WatchMask::DELETE
@@ -118,8 +135,9 @@ impl Watcher {
             | WatchMask::ATTRIB
             | WatchMask::ONLYDIR;
         let mut failure = None;
-        for directory in self.paths.iter().flat_map(|path| directories(path)).collect::<HashSet<_>>() {
-            match self.watches.add(&directory, mask) {
+        let (paths, mut watches) = (self.lock().clone(), self.watches.clone());
+        for directory in paths.iter().flat_map(|path| directories(path)).collect::<HashSet<_>>() {
+            match watches.add(&directory, mask) {
                 Ok(_) => {}
                 // It vanished just now; the watch on its parent tells when it comes back.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -131,6 +149,11 @@ impl Watcher {
             }
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        // Nobody panics while holding it.
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -190,6 +213,7 @@ mod tests {
             .await
             .unwrap_or_else(|_| panic!("{what} was not noticed"))
             .expect("events can be read");
+        watcher.watched().refresh().expect("watches can be set");
     }
 
     #[tokio::test]

@@ -8,14 +8,14 @@ use super::{
     AgentError, ConfigError,
     error::io_error,
     prepare::{Change, Prepared, prepare, watched},
-    reload::{self, CONFIRM},
+    reload::{self, CONFIRM, Reload},
 };
 use crate::{
     config::{Documents, Source},
     kernel::NameRules,
     policy::Policy,
     resolve::{Names, Resolver},
-    route::RouteTable,
+    route::{Originators, RouteTable},
     watch::Watcher,
 };
 
@@ -23,6 +23,7 @@ use crate::{
 pub struct Configuration {
     pub(super) sources: Vec<Source>,
     pub(super) watcher: Watcher,
+    pub(super) reload: Reload,
     pub(super) fingerprint: u64,
     pub(super) change: Change,
     pub(super) names: Names,
@@ -38,16 +39,18 @@ impl Configuration {
     /// It is bad, or cannot be watched; or the resolver's is bad.
     pub async fn read(sources: Vec<Source>, dns_max_stale: Duration, pins: Option<&Path>) -> Result<Self, AgentError> {
         // Watched before it is read: a change in between is then seen.
-        let mut watcher =
+        let watcher =
             Watcher::new(watched(&sources, &Policy::default())).map_err(io_error("cannot watch the configuration"))?;
         let (fingerprint, change) = confirmed(&sources, pins).await?;
         reload::report(&change.warnings);
-        reload::watch(&mut watcher, &change.watched);
+        let mut reload = Reload::default();
+        reload.note_watched(watcher.watched().add(&change.watched));
+        let originators = Originators::make(&change.policy, &RouteTable::default()).map_err(ConfigError::Tls)?;
         let resolver = Resolver::from_system().map_err(|error| AgentError::Resolver(error.to_string()))?;
         let mut names = Names::new(resolver, dns_max_stale);
         names.add(&change.names);
-        let table = RouteTable::build(&change.policy, &RouteTable::default(), &names).map_err(ConfigError::Tls)?;
-        Ok(Self { sources, watcher, fingerprint, change, names, table })
+        let table = RouteTable::build(&change.policy, originators, &RouteTable::default(), &names);
+        Ok(Self { sources, watcher, reload, fingerprint, change, names, table })
     }
 }
 

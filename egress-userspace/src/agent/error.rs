@@ -60,7 +60,7 @@ pub enum AgentError {
     },
 }
 
-/// A configuration that is refused as a whole.
+/// A configuration that is refused, as a whole unless it says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The documents are at fault.
@@ -69,6 +69,9 @@ pub enum ConfigError {
     /// The TLS settings cannot be carried out.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Tls(Vec<TlsError>),
+    /// The same, though some with the same settings are in use that were made of what was in files before.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Kept(Vec<TlsError>),
     /// It could not be read at all.
     #[error("cannot read the configuration: {0}")]
     Unread(io::Error),
@@ -85,7 +88,7 @@ impl ConfigError {
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         match self {
             Self::Documents(errors) => errors.iter().cloned().collect(),
-            Self::Tls(errors) => errors.iter().map(TlsError::diagnostic).collect(),
+            Self::Tls(errors) | Self::Kept(errors) => errors.iter().map(TlsError::diagnostic).collect(),
             Self::Unread(_) => Vec::new(),
         }
     }

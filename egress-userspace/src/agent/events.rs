@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Agent, ConfigError, interception::Step, prepare::Prepared, succession};
+use super::{Agent, interception::Step, prepare::Reading, succession};
 use crate::{
     existing::Listing,
     handover::{START_LIMIT, Successor},
@@ -36,7 +36,7 @@ enum Event {
     /// Files have changed; or the watch has failed.
     Configuration(io::Result<()>),
     /// A change has been read.
-    Prepared(Box<Result<Prepared, ConfigError>>),
+    Read(Box<Reading>),
     /// A name was looked up.
     Names,
     /// Another agent asks for its place; None if one that was expected has gone.
@@ -76,7 +76,7 @@ impl Agent {
                 () = test.notified() => Event::Test,
                 () = time::sleep_until(test_due.unwrap_or_else(Instant::now)), if test_due.is_some() => Event::TestDue,
                 changed = self.watcher.changed() => Event::Configuration(changed),
-                prepared = self.reload.read() => Event::Prepared(Box::new(prepared)),
+                reading = self.reload.read() => Event::Read(Box::new(reading)),
                 () = self.names.next() => Event::Names,
                 successor = succession::next(self.successors.as_mut()) => Event::Successor(successor),
                 () = succession::ended(self.rejected.as_ref()) => Event::RejectedEnded,
@@ -115,11 +115,11 @@ impl Agent {
             Event::TestDue => self.self_test.repeat(&self.namespaces.cgroups_there()),
             Event::Configuration(changed) => {
                 if let Err(error) = changed {
-                    tracing::warn!(%error, "cannot watch all of the configuration");
+                    tracing::warn!(%error, "cannot learn of changes of the configuration");
                 }
                 self.begin_reload();
             }
-            Event::Prepared(prepared) => self.end_reload(*prepared),
+            Event::Read(reading) => self.end_reload(*reading),
             Event::Names => self.names_changed(),
             Event::Threads(Ok(seen)) => self.namespaces.seen(&seen, &mut self.workers),
             Event::Threads(Err(error)) => tracing::error!(%error, "cannot learn of new network namespaces"),

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     io, panic,
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
 };
 
@@ -17,8 +18,9 @@ use crate::{
     config::{Diagnostic, Documents, Source, Texts},
     kernel::NameRules,
     policy::{HostName, Policy, Roots, Verify},
-    route::RouteTable,
+    route::{Originators, RouteTable},
     upstream::tls::root_places,
+    watch::Watched,
 };
 
 /// How much the thread steps back for others that want the processor, as of nice(1): for the workers above all.
@@ -32,12 +34,33 @@ pub(super) struct Prepared {
     pub(super) change: Option<Change>,
 }
 
+/// What the sources say, with what there is in the files that they name.
+pub(super) struct Complete {
+    pub(super) prepared: Prepared,
+    pub(super) originators: Originators,
+}
+
+/// What comes of reading.
+pub(super) struct Reading {
+    pub(super) complete: Result<Complete, ConfigError>,
+    /// Whether all of it is watched.
+    pub(super) watched: io::Result<()>,
+}
+
+/// What is in force while a change is read.
+pub(super) struct InForce {
+    pub(super) fingerprint: u64,
+    pub(super) documents: Documents,
+    pub(super) policy: Arc<Policy>,
+    pub(super) routes: Arc<RouteTable>,
+}
+
 /// A policy, and what follows from it alone.
 #[derive(Default)]
 pub(super) struct Change {
     /// Kept, so that the next change costs no more than what it changes.
     pub(super) documents: Documents,
-    pub(super) policy: Policy,
+    pub(super) policy: Arc<Policy>,
     pub(super) warnings: Vec<Diagnostic>,
     /// The names that it needs resolved.
     pub(super) names: HashSet<HostName>,
@@ -60,8 +83,24 @@ pub(super) fn prepare(sources: &[Source], known: Option<u64>, documents: &Docume
         let (names, watched) = (RouteTable::names(&policy), watched(sources, &policy));
         (names, learned.join().unwrap_or_else(|panic| panic::resume_unwind(panic)), watched)
     });
-    let change = Change { documents, policy, warnings, names, learned, watched };
+    let change = Change { documents, policy: Arc::new(policy), warnings, names, learned, watched };
     Ok(Prepared { fingerprint: fingerprint.all, change: Some(change) })
+}
+
+/// Reads the sources, and the files that they name. All are watched before they are read: one that changes in between is read
+/// again, and one without which the policy is refused may still come.
+pub(super) fn read(sources: &[Source], watched: &Watched, in_force: &InForce) -> Reading {
+    // What has changed may have put other directories behind the paths.
+    let mut are_watched = watched.refresh();
+    let complete = prepare(sources, Some(in_force.fingerprint), &in_force.documents).and_then(|prepared| {
+        if let Some(change) = &prepared.change {
+            are_watched = watched.add(&change.watched);
+        }
+        let policy = prepared.change.as_ref().map_or(&in_force.policy, |change| &change.policy);
+        let originators = Originators::make(policy, &in_force.routes).map_err(ConfigError::Tls)?;
+        Ok(Complete { prepared, originators })
+    });
+    Reading { complete, watched: are_watched }
 }
 
 /// The names whose addresses the kernel is to learn: those of hosts, and of their endpoints.

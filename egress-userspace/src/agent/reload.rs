@@ -1,9 +1,7 @@
 //! The configuration changes.
 
 use std::{
-    collections::BTreeSet,
     future, io, mem,
-    path::PathBuf,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -13,9 +11,13 @@ use tokio::sync::oneshot;
 
 use super::{
     Agent, ConfigError,
-    prepare::{Change, Prepared, in_background, prepare},
+    prepare::{Change, Complete, InForce, Prepared, Reading, in_background, read},
 };
-use crate::{config::Diagnostic, memory, route::RouteTable, watch::Watcher};
+use crate::{
+    config::Diagnostic,
+    memory,
+    route::{Originators, RouteTable},
+};
 
 /// How many rules, and how many warnings, are in the log of every agent. A hundred thousand lines would be of no use, and take longer than the rules.
 const SHOWN: usize = 20;
@@ -25,36 +27,86 @@ pub(super) const CONFIRM: Duration = Duration::from_secs(1);
 /// After how long what could not be read is tried again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const MOST_PAUSE: Duration = Duration::from_secs(60);
+/// After how long it is told that a change takes long to read.
+const LONG: Duration = Duration::from_secs(10);
 
 /// A change that is being read.
 #[derive(Default)]
 pub(super) struct Reload {
-    under_way: Option<oneshot::Receiver<Result<Prepared, ConfigError>>>,
+    under_way: Option<UnderWay>,
     /// Whether something has changed since it was begun.
     outdated: bool,
     /// What was read the last time: what has lost a host is believed if it is the same again.
     unconfirmed: Option<u64>,
     /// What could not be read of a change that was refused for it. No event tells when it can be.
-    unreadable: Option<Unreadable>,
+    unreadable: Option<Again>,
+    /// What could not be watched.
+    unwatched: Option<Again>,
 }
 
-/// What could not be read.
-struct Unreadable {
+struct UnderWay {
+    reading: oneshot::Receiver<Reading>,
+    since: Instant,
+    /// Whether it was told that it takes long.
+    is_told: bool,
+}
+
+/// What is tried again.
+struct Again {
     /// As it was told.
     text: String,
-    /// When it is tried again.
     next: Instant,
     /// How long after that once more.
     pause: Duration,
 }
 
+impl Again {
+    fn new(text: String) -> Self {
+        Self { text, next: Instant::now() + FIRST_PAUSE, pause: FIRST_PAUSE }
+    }
+
+    /// Whether it is due. The next time comes later each time.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = now >= self.next;
+        if is_due {
+            self.pause = (2 * self.pause).min(MOST_PAUSE);
+            self.next = now + self.pause;
+        }
+        is_due
+    }
+}
+
 impl Reload {
     /// Waits until a change has been read, for ever if there is none.
-    pub(super) async fn read(&mut self) -> Result<Prepared, ConfigError> {
-        let Some(receiver) = &mut self.under_way else { return future::pending().await };
-        let read = receiver.await;
+    pub(super) async fn read(&mut self) -> Reading {
+        let Some(under_way) = &mut self.under_way else { return future::pending().await };
+        let read = (&mut under_way.reading).await;
         self.under_way = None;
-        read.unwrap_or_else(|_| Err(ConfigError::Unread(io::Error::other("reading it has ended in a panic"))))
+        let panicked = |_| ConfigError::Unread(io::Error::other("reading it has ended in a panic"));
+        read.map_err(panicked).unwrap_or_else(|error| Reading { complete: Err(error), watched: Ok(()) })
+    }
+
+    /// Notes whether all of the configuration is watched, and warns once if it is not.
+    pub(super) fn note_watched(&mut self, watched: io::Result<()>) {
+        let Err(error) = watched else { return self.unwatched = None };
+        let text = error.to_string();
+        if self.unwatched.as_ref().is_none_or(|unwatched| unwatched.text != text) {
+            tracing::warn!(error = text, "cannot watch all of the configuration; it is read now and then instead");
+            self.unwatched = Some(Again::new(text));
+        }
+    }
+
+    /// Whether there is something to try again.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due =
+            [&mut self.unreadable, &mut self.unwatched].map(|again| again.as_mut().is_some_and(|it| it.is_due(now)));
+        due.contains(&true)
+    }
+
+    /// Whether what is being read takes long, once.
+    fn has_come_to_take_long(&mut self, now: Instant) -> bool {
+        let long = |under_way: &&mut UnderWay| !under_way.is_told && now.duration_since(under_way.since) > LONG;
+        self.under_way.as_mut().filter(long).map(|under_way| under_way.is_told = true).is_some()
     }
 }
 
@@ -68,14 +120,6 @@ pub(super) fn report(warnings: &[Diagnostic]) {
     }
 }
 
-/// Watches the files that a policy names, as well as what is watched already, before they are read: one that changes in between
-/// is read again, and one without which the policy is refused may still come.
-pub(super) fn watch(watcher: &mut Watcher, files: &BTreeSet<PathBuf>) {
-    if let Err(error) = watcher.add(files) {
-        tracing::warn!(%error, "cannot watch all of the configuration");
-    }
-}
-
 impl Agent {
     /// Begins to read a change of the configuration. What changes meanwhile is read afterwards, all at once.
     pub(super) fn begin_reload(&mut self) {
@@ -86,33 +130,47 @@ impl Agent {
         self.read_after(Duration::ZERO);
     }
 
-    /// Tries again what could not be read: there may have been too many open files, say.
+    /// Tries again what could not be read, or watched: there may have been too many open files, say. And says so if what is being read
+    /// takes long.
     pub(super) fn retry_reload(&mut self) {
         let now = Instant::now();
-        let due = self.reload.unreadable.as_mut().filter(|unreadable| now >= unreadable.next);
-        if let Some(unreadable) = due {
-            unreadable.pause = (2 * unreadable.pause).min(MOST_PAUSE);
-            unreadable.next = now + unreadable.pause;
+        if self.reload.is_due(now) {
             self.begin_reload();
+        }
+        if self.reload.has_come_to_take_long(now) {
+            self.metrics.configuration_current.set(0);
+            tracing::warn!(
+                "a change of the configuration, or of a file that it names, takes long to read, as where a mount hangs; what is in \
+                 force stays"
+            );
         }
     }
 
     fn read_after(&mut self, pause: Duration) {
         self.reload.outdated = false;
-        let (sources, known, documents) = (self.sources.clone(), self.fingerprint, self.documents.clone());
+        let (sources, watched) = (self.sources.clone(), self.watcher.watched().clone());
+        let in_force = InForce {
+            fingerprint: self.fingerprint,
+            documents: self.documents.clone(),
+            policy: self.policy.clone(),
+            routes: self.routes.load_full(),
+        };
         let read = move || {
             thread::sleep(pause);
-            prepare(&sources, Some(known), &documents)
+            read(&sources, &watched, &in_force)
         };
         match in_background(read) {
-            Ok(receiver) => self.reload.under_way = Some(receiver),
+            Ok(reading) => {
+                self.reload.under_way = Some(UnderWay { reading, since: Instant::now(), is_told: false });
+            }
             Err(error) => self.refuse(&ConfigError::Unread(error)),
         }
     }
 
     /// Takes a change of the configuration in that has been read, or says why not.
-    pub(super) fn end_reload(&mut self, prepared: Result<Prepared, ConfigError>) {
-        if let Err(error) = prepared.and_then(|prepared| self.apply(prepared)) {
+    pub(super) fn end_reload(&mut self, Reading { complete, watched }: Reading) {
+        self.reload.note_watched(watched);
+        if let Err(error) = complete.and_then(|complete| self.apply(complete)) {
             // Whatever was read before is no confirmation of what comes next.
             self.reload.unconfirmed = None;
             self.refuse(&error);
@@ -123,24 +181,28 @@ impl Agent {
     }
 
     fn refuse(&mut self, error: &ConfigError) {
+        self.metrics.configuration_current.set(0);
         let text = error.is_of_reading().then(|| error.to_string());
         if text.is_some() && self.reload.unreadable.as_ref().map(|unreadable| &unreadable.text) == text.as_ref() {
             return;
         }
-        let pause = FIRST_PAUSE;
-        self.reload.unreadable = text.map(|text| Unreadable { text, next: Instant::now() + pause, pause });
-        self.metrics.policy_refused.inc();
-        self.metrics.configuration_current.set(0);
+        self.reload.unreadable = text.map(Again::new);
         for found in error.diagnostics() {
             tracing::error!(code = found.code.id(), location = %found.location, "{found}");
         }
         if let ConfigError::Unread(_) = error {
             tracing::error!("{error}");
         }
+        if let ConfigError::Kept(_) = error {
+            tracing::error!("what was in these files before stays in use; all else is in force");
+            return;
+        }
+        self.metrics.policy_refused.inc();
         tracing::error!("configuration refused; the last good one stays in force");
     }
 
-    fn apply(&mut self, Prepared { fingerprint, change }: Prepared) -> Result<(), ConfigError> {
+    fn apply(&mut self, Complete { prepared, mut originators }: Complete) -> Result<(), ConfigError> {
+        let Prepared { fingerprint, change } = prepared;
         let loses = change.as_ref().is_some_and(|change| !change.policy.covers(&self.policy));
         if self.reload.unconfirmed.replace(fingerprint) != Some(fingerprint) && loses {
             if self.reload.unreadable.is_none() {
@@ -149,26 +211,25 @@ impl Agent {
             self.read_after(CONFIRM);
             return Ok(());
         }
+        let kept = mem::take(&mut originators.kept);
+        if kept.is_empty() {
+            self.reload.unreadable = None;
+            self.metrics.configuration_current.set(1);
+        }
+        self.put_in_force(fingerprint, change, originators);
+        if kept.is_empty() { Ok(()) } else { Err(ConfigError::Kept(kept)) }
+    }
+
+    fn put_in_force(&mut self, fingerprint: u64, change: Option<Change>, originators: Originators) {
         let current = self.routes.load_full();
         let policy = change.as_ref().map_or(&self.policy, |change| &change.policy);
         // The names in force stay until the new policy is: they carry what is intercepted.
         if let Some(change) = &change {
             self.names.add(&change.names);
-            watch(&mut self.watcher, &change.watched);
         }
-        let table = match RouteTable::build(policy, &current, &self.names) {
-            Ok(table) => table,
-            Err(errors) => {
-                if change.is_some() {
-                    self.names.retain(&RouteTable::names(&self.policy));
-                }
-                return Err(ConfigError::Tls(errors));
-            }
-        };
-        self.reload.unreadable = None;
-        self.metrics.configuration_current.set(1);
+        let table = RouteTable::build(policy, originators, &current, &self.names);
         if change.is_none() && table.same_routes(&current) {
-            return Ok(());
+            return;
         }
         // First the routes, then the kernel: a connection is never redirected before there is a route for it.
         let old_routes = self.routes.swap(Arc::new(table));
@@ -176,7 +237,7 @@ impl Agent {
             report(&warnings);
             self.names.retain(&names);
             self.to_learn = Some(learned);
-            self.watcher.retain(watched);
+            self.watcher.watched().retain(watched);
             (mem::replace(&mut self.documents, documents), mem::replace(&mut self.policy, policy))
         });
         self.fingerprint = fingerprint;
@@ -189,7 +250,6 @@ impl Agent {
             memory::release();
         })
         .ok();
-        Ok(())
     }
 
     /// Says what is in force.
@@ -215,5 +275,27 @@ impl Agent {
         if rules > SHOWN {
             tracing::info!("these were the first; `--log-level debug` shows all");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There may be as many watches as the system allows, and no event tells when there are fewer.
+    #[test]
+    fn what_cannot_be_watched_is_tried_again_until_it_is() {
+        let (mut reload, failed) = (Reload::default(), || Err(io::Error::from_raw_os_error(libc::ENOSPC)));
+        let mut now = Instant::now();
+        assert!(!reload.is_due(now + MOST_PAUSE));
+        reload.note_watched(failed());
+        for pause in [5, 10, 20, 40, 60, 60].map(Duration::from_secs) {
+            assert!(!reload.is_due(now + pause - Duration::from_secs(1)), "before {pause:?}");
+            now += pause + Duration::from_millis(100);
+            assert!(reload.is_due(now), "after {pause:?}");
+            reload.note_watched(failed());
+        }
+        reload.note_watched(Ok(()));
+        assert!(!reload.is_due(now + 2 * MOST_PAUSE));
     }
 }

@@ -150,7 +150,7 @@ impl<'bed> Node<'bed> {
             Event::BadFile => {
                 let mark = self.agent()?.process().stderr_mark();
                 self.config.write(BAD, &RULES.replace("SIMPLE", "SIMPEL"))?;
-                self.refused(mark)?;
+                self.refused(mark, "the last good one stays")?;
                 callers.wait_until_upgraded()?;
                 self.config.remove(BAD)
             }
@@ -215,12 +215,12 @@ impl<'bed> Node<'bed> {
         self.apply(AUTHORITIES, Some(&others))?;
         let mark = self.agent()?.process().stderr_mark();
         self.config.write(AUTHORITIES, "-----BEGIN CERTIFICATE-----\n")?;
-        self.refused(mark)?;
+        self.refused(mark, "before stays in use")?;
         self.apply(AUTHORITIES, Some(&(trusted + &others)))
     }
 
-    fn refused(&mut self, mark: usize) -> Result<()> {
-        self.agent()?.process().wait_for_line_after(mark, "the refusal", is("the last good one stays")).map(drop)
+    fn refused(&mut self, mark: usize, consequence: &str) -> Result<()> {
+        self.agent()?.process().wait_for_line_after(mark, "the refusal", is(consequence)).map(drop)
     }
 }
 

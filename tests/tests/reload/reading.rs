@@ -1,12 +1,13 @@
 //! Files that cannot be read, or not at once.
 
-use std::{fs, os::unix::fs::OpenOptionsExt as _};
+use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path};
 
 use anyhow::{Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions},
     clients::Curl,
+    netns::Netns,
     process::Command,
     wait::{PATIENCE, wait_for, wait_until},
 };
@@ -59,6 +60,44 @@ fn a_policy_that_lacks_a_file_is_in_force_once_the_file_is_there() -> Result<()>
     check_way(&bed, OTHER, "over TLS")
 }
 
+/// Each is renewed by itself.
+#[test]
+fn a_certificate_file_that_is_bad_by_now_is_in_no_other_rules_way() -> Result<()> {
+    let bed = TestBed::builder("bad-file").host(HOST).host(OTHER).host("third.example").build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    let files = ["edition.pem", "other.pem"].map(|name| bed.dir().join(name));
+    let good = fs::read(bed.pki().ca_file())?;
+    fs::write(&files[0], &good)?;
+    fs::write(&files[1], fs::read(bed.pki().untrusted_ca_file())?)?;
+    for (host, file) in [(HOST, &files[0]), (OTHER, &files[1])] {
+        let authority = format!("mode: SIMPLE\n          caCertificates: {}", file.display());
+        config.write(&format!("{host}.yaml"), &rules(host).replace("mode: SIMPLE", &authority))?;
+    }
+    let mut agent = bed.agent(&config)?;
+    check_way(&bed, HOST, "over TLS")?;
+    let other = || Ok::<_, anyhow::Error>(bed.curl(&format!("http://{OTHER}/"))?.run()?.statuses());
+    ensure!(other()? == [502], "it is not of that authority");
+
+    let mark = agent.process().stderr_mark();
+    fs::write(&files[0], "no PEM")?;
+    let named = files[0].display().to_string();
+    agent.process().wait_for_line_after(mark, "the mistake", |line| line.contains(&named) && line.contains("EG0"))?;
+    agent.process().wait_for_line_after(mark, "what follows", |line| line.contains("before stays in use"))?;
+    ensure!(agent.metrics()?.sum("egress_configuration_current", &[]) == 0.0);
+    ensure!(agent.apply(|| Ok(fs::write(&files[1], &good)?))? == 2);
+    check_way(&bed, OTHER, "over TLS")?;
+    check_way(&bed, HOST, "over TLS")?;
+    // Nor is it in the way of other rules.
+    ensure!(agent.apply(|| config.write("third.yaml", &rules("third.example")))? == 3);
+    ensure!(agent.metrics()?.sum("egress_configuration_current", &[]) == 0.0);
+    fs::write(&files[0], &good)?;
+    wait_until("all to be good", PATIENCE, || {
+        agent.metrics().is_ok_and(|metrics| metrics.sum("egress_configuration_current", &[]) == 1.0)
+    })?;
+    check_way(&bed, HOST, "over TLS")
+}
+
 /// Nothing tells when what was short is there again.
 #[test]
 fn what_could_not_be_read_for_want_of_descriptors_is_read_later() -> Result<()> {
@@ -82,6 +121,59 @@ fn what_could_not_be_read_for_want_of_descriptors_is_read_later() -> Result<()> 
     check_way(&bed, OTHER, "over TLS")
 }
 
+/// As of a mount that hangs. Here it is a pipe into which nobody writes.
+#[test]
+fn a_certificate_file_that_cannot_be_read_holds_nobody_up() -> Result<()> {
+    let mut bed = TestBed::builder("slow-file").host(HOST).host(OTHER).build()?;
+    let pod = bed.add_pod("new")?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    let (file, pipe) = (bed.dir().join("ca.pem"), bed.dir().join("pipe"));
+    fs::copy(bed.pki().ca_file(), &file)?;
+    let authority = format!("mode: SIMPLE\n          caCertificates: {}", file.display());
+    config.write("edition.yaml", &RULES.replace("mode: SIMPLE", &authority))?;
+    let mut agent = bed.agent(&config)?;
+
+    mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    fs::rename(&pipe, &file)?;
+    let mut writer = read_by_agent(&file)?;
+    check_way(&bed, HOST, "over TLS")?;
+    check_new_pod(&bed, &pod)?;
+    ensure!(agent.admin("/readyz")?.0 == 200);
+    agent.process().wait_for_line("what takes long", |line| line.contains("takes long to read"))?;
+
+    // What changes meanwhile is read afterwards.
+    config.write("other.yaml", &rules(OTHER))?;
+    fs::write(&pipe, fs::read(bed.pki().ca_file())?)?;
+    fs::rename(&pipe, &file)?;
+    let applied = agent.apply(|| {
+        writer.write_all(&fs::read(bed.pki().ca_file())?)?;
+        drop(writer);
+        Ok(())
+    });
+    ensure!(applied? == 2);
+    check_way(&bed, HOST, "over TLS")?;
+    check_way(&bed, OTHER, "over TLS")
+}
+
+/// Waits until the agent reads a pipe. Gives the other end.
+fn read_by_agent(pipe: &Path) -> Result<fs::File> {
+    // This succeeds only while somebody reads.
+    wait_for("the agent to read the pipe", PATIENCE, || {
+        fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(pipe).ok()
+    })
+}
+
+fn check_new_pod(bed: &TestBed, pod: &Netns) -> Result<()> {
+    let request = || {
+        let command = bed.pod_command(pod, "curl")?.in_cgroup(bed.cgroup())?;
+        Curl::new(command, &format!("http://{HOST}/")).run()
+    };
+    wait_until("the new pod to be served", PATIENCE, || {
+        request().is_ok_and(|result| result.body == format!("over TLS: {HOST}\n").as_bytes())
+    })
+}
+
 /// Files can be many, or on a slow disk. Here one is a pipe into which nobody writes.
 #[test]
 fn a_change_that_takes_long_to_read_holds_nobody_up() -> Result<()> {
@@ -95,18 +187,9 @@ fn a_change_that_takes_long_to_read_holds_nobody_up() -> Result<()> {
 
     let pipe = config.path().join("slow.yaml");
     mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    // This succeeds only while somebody reads.
-    let writer = wait_for("the agent to read the pipe", PATIENCE, || {
-        fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&pipe).ok()
-    })?;
+    let writer = read_by_agent(&pipe)?;
     check_way(&bed, HOST, "over TLS")?;
-    let request = || {
-        let command = bed.pod_command(&pod, "curl")?.in_cgroup(bed.cgroup())?;
-        Curl::new(command, &format!("http://{HOST}/")).run()
-    };
-    wait_until("the new pod to be served", PATIENCE, || {
-        request().is_ok_and(|result| result.body == format!("over TLS: {HOST}\n").as_bytes())
-    })?;
+    check_new_pod(&bed, &pod)?;
     ensure!(agent.admin("/readyz")?.0 == 200);
 
     // What changes meanwhile is read afterwards.

@@ -149,10 +149,10 @@ fn a_revocation_list_that_changes_counts_for_the_next_request() -> Result<()> {
     // Neither the pooled connection nor the session is of any use then.
     agent.apply(|| config.write("crl.pem", &list(&[SERIAL])?))?;
     check_failure(&ask()?, 502, "tls_certificate_error", "is revoked: ")?;
-    // One that cannot be read is refused, and the last good one stays in force.
+    // One that cannot be read is refused, and the last good one stays in use.
     let mark = agent.process().stderr_mark();
     config.write("crl.pem", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n")?;
-    agent.process().wait_for_line_after(mark, "the refusal", |line| line.contains("configuration refused"))?;
+    agent.process().wait_for_line_after(mark, "the refusal", |line| line.contains("before stays in use"))?;
     ensure!(agent.log_text().contains("crl.pem: a certificate revocation list that cannot be used"));
     check_failure(&ask()?, 502, "tls_certificate_error", "is revoked: ")?;
     agent.apply(|| config.write("crl.pem", &list(&[SERIAL + 1])?))?;

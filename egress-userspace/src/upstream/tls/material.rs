@@ -84,7 +84,8 @@ type Content = Arc<[u8]>;
 #[derive(Debug, Default)]
 pub(super) struct Store {
     contents: HashMap<Pem, Content>,
-    system_roots: Option<Arc<RootCertStore>>,
+    /// None before they are read; and then if there are any.
+    system_roots: Option<Option<Arc<RootCertStore>>>,
 }
 
 impl Store {
@@ -107,7 +108,7 @@ impl Store {
     /// The roots that this machine trusts: those of SSL_CERT_FILE or SSL_CERT_DIR where set, else the system's.
     fn system_roots(&mut self, before: &Self) -> Result<Arc<RootCertStore>, TlsError> {
         if let Some(roots) = &self.system_roots {
-            return Ok(roots.clone());
+            return roots.clone().ok_or(TlsError::NoSystemRoots);
         }
         let found = rustls_native_certs::load_native_certs();
         for error in &found.errors {
@@ -115,15 +116,13 @@ impl Store {
         }
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            return Err(TlsError::NoSystemRoots);
-        }
-        let roots = match before.system_roots.as_ref().filter(|old| old.roots == roots.roots) {
+        let roots = match before.system_roots.iter().flatten().find(|old| old.roots == roots.roots) {
             Some(old) => old.clone(),
             None => Arc::new(roots),
         };
+        let roots = Some(roots).filter(|roots| !roots.is_empty());
         self.system_roots = Some(roots.clone());
-        Ok(roots)
+        roots.ok_or(TlsError::NoSystemRoots)
     }
 }
 

@@ -145,27 +145,30 @@ impl Clients {
 }
 
 /// Makes the clients of a policy; those of the one before are used again, with the sessions that they remember, where
-/// settings and files are the same.
+/// settings and files are the same. They stay in use where the settings are, and the files are bad by now or cannot be read: what is
+/// wrong with one rule's keeps no other from having its own renewed.
 pub struct Workshop<'a> {
     before: &'a Clients,
     clients: Clients,
+    kept: Vec<TlsError>,
 }
 
 impl<'a> Workshop<'a> {
     /// A workshop that starts from the clients of the policy before.
     pub fn new(before: &'a Clients) -> Self {
-        Self { before, clients: Clients::default() }
+        Self { before, clients: Clients::default(), kept: Vec::new() }
     }
 
-    /// What was made.
-    pub fn finish(self) -> Clients {
-        self.clients
+    /// What was made, and why some of it is as it was before.
+    pub fn finish(self) -> (Clients, Vec<TlsError>) {
+        (self.clients, self.kept)
     }
 
     /// What originates TLS for `host` by its settings.
     ///
     /// # Errors
-    /// A file cannot be read or is not what it should be: no certificate in it, or a key that does not match.
+    /// A file cannot be read or is not what it should be: no certificate in it, or a key that does not match. And there is none with
+    /// these settings before.
     pub fn originator(
         &mut self,
         host: &HostPattern,
@@ -185,15 +188,33 @@ impl<'a> Workshop<'a> {
         if let Some(made) = self.clients.clients.get(&recipe) {
             return Ok(made.clone());
         }
-        let verifies = recipe.names != Names::Any;
-        let material = Material::read(settings, verifies, &mut self.clients.store, &self.before.store)?;
-        let kept = self.before.clients.get(&recipe).filter(|old| old.material.is(&material));
-        let client = match kept {
-            Some(kept) => kept.clone(),
-            None => Arc::new(Client::build(&recipe, settings, material, location)?),
+        let before = self.before.clients.get(&recipe);
+        let client = match (self.renewed(&recipe, before, settings, location), before) {
+            (Ok(client), _) => client,
+            (Err(error), Some(before)) => {
+                self.kept.push(error);
+                before.clone()
+            }
+            (Err(error), None) => return Err(error),
         };
         self.clients.clients.insert(recipe, client.clone());
         Ok(client)
+    }
+
+    /// The client by what is in the files now; the one before if that is what it was.
+    fn renewed(
+        &mut self,
+        recipe: &Recipe,
+        before: Option<&Arc<Client>>,
+        settings: &TlsSettings,
+        location: &Location,
+    ) -> Result<Arc<Client>, TlsError> {
+        let verifies = recipe.names != Names::Any;
+        let material = Material::read(settings, verifies, &mut self.clients.store, &self.before.store)?;
+        match before.filter(|before| before.material.is(&material)) {
+            Some(same) => Ok(same.clone()),
+            None => Ok(Arc::new(Client::build(recipe, settings, material, location)?)),
+        }
     }
 }
 
@@ -312,6 +333,8 @@ mod tests {
     use super::*;
     use crate::config::{Located, annotations::Pin};
 
+    const ROOT: &[u8] = include_bytes!("tests/root.pem");
+
     fn rule(host: &str, roots: &Path) -> (HostPattern, TlsSettings) {
         let host: HostName = host.parse().expect("a host name");
         let location = Location::whole(Path::new("rules.yaml"));
@@ -334,7 +357,6 @@ mod tests {
 
     #[test]
     fn rules_that_want_the_same_share_a_client_and_changed_files_make_a_new_one() {
-        const ROOT: &[u8] = include_bytes!("tests/root.pem");
         let home = tempfile::tempdir().expect("a temporary directory");
         let roots = home.path().join("ca.pem");
         std::fs::write(&roots, ROOT).expect("a file");
@@ -360,14 +382,43 @@ mod tests {
         }
         // It is nobody's name, and not asked for as somebody else's.
         assert_eq!(of_requests.server_name("foo-.example"), None);
-        let clients = workshop.finish();
+        let (clients, _) = workshop.finish();
         assert_eq!(clients.len(), 3);
 
         std::fs::write(&roots, ROOT).expect("a file");
         let mut workshop = Workshop::new(&clients);
         assert!(first.is_same_client(&make(&mut workshop, &two)), "the file has not changed");
-        let clients = workshop.finish();
+        let (clients, _) = workshop.finish();
         std::fs::write(&roots, [ROOT, b"\n"].concat()).expect("a file");
         assert!(!first.is_same_client(&make(&mut Workshop::new(&clients), &one)), "the file has changed");
+    }
+
+    #[test]
+    fn a_file_that_is_bad_by_now_leaves_its_rules_as_they_were_and_others_alone() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let files = ["a.pem", "b.pem"].map(|name| home.path().join(name));
+        files.iter().for_each(|file| std::fs::write(file, ROOT).expect("a file"));
+        let rules = ["a.example", "b.example"].into_iter().zip(&files).map(|(host, file)| rule(host, file));
+        let [a, b] = rules.collect::<Vec<_>>().try_into().expect("two rules");
+        let nothing = Clients::default();
+        let mut workshop = Workshop::new(&nothing);
+        let before = [make(&mut workshop, &a), make(&mut workshop, &b)];
+        let (mut clients, kept) = workshop.finish();
+        assert!(kept.is_empty());
+        std::fs::write(&files[1], [ROOT, b"\n"].concat()).expect("a file");
+        for content in [Some("no PEM"), None, Some("no PEM")] {
+            match content {
+                Some(content) => std::fs::write(&files[0], content).expect("a file"),
+                None => std::fs::remove_file(&files[0]).expect("a file"),
+            }
+            let mut workshop = Workshop::new(&clients);
+            assert!(before[0].is_same_client(&make(&mut workshop, &a)), "{content:?}");
+            assert!(!before[1].is_same_client(&make(&mut workshop, &b)), "{content:?}");
+            let (now, kept) = workshop.finish();
+            assert_eq!(kept.len(), 1, "{content:?}: {kept:?}");
+            clients = now;
+        }
+        std::fs::write(&files[0], [ROOT, b"\n"].concat()).expect("a file");
+        assert!(!before[0].is_same_client(&make(&mut Workshop::new(&clients), &a)));
     }
 }
