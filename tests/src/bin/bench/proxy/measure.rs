@@ -273,10 +273,13 @@ fn seed(cores: Cores) -> Result<Vec<Labelled>> {
     ])
 }
 
-/// What one client takes that follows the redirect which a request in clear is answered with, in milliseconds.
+/// What one client takes that follows the redirect which a request in clear is answered with, in milliseconds. It knows the address, as
+/// others do.
 fn redirected(grounds: &Grounds) -> Result<f64> {
+    let known = [80, 443].map(|port| format!("{HTTP1}:{port}:{}", grounds.address(HTTP1)));
     let arguments = ["-q", "-sSL", "--fail", "--http1.1", "-o", "/dev/null", "-w", "%{num_redirects} %{time_total}"];
-    let output = grounds.bed.outside_command("curl")?.args(arguments).arg(format!("http://{HTTP1}/1k"));
+    let known = known.iter().flat_map(|known| ["--resolve", known]);
+    let output = grounds.bed.outside_command("curl")?.args(arguments).args(known).arg(format!("http://{HTTP1}/1k"));
     let output = output.run()?.success()?.text();
     let seconds = output.strip_prefix("1 ").with_context(|| format!("there was not one redirect: {output}"))?;
     Ok(1e3 * seconds.parse::<f64>()?)
