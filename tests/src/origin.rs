@@ -320,7 +320,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
         });
         while connections.try_join_next().is_some() {}
     }
-    pending().await
+    pending::<()>().await;
 }
 
 async fn connection_of(
