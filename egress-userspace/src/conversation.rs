@@ -5,7 +5,6 @@ mod http2;
 use std::{
     cell::Cell,
     future::{Future, pending, poll_fn},
-    io,
     pin::{Pin, pin},
     rc::Rc,
     task::Poll,
@@ -89,6 +88,12 @@ async fn converse(
     let first = Cell::new(true);
     let mut drained = pin!(drained(draining.clone(), connection, &first));
     let mut patience = Patience::new(&conversation.worker.limits);
+    let hold = |heads| load.hold(heads, &conversation.worker.limits);
+    // Of what there is no room for nothing is kept.
+    let let_go = || {
+        connection.forget();
+        let _ = hold(0);
+    };
     loop {
         let begins = || {
             // No client has more than one connection made by that.
@@ -98,7 +103,7 @@ async fn converse(
         };
         let next = tokio::select! {
             biased;
-            next = patience.wait(connection, begins) => next,
+            next = patience.wait(connection, begins, hold) => next,
             () = drained.as_mut() => Ok(Waited::Closed),
         };
         first.set(false);
@@ -108,10 +113,21 @@ async fn converse(
             Ok(Waited::Http2) => {
                 return Box::pin(http2::converse(conversation.clone(), connection.clone(), load, draining)).await;
             }
-            Ok(Waited::Request(head, asked)) => {
-                boxed(|| serve(conversation, connection, &draining, &mut patience, head, asked)).await
+            Ok(Waited::Request(head, asked)) => match conversation.worker.hold(load, head.size()) {
+                Ok(()) => boxed(|| serve(conversation, connection, &draining, &mut patience, head, asked)).await,
+                Err(why) => {
+                    let response = conversation.turn_away(&head, ProxyError::too_many(why));
+                    drop(head);
+                    let_go();
+                    Box::pin(end_with(response, conversation, connection, &mut patience, asked)).await
+                }
+            },
+            Err(failed) => {
+                if let Failed::Beyond(_) = failed {
+                    let_go();
+                }
+                Box::pin(refuse(conversation, connection, &mut patience, failed)).await
             }
-            Err(error) => Box::pin(refuse(conversation, connection, &mut patience, error)).await,
         };
         if !more {
             return;
@@ -180,16 +196,29 @@ async fn serve(
 }
 
 /// Answers what is no request, after which nobody knows what else comes.
-async fn refuse(conversation: &Conversation, connection: &Connection, patience: &mut Patience, error: Error) -> bool {
-    let Response { head, body } = match error {
-        Error::Fault(fault) => conversation.refuse(fault),
-        Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => conversation.late(),
-        error => {
+async fn refuse(conversation: &Conversation, connection: &Connection, patience: &mut Patience, failed: Failed) -> bool {
+    let response = match failed {
+        Failed::Late => conversation.late(),
+        Failed::Beyond(why) => conversation.refuse_beyond(why),
+        Failed::Connection(Error::Fault(fault)) => conversation.refuse(fault),
+        Failed::Connection(error) => {
             conversation.ended(&error);
             return false;
         }
     };
-    match respond(connection, head, pin!(body), Asked::UNKNOWN, true, patience).await {
+    end_with(response, conversation, connection, patience, Asked::UNKNOWN).await
+}
+
+/// Sends a response after which the connection ends, whatever else comes.
+async fn end_with(
+    response: Response<ResponseBody>,
+    conversation: &Conversation,
+    connection: &Connection,
+    patience: &mut Patience,
+    asked: Asked,
+) -> bool {
+    let Response { head, body } = response;
+    match respond(connection, head, pin!(body), asked, true, patience).await {
         // Nobody is owed for long what comes after no request.
         Ok(_) => end(connection, false, sleep(LINGER_BRIEFLY)).await,
         Err(error) => conversation.ended(&error),
@@ -244,6 +273,16 @@ async fn drained(mut draining: watch::Receiver<Drain>, connection: &Connection, 
     poll_fn(|_| if connection.has_begun() { Poll::Pending } else { Poll::Ready(()) }).await;
 }
 
+/// Why no request comes of what a client has begun.
+enum Failed {
+    /// It is none, or the connection has failed.
+    Connection(Error),
+    /// It takes too long.
+    Late,
+    /// There is no room for its head.
+    Beyond(Beyond),
+}
+
 /// How long is waited for a client. One timer does for all its requests: it is looked at only when it has run out.
 struct Patience {
     timer: Pin<Box<Sleep>>,
@@ -256,8 +295,13 @@ impl Patience {
         Self { timer: Box::pin(sleep(limits.idle)), idle: limits.idle, head: limits.head_time }
     }
 
-    /// Waits for the next request. Tells when it `begins`, if not all of its head comes with that.
-    async fn wait(&mut self, connection: &Connection, mut begins: impl FnMut()) -> Result<Waited, Error> {
+    /// Waits for the next request. Tells when it `begins`, if not all of its head comes with that, and has what has come held.
+    async fn wait(
+        &mut self,
+        connection: &Connection,
+        mut begins: impl FnMut(),
+        hold: impl Fn(usize) -> Result<(), Beyond>,
+    ) -> Result<Waited, Failed> {
         let since = Instant::now();
         if self.timer.deadline() > since + self.idle {
             self.timer.as_mut().reset(since + self.idle);
@@ -265,9 +309,13 @@ impl Patience {
         let mut begun = None;
         poll_fn(|cx| {
             if let Poll::Ready(next) = connection.poll_request(cx) {
-                return Poll::Ready(next);
+                return Poll::Ready(next.map_err(Failed::Connection));
             }
-            if begun.is_none() && connection.has_begun() {
+            let length = connection.begun();
+            if let Err(why) = hold(length) {
+                return Poll::Ready(Err(Failed::Beyond(why)));
+            }
+            if begun.is_none() && length > 0 {
                 begun = Some(Instant::now());
                 begins();
                 self.timer.as_mut().reset(Instant::now() + self.head);
@@ -275,8 +323,7 @@ impl Patience {
             let end = begun.map_or(since + self.idle, |begun| begun + self.head);
             while self.timer.as_mut().poll(cx).is_ready() {
                 if Instant::now() >= end {
-                    let late = io::Error::from(io::ErrorKind::TimedOut);
-                    return Poll::Ready(begun.map_or(Ok(Waited::Closed), |_| Err(late.into())));
+                    return Poll::Ready(begun.map_or(Ok(Waited::Closed), |_| Err(Failed::Late)));
                 }
                 self.timer.as_mut().reset(end);
             }

@@ -71,6 +71,11 @@ impl RequestHead {
         });
     }
 
+    /// How long it was, in bytes, but for a few.
+    pub fn size(&self) -> usize {
+        self.target().len() + self.fields.size()
+    }
+
     /// The target as it was written, or else as the URI has it.
     pub fn target(&self) -> &[u8] {
         let of_uri = self.uri.path_and_query().map_or("/", |target| target.as_str());

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write as _},
     net::{self, IpAddr, SocketAddr},
     rc::Rc,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,7 +28,7 @@ use crate::{
     netns::Netns,
     request::Accepted,
     socket::{self, LOOPBACK, SocketFactory},
-    worker::{Vital, Worker},
+    worker::{PodLoad, Vital, Worker},
 };
 
 /// Pause after accept fails for want of descriptors or memory.
@@ -45,7 +45,7 @@ pub struct Listener {
     /// Resolves when the handle is dropped.
     closed: oneshot::Receiver<()>,
     gone: CancellationToken,
-    connections: Arc<AtomicUsize>,
+    load: Arc<PodLoad>,
 }
 
 /// The listeners of one network namespace, for the control thread. Dropping it closes them, after what is already in
@@ -56,7 +56,7 @@ pub struct Handle {
     /// Ends all connections that were accepted here.
     pub gone: CancellationToken,
     /// How many of them there are.
-    pub connections: Arc<AtomicUsize>,
+    pub load: Arc<PodLoad>,
     /// Port on 127.0.0.1; 0 where the family is disabled.
     pub v4: u16,
     /// Port on ::1; 0 where the family is disabled.
@@ -76,14 +76,14 @@ pub fn open(
     inherited: Vec<net::TcpListener>,
 ) -> io::Result<(Handle, Vec<Listener>)> {
     let gone = CancellationToken::new();
-    let connections = Arc::<AtomicUsize>::default();
+    let load = Arc::<PodLoad>::default();
     let mut inherited: HashMap<IpAddr, net::TcpListener> =
         inherited.into_iter().map(|socket| Ok((socket.local_addr()?.ip(), socket))).collect::<io::Result<_>>()?;
     let follows = !inherited.is_empty();
     let mut handle = Handle {
         netns: netns.clone(),
         gone: gone.clone(),
-        connections: connections.clone(),
+        load: load.clone(),
         v4: 0,
         v6: 0,
         sockets: Vec::new(),
@@ -112,8 +112,8 @@ pub fn open(
         handle.sockets.push(socket.clone());
         let (open, closed) = oneshot::channel();
         handle._open.push(open);
-        let (gone, connections) = (gone.clone(), connections.clone());
-        listeners.push(Listener { netns: netns.clone(), socket, closed, gone, connections });
+        let (gone, load) = (gone.clone(), load.clone());
+        listeners.push(Listener { netns: netns.clone(), socket, closed, gone, load });
     }
     match failure {
         Some(error) if listeners.is_empty() => Err(error),
@@ -128,8 +128,8 @@ fn is_disabled(error: &io::Error) -> bool {
 
 /// Accepts connections until the listener's handle is dropped.
 pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Receiver<Drain>) {
-    let Listener { netns, socket, mut closed, gone, connections } = listener;
-    let here = Namespace { netns, gone, connections };
+    let Listener { netns, socket, mut closed, gone, load } = listener;
+    let here = Namespace { netns, gone, load };
     let _vital = Vital;
     let mut failures = Failures::default();
     let socket = loop {
@@ -181,8 +181,8 @@ impl Failures {
 struct Namespace {
     netns: Netns,
     gone: CancellationToken,
-    /// How many of its connections are being served.
-    connections: Arc<AtomicUsize>,
+    /// What of it is being served.
+    load: Arc<PodLoad>,
 }
 
 /// Accepts what is in the queue, be it that it fills as fast.
@@ -236,5 +236,5 @@ fn admit(
         return;
     }
     let from = socket::Place { netns: here.netns.clone(), device: origin.device };
-    worker.dispatch(stream, Accepted { from, gone: here.gone.clone(), origin }, &here.connections, draining);
+    worker.dispatch(stream, Accepted { from, gone: here.gone.clone(), origin }, &here.load, draining);
 }

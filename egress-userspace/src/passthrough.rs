@@ -21,6 +21,7 @@ use self::{
     requests::{Next, Requests},
 };
 use crate::{
+    limits::Beyond,
     request::Accepted,
     socket,
     upstream::{UpstreamError, connect::Connector},
@@ -61,12 +62,15 @@ pub enum PassError {
     /// What the client sends could be for a configured host.
     #[error("{0}")]
     Doubtful(&'static str),
+    /// There is no room for what has come of a head.
+    #[error("{0}")]
+    Beyond(Beyond),
     /// A request for a configured host follows others. On a connection of its own it will be served.
     #[error("a request for a configured host came after others")]
     Configured,
 }
 
-/// Passes a connection on, unless its first request is for a configured host.
+/// Passes a connection on, unless its first request is for a configured host. Has what has come of a head held, in bytes.
 ///
 /// # Errors
 /// It cannot be passed on to its end. The client's connection is reset.
@@ -75,8 +79,9 @@ pub async fn pass(
     accepted: &Accepted,
     mut client: TcpStream,
     is_configured: impl Fn(&str, Option<u16>) -> bool,
+    hold: &Hold<'_>,
 ) -> Result<Passed, PassError> {
-    let mut outbound = Outbound { requests: Requests::new(is_configured), pending: BytesMut::new() };
+    let mut outbound = Outbound { requests: Requests::new(is_configured), pending: BytesMut::new(), hold };
     let passed = async {
         let mut connecting = pin!(connector.tcp(&accepted.from, accepted.origin.socket_addr()));
         let mut connected = None;
@@ -127,7 +132,7 @@ pub async fn pass(
 async fn relay<F: Fn(&str, Option<u16>) -> bool>(
     client: &mut TcpStream,
     mut upstream: TcpStream,
-    mut outbound: Outbound<F>,
+    mut outbound: Outbound<'_, F>,
     first: Option<Outgoing>,
 ) -> Result<(), PassError> {
     // As the client's end: unless both come to theirs, be it that the process dies, neither takes for complete what is not.
@@ -192,11 +197,15 @@ async fn relay<F: Fn(&str, Option<u16>) -> bool>(
     relayed
 }
 
+/// Holds so many bytes of a head, or says why not.
+type Hold<'a> = dyn Fn(usize) -> Result<(), Beyond> + 'a;
+
 /// What a client sends.
-struct Outbound<F> {
+struct Outbound<'a, F> {
     requests: Requests<F>,
     /// What has come and has not gone on.
     pending: BytesMut,
+    hold: &'a Hold<'a>,
 }
 
 /// What is next of it.
@@ -210,8 +219,10 @@ enum Outgoing {
     End,
 }
 
-impl<F: Fn(&str, Option<u16>) -> bool> Outbound<F> {
+impl<F: Fn(&str, Option<u16>) -> bool> Outbound<'_, F> {
     async fn next(&mut self, client: &mut ReadHalf<'_>) -> Result<Outgoing, PassError> {
+        // What was held has gone on.
+        (self.hold)(0).map_err(PassError::Beyond)?;
         if let Some(outgoing) = self.decided()? {
             return Ok(outgoing);
         }
@@ -223,6 +234,7 @@ impl<F: Fn(&str, Option<u16>) -> bool> Outbound<F> {
                 if let Some(outgoing) = self.decided()? {
                     return Ok(outgoing);
                 }
+                (self.hold)(self.pending.len()).map_err(PassError::Beyond)?;
                 if self.read(client).await? == 0 {
                     return match self.requests.end(&self.pending) {
                         Next::Doubtful(reason) => Err(PassError::Doubtful(reason)),

@@ -40,6 +40,7 @@ use crate::{
     body::{Content, Incoming, Lease, ResponseBody},
     head::{RequestHead, Response},
     http1,
+    limits::Beyond,
     policy::Retries,
     route::Cluster,
     socket::Place,
@@ -173,6 +174,19 @@ impl Conversation {
         self.worker.metrics.not_http.inc();
         tracing::warn!(%origin, pid, process, error = %fault, "refused what is not a request, or has more fields than are taken");
         ProxyError::malformed(fault).unrecorded()
+    }
+
+    /// Answers what has yet to become a request, and is beyond a limit already.
+    pub fn refuse_beyond(&self, why: Beyond) -> Response<ResponseBody> {
+        self.note_beyond(why);
+        ProxyError::too_many(why).unrecorded()
+    }
+
+    /// Notes that the connection ends as there is no room for what has come of a head.
+    pub fn note_beyond(&self, why: Beyond) {
+        let (origin, pid, process) = (self.client.origin.socket_addr(), self.client.origin.pid, &self.client.process);
+        self.worker.metrics.too_many(why);
+        tracing::warn!(%origin, pid, process, %why, "a request's head did not come to its end");
     }
 
     /// Answers a client that takes too long for a request's head.

@@ -26,8 +26,8 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-pub use self::crew::Load;
 use self::crew::{Command, Crew, Member};
+pub use self::crew::{Load, PodLoad};
 pub(crate) use self::vital::Vital;
 use crate::{
     conversation,
@@ -37,7 +37,7 @@ use crate::{
     listener::{self, Listener},
     memory,
     netns::NetnsCookie,
-    passthrough::{self, Passed},
+    passthrough::{self, PassError, Passed},
     request::Accepted,
     route::RouteTable,
     socket::{self, SocketFactory},
@@ -115,7 +115,7 @@ impl Workers {
                 (Member { commands, connections: AtomicUsize::new(0) }, inbox)
             })
             .unzip();
-        let crew = Arc::new(Crew { members });
+        let crew = Arc::new(Crew { members, heads: AtomicUsize::new(0) });
         let open = TaskTracker::new();
         let (drain, draining) = watch::channel(Drain::Off);
         let mut workers = Self { crew, routes: routes.clone(), open, drain, next: 0, threads: Vec::new() };
@@ -251,7 +251,7 @@ impl Worker {
         self: &Rc<Self>,
         stream: std::net::TcpStream,
         accepted: Accepted,
-        of_pod: &Arc<AtomicUsize>,
+        of_pod: &Arc<PodLoad>,
         draining: &watch::Receiver<Drain>,
     ) {
         if let Some(why) = self.beyond(of_pod) {
@@ -281,10 +281,18 @@ impl Worker {
         }
     }
 
+    /// Counts so much as the heads of a connection, in bytes, one that has come to its end included.
+    ///
+    /// # Errors
+    /// It is beyond a limit, and what was counted before stays.
+    pub fn hold(&self, load: &Load, heads: usize) -> Result<(), Beyond> {
+        load.hold(heads, &self.limits).inspect_err(|why| self.metrics.too_many(*why))
+    }
+
     /// Which limit one more connection of a network namespace would be beyond.
-    fn beyond(&self, of_pod: &AtomicUsize) -> Option<Beyond> {
+    fn beyond(&self, of_pod: &PodLoad) -> Option<Beyond> {
         let Limits { connections, connections_per_pod, .. } = self.limits;
-        if of_pod.load(Ordering::Relaxed) >= connections_per_pod {
+        if of_pod.connections.load(Ordering::Relaxed) >= connections_per_pod {
             return Some(Beyond::Pod(connections_per_pod));
         }
         (self.crew.connections() >= connections).then_some(Beyond::All(connections))
@@ -333,8 +341,9 @@ impl Worker {
         let (origin, gone) = (accepted.origin.socket_addr(), accepted.gone.clone());
         let is_configured =
             |host: &str, port: Option<u16>| self.routes.load().route(host, port.unwrap_or(origin.port())).is_some();
+        let hold = |head| load.hold(head, &self.limits);
         // Others should not take the room that it needs.
-        let passing = Box::pin(passthrough::pass(&self.connector, &accepted, stream, is_configured));
+        let passing = Box::pin(passthrough::pass(&self.connector, &accepted, stream, is_configured, &hold));
         let passed = tokio::select! {
             passed = passing => passed,
             () = gone.cancelled() => return,
@@ -346,6 +355,9 @@ impl Worker {
             }
             Err(error) => {
                 self.metrics.passed_on(false);
+                if let PassError::Beyond(why) = error {
+                    self.metrics.too_many(why);
+                }
                 let process = accepted.origin.process_name();
                 tracing::warn!(%origin, pid = accepted.origin.pid, process, %error, "a connection was not passed on to its end");
             }

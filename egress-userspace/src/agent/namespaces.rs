@@ -345,7 +345,7 @@ impl Served {
 
     /// Whether connections to us have yet to end.
     fn has_connections(&self) -> bool {
-        self.handle.connections.load(Ordering::Relaxed) > 0
+        self.handle.load.connections.load(Ordering::Relaxed) > 0
     }
 
     /// Whether somebody has one of them, as far as we know: a process can have gone to another namespace, and keeps its sockets.

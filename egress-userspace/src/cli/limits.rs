@@ -48,6 +48,8 @@ impl LimitOptions {
         Limits {
             connections: self.max_connections.unwrap_or(Limits::default().connections).min(most),
             connections_per_pod: self.max_connections_per_pod,
+            heads: Limits::default().heads.max(self.max_head_bytes),
+            heads_per_pod: Limits::default().heads_per_pod.max(self.max_head_bytes),
             head: http1::Limits { head: self.max_head_bytes, fields: self.max_head_fields },
             head_time: self.head_timeout,
             idle: self.idle_timeout,

@@ -2,7 +2,7 @@
 
 mod stream;
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{cell::Cell, future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -18,6 +18,7 @@ use crate::{
     drain::Drain,
     http1::server::{Connection, Switched},
     http2::{self, Config, Link, Reader, Requested, Role, Writer},
+    limits::Beyond,
     request::Conversation,
     worker::Load,
 };
@@ -50,18 +51,27 @@ pub(super) async fn converse(
     };
     let mut serving = http2::Connection::new(Switched::new(connection.clone()), Role::Server, windows);
     let (last, link) = (Rc::<Cell<_>>::default(), serving.link());
-    let life = Life { conversation: &conversation, connection: &connection, last: &last, link: &link };
+    let life = Life { conversation: &conversation, connection: &connection, load, last: &last, link: &link };
     // What a request has become that has switched protocols ends with the connection, however that ends.
     let ended = Rc::new(CancellationToken::new());
     let _ends = (*ended).clone().drop_guard();
     let take = |head: Requested, reader: Reader, writer: Writer| {
         last.set(Some(Instant::now()));
-        let load = conversation.worker.one_more(load);
-        let (conversation, ended, last) = (conversation.clone(), ended.clone(), last.clone());
-        task::spawn_local(async move {
-            stream::answer(conversation, head, (reader, writer), load, ended).await;
-            last.set(Some(Instant::now()));
-        });
+        let (ended, last) = (ended.clone(), last.clone());
+        match conversation
+            .worker
+            .one_more(load)
+            .and_then(|one| conversation.worker.hold(load, link.heads()).map(|()| one))
+        {
+            Ok(load) => {
+                let conversation = conversation.clone();
+                task::spawn_local(async move {
+                    stream::answer(conversation, head, (reader, writer), load, ended).await;
+                    last.set(Some(Instant::now()));
+                });
+            }
+            Err(why) => _ = task::spawn_local(stream::turn_away(&conversation, head, writer, why)),
+        }
     };
     if let Err(error) = life.serve(&mut serving, &take, &mut draining).await {
         conversation.ended(&error);
@@ -86,6 +96,7 @@ async fn accept<I: AsyncRead + AsyncWrite + Unpin>(
 struct Life<'a> {
     conversation: &'a Conversation,
     connection: &'a Connection,
+    load: &'a Load,
     /// When a request has come or was answered last.
     last: &'a Cell<Option<Instant>>,
     /// What the client has begun.
@@ -99,6 +110,8 @@ enum Outstayed {
     Unused,
     /// Nothing goes on, or what was begun is not ended.
     Stalled,
+    /// There is no room for what was begun.
+    Beyond,
 }
 
 impl Life<'_> {
@@ -110,6 +123,7 @@ impl Life<'_> {
         draining: &mut watch::Receiver<Drain>,
     ) -> Result<(), http2::Error> {
         let mut why = tokio::select! {
+            biased;
             ended = accept(serving, take) => return ended,
             () = self.drained(draining) => None,
             why = self.outstayed() => Some(why),
@@ -122,14 +136,17 @@ impl Life<'_> {
         // What is under way, and what crosses this on the wire, is served to its end.
         loop {
             if let Some(why) = why {
-                if let Ok(ended) = timeout(LAST_WORD, accept(serving, take)).await {
+                if why != Outstayed::Beyond
+                    && let Ok(ended) = timeout(LAST_WORD, accept(serving, take)).await
+                {
                     return ended;
                 }
-                if why == Outstayed::Stalled || !self.is_used() {
+                if why != Outstayed::Unused || !self.is_used() {
                     return Ok(());
                 }
             }
             why = tokio::select! {
+                biased;
                 ended = accept(serving, take) => return ended,
                 why = self.outstayed() => Some(why),
             };
@@ -153,7 +170,21 @@ impl Life<'_> {
                 self.conversation.note_late();
                 Outstayed::Stalled
             }
+            why = self.beyond() => {
+                self.conversation.note_beyond(why);
+                Outstayed::Beyond
+            }
         }
+    }
+
+    /// Waits until there is no room for what has come of a head. To be polled whenever something has come.
+    async fn beyond(&self) -> Beyond {
+        let limits = &self.conversation.worker.limits;
+        poll_fn(|_| match self.load.hold(self.link.heads(), limits) {
+            Err(why) if self.link.begun() > 0 => Poll::Ready(why),
+            _ => Poll::Pending,
+        })
+        .await
     }
 
     /// Waits until the client takes too long to end what it has begun.

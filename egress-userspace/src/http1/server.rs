@@ -168,9 +168,14 @@ impl Connection {
         }
     }
 
-    /// Whether something of the next request has come.
-    pub fn has_begun(&self) -> bool {
-        !self.io.borrow().input.bytes.is_empty()
+    /// How much of the next request has come, in bytes.
+    pub fn begun(&self) -> usize {
+        self.io.borrow().input.bytes.len()
+    }
+
+    /// Forgets what has come.
+    pub fn forget(&self) {
+        self.io.borrow_mut().input = Input::new(BytesMut::new());
     }
 
     /// Whether all content of the current request has come.

@@ -269,6 +269,17 @@ impl Link {
         core.owed_since.filter(|_| !core.is_full())
     }
 
+    /// How long the heads of requests are together that are served, with what has come of the next, in bytes.
+    pub fn heads(&self) -> usize {
+        let core = self.0.borrow();
+        core.heads + core.begun()
+    }
+
+    /// How much has come of a head that has yet to end, in bytes.
+    pub fn begun(&self) -> usize {
+        self.0.borrow().begun()
+    }
+
     /// Lets the other end send so much of each stream before that was read on, in bytes.
     pub fn set_stream_window(&self, window: u32) {
         let mut core = self.0.borrow_mut();

@@ -92,6 +92,11 @@ impl Core {
         Ok(true)
     }
 
+    /// How much has come of a head that has yet to end, in bytes.
+    pub(super) fn begun(&self) -> usize {
+        self.block.as_ref().map_or(0, |block| block.bytes.len())
+    }
+
     fn take_preface(&mut self, bytes: &mut BytesMut) -> Result<bool, Error> {
         let length = self.preface.min(bytes.len());
         let expected = &PREFACE[PREFACE.len() - self.preface..][..length];

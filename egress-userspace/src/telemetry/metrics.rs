@@ -52,7 +52,7 @@ pub struct Metrics {
     pub not_http: Counter,
     /// Connections on which a head did not come to its end in time.
     pub late: Counter,
-    too_many: [Counter; 2],
+    too_many: [Counter; Beyond::LABELS.len()],
     passed_on: [Counter; 2],
     /// 1 while all that is configured is intercepted, as `/readyz` has it.
     pub ready: Gauge,
@@ -156,8 +156,9 @@ impl Metrics {
             late.clone(),
         );
         let too_many = Family::<LimitLabel, Counter>::default();
-        registry.register("connections_turned_away", "Connections of applications beyond a limit", too_many.clone());
-        let too_many = ["all", "pod"].map(|limit| too_many.get_or_create(&LimitLabel { limit }).clone());
+        let about = "Connections of applications beyond a limit, and requests whose heads are";
+        registry.register("connections_turned_away", about, too_many.clone());
+        let too_many = Beyond::LABELS.map(|limit| too_many.get_or_create(&LimitLabel { limit }).clone());
         let passed_on = Family::<OutcomeLabel, Counter>::default();
         registry.register(
             "connections_passed_on",
@@ -268,9 +269,9 @@ impl Metrics {
         self.failures[cause as usize].inc();
     }
 
-    /// Counts a connection beyond a limit.
+    /// Counts a connection beyond a limit, or a request whose head is.
     pub fn too_many(&self, why: Beyond) {
-        self.too_many[usize::from(matches!(why, Beyond::Pod(_)))].inc();
+        self.too_many[why.index()].inc();
     }
 
     /// Counts a connection that was passed on as it is, to its end or until it broke off.

@@ -20,7 +20,7 @@ use tokio::{sync::watch, time::sleep};
 use super::{CLIENT, HOST, URL, configure, origin};
 
 /// What HTTP/2 begins with.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// More than the kernel keeps for a reader that stands still.
 const LARGE: usize = 64 << 20;
 pub(crate) const TURNED_AWAY: &str = "egress_connections_turned_away_total";

@@ -4,6 +4,7 @@ mod addresses;
 mod broken;
 mod fidelity;
 mod grpc;
+mod heads;
 mod http2;
 mod large;
 mod limits;

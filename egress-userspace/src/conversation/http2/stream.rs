@@ -27,7 +27,7 @@ pub(super) async fn answer(
     conversation: Rc<Conversation>,
     request: Requested,
     (reader, writer): (Reader, Writer),
-    load: Result<Load, Beyond>,
+    _load: Load,
     ended: Rc<CancellationToken>,
 ) {
     let responder = Rc::new(writer);
@@ -37,10 +37,6 @@ pub(super) async fn answer(
     if let Some(fault) = fault {
         return send(&responder, conversation.turn_away(&head, ProxyError::malformed(fault)), is_head).await;
     }
-    let _load = match load {
-        Ok(load) => load,
-        Err(why) => return send(&responder, conversation.turn_away(&head, ProxyError::too_many(why)), is_head).await,
-    };
     match protocol.as_deref() {
         None => {
             let is_empty = http1::announced(&head.fields) == Some(0) && !head.fields.contains(&header::TRAILER);
@@ -69,6 +65,19 @@ pub(super) async fn answer(
             send(&responder, response, is_head).await;
         }
     }
+}
+
+/// Answers one that is beyond a limit. Of that nothing is kept for a client who takes no answer.
+pub(super) fn turn_away(
+    conversation: &Conversation,
+    request: Requested,
+    writer: Writer,
+    why: Beyond,
+) -> impl Future<Output = ()> + use<> {
+    let is_head = request.method == Method::HEAD;
+    let (head, _) = translate(request);
+    let response = conversation.turn_away(&head, ProxyError::too_many(why));
+    async move { send(&Rc::new(writer), response, is_head).await }
 }
 
 async fn serve(

@@ -1,0 +1,117 @@
+//! Heads that are short enough, and too many.
+
+use anyhow::{Result, ensure};
+use harness::{
+    TestBed,
+    agent::{Agent, AgentOptions},
+    netns::Netns,
+    origin::{Reply, Request},
+    process::Running,
+    wait::{PATIENCE, wait_until},
+};
+use tokio::sync::watch;
+
+use super::{
+    CLIENT, HOST, URL, configure,
+    limits::{PREFACE, TURNED_AWAY},
+    origin,
+};
+
+/// How long a head may be here, and how much those of a pod may have together.
+const LONGEST: usize = 16 << 20;
+const ROOM: usize = 64 << 20;
+/// Not much of a head: so many are taken without this.
+const LONG: usize = 100_000;
+const REASON: &str = "this pod's requests under way have 64 MiB of heads already";
+
+/// As of one that sends long heads on each of its connections.
+#[test]
+fn a_pod_cannot_have_the_agent_keep_heads_without_end() -> Result<()> {
+    let mut bed = TestBed::new("heads")?;
+    let other = bed.add_pod("other")?;
+    let (release, released) = watch::channel(false);
+    let handler = move |request: &Request| match request.target.as_str() {
+        "/held" => Reply::Later(released.clone(), Box::new(Reply::ok("fine"))),
+        _ => Reply::ok("fine"),
+    };
+    let origin = origin(&bed)?.handler(handler).start()?;
+    let config = configure(&bed)?;
+    let options = AgentOptions::new(config.path()).args(&["--max-head-bytes", &LONGEST.to_string()]);
+    let agent = Agent::start(&bed, &options)?;
+    let held = head("/held", LONGEST - 8192, true);
+    let clients = (0..ROOM / LONGEST).map(|_| talk(&bed, bed.client(), &held)).collect::<Result<Vec<_>>>()?;
+    origin.wait_for_requests(clients.len())?;
+    let refused = || Ok::<_, anyhow::Error>(agent.metrics()?.sum(TURNED_AWAY, &[("limit", "pod_heads")]));
+    let get = |pod: &Netns, length: usize| {
+        let client = talk(&bed, pod, &head("/", length, true))?;
+        wait_until("the response", PATIENCE, || client.stdout().contains("\r\n\r\n"))?;
+        Ok::<_, anyhow::Error>(client.stdout())
+    };
+    let text = get(bed.client(), LONG)?;
+    ensure!(text.starts_with("HTTP/1.1 503 ") && text.contains(REASON), "{text}");
+    ensure!(get(bed.client(), 1000)?.starts_with("HTTP/1.1 200 "), "what is short is in nobody's way");
+    // Its first connects can be refused.
+    wait_until("the other pod to be served", PATIENCE, || {
+        let curl = bed.pod_command(&other, "curl").and_then(|curl| curl.in_cgroup(bed.cgroup()));
+        curl.and_then(|curl| curl.args(["-q", "-sS", URL]).run()).is_ok_and(|output| output.success().is_ok())
+    })?;
+    ensure!(get(&other, LONG)?.starts_with("HTTP/1.1 200 "), "one pod is in the way of the other");
+
+    // One that does not come to its end is not waited for.
+    talk(&bed, bed.client(), &head("/", LONG, false))?.wait_for_output(REASON)?;
+    // Over HTTP/2 the connection ends with what does not, and with nothing else.
+    let before = refused()?;
+    let mut client = talk(&bed, bed.client(), &begun())?;
+    wait_until("the end of the connection", PATIENCE, || refused().is_ok_and(|count| count == before + 1.0))?;
+    client.wait(PATIENCE)?;
+    let client = talk(&bed, bed.client(), &squeezed())?;
+    client.wait_for_output(REASON)?;
+    client.write_stdin(&frame(1, 5, 3, &fields()))?;
+    client.wait_for_output("fine")?;
+
+    release.send_replace(true);
+    wait_until("them to count no more", PATIENCE, || {
+        get(bed.client(), LONG).is_ok_and(|text| text.starts_with("HTTP/1.1 200 "))
+    })
+}
+
+fn talk(bed: &TestBed, pod: &Netns, bytes: &[u8]) -> Result<Running> {
+    let command = bed.pod_command(pod, CLIENT)?.in_cgroup(bed.cgroup())?;
+    let client = command.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    // It may be told that it is too much before it has sent all.
+    client.write_stdin(bytes).ok();
+    Ok(client)
+}
+
+/// A head of about this length, or all of it but its end.
+fn head(target: &str, length: usize, is_whole: bool) -> Vec<u8> {
+    let end = if is_whole { "\r\n\r\n" } else { "" };
+    format!("GET {target} HTTP/1.1\r\nHost: {HOST}\r\nX: {}{end}", "x".repeat(length)).into_bytes()
+}
+
+/// `GET http /` for HOST (RFC 7541 appendix A).
+fn fields() -> Vec<u8> {
+    [&[0x82, 0x86, 0x84, 0x41, HOST.len() as u8], HOST.as_bytes()].concat()
+}
+
+/// The beginning of a connection whose first head is long, and does not come to its end.
+fn begun() -> Vec<u8> {
+    let field = [&[0, 1, b'x', 100][..], &[b'x'; 100]].concat();
+    let block = [fields(), field.repeat(LONG / 100)].concat();
+    let frames = block.chunks(16 * 1024).enumerate();
+    let frames = frames.map(|(index, part)| if index == 0 { frame(1, 1, 1, part) } else { frame(9, 0, 1, part) });
+    [PREFACE.to_vec(), frame(4, 0, 0, &[]), frames.collect::<Vec<_>>().concat()].concat()
+}
+
+/// The beginning of a connection whose first head has a field of 3900 bytes, and then that one again and again, each time in a byte (RFC
+/// 7541 section 6.1).
+fn squeezed() -> Vec<u8> {
+    let field = [&[0x40, 1, b'x', 0x7f, 0xbd, 0x1d][..], &[b'x'; 3900], &[0xbe; LONG / 3900]].concat();
+    [PREFACE.to_vec(), frame(4, 0, 0, &[]), frame(1, 5, 1, &[fields(), field].concat())].concat()
+}
+
+/// A frame of HTTP/2: its type, its flags, its stream, and what it says.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+}
