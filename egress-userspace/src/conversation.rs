@@ -270,7 +270,7 @@ async fn drained(mut draining: watch::Receiver<Drain>, connection: &Connection, 
         Box::pin(sleep(DRAIN_GRACE)).await;
     }
     // A request of which some has come is the last one, and has the time that its head may take.
-    poll_fn(|_| if connection.has_begun() { Poll::Pending } else { Poll::Ready(()) }).await;
+    poll_fn(|_| if connection.begun() > 0 { Poll::Pending } else { Poll::Ready(()) }).await;
 }
 
 /// Why no request comes of what a client has begun.
