@@ -48,7 +48,7 @@ impl Making {
             let Some(pool) = self.pool.upgrade() else { return };
             match made {
                 Ok(made) => pool.add(&self.key, self.offer, made),
-                Err(error) => pool.lost(&self.key, &error),
+                Err(error) => left_unmade(&error),
             }
         });
     }
@@ -130,8 +130,9 @@ impl Pool {
                 // Perhaps nobody has come for it yet. No other task sees it in between.
                 Ok(()) => pool.take_in(&key),
                 Err(Ok(made)) => pool.add(&key, offer, made),
-                Err(Err(error)) => pool.lost(&key, &error),
+                Err(Err(error)) => left_unmade(&error),
             }
+            pool.call_one(&key);
         });
         awaited
     }
@@ -142,15 +143,14 @@ impl Pool {
         }
     }
 
-    /// Has one of those who wait for whatever comes first see to itself, as this one does not come.
-    fn lost(&self, key: &Key, error: &UpstreamError) {
-        tracing::debug!(%error, "a connection that nobody waits for was not made");
+    /// Has one of those who wait for whatever comes first have another one made.
+    fn call_one(&self, key: &Key) {
         if let Some(origin) = self.origins.borrow_mut().get_mut(key) {
             origin.lone.call_one();
         }
     }
 
-    /// Whether all connections that are being made are of use to those who wait for whatever comes first.
+    /// Whether a connection is of use to others, who wait for whatever comes first.
     fn is_for_others(&self, key: &Key) -> bool {
         self.origins.borrow().get(key).is_some_and(|origin| !origin.lone.is_empty() && origin.lone.is_short())
     }
@@ -160,4 +160,8 @@ impl Pool {
         let own = self.origins.borrow().get(key)?.leave_alone()?;
         (Rc::strong_count(&self.left_alone) <= LEFT_ALONE).then(|| (own, self.left_alone.clone()))
     }
+}
+
+fn left_unmade(error: &UpstreamError) {
+    tracing::debug!(%error, "a connection that nobody waits for was not made");
 }

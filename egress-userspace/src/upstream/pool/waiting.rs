@@ -6,13 +6,13 @@ use std::{collections::BTreeMap, future::pending, rc::Rc, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{
-    OfKey, Queue, Turn, Wanted,
-    origin::{Found, LEFT_ALONE_PER_KEY},
-};
+use super::{OfKey, Queue, Turn, Wanted, origin::Found};
 use crate::upstream::{Connection, Made, Offer, UpstreamError, http1::Exclusive, http2};
 
-/// How long a request relies on connections that are being made for others: those can be of no use, or take long.
+/// Connections that are made at the same time for requests of their own. More would come no sooner from an origin that is busy, and
+/// those that there are become free meanwhile.
+pub(super) const AT_ONCE: usize = 64;
+/// How long a request relies on those that are made for others: they can be of no use, or take long.
 const RELIANCE: Duration = Duration::from_secs(1);
 
 /// Those who wait for a connection of their own at one origin.
@@ -44,10 +44,9 @@ impl Waiting {
         self.queue.is_empty()
     }
 
-    /// Whether one more that waits has a connection made for it: not if those that are being made already do for all, and some more, as
-    /// one of them may take long.
+    /// Whether another connection is to be made for one that waits.
     pub(super) fn is_short(&self) -> bool {
-        Rc::strong_count(&self.making) - 1 <= self.queue.len() + LEFT_ALONE_PER_KEY
+        Rc::strong_count(&self.making) - 1 < AT_ONCE
     }
 
     /// Counts a connection as being made for as long as this is held.
@@ -63,10 +62,12 @@ impl Waiting {
         Some(connection)
     }
 
-    /// Has the first one for whom none is being made see to itself, as one has failed that was for whoever comes.
+    /// Has the last one for whom none is being made look again, as another can be made. It is the last afterwards, too.
     pub(super) fn call_one(&mut self) {
-        let lacking = self.queue.iter().find_map(|(number, waiter)| (!waiter.has_own).then_some(*number));
-        lacking.and_then(|number| self.queue.remove(&number));
+        if self.is_short() {
+            let lacking = self.queue.iter().rev().find_map(|(number, waiter)| (!waiter.has_own).then_some(*number));
+            lacking.and_then(|number| self.queue.remove(&number));
+        }
     }
 
     /// Has all of them look again.

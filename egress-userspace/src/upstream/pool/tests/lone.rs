@@ -2,7 +2,7 @@
 
 use tokio::sync::Notify;
 
-use super::{origin::LEFT_ALONE_PER_KEY, *};
+use super::{waiting::AT_ONCE, *};
 
 impl Bench {
     /// A connection of HTTP/1.1 that is in use, after which the origin is known to pick that.
@@ -59,25 +59,25 @@ fn who_waits_has_what_is_free_first_in_its_turn() {
 }
 
 #[test]
-fn no_more_connections_are_begun_than_some_for_whoever_comes() {
+fn so_many_connections_are_made_at_the_same_time() {
     run(async {
         let bench = Bench::new(u32::MAX, u32::MAX);
         let mut connection = bench.used().await;
         let (end, begun) = (Rc::default(), Rc::default());
-        for _ in 0..5 * LEFT_ALONE_PER_KEY {
+        for _ in 0..2 * AT_ONCE {
             let request = bench.slow("served", &end, &begun);
             settle().await;
             bench.pool.put(&key(1), connection);
             connection = request.await.expect("no panic").expect("a connection");
         }
-        assert_eq!(begun.get(), 1 + LEFT_ALONE_PER_KEY);
-        // Those who wait while all of them fail see to themselves.
+        assert_eq!(begun.get(), AT_ONCE);
+        // Another one is begun once there are fewer.
         let waits = bench.slow("waits", &end, &begun);
         settle().await;
-        assert_eq!(begun.get(), 1 + LEFT_ALONE_PER_KEY);
+        assert_eq!(begun.get(), AT_ONCE);
         end.notify_waiters();
         settle().await;
-        assert_eq!(begun.get(), 2 + LEFT_ALONE_PER_KEY);
+        assert_eq!(begun.get(), 1 + AT_ONCE);
         end.notify_waiters();
         let error = waits.await.expect("no panic").err().expect("there is none");
         assert!(matches!(&*error, UpstreamError::NoAddress), "{error}");
