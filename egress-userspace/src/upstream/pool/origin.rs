@@ -19,7 +19,7 @@ use crate::upstream::{
 const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// Connections that are made to their end though nobody waits for them, at the same time.
-pub(super) const LEFT_ALONE_PER_KEY: usize = 8;
+const LEFT_ALONE_PER_KEY: usize = 8;
 
 /// What there is of one key.
 pub(super) struct Origin {
@@ -349,7 +349,11 @@ impl Origin {
             let is_over = is_spent || usage.has_left(connection.info.address.ip()) || connection.is_closed();
             since.elapsed() < max_idle && !is_over
         });
-        self.shared.retain(|shared| !shared.is_idle(max_idle) && !usage.has_left(shared.info.address.ip()));
+        self.shared.retain(|shared| {
+            // Who waits for its place would wait for those that it serves.
+            let is_needed = shared.makes_room() && shared.streams() > 0;
+            !shared.is_idle(max_idle) && (is_needed || !usage.has_left(shared.info.address.ip()))
+        });
         // What is in use comes back to it.
         let remembered = if self.protocol.is_some() { REMEMBERED } else { MAX_IDLE };
         let remembers = self.used.elapsed() < remembered.min(limit);
