@@ -1,7 +1,7 @@
 //! Notices when configuration files change, also through the symlink swaps of a mounted ConfigMap.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::BTreeSet,
     fs, io, mem,
     path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -136,7 +136,7 @@ impl Watched {
             | WatchMask::ONLYDIR;
         let mut failure = None;
         let (paths, mut watches) = (self.lock().clone(), self.watches.clone());
-        for directory in paths.iter().flat_map(|path| directories(path)).collect::<HashSet<_>>() {
+        for directory in paths.iter().flat_map(|path| directories(path)).collect::<BTreeSet<_>>() {
             match watches.add(&directory, mask) {
                 Ok(_) => {}
                 // It vanished just now; the watch on its parent tells when it comes back.

@@ -70,7 +70,7 @@ pub enum ConfigError {
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Tls(Vec<TlsError>),
     /// The same, though some with the same settings are in use that were made of what was in files before.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    #[error("as it was before: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Kept(Vec<TlsError>),
     /// It could not be read at all.
     #[error("cannot read the configuration: {0}")]

@@ -43,6 +43,8 @@ pub(super) struct Complete {
 /// What comes of reading.
 pub(super) struct Reading {
     pub(super) complete: Result<Complete, ConfigError>,
+    /// What there is now in the files that the policy in force names, where no other comes of it.
+    pub(super) renewed: Option<Originators>,
     /// Whether all of it is watched.
     pub(super) watched: io::Result<()>,
 }
@@ -100,7 +102,12 @@ pub(super) fn read(sources: &[Source], watched: &Watched, in_force: &InForce) ->
         let originators = Originators::make(policy, &in_force.routes).map_err(ConfigError::Tls)?;
         Ok(Complete { prepared, originators })
     });
-    Reading { complete, watched: are_watched }
+    // What is wrong with a change is not to keep certificates from being renewed, nor trust from being taken back.
+    let renewed = match &complete {
+        Ok(_) => None,
+        Err(_) => Originators::make(&in_force.policy, &in_force.routes).ok(),
+    };
+    Reading { complete, renewed, watched: are_watched }
 }
 
 /// The names whose addresses the kernel is to learn: those of hosts, and of their endpoints.

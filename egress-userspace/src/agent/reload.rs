@@ -83,7 +83,7 @@ impl Reload {
         let read = (&mut under_way.reading).await;
         self.under_way = None;
         let panicked = |_| ConfigError::Unread(io::Error::other("reading it has ended in a panic"));
-        read.map_err(panicked).unwrap_or_else(|error| Reading { complete: Err(error), watched: Ok(()) })
+        read.map_err(panicked).unwrap_or_else(|error| Reading { complete: Err(error), renewed: None, watched: Ok(()) })
     }
 
     /// Notes whether all of the configuration is watched, and warns once if it is not.
@@ -168,8 +168,11 @@ impl Agent {
     }
 
     /// Takes a change of the configuration in that has been read, or says why not.
-    pub(super) fn end_reload(&mut self, Reading { complete, watched }: Reading) {
+    pub(super) fn end_reload(&mut self, Reading { complete, renewed, watched }: Reading) {
         self.reload.note_watched(watched);
+        if let Some(renewed) = renewed {
+            self.put_in_force(self.fingerprint, None, renewed);
+        }
         if let Err(error) = complete.and_then(|complete| self.apply(complete)) {
             // Whatever was read before is no confirmation of what comes next.
             self.reload.unconfirmed = None;

@@ -98,6 +98,33 @@ fn a_certificate_file_that_is_bad_by_now_is_in_no_other_rules_way() -> Result<()
     check_way(&bed, HOST, "over TLS")
 }
 
+#[test]
+fn a_refused_change_keeps_no_certificate_from_being_renewed() -> Result<()> {
+    let bed = TestBed::builder("refused-renewed").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    let file = bed.dir().join("authority.pem");
+    fs::copy(bed.pki().untrusted_ca_file(), &file)?;
+    let authority = format!("mode: SIMPLE\n          caCertificates: {}", file.display());
+    config.write("edition.yaml", &RULES.replace("mode: SIMPLE", &authority))?;
+    let mut agent = bed.agent(&config)?;
+    let statuses = || Ok::<_, anyhow::Error>(bed.curl(&format!("http://{HOST}/"))?.run()?.statuses());
+    ensure!(statuses()? == [502], "it is not of that authority");
+
+    let refused = |agent: &mut Agent, mark| {
+        agent.process().wait_for_line_after(mark, "the refusal", |line| line.contains("the last good one stays"))
+    };
+    let mark = agent.process().stderr_mark();
+    config.write("broken.yaml", "no: rule")?;
+    refused(&mut agent, mark)?;
+    let mark = agent.process().stderr_mark();
+    fs::copy(bed.pki().ca_file(), &file)?;
+    refused(&mut agent, mark)?;
+    check_way(&bed, HOST, "over TLS")?;
+    ensure!(agent.metrics()?.sum("egress_configuration_current", &[]) == 0.0);
+    Ok(())
+}
+
 /// Nothing tells when what was short is there again.
 #[test]
 fn what_could_not_be_read_for_want_of_descriptors_is_read_later() -> Result<()> {
