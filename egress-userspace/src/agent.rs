@@ -219,12 +219,11 @@ impl Agent {
         }
         tracing::warn!("a served cgroup has come, or was made anew, and what is in it may have left in clear");
         // Others that are gone are not to keep it waiting.
-        if let Err(error) = self.redirector.attach(&self.namespaces.cgroups_there()) {
-            tracing::error!(%error, "a served cgroup is not attached to; this is tried again");
-            return;
+        match self.redirector.attach(&self.namespaces.cgroups_there()) {
+            // What was attached to the one before is to be removed.
+            Ok(()) => self.redirector.unsettle(),
+            Err(error) => tracing::error!(%error, "a served cgroup is not attached to; this is tried again"),
         }
-        // What was attached to the one before is to be removed.
-        self.redirector.unsettle();
         self.existing.expect_askers(self.redirector.take_new());
         self.existing.expect();
         self.test_self();

@@ -179,7 +179,7 @@ impl Agent {
     }
 
     async fn forget(&mut self) {
-        match self.learned.sweep(&self.namespaces.there()) {
+        match self.learned.sweep(&self.namespaces.there(), self.namespaces.may_lack_some()) {
             Ok(left) => _ = self.metrics.learned.set(left as i64),
             Err(error) => tracing::warn!(%error, "cannot sweep learned addresses"),
         }

@@ -109,7 +109,12 @@ impl Agent {
             return self.synchronise();
         }
         let result = self.destinations.add(found.iter().map(|network| (*network, Capture::Host)));
-        if self.step == Step::Full && result.as_ref().err().is_none_or(KernelError::is_want_of_room) {
+        let lacks_room = result.as_ref().is_err_and(KernelError::is_want_of_room);
+        if self.step == Step::Ahead && lacks_room {
+            // What names no longer have makes room.
+            return self.synchronise();
+        }
+        if self.step == Step::Full && (result.is_ok() || lacks_room) {
             // What did not fit before still does not.
             self.count(before);
             return self.settle();

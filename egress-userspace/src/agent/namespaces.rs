@@ -7,7 +7,7 @@ use std::{
     os::fd::AsFd as _,
     path::PathBuf,
     sync::atomic::Ordering,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use egress_common::{flow::CONNECTING_PER_NETNS, listener::ThreadSeen};
@@ -28,6 +28,9 @@ use crate::{
 
 /// Of how many namespaces the kernel is asked for the connections in one walk: it looks through all of the machine's for each.
 const ASKED_AT_ONCE: usize = 4;
+
+/// How long after that it is not looked again how many sockets are connecting, where as many were as seemed to be.
+const COUNTED: Duration = Duration::from_secs(60);
 
 /// Where more sockets than so many seem to be connecting in a namespace, it is looked whether they are.
 const SEEM_MANY: u64 = CONNECTING_PER_NETNS / 2;
@@ -67,6 +70,8 @@ struct Served {
     was_empty: bool,
     /// When the kernel was last asked for its connections.
     asked: Option<Instant>,
+    /// How many connecting sockets were counted that were not there when it was last looked.
+    miscounted: u64,
 }
 
 impl Namespaces {
@@ -109,6 +114,11 @@ impl Namespaces {
     pub(super) fn there(&self) -> foldhash::HashSet<NetnsCookie> {
         let unserved = self.unserved.values().filter_map(|unserved| unserved.cookie);
         self.cookies().chain(unserved).collect()
+    }
+
+    /// Whether there may be others, of which only that is known.
+    pub(super) fn may_lack_some(&self) -> bool {
+        self.passes_over || self.unserved.values().any(|unserved| unserved.cookie.is_none())
     }
 
     /// A process in a namespace, for people to know it by; 0 if there is none.
@@ -250,7 +260,11 @@ impl Namespaces {
     /// Looks where many sockets seem to be connecting whether they are: the programs are not told of the end of all, as somebody else's
     /// can put another callback in place of theirs.
     pub(super) fn recount(&mut self) {
-        let seem_many = |served: &&mut Served| self.kernel.connecting(served.handle.netns.cookie()) > SEEM_MANY;
+        let seem_many = |served: &&mut Served| {
+            // It is a walk through all connections of the machine.
+            let is_due = served.miscounted > 0 || served.asked.is_none_or(|asked| asked.elapsed() > COUNTED);
+            is_due && self.kernel.connecting(served.handle.netns.cookie()) > SEEM_MANY
+        };
         let mut crowded: Vec<_> = self.served.values_mut().filter(seem_many).collect();
         // Each has its turn.
         crowded.sort_unstable_by_key(|served| served.asked);
@@ -260,11 +274,14 @@ impl Namespaces {
             let before = self.kernel.connecting(netns);
             let Ok(clients) = served.clients(&self.marks) else { continue };
             let there = clients.filter(|client| client.connecting).count() as u64;
-            // Some begin and some end while the kernel lists them.
-            let ended = before.min(self.kernel.connecting(netns)).saturating_sub(there);
+            // Some begin and some end while the kernel lists them, first of one family and then of the other: two looks have to agree.
+            let miscounted = before.min(self.kernel.connecting(netns)).saturating_sub(there);
+            let ended = mem::replace(&mut served.miscounted, miscounted).min(miscounted);
             if ended <= SEEM_MANY / 2 {
+                served.miscounted = if miscounted > SEEM_MANY / 2 { miscounted } else { 0 };
                 continue;
             }
+            served.miscounted = 0;
             match self.kernel.discount(netns, ended) {
                 Ok(()) => tracing::debug!(?netns, ended, "counted the sockets anew that are connecting"),
                 Err(error) => tracing::warn!(?netns, %error, "cannot count the sockets anew that are connecting"),
@@ -315,7 +332,7 @@ impl Namespaces {
         // Listening first: the hooks refuse what nobody listens to.
         self.kernel.insert(netns.cookie(), handle.v4, handle.v6).map_err(io::Error::other)?;
         tracing::debug!(netns = ?netns.cookie(), v4 = handle.v4, v6 = handle.v6, "serving a network namespace");
-        self.served.insert(netns.inode(), Served { handle, witness, was_empty: false, asked: None });
+        self.served.insert(netns.inode(), Served { handle, witness, was_empty: false, asked: None, miscounted: 0 });
         Ok(())
     }
 

@@ -36,7 +36,8 @@ const LONG: Duration = Duration::from_secs(24 * 3600);
 const ROOM_AGAIN: u32 = LEARNED_PER_NETNS / 4 * 3;
 /// Where more of the room than so many eighths is taken, be it by entries or by namespaces that have some, it is shorter for namespaces
 /// that are not there. Where nearly all is, one pod may have filled it by namespaces that it has left, and others are told nothing new.
-const SHORTER: [(usize, Duration); 2] = [(7, Duration::from_secs(60)), (4, Duration::from_secs(3600))];
+const SHORTER: [(usize, Duration); 2] = [(7, Duration::from_secs(60)), (4, HOUR)];
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// For how long at least what was learned for a port outlives its last rule: one that comes back is to find it.
 const UNUSED: Duration = Duration::from_secs(300);
@@ -148,14 +149,17 @@ impl LearnedNames {
         }
     }
 
-    /// Forgets what is of no use any more, where these network namespaces are there. Says how much is left.
+    /// Forgets what is of no use any more, where these network namespaces are there, and others if they `may_lack_some`. Says how much
+    /// is left.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn sweep(&mut self, there: &HashSet<NetnsCookie>) -> Result<usize, KernelError> {
+    pub fn sweep(&mut self, there: &HashSet<NetnsCookie>, may_lack_some: bool) -> Result<usize, KernelError> {
         let now = since_boot();
         let mut ports = mem::take(&mut self.ports);
         let left = self.forget(|key, learned, count, if_gone| {
+            // Who is not seen holds addresses for a while.
+            let if_gone = if may_lack_some { if_gone.max(HOUR) } else { if_gone };
             let age = now.saturating_sub(Duration::from_nanos(learned.seen_ns));
             let is_there = there.contains(&NetnsCookie(key.netns));
             // Which name an address was learned for is not known, nor whether others have it too. The Host decides anyway.
