@@ -1,6 +1,6 @@
 //! DNS messages as the kernel reads them, from the same source file: the question is the one that hickory reads, the addresses of
-//! its answers are learned if that or an alias has a rule, those of an answer to nothing are refused, and what an earlier message
-//! has left in the buffer makes no difference.
+//! its answers are learned for the ports of its rule and those of its aliases, those of an answer to nothing are refused, and
+//! what an earlier message has left in the buffer makes no difference.
 
 #![no_main]
 
@@ -25,9 +25,9 @@ use libfuzzer_sys::fuzz_target;
 
 use self::message::{HEADER_LEN, Learned, MESSAGE_LEN};
 
-const PORTS: [u16; 2] = [80, 8080];
-/// As many aliases are followed, and as many pointers in a name.
+/// As many aliases are followed, as many ports are there for an answer, and as many pointers are in a name.
 const ALIASES: usize = 16;
+const ANSWER_PORTS: usize = 2 * NAME_PORTS;
 const POINTERS: usize = 128;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -67,15 +67,21 @@ fn read(bytes: &[u8], rest: u8) -> Read {
     };
     let (names, destinations) = maps::noted();
     let addresses: BTreeSet<_> = destinations.iter().map(|destination| destination.address.0).collect();
+    let ports = ports_of(&names);
     for address in &addresses {
-        for port in PORTS {
-            let expected = Destination::new(IpBytes(*address), port.to_be_bytes());
-            assert!(destinations.contains(&expected), "an address is learned for each port");
-        }
+        let learned = destinations.iter().filter(|destination| destination.address.0 == *address);
+        let learned: BTreeSet<_> = learned.map(|destination| u16::from_be_bytes(destination.port)).collect();
+        assert!(learned.is_subset(&ports), "an address is learned for another port");
+        assert_eq!(learned.len(), ports.len().min(ANSWER_PORTS), "an address is learned for each port");
     }
+    assert!(ports.len() <= ANSWER_PORTS || result == Result::Part, "some ports are missing");
     assert!(result == Result::Part || (result == Result::All { any: true }) != addresses.is_empty());
-    assert!(addresses.is_empty() || names.last().is_some_and(|name| maps::has_rule(name)));
     Read { names, addresses, result }
+}
+
+/// The ports of the rules that names have, each once.
+fn ports_of(names: &[Vec<u8>]) -> BTreeSet<u16> {
+    names.iter().flat_map(|name| maps::ports(name)).collect()
 }
 
 /// Compares with what another parser makes of it, as far as that gets.
@@ -125,26 +131,22 @@ fn check(bytes: &[u8], read: &Read) {
     if bytes.iter().filter(|byte| **byte >= 0xc0).count() >= POINTERS {
         return;
     }
-    let (mut expected, mut has_rule) = (Vec::new(), false);
-    for name in [&question].into_iter().chain(aliases.iter().take(ALIASES).filter(|name| !name.is_root())) {
-        let key = key(name);
-        has_rule = maps::has_rule(&key);
-        expected.push(key);
-        if has_rule {
-            break;
-        }
+    let aliases = aliases.iter().take(ALIASES).filter(|name| !name.is_root());
+    let expected: Vec<_> = [&question].into_iter().chain(aliases).map(key).collect();
+    let ports = ports_of(&expected);
+    if !is_whole {
+        assert!(read.names.starts_with(&expected));
+        assert!(ports.is_empty() || read.addresses.is_superset(&addresses));
+        return;
     }
-    if has_rule || is_whole {
-        assert_eq!(read.names, expected);
+    assert_eq!(read.names, expected);
+    match ports.len() {
+        0 => assert_eq!(read.result, Result::Nothing),
+        1..=ANSWER_PORTS => assert_eq!(read.result, Result::All { any: !addresses.is_empty() }),
+        _ => assert_eq!(read.result, Result::Part),
     }
-    match has_rule {
-        true if is_whole => {
-            assert_eq!(read.addresses, addresses);
-            assert_eq!(read.result, Result::All { any: !addresses.is_empty() });
-        }
-        true => assert!(read.addresses.is_superset(&addresses)),
-        false if is_whole => assert_eq!(read.result, Result::Nothing),
-        false => assert!(read.names.starts_with(&expected)),
+    if !ports.is_empty() {
+        assert_eq!(read.addresses, addresses);
     }
 }
 
@@ -153,11 +155,11 @@ fn key(name: &Name) -> Vec<u8> {
     text.iter().rev().copied().chain([0]).collect()
 }
 
-/// The program's maps: one scratch buffer, a rule for every other name, and room for all that is learned.
+/// The program's maps: one scratch buffer, rules for every other name, and room for all that is learned.
 mod maps {
     use std::cell::{RefCell, UnsafeCell};
 
-    use super::{Destination, MESSAGE_LEN, NAME_LEN, NAME_PORTS, NameRule, PORTS, ReversedName, message::State};
+    use super::{Destination, MESSAGE_LEN, NAME_LEN, NAME_PORTS, NameRule, ReversedName, message::State};
 
     pub const NETNS: u64 = 7;
 
@@ -199,9 +201,10 @@ mod maps {
         (noted.names, noted.destinations)
     }
 
-    /// Whether the name with this key has a rule. It goes by the last letter.
-    pub fn has_rule(key: &[u8]) -> bool {
-        key[0] % 2 == 1
+    /// The ports of the rule for the name with this key, if it has one. It goes by the last letter: one port is of all rules, and
+    /// one of those for names with this letter.
+    pub fn ports(key: &[u8]) -> Vec<u16> {
+        if key[0] % 2 == 1 { vec![80, 8000 + u16::from(key[0])] } else { Vec::new() }
     }
 
     pub fn scratch() -> Option<&'static mut Scratch> {
@@ -213,11 +216,12 @@ mod maps {
         assert_eq!(name.prefix_len % 8, 0);
         let key = &name.data.0[..name.prefix_len as usize / 8];
         NOTED.with_borrow_mut(|noted| noted.names.push(key.to_vec()));
-        if !has_rule(key) {
+        let ports = ports(key);
+        if ports.is_empty() {
             return None;
         }
         let mut rule = NameRule { ports: [[0; 2]; NAME_PORTS] };
-        for (slot, port) in rule.ports.iter_mut().zip(PORTS) {
+        for (slot, port) in rule.ports.iter_mut().zip(ports) {
             *slot = port.to_be_bytes();
         }
         Some(rule)
