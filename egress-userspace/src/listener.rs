@@ -185,7 +185,8 @@ struct Namespace {
     load: Arc<PodLoad>,
 }
 
-/// Accepts what is in the queue, be it that it fills as fast.
+/// Accepts what is in the queue, be it that it fills as fast. Of what comes after that epoll tells anew. To accept in vain would cost as
+/// much as a connection does, as the kernel makes the socket first, and then looks whether there is one.
 async fn accept_all(
     worker: &Rc<Worker>,
     here: &Namespace,
@@ -193,15 +194,23 @@ async fn accept_all(
     draining: &watch::Receiver<Drain>,
 ) -> io::Result<()> {
     loop {
-        for _ in 0..ACCEPT_AT_ONCE {
+        let mut left = socket::queued(socket).min(ACCEPT_AT_ONCE);
+        let is_all = left < ACCEPT_AT_ONCE;
+        while left > 0 {
             match socket.accept() {
-                Ok((stream, client)) => admit(worker, here, stream.into(), client, draining),
+                Ok((stream, client)) => {
+                    left -= 1;
+                    admit(worker, here, stream.into(), client, draining);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 // The client has gone already, or a signal came.
                 Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
                 }
                 Err(error) => return Err(error),
             }
+        }
+        if is_all {
+            return Ok(());
         }
         task::yield_now().await;
     }

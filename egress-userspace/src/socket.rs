@@ -164,6 +164,12 @@ pub fn is_closed(socket: &impl AsFd) -> bool {
     info(socket).tcpi_state == TCP_CLOSE
 }
 
+/// How many connections a listening socket has for whoever accepts them.
+pub fn queued(socket: &impl AsFd) -> usize {
+    // Of a socket that listens the field says this (`tcp_get_info` of the kernel, and `ss`, which shows it as Recv-Q).
+    info(socket).tcpi_unacked as usize
+}
+
 /// What the kernel knows of a TCP connection.
 fn info(socket: &impl AsFd) -> libc::tcp_info {
     // SAFETY: zeroes are a valid value of these numbers.
