@@ -13,6 +13,7 @@ pub use self::{
     diagnostic::{Code, Diagnostic, Errors, Message, Severity},
     host::{HostName, HostPattern, InvalidHostName, parents},
     location::{Located, Location},
+    progress::Progress,
     read::{Documents, Texts},
     resource::{Foreign, Metadata, Unread},
     text_match::{OptionalMatch, Pattern, TextMatch},
@@ -27,6 +28,7 @@ mod diagnostic;
 mod host;
 mod location;
 mod node;
+mod progress;
 mod read;
 mod resource;
 pub mod service_entry;
@@ -85,7 +87,7 @@ pub enum Resource {
 
 /// Reads all sources. Everything that is wrong with any of them is reported at once, and then nothing of them is used.
 pub fn load(sources: &[Source]) -> Result<Vec<Document>, Errors> {
-    Texts::read(sources).parse_alone().map(Documents::into_vec)
+    Texts::read(sources, &Progress::default()).parse_alone().map(Documents::into_vec)
 }
 
 /// The documents of a text; `file` is what errors name as its place.

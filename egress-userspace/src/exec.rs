@@ -3,7 +3,7 @@
 mod child;
 mod guardian;
 
-use std::{num::NonZero, os::unix::process::ExitStatusExt as _, process::ExitCode, thread, time::Duration};
+use std::{io, num::NonZero, os::unix::process::ExitStatusExt as _, process::ExitCode, thread, time::Duration};
 
 use egress::{
     agent::{Agent, AgentError, Configuration, Options},
@@ -54,15 +54,15 @@ enum ExecError {
     #[error("{0}; without its addresses its traffic cannot be intercepted, so the command was not started")]
     Unresolved(#[from] egress::resolve::ResolveError),
     #[error("{command}: {source}")]
-    Spawn { command: String, source: std::io::Error },
+    Spawn { command: String, source: io::Error },
     #[error("{0} came before the command was started")]
     Ended(Signal),
     #[error("{what}: {source}")]
-    Io { what: &'static str, source: std::io::Error },
+    Io { what: &'static str, source: io::Error },
 }
 
 /// Says what was tried.
-fn io_error(what: &'static str) -> impl FnOnce(std::io::Error) -> ExecError {
+fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> ExecError {
     move |source| ExecError::Io { what, source }
 }
 
@@ -83,7 +83,7 @@ pub(crate) fn exec(options: ExecOptions) -> ExitCode {
         Err(error) => {
             eprintln!("egress: {error}");
             ExitCode::from(match &error {
-                ExecError::Spawn { source, .. } if source.kind() == std::io::ErrorKind::NotFound => NOT_FOUND,
+                ExecError::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => NOT_FOUND,
                 ExecError::Spawn { .. } => CANNOT_EXECUTE,
                 ExecError::Ended(signal) => exit_code(SIGNALLED + *signal as i32),
                 _ => FAILURE,
@@ -95,7 +95,10 @@ pub(crate) fn exec(options: ExecOptions) -> ExitCode {
 async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, ExecError> {
     let before = Before { blocked: signals.before(), descriptors: Descriptors::raise_limit() };
     let mut signals = signals.watch().map_err(io_error("cannot take over signals"))?;
-    let configuration = Configuration::read(options.rules.sources(), MAX_STALE, None).await?;
+    let configuration = tokio::select! {
+        read = Configuration::read(options.rules.sources(), MAX_STALE, None) => read?,
+        signal = signals.next_deadly() => return Err(ended(signal)),
+    };
     // Dropped last, when the guardian has emptied it.
     let cgroup = ChildCgroup::create(&format!("egress-exec-{}", std::process::id()))?;
     let wanted = Options {
@@ -120,7 +123,7 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, 
                 return Err(unresolved.into());
             }
         }
-        signal = signals.next_deadly() => return Err(ExecError::Ended(signal.map_err(io_error("cannot read signals"))?)),
+        signal = signals.next_deadly() => return Err(ended(signal)),
     }
     let guardian = Guardian::start(cgroup.path()).map_err(io_error("cannot start the guardian"))?;
     let mut child = child::spawn(&options.command, cgroup.path(), before)?;
@@ -138,6 +141,11 @@ async fn supervise(options: ExecOptions, signals: BlockedSignals) -> Result<u8, 
     drop(guardian);
     agent.stop(DRAIN).await;
     Ok(exit_code(status.code().unwrap_or_else(|| SIGNALLED + status.signal().unwrap_or(0))))
+}
+
+/// Why the command was not started when this signal came.
+fn ended(signal: io::Result<Signal>) -> ExecError {
+    signal.map_or_else(io_error("cannot read signals"), ExecError::Ended)
 }
 
 fn exit_code(code: i32) -> u8 {

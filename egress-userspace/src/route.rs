@@ -14,7 +14,7 @@ use foldhash::{HashMap, HashSet};
 pub use self::cluster::{Active, Chosen, Cluster, ClusterId};
 use self::owners::Owners;
 use crate::{
-    config::Cidr,
+    config::{Cidr, Progress},
     kernel::Intercepted,
     netns::NetnsCookie,
     policy::{
@@ -121,13 +121,13 @@ pub struct Originators {
 }
 
 impl Originators {
-    /// Those for `policy`. Where files are bad by now, or cannot be read, those of `previous` with the same settings are kept.
+    /// Those for `policy`, telling what is being read. Where files are bad by now, or cannot be read, those of `previous` with the same settings are kept.
     ///
     /// # Errors
     /// The TLS settings of a rule cannot be carried out. All such rules are listed.
-    pub fn make(policy: &Policy, previous: &RouteTable) -> Result<Self, Vec<TlsError>> {
+    pub fn make(policy: &Policy, previous: &RouteTable, progress: &Progress) -> Result<Self, Vec<TlsError>> {
         let (mut of_upstreams, mut errors) = (Vec::new(), Vec::new());
-        let mut workshop = Workshop::new(&previous.clients);
+        let mut workshop = Workshop::telling(&previous.clients, progress.clone());
         for upstream in policy.rules().flat_map(|rule| &rule.upstreams) {
             match workshop.originator(&upstream.host, &upstream.tls, &upstream.location) {
                 Ok(originator) => of_upstreams.push(originator),

@@ -12,6 +12,8 @@ use futures_util::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchMask, Watches};
 use tokio::time::{self, Instant};
 
+use crate::config::Progress;
+
 /// After the first event, wait until nothing has happened for this long, but no longer than [`SETTLE_LIMIT`].
 const SETTLE: Duration = Duration::from_millis(50);
 const SETTLE_LIMIT: Duration = Duration::from_millis(500);
@@ -62,15 +64,14 @@ impl Untold {
 }
 
 impl Watcher {
-    /// Watches `paths`, which need not exist.
+    /// Watches nothing yet.
     ///
     /// # Errors
-    /// The kernel has no inotify instance or watch left.
-    pub fn new(paths: BTreeSet<PathBuf>) -> io::Result<Self> {
+    /// The kernel has no inotify instance left.
+    pub fn new() -> io::Result<Self> {
         let inotify = inotify()?;
-        let watched = Watched { paths: Arc::new(Mutex::new(paths)), watches: inotify.watches() };
+        let watched = Watched { paths: Arc::default(), watches: inotify.watches() };
         let events = inotify.into_event_stream(vec![0; 4096])?;
-        watched.refresh()?;
         Ok(Self { watched, events, untold: None })
     }
 
@@ -106,13 +107,13 @@ impl Watcher {
 }
 
 impl Watched {
-    /// Watches `paths` as well.
+    /// Watches `paths` as well, which need not exist.
     ///
     /// # Errors
     /// The kernel has no watch left, or a directory cannot be watched. Others are.
-    pub fn add(&self, paths: &BTreeSet<PathBuf>) -> io::Result<()> {
+    pub fn add(&self, paths: &BTreeSet<PathBuf>, progress: &Progress) -> io::Result<()> {
         self.lock().extend(paths.iter().cloned());
-        self.refresh()
+        self.refresh(progress)
     }
 
     /// Watches no others than `paths`, which are all watched already. The others may be told of for a while.
@@ -125,7 +126,7 @@ impl Watched {
     ///
     /// # Errors
     /// As for `add`.
-    pub fn refresh(&self) -> io::Result<()> {
+    pub fn refresh(&self, progress: &Progress) -> io::Result<()> {
         let mask = WatchMask::CREATE
             | WatchMask::CLOSE_WRITE
             | WatchMask::DELETE
@@ -136,8 +137,9 @@ impl Watched {
             | WatchMask::ONLYDIR;
         let mut failure = None;
         let (paths, mut watches) = (self.lock().clone(), self.watches.clone());
-        for directory in paths.iter().flat_map(|path| directories(path)).collect::<BTreeSet<_>>() {
-            match watches.add(&directory, mask) {
+        let directories = paths.iter().flat_map(|path| progress.at(path, || directories(path)));
+        for directory in directories.collect::<BTreeSet<_>>() {
+            match progress.at(&directory, || watches.add(&directory, mask)) {
                 Ok(_) => {}
                 // It vanished just now; the watch on its parent tells when it comes back.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -208,12 +210,18 @@ mod tests {
 
     use super::*;
 
+    fn watching(path: PathBuf) -> Watcher {
+        let watcher = Watcher::new().expect("inotify");
+        watcher.watched().add(&[path].into(), &Progress::default()).expect("watches can be set");
+        watcher
+    }
+
     async fn notices(watcher: &mut Watcher, what: &str) {
         time::timeout(Duration::from_secs(5), watcher.changed())
             .await
             .unwrap_or_else(|_| panic!("{what} was not noticed"))
             .expect("events can be read");
-        watcher.watched().refresh().expect("watches can be set");
+        watcher.watched().refresh(&Progress::default()).expect("watches can be set");
     }
 
     #[tokio::test]
@@ -221,7 +229,7 @@ mod tests {
         let home = tempfile::tempdir().expect("a temporary directory");
         let home = home.path();
         let file = home.join("rules.yaml");
-        let mut watcher = Watcher::new([file.clone()].into()).expect("inotify");
+        let mut watcher = watching(file.clone());
         fs::write(&file, "a").expect("write");
         notices(&mut watcher, "creation").await;
         fs::write(&file, "b").expect("write");
@@ -244,7 +252,7 @@ mod tests {
         symlink("..1", home.join("..data")).expect("symlink");
         symlink("..data/rules.yaml", home.join("rules.yaml")).expect("symlink");
         for watched in [home.to_owned(), home.join("rules.yaml")] {
-            let mut watcher = Watcher::new([watched].into()).expect("inotify");
+            let mut watcher = watching(watched);
             for version in ["..2", "..1"] {
                 symlink(version, home.join("..data_tmp")).expect("symlink");
                 fs::rename(home.join("..data_tmp"), home.join("..data")).expect("rename");
@@ -267,7 +275,7 @@ mod tests {
         symlink(home.join("links/../current/etc"), home.join("etc")).expect("symlink");
         symlink("../etc/rules.yaml", home.join("links/rules.yaml")).expect("symlink");
         for watched in ["current/etc", "current/etc/rules.yaml", "etc/missing.yaml", "links", "links/rules.yaml"] {
-            let mut watcher = Watcher::new([home.join(watched)].into()).expect("inotify");
+            let mut watcher = watching(home.join(watched));
             for version in ["releases/2", "releases/1"] {
                 symlink(version, home.join("new")).expect("symlink");
                 fs::rename(home.join("new"), home.join("current")).expect("rename");
@@ -280,7 +288,7 @@ mod tests {
     #[tokio::test]
     async fn a_change_is_told_however_often_the_wait_is_begun_anew() {
         let home = tempfile::tempdir().expect("a temporary directory");
-        let mut watcher = Watcher::new([home.path().join("rules.yaml")].into()).expect("inotify");
+        let mut watcher = watching(home.path().join("rules.yaml"));
         fs::write(home.path().join("rules.yaml"), "a").expect("write");
         let deadline = Instant::now() + Duration::from_secs(5);
         while time::timeout(SETTLE / 10, watcher.changed()).await.is_err() {
@@ -292,7 +300,7 @@ mod tests {
     async fn a_directory_that_comes_back_is_noticed() {
         let home = tempfile::tempdir().expect("a temporary directory");
         let directory = home.path().join("rules");
-        let mut watcher = Watcher::new([directory.clone()].into()).expect("inotify");
+        let mut watcher = watching(directory.clone());
         fs::create_dir(&directory).expect("mkdir");
         notices(&mut watcher, "creation of the directory").await;
         fs::write(directory.join("a.yaml"), "a").expect("write");

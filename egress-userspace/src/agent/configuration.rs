@@ -1,23 +1,27 @@
 //! The configuration at start: read, and found good, before anything is touched.
 
-use std::{path::Path, time::Duration};
+use std::{io, path::Path, thread, time::Duration};
 
-use tokio::time;
+use tokio::{sync::oneshot, time};
 
 use super::{
     AgentError, ConfigError,
     error::io_error,
-    prepare::{Change, Prepared, prepare, watched},
+    prepare::{Change, Prepared, beside, prepare, watched},
     reload::{self, CONFIRM, Reload},
 };
 use crate::{
-    config::{Documents, Source},
+    config::{Documents, Progress, Source},
     kernel::NameRules,
     policy::Policy,
     resolve::{Names, Resolver},
     route::{Originators, RouteTable},
-    watch::Watcher,
+    watch::{Watched, Watcher},
 };
+
+/// After how long it is told that a start waits for a file, at first, and after how long once more at most.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+const MOST_PAUSE: Duration = Duration::from_secs(60);
 
 /// A configuration that can be used.
 pub struct Configuration {
@@ -30,22 +34,33 @@ pub struct Configuration {
     pub(super) table: RouteTable,
 }
 
+/// What was read of one.
+struct First {
+    sources: Vec<Source>,
+    fingerprint: u64,
+    change: Change,
+    originators: Originators,
+    /// Whether all that the policy names is watched.
+    watched: io::Result<()>,
+}
+
 impl Configuration {
     /// Reads it, and watches it from then on. The last good answer for a name will be used for `dns_max_stale` after its TTL
     /// while no name server answers. If it lacks a host of an agent with pins in `pins` it is read again before it is believed, as
-    /// when it changes.
+    /// when it changes. What it waits for if that takes long is in the log. If the future is dropped, a file that cannot be read
+    /// holds up nothing but a thread.
     ///
     /// # Errors
     /// It is bad, or cannot be watched; or the resolver's is bad.
     pub async fn read(sources: Vec<Source>, dns_max_stale: Duration, pins: Option<&Path>) -> Result<Self, AgentError> {
-        // Watched before it is read: a change in between is then seen.
-        let watcher =
-            Watcher::new(watched(&sources, &Policy::default())).map_err(io_error("cannot watch the configuration"))?;
-        let (fingerprint, change) = confirmed(&sources, pins).await?;
-        reload::report(&change.warnings);
+        let watcher = Watcher::new().map_err(io_error("cannot watch the configuration"))?;
+        let (watched, pins, progress) = (watcher.watched().clone(), pins.map(Path::to_owned), Progress::default());
+        let reads = progress.clone();
+        let reading =
+            beside(move || First::read(sources, &watched, pins.as_deref(), &reads)).map_err(ConfigError::Unread)?;
+        let First { sources, fingerprint, change, originators, watched } = awaited(reading, &progress).await?;
         let mut reload = Reload::default();
-        reload.note_watched(watcher.watched().add(&change.watched));
-        let originators = Originators::make(&change.policy, &RouteTable::default()).map_err(ConfigError::Tls)?;
+        reload.note_watched(watched);
         let resolver = Resolver::from_system().map_err(|error| AgentError::Resolver(error.to_string()))?;
         let mut names = Names::new(resolver, dns_max_stale);
         names.add(&change.names);
@@ -54,9 +69,47 @@ impl Configuration {
     }
 }
 
+/// Waits for what is being read, and says what that waits for, now and then.
+async fn awaited(
+    mut reading: oneshot::Receiver<Result<First, AgentError>>,
+    progress: &Progress,
+) -> Result<First, AgentError> {
+    let mut pause = FIRST_WORD;
+    loop {
+        tokio::select! {
+            read = &mut reading => return read.unwrap_or_else(|_| Err(ConfigError::panicked().into())),
+            () = time::sleep(pause) => tracing::warn!(
+                path = reload::place(progress),
+                "the configuration, or a file that it names, takes long to read, as where a mount hangs; the start waits for it"
+            ),
+        }
+        pause = (2 * pause).min(MOST_PAUSE);
+    }
+}
+
+impl First {
+    fn read(
+        sources: Vec<Source>,
+        watches: &Watched,
+        pins: Option<&Path>,
+        progress: &Progress,
+    ) -> Result<Self, AgentError> {
+        // Watched before it is read: a change in between is then seen.
+        watches
+            .add(&watched(&sources, &Policy::default()), progress)
+            .map_err(io_error("cannot watch the configuration"))?;
+        let (fingerprint, change) = confirmed(&sources, pins, progress)?;
+        reload::report(&change.warnings);
+        let watched = watches.add(&change.watched, progress);
+        let originators =
+            Originators::make(&change.policy, &RouteTable::default(), progress).map_err(ConfigError::Tls)?;
+        Ok(Self { sources, fingerprint, change, originators, watched })
+    }
+}
+
 /// Gives what the sources say, and its fingerprint.
-async fn confirmed(sources: &[Source], pins: Option<&Path>) -> Result<(u64, Change), AgentError> {
-    let Prepared { mut fingerprint, change } = prepare(sources, None, &Documents::default())?;
+fn confirmed(sources: &[Source], pins: Option<&Path>, progress: &Progress) -> Result<(u64, Change), AgentError> {
+    let Prepared { mut fingerprint, change } = prepare(sources, None, &Documents::default(), progress)?;
     let mut change = change.unwrap_or_default();
     // What cannot be read will be in the way of the start, and is told of then.
     let in_force = pins.and_then(|pins| NameRules::pinned(pins).ok()).unwrap_or_default();
@@ -64,8 +117,8 @@ async fn confirmed(sources: &[Source], pins: Option<&Path>) -> Result<(u64, Chan
         tracing::info!(
             "the configuration lacks a host of the agent before this one; it is read again before that is believed"
         );
-        time::sleep(CONFIRM).await;
-        let again = prepare(sources, Some(fingerprint), &change.documents)?;
+        thread::sleep(CONFIRM);
+        let again = prepare(sources, Some(fingerprint), &change.documents, progress)?;
         let Some(changed) = again.change else { break };
         (fingerprint, change) = (again.fingerprint, changed);
     }

@@ -78,6 +78,11 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// A mistake of ours.
+    pub(super) fn panicked() -> Self {
+        Self::Unread(io::Error::other("reading it has ended in a panic"))
+    }
+
     /// Whether something of it could not be read, which may pass without any change of it.
     pub(super) fn is_of_reading(&self) -> bool {
         let unread = |found: &Diagnostic| matches!(found.code, Code::Unreadable | Code::UnreadableFile);

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::ConfigError;
 use crate::{
-    config::{Diagnostic, Documents, Source, Texts},
+    config::{Diagnostic, Documents, Progress, Source, Texts},
     kernel::NameRules,
     policy::{HostName, Policy, Roots, Verify},
     route::{Originators, RouteTable},
@@ -72,8 +72,13 @@ pub(super) struct Change {
 }
 
 /// Reads the sources. If they say what they said when they had the fingerprint `known`, that is all.
-pub(super) fn prepare(sources: &[Source], known: Option<u64>, documents: &Documents) -> Result<Prepared, ConfigError> {
-    let texts = Texts::read(sources);
+pub(super) fn prepare(
+    sources: &[Source],
+    known: Option<u64>,
+    documents: &Documents,
+    progress: &Progress,
+) -> Result<Prepared, ConfigError> {
+    let texts = Texts::read(sources, progress);
     let fingerprint = texts.fingerprint();
     if known == Some(fingerprint.all) {
         return Ok(Prepared { fingerprint: fingerprint.all, change: None });
@@ -91,21 +96,21 @@ pub(super) fn prepare(sources: &[Source], known: Option<u64>, documents: &Docume
 
 /// Reads the sources, and the files that they name. All are watched before they are read: one that changes in between is read
 /// again, and one without which the policy is refused may still come.
-pub(super) fn read(sources: &[Source], watched: &Watched, in_force: &InForce) -> Reading {
+pub(super) fn read(sources: &[Source], watched: &Watched, in_force: &InForce, progress: &Progress) -> Reading {
     // What has changed may have put other directories behind the paths.
-    let mut are_watched = watched.refresh();
-    let complete = prepare(sources, Some(in_force.fingerprint), &in_force.documents).and_then(|prepared| {
+    let mut are_watched = watched.refresh(progress);
+    let complete = prepare(sources, Some(in_force.fingerprint), &in_force.documents, progress).and_then(|prepared| {
         if let Some(change) = &prepared.change {
-            are_watched = watched.add(&change.watched);
+            are_watched = watched.add(&change.watched, progress);
         }
         let policy = prepared.change.as_ref().map_or(&in_force.policy, |change| &change.policy);
-        let originators = Originators::make(policy, &in_force.routes).map_err(ConfigError::Tls)?;
+        let originators = Originators::make(policy, &in_force.routes, progress).map_err(ConfigError::Tls)?;
         Ok(Complete { prepared, originators })
     });
     // What is wrong with a change is not to keep certificates from being renewed, nor trust from being taken back.
     let renewed = match &complete {
         Ok(_) => None,
-        Err(_) => Originators::make(&in_force.policy, &in_force.routes).ok(),
+        Err(_) => Originators::make(&in_force.policy, &in_force.routes, progress).ok(),
     };
     Reading { complete, renewed, watched: are_watched }
 }
@@ -140,11 +145,21 @@ pub(super) fn watched(sources: &[Source], policy: &Policy) -> BTreeSet<PathBuf> 
 pub(super) fn in_background<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<oneshot::Receiver<T>> {
-    let (sender, receiver) = oneshot::channel();
-    thread::Builder::new().name("egress-reload".into()).spawn(move || {
+    beside(move || {
         // SAFETY: no memory is touched. In Linux this is for the calling thread, and for those that it starts. Whether it is
         // allowed does not matter.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+        work()
+    })
+}
+
+/// Does something on a thread of its own, for which the process does not wait when it ends. Nothing comes if it panics.
+///
+/// # Errors
+/// There can be no more threads.
+pub(super) fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
+    let (sender, receiver) = oneshot::channel();
+    thread::Builder::new().name("egress-reload".into()).spawn(move || {
         // Nobody waits any more if the agent ends.
         sender.send(work()).ok();
     })?;

@@ -14,7 +14,7 @@ use super::{
     prepare::{Change, Complete, InForce, Prepared, Reading, in_background, read},
 };
 use crate::{
-    config::Diagnostic,
+    config::{Diagnostic, Progress},
     memory,
     route::{Originators, RouteTable},
 };
@@ -46,6 +46,7 @@ pub(super) struct Reload {
 
 struct UnderWay {
     reading: oneshot::Receiver<Reading>,
+    progress: Progress,
     since: Instant,
     /// Whether it was told that it takes long.
     is_told: bool,
@@ -82,8 +83,11 @@ impl Reload {
         let Some(under_way) = &mut self.under_way else { return future::pending().await };
         let read = (&mut under_way.reading).await;
         self.under_way = None;
-        let panicked = |_| ConfigError::Unread(io::Error::other("reading it has ended in a panic"));
-        read.map_err(panicked).unwrap_or_else(|error| Reading { complete: Err(error), renewed: None, watched: Ok(()) })
+        read.map_err(|_| ConfigError::panicked()).unwrap_or_else(|error| Reading {
+            complete: Err(error),
+            renewed: None,
+            watched: Ok(()),
+        })
     }
 
     /// Notes whether all of the configuration is watched, and warns once if it is not.
@@ -103,10 +107,12 @@ impl Reload {
         due.contains(&true)
     }
 
-    /// Whether what is being read takes long, once.
-    fn has_come_to_take_long(&mut self, now: Instant) -> bool {
+    /// What is being read if that takes long, once.
+    fn has_come_to_take_long(&mut self, now: Instant) -> Option<Progress> {
         let long = |under_way: &&mut UnderWay| !under_way.is_told && now.duration_since(under_way.since) > LONG;
-        self.under_way.as_mut().filter(long).map(|under_way| under_way.is_told = true).is_some()
+        let under_way = self.under_way.as_mut().filter(long)?;
+        under_way.is_told = true;
+        Some(under_way.progress.clone())
     }
 }
 
@@ -118,6 +124,11 @@ pub(super) fn report(warnings: &[Diagnostic]) {
     if let Some(more) = warnings.len().checked_sub(SHOWN).filter(|more| *more > 0) {
         tracing::warn!("and {more} more; `egress check` shows all");
     }
+}
+
+/// Where a reading is, for the log.
+pub(super) fn place(progress: &Progress) -> Option<String> {
+    progress.place().map(|place| place.display().to_string())
 }
 
 impl Agent {
@@ -137,9 +148,10 @@ impl Agent {
         if self.reload.is_due(now) {
             self.begin_reload();
         }
-        if self.reload.has_come_to_take_long(now) {
+        if let Some(progress) = self.reload.has_come_to_take_long(now) {
             self.metrics.configuration_current.set(0);
             tracing::warn!(
+                path = place(&progress),
                 "a change of the configuration, or of a file that it names, takes long to read, as where a mount hangs; what is in \
                  force stays"
             );
@@ -155,13 +167,15 @@ impl Agent {
             policy: self.policy.clone(),
             routes: self.routes.load_full(),
         };
+        let progress = Progress::default();
+        let reads = progress.clone();
         let read = move || {
             thread::sleep(pause);
-            read(&sources, &watched, &in_force)
+            read(&sources, &watched, &in_force, &reads)
         };
         match in_background(read) {
             Ok(reading) => {
-                self.reload.under_way = Some(UnderWay { reading, since: Instant::now(), is_told: false });
+                self.reload.under_way = Some(UnderWay { reading, progress, since: Instant::now(), is_told: false });
             }
             Err(error) => self.refuse(&ConfigError::Unread(error)),
         }

@@ -17,7 +17,7 @@ use std::{
 
 use foldhash::quality::FixedState;
 
-use super::{Code, Document, Errors, HostPattern, Location, Source, node, resource, short_form};
+use super::{Code, Document, Errors, HostPattern, Location, Progress, Source, node, resource, short_form};
 
 /// How many bytes a thread takes at a time. What is less in all is read by one.
 const PIECE: usize = 256 * 1024;
@@ -59,11 +59,11 @@ enum Item {
 
 impl Texts {
     /// Reads all files of all sources.
-    pub fn read(sources: &[Source]) -> Self {
+    pub fn read(sources: &[Source], progress: &Progress) -> Self {
         let mut texts = Self { items: Vec::new(), errors: Errors::default() };
         for source in sources {
             match source {
-                Source::Path(path) => texts.read_path(path),
+                Source::Path(path) => texts.read_path(path, progress),
                 Source::Host(host) => texts.items.push(Item::Host(host.clone())),
             }
         }
@@ -116,14 +116,14 @@ impl Texts {
         errors.or(documents)
     }
 
-    fn read_path(&mut self, path: &Path) {
-        let files = if path.is_dir() { list(path) } else { Ok(vec![path.to_owned()]) };
+    fn read_path(&mut self, path: &Path, progress: &Progress) {
+        let files = progress.at(path, || if path.is_dir() { list(path) } else { Ok(vec![path.to_owned()]) });
         match files {
             // A volume that is not mounted looks like this, and that nobody wants any rule is not to be guessed.
             Ok(files) if files.is_empty() => self.unreadable(path, NO_FILES.to_owned()),
             Ok(files) => {
                 for file in files {
-                    match fs::read_to_string(&file) {
+                    match progress.at(&file, || fs::read_to_string(&file)) {
                         Ok(text) => self.items.push(Item::File(Location::whole(file), text)),
                         Err(error) => self.unreadable(&file, format!("cannot read the file: {error}")),
                     }

@@ -16,9 +16,12 @@ use harness::{
     process::Running,
     wait::{PATIENCE, wait_for, wait_until},
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 
-use super::{HOST, URL, cgroups, exec, origin, processes, processes_beside, shell};
+use super::{HOST, URL, cgroups, egress, exec, origin, processes, processes_beside, shell};
 
 /// Whether a process can still do anything: one that is dead may have to wait for whoever inherits it.
 fn is_alive(pid: u32) -> bool {
@@ -73,6 +76,20 @@ fn a_signal_that_the_command_does_not_handle_ends_it() -> Result<()> {
         nothing_is_left(&bed)?;
     }
     Ok(())
+}
+
+/// As where a mount hangs. Here it is a pipe into which nobody writes.
+#[test]
+fn a_signal_while_the_rules_are_read_ends_it() -> Result<()> {
+    let bed = TestBed::new("exec-unread")?;
+    let config = bed.config_dir()?;
+    let pipe = config.path().join("slow.yaml");
+    mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let mut running = egress(&bed)?.args(["exec", "--config"]).arg(config.path()).args(["--", "true"]).spawn()?;
+    running.wait_for_line("what it waits for", |line| line.contains(&pipe.display().to_string()))?;
+    running.signal(Signal::SIGTERM)?;
+    ensure!(running.wait(PATIENCE)?.code() == Some(143), "{:?}", running.stderr());
+    nothing_is_left(&bed)
 }
 
 #[test]

@@ -11,7 +11,10 @@ use harness::{
     process::Command,
     wait::{PATIENCE, wait_for, wait_until},
 };
-use nix::{sys::stat::Mode, unistd::mkfifo};
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 
 use super::{HOST, OTHER, RULES, check_way, origin, rules};
 
@@ -181,6 +184,42 @@ fn a_certificate_file_that_cannot_be_read_holds_nobody_up() -> Result<()> {
     ensure!(applied? == 2);
     check_way(&bed, HOST, "over TLS")?;
     check_way(&bed, OTHER, "over TLS")
+}
+
+/// Whoever starts it sees nothing else of it. Here what hangs is a pipe into which nobody writes.
+#[test]
+fn a_start_says_which_file_it_waits_for() -> Result<()> {
+    for (name, is_rule) in [("start-rule", true), ("start-file", false)] {
+        let bed = TestBed::builder(name).host(HOST).host(OTHER).build()?;
+        let _origin = origin(&bed)?;
+        let config = bed.config_dir()?;
+        let pipe = if is_rule { config.path().join("slow.yaml") } else { bed.dir().join("ca.pem") };
+        let authority = format!("mode: SIMPLE\n          caCertificates: {}", bed.dir().join("ca.pem").display());
+        fs::copy(bed.pki().ca_file(), bed.dir().join("ca.pem"))?;
+        config.write("edition.yaml", &RULES.replace("mode: SIMPLE", &authority))?;
+        fs::remove_file(&pipe).ok();
+        mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let named = pipe.display().to_string();
+        let waits = |line: &str| line.contains("takes long to read") && line.contains(&named);
+
+        let mut agent = Agent::spawn(&bed, &AgentOptions::new(config.path()))?;
+        agent.process().wait_for_line("what it waits for", waits)?;
+        agent.process().signal(Signal::SIGTERM)?;
+        let ended = agent.wait()?;
+        ensure!(ended.success() && agent.log_text().contains("before the start was complete"), "{}", agent.log_text());
+
+        let mut agent = Agent::spawn(&bed, &AgentOptions::new(config.path()))?;
+        agent.process().wait_for_line("what it waits for", waits)?;
+        let mark = agent.process().stderr_mark();
+        agent.process().wait_for_line_after(mark, "that it still waits", waits)?;
+        let content = if is_rule { Vec::new() } else { fs::read(bed.pki().ca_file())? };
+        read_by_agent(&pipe)?.write_all(&content)?;
+        // The next one to read it is not to wait.
+        fs::remove_file(&pipe)?;
+        agent.wait_until_ready()?;
+        check_way(&bed, HOST, "over TLS")?;
+    }
+    Ok(())
 }
 
 /// Waits until the agent reads a pipe. Gives the other end.

@@ -17,7 +17,7 @@ use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::{prelude::FromDer as _, revocation_list::CertificateRevocationList};
 
 use crate::{
-    config::{Code, Diagnostic, Located, Location},
+    config::{Code, Diagnostic, Located, Location, Progress},
     policy::{Pem, Roots, TlsSettings},
 };
 
@@ -88,29 +88,42 @@ pub(super) struct Store {
     system_roots: Option<Option<Arc<RootCertStore>>>,
 }
 
-impl Store {
-    /// What is in there. A file is read unless that was done already; `before` is the store of the policy before.
-    fn content(&mut self, pem: &Located<Pem>, before: &Self) -> Result<Content, TlsError> {
-        if let Some(content) = self.contents.get(&pem.value) {
+/// Reads into a store what is not there yet.
+pub(super) struct Reader<'a> {
+    pub store: &'a mut Store,
+    /// That of the policy before.
+    pub before: &'a Store,
+    pub progress: &'a Progress,
+}
+
+impl Reader<'_> {
+    /// What is in there.
+    fn content(&mut self, pem: &Located<Pem>) -> Result<Content, TlsError> {
+        let Self { store, before, progress } = self;
+        if let Some(content) = store.contents.get(&pem.value) {
             return Ok(content.clone());
         }
         let content: Content = match &pem.value {
             Pem::Inline { content, .. } => content.clone(),
-            Pem::File(path) => fs::read(path)
+            Pem::File(path) => progress
+                .at(path, || fs::read(path))
                 .map_err(|source| TlsError::Read { location: pem.location.clone(), path: path.clone(), source })?
                 .into(),
         };
         let content = before.contents.get(&pem.value).filter(|old| **old == content).cloned().unwrap_or(content);
-        self.contents.insert(pem.value.clone(), content.clone());
+        store.contents.insert(pem.value.clone(), content.clone());
         Ok(content)
     }
 
     /// The roots that this machine trusts: those of SSL_CERT_FILE or SSL_CERT_DIR where set, else the system's.
-    fn system_roots(&mut self, before: &Self) -> Result<Arc<RootCertStore>, TlsError> {
-        if let Some(roots) = &self.system_roots {
+    fn system_roots(&mut self) -> Result<Arc<RootCertStore>, TlsError> {
+        let Self { store, before, progress } = self;
+        if let Some(roots) = &store.system_roots {
             return roots.clone().ok_or(TlsError::NoSystemRoots);
         }
-        let found = rustls_native_certs::load_native_certs();
+        // Which of them it is at, the library does not tell.
+        let places = PathBuf::from(env::join_paths(root_places()).unwrap_or_default());
+        let found = progress.at(&places, rustls_native_certs::load_native_certs);
         for error in &found.errors {
             tracing::warn!(%error, "a root certificate could not be loaded");
         }
@@ -121,7 +134,7 @@ impl Store {
             None => Arc::new(roots),
         };
         let roots = Some(roots).filter(|roots| !roots.is_empty());
-        self.system_roots = Some(roots.clone());
+        store.system_roots = Some(roots.clone());
         roots.ok_or(TlsError::NoSystemRoots)
     }
 }
@@ -157,23 +170,16 @@ impl Material {
     ///
     /// # Errors
     /// A file cannot be read, or the machine has no roots.
-    pub(super) fn read(
-        settings: &TlsSettings,
-        verifies: bool,
-        store: &mut Store,
-        before: &Store,
-    ) -> Result<Self, TlsError> {
+    pub(super) fn read(settings: &TlsSettings, verifies: bool, mut reader: Reader<'_>) -> Result<Self, TlsError> {
         let (system_roots, roots) = match &settings.roots {
-            Roots::File(file) => (None, Some(store.content(file, before)?)),
-            Roots::System if verifies => (Some(store.system_roots(before)?), None),
+            Roots::File(file) => (None, Some(reader.content(file)?)),
+            Roots::System if verifies => (Some(reader.system_roots()?), None),
             Roots::System => (None, None),
         };
-        let crl = settings.crl.as_ref().map(|file| store.content(file, before)).transpose()?;
+        let crl = settings.crl.as_ref().map(|file| reader.content(file)).transpose()?;
         let client = match &settings.client {
             None => None,
-            Some(identity) => {
-                Some((store.content(&identity.certificate, before)?, store.content(&identity.key, before)?))
-            }
+            Some(identity) => Some((reader.content(&identity.certificate)?, reader.content(&identity.key)?)),
         };
         Ok(Self { system_roots, roots, crl, client })
     }

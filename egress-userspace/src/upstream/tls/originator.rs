@@ -15,13 +15,13 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use super::{
     TlsError,
     handshake::{HTTP1, HTTP2},
-    material::{Material, Store, content, parse_chain, parse_crls, parse_key, parse_roots},
+    material::{Material, Reader, Store, content, parse_chain, parse_crls, parse_key, parse_roots},
     refusal::Offer,
     sessions::{OF_A_SERVER, Sessions},
     verify::{Expected, PeerVerifier, PinMismatch, Trust},
 };
 use crate::{
-    config::Location,
+    config::{Location, Progress},
     policy::{HostName, HostPattern, Pem, PinsMode, Requirements, Roots, TlsSettings, TlsVersion, Verify},
 };
 
@@ -151,12 +151,18 @@ pub struct Workshop<'a> {
     before: &'a Clients,
     clients: Clients,
     kept: Vec<TlsError>,
+    progress: Progress,
 }
 
 impl<'a> Workshop<'a> {
     /// A workshop that starts from the clients of the policy before.
     pub fn new(before: &'a Clients) -> Self {
-        Self { before, clients: Clients::default(), kept: Vec::new() }
+        Self::telling(before, Progress::default())
+    }
+
+    /// The same, which tells what it reads.
+    pub fn telling(before: &'a Clients, progress: Progress) -> Self {
+        Self { before, clients: Clients::default(), kept: Vec::new(), progress }
     }
 
     /// What was made, and why some of it is as it was before.
@@ -210,7 +216,8 @@ impl<'a> Workshop<'a> {
         location: &Location,
     ) -> Result<Arc<Client>, TlsError> {
         let verifies = recipe.names != Names::Any;
-        let material = Material::read(settings, verifies, &mut self.clients.store, &self.before.store)?;
+        let Self { before: Clients { store: old, .. }, clients, progress, .. } = self;
+        let material = Material::read(settings, verifies, Reader { store: &mut clients.store, before: old, progress })?;
         match before.filter(|before| before.material.is(&material)) {
             Some(same) => Ok(same.clone()),
             None => Ok(Arc::new(Client::build(recipe, settings, material, location)?)),
