@@ -132,7 +132,7 @@ impl Originators {
             match workshop.originator(&upstream.host, &upstream.tls, &upstream.location) {
                 Ok(originator) => of_upstreams.push(originator),
                 // The same for all of them.
-                Err(error @ TlsError::NoSystemRoots) => return Err(vec![error]),
+                Err(error @ TlsError::SystemRoots(_)) => return Err(vec![error]),
                 Err(error) => errors.push(error),
             }
         }

@@ -25,7 +25,7 @@ use rustls::crypto::aws_lc_rs;
 pub use self::{
     certificate::{Facts, date, listed, rfc3339},
     handshake::{HTTP2, handshake},
-    material::{TlsError, root_places},
+    material::{RootsError, TlsError, root_places},
     observe::{Observation, observe, observe_anyone},
     originator::{Clients, Originator, Workshop},
     refusal::{Refusal, alert_name},

@@ -1,6 +1,6 @@
 //! What annotations and revocation lists let pass, and when; what they refuse is in `refused`.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::symlink, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -10,6 +10,7 @@ use harness::{
     origin::{Reply, ServerTls},
     pki::{Identity, Pki},
     process::Command,
+    wait::{PATIENCE, wait_until},
 };
 
 use super::{DNS, SIMPLE, annotated_rule, check_failure, configure, rule};
@@ -130,6 +131,46 @@ fn roots_of_the_machine_that_change_count_for_the_next_request() -> Result<()> {
     ensure!(ask()?.statuses() == [200]);
     agent.apply(|| Ok(fs::copy(bed.pki().client_ca_file(), &roots).map(drop)?))?;
     check_failure(&ask()?, 502, "tls_certificate_error", "among this machine's")
+}
+
+/// Want of descriptors, say, is not to leave a machine with fewer roots. Here it is a file that every reading of fails.
+#[test]
+fn roots_of_the_machine_that_cannot_be_read_for_now_stay_in_use() -> Result<()> {
+    const HOST: &str = "edition.cnn.com";
+    const REASON: &str = "cannot read the root certificates";
+    let bed = TestBed::new("tls-roots-unread")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let _origin = bed.embedded_origin().handler(|_| Reply::ok("fine")).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
+    let directory = bed.dir().join("roots");
+    let (root, next) = (directory.join("ca.crt"), bed.dir().join("next"));
+    fs::create_dir(&directory)?;
+    fs::copy(bed.pki().ca_file(), &root)?;
+    // What is no certificate at all is in nobody's way.
+    fs::write(directory.join("none.crt"), "-----BEGIN CERTIFICATE-----\n????\n-----END CERTIFICATE-----\n")?;
+    let (other, also) = (bed.pki().client_ca_file().display().to_string(), directory.display().to_string());
+    let options = AgentOptions::new(config.path()).env("SSL_CERT_FILE", &other).env("SSL_CERT_DIR", &also);
+    let mut agent = Agent::start(&bed, &options)?;
+    let ask = || Ok::<_, anyhow::Error>(bed.curl("http://edition.cnn.com/")?.run()?.statuses());
+    ensure!(ask()? == [200]);
+
+    let mark = agent.process().stderr_mark();
+    symlink("/proc/self/mem", &next)?;
+    fs::rename(&next, &root)?;
+    agent.process().wait_for_line_after(mark, "the mistake", |line| line.contains(REASON))?;
+    agent.process().wait_for_line_after(mark, "what follows", |line| line.contains("before stays in use"))?;
+    ensure!(agent.metrics()?.sum("egress_configuration_current", &[]) == 0.0);
+    ensure!(ask()? == [200]);
+    let mut another = Agent::spawn(&bed, &options)?;
+    ensure!(another.wait()?.code() == Some(64) && another.log_text().contains(REASON), "{}", another.log_text());
+
+    fs::copy(bed.pki().ca_file(), &next)?;
+    fs::rename(&next, &root)?;
+    wait_until("all to be good", PATIENCE, || {
+        agent.metrics().is_ok_and(|metrics| metrics.sum("egress_configuration_current", &[]) == 1.0)
+    })?;
+    ensure!(ask()? == [200]);
+    Ok(())
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use rustls::RootCertStore;
+use rustls_native_certs::ErrorKind;
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
     pem::{self, PemObject},
@@ -44,9 +45,9 @@ pub enum TlsError {
         /// What is wrong with it.
         problem: String,
     },
-    /// There are no trusted roots on this machine.
-    #[error("no root certificates found; install the package ca-certificates, or set SSL_CERT_FILE or SSL_CERT_DIR")]
-    NoSystemRoots,
+    /// The roots that this machine trusts cannot be had.
+    #[error(transparent)]
+    SystemRoots(#[from] RootsError),
     /// rustls refuses the combination.
     #[error("{location}: {problem}")]
     Settings {
@@ -55,6 +56,17 @@ pub enum TlsError {
         /// Why.
         problem: String,
     },
+}
+
+/// Why the roots that this machine trusts cannot be had: the same for all rules.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RootsError {
+    /// There are none.
+    #[error("no root certificates found; install the package ca-certificates, or set SSL_CERT_FILE or SSL_CERT_DIR")]
+    Missing,
+    /// Some cannot be read for now. Origins would be refused that they vouch for.
+    #[error("cannot read the root certificates: {0}")]
+    Unread(String),
 }
 
 impl TlsError {
@@ -68,8 +80,12 @@ impl TlsError {
                 (location.clone(), Code::BadFile.because(format!("{path}: {problem}")))
             }
             Self::Settings { location, problem } => (location.clone(), Code::BadFile.because(problem.as_str())),
-            Self::NoSystemRoots => {
-                (Location::whole(Path::new("this machine")), Code::NoRoots.because(self.to_string()))
+            Self::SystemRoots(error) => {
+                let code = match error {
+                    RootsError::Missing => Code::NoRoots,
+                    RootsError::Unread(_) => Code::UnreadableFile,
+                };
+                (Location::whole(Path::new("this machine")), code.because(error.to_string()))
             }
         };
         Diagnostic::new(location, "", message)
@@ -84,8 +100,8 @@ type Content = Arc<[u8]>;
 #[derive(Debug, Default)]
 pub(super) struct Store {
     contents: HashMap<Pem, Content>,
-    /// None before they are read; and then if there are any.
-    system_roots: Option<Option<Arc<RootCertStore>>>,
+    /// None before they are read.
+    system_roots: Option<Result<Arc<RootCertStore>, RootsError>>,
 }
 
 /// Reads into a store what is not there yet.
@@ -116,26 +132,42 @@ impl Reader<'_> {
     }
 
     /// The roots that this machine trusts: those of SSL_CERT_FILE or SSL_CERT_DIR where set, else the system's.
-    fn system_roots(&mut self) -> Result<Arc<RootCertStore>, TlsError> {
+    fn system_roots(&mut self) -> Result<Arc<RootCertStore>, RootsError> {
         let Self { store, before, progress } = self;
         if let Some(roots) = &store.system_roots {
-            return roots.clone().ok_or(TlsError::NoSystemRoots);
+            return roots.clone();
         }
         // Which of them it is at, the library does not tell.
         let places = PathBuf::from(env::join_paths(root_places()).unwrap_or_default());
         let found = progress.at(&places, rustls_native_certs::load_native_certs);
-        for error in &found.errors {
-            tracing::warn!(%error, "a root certificate could not be loaded");
-        }
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(found.certs);
-        let roots = match before.system_roots.iter().flatten().find(|old| old.roots == roots.roots) {
-            Some(old) => old.clone(),
-            None => Arc::new(roots),
+        let roots = match found.errors.iter().find(|error| is_passing(error)) {
+            Some(error) => Err(RootsError::Unread(error.to_string())),
+            None => {
+                for error in &found.errors {
+                    tracing::warn!(%error, "a root certificate could not be loaded");
+                }
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(found.certs);
+                match before.system_roots.iter().flatten().find(|old| old.roots == roots.roots) {
+                    Some(same) => Ok(same.clone()),
+                    None if roots.is_empty() => Err(RootsError::Missing),
+                    None => Ok(Arc::new(roots)),
+                }
+            }
         };
-        let roots = Some(roots).filter(|roots| !roots.is_empty());
         store.system_roots = Some(roots.clone());
-        roots.ok_or(TlsError::NoSystemRoots)
+        roots
+    }
+}
+
+/// Whether a certificate was not read for what may pass, and says nothing of it: others that are missing, or are none, are
+/// done without.
+fn is_passing(error: &rustls_native_certs::Error) -> bool {
+    const PASSING: [libc::c_int; 6] =
+        [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EIO, libc::ESTALE, libc::ETIMEDOUT];
+    match &error.kind {
+        ErrorKind::Io { inner, .. } => inner.raw_os_error().is_some_and(|code| PASSING.contains(&code)),
+        _ => false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! TLS clients, made once for all rules that want the same.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{mem, net::IpAddr, sync::Arc};
 
 use foldhash::HashMap;
 
@@ -15,7 +15,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use super::{
     TlsError,
     handshake::{HTTP1, HTTP2},
-    material::{Material, Reader, Store, content, parse_chain, parse_crls, parse_key, parse_roots},
+    material::{Material, Reader, RootsError, Store, content, parse_chain, parse_crls, parse_key, parse_roots},
     refusal::Offer,
     sessions::{OF_A_SERVER, Sessions},
     verify::{Expected, PeerVerifier, PinMismatch, Trust},
@@ -167,7 +167,11 @@ impl<'a> Workshop<'a> {
 
     /// What was made, and why some of it is as it was before.
     pub fn finish(self) -> (Clients, Vec<TlsError>) {
-        (self.clients, self.kept)
+        let Self { clients, mut kept, .. } = self;
+        // The same for all of them.
+        let mut is_told = false;
+        kept.retain(|error| !matches!(error, TlsError::SystemRoots(_)) || !mem::replace(&mut is_told, true));
+        (clients, kept)
     }
 
     /// What originates TLS for `host` by its settings.
@@ -320,7 +324,7 @@ fn expected(recipe: &Recipe, settings: &TlsSettings, material: &Material) -> Res
         }
         (Roots::System, _, Some(roots)) => Trust { roots: roots.clone(), place: "among this machine's".to_owned() },
         // They are read for all who verify; if they were not, then nobody is trusted.
-        _ => return Err(TlsError::NoSystemRoots),
+        _ => return Err(RootsError::Missing.into()),
     };
     let crls = match (&settings.crl, &material.crl) {
         (Some(file), Some(pem)) => Some((parse_crls(file, pem)?, file.value.to_string())),
