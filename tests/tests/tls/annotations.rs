@@ -140,7 +140,7 @@ fn roots_of_the_machine_that_cannot_be_read_for_now_stay_in_use() -> Result<()> 
     const REASON: &str = "cannot read the root certificates";
     let bed = TestBed::new("tls-roots-unread")?;
     let tls = ServerTls::new(bed.pki().server(&[HOST])?);
-    let _origin = bed.embedded_origin().handler(|_| Reply::ok("fine")).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let origin = bed.embedded_origin().handler(|_| Reply::ok("fine")).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
     let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
     let directory = bed.dir().join("roots");
     let (root, next) = (directory.join("ca.crt"), bed.dir().join("next"));
@@ -150,6 +150,7 @@ fn roots_of_the_machine_that_cannot_be_read_for_now_stay_in_use() -> Result<()> 
     fs::write(directory.join("none.crt"), "-----BEGIN CERTIFICATE-----\n????\n-----END CERTIFICATE-----\n")?;
     let (other, also) = (bed.pki().client_ca_file().display().to_string(), directory.display().to_string());
     let options = AgentOptions::new(config.path()).env("SSL_CERT_FILE", &other).env("SSL_CERT_DIR", &also);
+    let options = options.args(&["--workers", "1"]);
     let mut agent = Agent::start(&bed, &options)?;
     let ask = || Ok::<_, anyhow::Error>(bed.curl("http://edition.cnn.com/")?.run()?.statuses());
     ensure!(ask()? == [200]);
@@ -170,6 +171,8 @@ fn roots_of_the_machine_that_cannot_be_read_for_now_stay_in_use() -> Result<()> 
         agent.metrics().is_ok_and(|metrics| metrics.sum("egress_configuration_current", &[]) == 1.0)
     })?;
     ensure!(ask()? == [200]);
+    // They are the same again, and nobody's connection is to go for that.
+    ensure!(origin.connections() == 1, "{:?}", origin.requests());
     Ok(())
 }
 

@@ -95,8 +95,8 @@ impl TlsError {
 /// What is in a file, or in a `Secret` or `ConfigMap`.
 type Content = Arc<[u8]>;
 
-/// Contents of files and of the system's store, each read once. What is as it was before is the very same value as before,
-/// so that thousands of rules can be compared by pointer.
+/// Contents of files and of the system's store, each read once. What is as it was when it was read the last time is the very same
+/// value, so that thousands of rules can be compared by pointer.
 #[derive(Debug, Default)]
 pub(super) struct Store {
     contents: HashMap<Pem, Content>,
@@ -216,21 +216,16 @@ impl Material {
         Ok(Self { system_roots, roots, crl, client })
     }
 
-    /// Whether it is the very same.
+    /// Whether it is the same. As a rule that is seen by the pointers, at which contents are compared first as well; what could not be
+    /// used for a while, and is as it was before, is another value.
     pub(super) fn is(&self, other: &Self) -> bool {
-        fn same<T: ?Sized>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
-            match (one, other) {
-                (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-                (None, None) => true,
-                _ => false,
-            }
-        }
-        let (one, two) = (self.client.as_ref(), other.client.as_ref());
-        same(self.system_roots.as_ref(), other.system_roots.as_ref())
-            && same(self.roots.as_ref(), other.roots.as_ref())
-            && same(self.crl.as_ref(), other.crl.as_ref())
-            && same(one.map(|(certificate, _)| certificate), two.map(|(certificate, _)| certificate))
-            && same(one.map(|(_, key)| key), two.map(|(_, key)| key))
+        let Self { system_roots, roots, crl, client } = self;
+        let has_same_system_roots = match (system_roots, &other.system_roots) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other) || one.roots == other.roots,
+            (None, None) => true,
+            _ => false,
+        };
+        has_same_system_roots && *roots == other.roots && *crl == other.crl && *client == other.client
     }
 }
 

@@ -85,6 +85,8 @@ fn a_file_that_is_bad_by_now_leaves_its_rules_as_they_were_and_others_alone() {
         assert_eq!(kept.len(), 1, "{content:?}: {kept:?}");
         clients = now;
     }
+    std::fs::write(&files[0], ROOT).expect("a file");
+    assert!(before[0].is_same_client(&make(&mut Workshop::new(&clients), &a)), "it is as it was before");
     std::fs::write(&files[0], [ROOT, b"\n"].concat()).expect("a file");
     assert!(!before[0].is_same_client(&make(&mut Workshop::new(&clients), &a)));
 }
