@@ -123,8 +123,8 @@ impl Agent {
     /// The machine cannot run the agent.
     pub fn start(configuration: Configuration, options: Options) -> Result<Self, AgentError> {
         let started = Instant::now();
-        let Configuration { sources, watcher, reload, fingerprint, change, names, table } = configuration;
-        let Change { documents, policy, learned: to_learn, .. } = change;
+        let Configuration { sources, watcher, reload, change, names, table } = configuration;
+        let Change { fingerprint, documents, policy, learned: to_learn, .. } = change;
         let Options { scope, workers, log_ebpf, reset_existing, pins, captured, limits, self_test_interval } = options;
 
         let pinned = pins.is_some();

@@ -14,7 +14,7 @@ pub use self::{
     host::{HostName, HostPattern, InvalidHostName, parents},
     location::{Located, Location},
     progress::Progress,
-    read::{Documents, Texts},
+    read::{Documents, Fingerprint, Texts},
     resource::{Foreign, Metadata, Unread},
     text_match::{OptionalMatch, Pattern, TextMatch},
 };

@@ -7,7 +7,7 @@ use tokio::{sync::oneshot, time};
 use super::{
     AgentError, ConfigError,
     error::io_error,
-    prepare::{Change, Prepared, beside, prepare, watched},
+    prepare::{Change, beside, prepare, watched},
     reload::{self, CONFIRM, Reload},
 };
 use crate::{
@@ -28,7 +28,6 @@ pub struct Configuration {
     pub(super) sources: Vec<Source>,
     pub(super) watcher: Watcher,
     pub(super) reload: Reload,
-    pub(super) fingerprint: u64,
     pub(super) change: Change,
     pub(super) names: Names,
     pub(super) table: RouteTable,
@@ -37,7 +36,6 @@ pub struct Configuration {
 /// What was read of one.
 struct First {
     sources: Vec<Source>,
-    fingerprint: u64,
     change: Change,
     originators: Originators,
     /// Whether all that the policy names is watched.
@@ -58,14 +56,14 @@ impl Configuration {
         let reads = progress.clone();
         let reading =
             beside(move || First::read(sources, &watched, pins.as_deref(), &reads)).map_err(ConfigError::Unread)?;
-        let First { sources, fingerprint, change, originators, watched } = awaited(reading, &progress).await?;
+        let First { sources, change, originators, watched } = awaited(reading, &progress).await?;
         let mut reload = Reload::default();
         reload.note_watched(watched);
         let resolver = Resolver::from_system().map_err(|error| AgentError::Resolver(error.to_string()))?;
         let mut names = Names::new(resolver, dns_max_stale);
         names.add(&change.names);
         let table = RouteTable::build(&change.policy, originators, &RouteTable::default(), &names);
-        Ok(Self { sources, watcher, reload, fingerprint, change, names, table })
+        Ok(Self { sources, watcher, reload, change, names, table })
     }
 }
 
@@ -98,19 +96,18 @@ impl First {
         watches
             .add(&watched(&sources, &Policy::default()), progress)
             .map_err(io_error("cannot watch the configuration"))?;
-        let (fingerprint, change) = confirmed(&sources, pins, progress)?;
+        let change = confirmed(&sources, pins, progress)?;
         reload::report(&change.warnings);
         let watched = watches.add(&change.watched, progress);
         let originators =
             Originators::make(&change.policy, &RouteTable::default(), progress).map_err(ConfigError::Tls)?;
-        Ok(Self { sources, fingerprint, change, originators, watched })
+        Ok(Self { sources, change, originators, watched })
     }
 }
 
-/// Gives what the sources say, and its fingerprint.
-fn confirmed(sources: &[Source], pins: Option<&Path>, progress: &Progress) -> Result<(u64, Change), AgentError> {
-    let Prepared { mut fingerprint, change } = prepare(sources, None, &Documents::default(), progress)?;
-    let mut change = change.unwrap_or_default();
+/// Gives what the sources say.
+fn confirmed(sources: &[Source], pins: Option<&Path>, progress: &Progress) -> Result<Change, AgentError> {
+    let mut change = prepare(sources, None, &Documents::default(), progress).change?.unwrap_or_default();
     // What cannot be read will be in the way of the start, and is told of then.
     let in_force = pins.and_then(|pins| NameRules::pinned(pins).ok()).unwrap_or_default();
     while !change.learned.covers(&in_force) {
@@ -118,9 +115,9 @@ fn confirmed(sources: &[Source], pins: Option<&Path>, progress: &Progress) -> Re
             "the configuration lacks a host of the agent before this one; it is read again before that is believed"
         );
         thread::sleep(CONFIRM);
-        let again = prepare(sources, Some(fingerprint), &change.documents, progress)?;
-        let Some(changed) = again.change else { break };
-        (fingerprint, change) = (again.fingerprint, changed);
+        let again = prepare(sources, Some(change.fingerprint), &change.documents, progress);
+        let Some(changed) = again.change? else { break };
+        change = changed;
     }
-    Ok((fingerprint, change))
+    Ok(change)
 }

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::ConfigError;
 use crate::{
-    config::{Diagnostic, Documents, Progress, Source, Texts},
+    config::{Diagnostic, Documents, Fingerprint, Progress, Source, Texts},
     kernel::NameRules,
     policy::{HostName, Policy, Roots, Verify},
     route::{Originators, RouteTable},
@@ -31,17 +31,19 @@ pub(super) struct Prepared {
     /// Tells it from what they said another time.
     pub(super) fingerprint: u64,
     /// None if they say the same as before.
-    pub(super) change: Option<Change>,
+    pub(super) change: Result<Option<Change>, ConfigError>,
 }
 
-/// What the sources say, with what there is in the files that they name.
+/// What the sources say, if that is not the same as before, with what there is in the files that they name.
 pub(super) struct Complete {
-    pub(super) prepared: Prepared,
+    pub(super) change: Option<Change>,
     pub(super) originators: Originators,
 }
 
 /// What comes of reading.
 pub(super) struct Reading {
+    /// Of what the sources say; None if they were not read.
+    pub(super) fingerprint: Option<u64>,
     pub(super) complete: Result<Complete, ConfigError>,
     /// What there is now in the files that the policy in force names, where no other comes of it.
     pub(super) renewed: Option<Originators>,
@@ -60,6 +62,8 @@ pub(super) struct InForce {
 /// A policy, and what follows from it alone.
 #[derive(Default)]
 pub(super) struct Change {
+    /// Of what the sources say.
+    pub(super) fingerprint: u64,
     /// Kept, so that the next change costs no more than what it changes.
     pub(super) documents: Documents,
     pub(super) policy: Arc<Policy>,
@@ -72,26 +76,28 @@ pub(super) struct Change {
 }
 
 /// Reads the sources. If they say what they said when they had the fingerprint `known`, that is all.
-pub(super) fn prepare(
-    sources: &[Source],
-    known: Option<u64>,
-    documents: &Documents,
-    progress: &Progress,
-) -> Result<Prepared, ConfigError> {
+pub(super) fn prepare(sources: &[Source], known: Option<u64>, documents: &Documents, progress: &Progress) -> Prepared {
     let texts = Texts::read(sources, progress);
     let fingerprint = texts.fingerprint();
-    if known == Some(fingerprint.all) {
-        return Ok(Prepared { fingerprint: fingerprint.all, change: None });
-    }
-    let documents = texts.parse(&fingerprint, documents)?;
+    let is_known = known == Some(fingerprint.all);
+    let change = if is_known { Ok(None) } else { understand(sources, texts, &fingerprint, documents).map(Some) };
+    Prepared { fingerprint: fingerprint.all, change }
+}
+
+fn understand(
+    sources: &[Source],
+    texts: Texts,
+    fingerprint: &Fingerprint,
+    documents: &Documents,
+) -> Result<Change, ConfigError> {
+    let documents = texts.parse(fingerprint, documents)?;
     let (policy, warnings) = Policy::compile(documents.iter())?;
     let (names, learned, watched) = thread::scope(|scope| {
         let learned = scope.spawn(|| names_to_learn(&policy));
         let (names, watched) = (RouteTable::names(&policy), watched(sources, &policy));
         (names, learned.join().unwrap_or_else(|panic| panic::resume_unwind(panic)), watched)
     });
-    let change = Change { documents, policy: Arc::new(policy), warnings, names, learned, watched };
-    Ok(Prepared { fingerprint: fingerprint.all, change: Some(change) })
+    Ok(Change { fingerprint: fingerprint.all, documents, policy: Arc::new(policy), warnings, names, learned, watched })
 }
 
 /// Reads the sources, and the files that they name. All are watched before they are read: one that changes in between is read
@@ -99,20 +105,21 @@ pub(super) fn prepare(
 pub(super) fn read(sources: &[Source], watched: &Watched, in_force: &InForce, progress: &Progress) -> Reading {
     // What has changed may have put other directories behind the paths.
     let mut are_watched = watched.refresh(progress);
-    let complete = prepare(sources, Some(in_force.fingerprint), &in_force.documents, progress).and_then(|prepared| {
-        if let Some(change) = &prepared.change {
+    let Prepared { fingerprint, change } = prepare(sources, Some(in_force.fingerprint), &in_force.documents, progress);
+    let complete = change.and_then(|change| {
+        if let Some(change) = &change {
             are_watched = watched.add(&change.watched, progress);
         }
-        let policy = prepared.change.as_ref().map_or(&in_force.policy, |change| &change.policy);
+        let policy = change.as_ref().map_or(&in_force.policy, |change| &change.policy);
         let originators = Originators::make(policy, &in_force.routes, progress).map_err(ConfigError::Tls)?;
-        Ok(Complete { prepared, originators })
+        Ok(Complete { change, originators })
     });
     // What is wrong with a change is not to keep certificates from being renewed, nor trust from being taken back.
     let renewed = match &complete {
         Ok(_) => None,
         Err(_) => Originators::make(&in_force.policy, &in_force.routes, progress).ok(),
     };
-    Reading { complete, renewed, watched: are_watched }
+    Reading { fingerprint: Some(fingerprint), complete, renewed, watched: are_watched }
 }
 
 /// The names whose addresses the kernel is to learn: those of hosts, and of their endpoints.

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Agent, ConfigError,
-    prepare::{Change, Complete, InForce, Prepared, Reading, in_background, read},
+    prepare::{Change, Complete, InForce, Reading, in_background, read},
 };
 use crate::{
     config::{Diagnostic, Progress},
@@ -38,8 +38,8 @@ pub(super) struct Reload {
     outdated: bool,
     /// What was read the last time: what has lost a host is believed if it is the same again.
     unconfirmed: Option<u64>,
-    /// What could not be read of a change that was refused for it. No event tells when it can be.
-    unreadable: Option<Again>,
+    /// What could not be read of the change with this fingerprint, which was refused for it. No event tells when it can be.
+    unreadable: Option<(Option<u64>, Again)>,
     /// What could not be watched.
     unwatched: Option<Again>,
 }
@@ -84,6 +84,7 @@ impl Reload {
         let read = (&mut under_way.reading).await;
         self.under_way = None;
         read.map_err(|_| ConfigError::panicked()).unwrap_or_else(|error| Reading {
+            fingerprint: None,
             complete: Err(error),
             renewed: None,
             watched: Ok(()),
@@ -102,9 +103,21 @@ impl Reload {
 
     /// Whether there is something to try again.
     fn is_due(&mut self, now: Instant) -> bool {
-        let due =
-            [&mut self.unreadable, &mut self.unwatched].map(|again| again.as_mut().is_some_and(|it| it.is_due(now)));
+        let unreadable = self.unreadable.as_mut().map(|(_, again)| again);
+        let due = [unreadable, self.unwatched.as_mut()].map(|again| again.is_some_and(|it| it.is_due(now)));
         due.contains(&true)
+    }
+
+    /// Notes why a change is refused, and whether it is to be tried again. Says whether that has to be told: of one that was tried
+    /// again in vain it has been.
+    fn note_refused(&mut self, fingerprint: Option<u64>, error: &ConfigError) -> bool {
+        let text = error.is_of_reading().then(|| error.to_string());
+        let known = self.unreadable.as_ref().map(|(of, again)| (*of, &again.text));
+        if known.is_some() && known == text.as_ref().map(|text| (fingerprint, text)) {
+            return false;
+        }
+        self.unreadable = text.map(|text| (fingerprint, Again::new(text)));
+        true
     }
 
     /// What is being read if that takes long, once.
@@ -177,33 +190,31 @@ impl Agent {
             Ok(reading) => {
                 self.reload.under_way = Some(UnderWay { reading, progress, since: Instant::now(), is_told: false });
             }
-            Err(error) => self.refuse(&ConfigError::Unread(error)),
+            Err(error) => self.refuse(None, &ConfigError::Unread(error)),
         }
     }
 
     /// Takes a change of the configuration in that has been read, or says why not.
-    pub(super) fn end_reload(&mut self, Reading { complete, renewed, watched }: Reading) {
+    pub(super) fn end_reload(&mut self, Reading { fingerprint, complete, renewed, watched }: Reading) {
         self.reload.note_watched(watched);
         if let Some(renewed) = renewed {
-            self.put_in_force(self.fingerprint, None, renewed);
+            self.put_in_force(None, renewed);
         }
         if let Err(error) = complete.and_then(|complete| self.apply(complete)) {
             // Whatever was read before is no confirmation of what comes next.
             self.reload.unconfirmed = None;
-            self.refuse(&error);
+            self.refuse(fingerprint, &error);
         }
         if self.reload.outdated {
             self.begin_reload();
         }
     }
 
-    fn refuse(&mut self, error: &ConfigError) {
+    fn refuse(&mut self, fingerprint: Option<u64>, error: &ConfigError) {
         self.metrics.configuration_current.set(0);
-        let text = error.is_of_reading().then(|| error.to_string());
-        if text.is_some() && self.reload.unreadable.as_ref().map(|unreadable| &unreadable.text) == text.as_ref() {
+        if !self.reload.note_refused(fingerprint, error) {
             return;
         }
-        self.reload.unreadable = text.map(Again::new);
         for found in error.diagnostics() {
             tracing::error!(code = found.code.id(), location = %found.location, "{found}");
         }
@@ -218,10 +229,10 @@ impl Agent {
         tracing::error!("configuration refused; the last good one stays in force");
     }
 
-    fn apply(&mut self, Complete { prepared, mut originators }: Complete) -> Result<(), ConfigError> {
-        let Prepared { fingerprint, change } = prepared;
+    fn apply(&mut self, Complete { change, mut originators }: Complete) -> Result<(), ConfigError> {
+        let read = change.as_ref().map(|change| change.fingerprint);
         let loses = change.as_ref().is_some_and(|change| !change.policy.covers(&self.policy));
-        if self.reload.unconfirmed.replace(fingerprint) != Some(fingerprint) && loses {
+        if mem::replace(&mut self.reload.unconfirmed, read) != read && loses {
             if self.reload.unreadable.is_none() {
                 tracing::info!("the configuration has lost a host; it is read again before that is believed");
             }
@@ -233,11 +244,11 @@ impl Agent {
             self.reload.unreadable = None;
             self.metrics.configuration_current.set(1);
         }
-        self.put_in_force(fingerprint, change, originators);
+        self.put_in_force(change, originators);
         if kept.is_empty() { Ok(()) } else { Err(ConfigError::Kept(kept)) }
     }
 
-    fn put_in_force(&mut self, fingerprint: u64, change: Option<Change>, originators: Originators) {
+    fn put_in_force(&mut self, change: Option<Change>, originators: Originators) {
         let current = self.routes.load_full();
         let policy = change.as_ref().map_or(&self.policy, |change| &change.policy);
         // The names in force stay until the new policy is: they carry what is intercepted.
@@ -250,14 +261,14 @@ impl Agent {
         }
         // First the routes, then the kernel: a connection is never redirected before there is a route for it.
         let old_routes = self.routes.swap(Arc::new(table));
-        let old = change.map(|Change { documents, policy, warnings, names, learned, watched }| {
+        let old = change.map(|Change { fingerprint, documents, policy, warnings, names, learned, watched }| {
+            self.fingerprint = fingerprint;
             report(&warnings);
             self.names.retain(&names);
             self.to_learn = Some(learned);
             self.watcher.watched().retain(watched);
             (mem::replace(&mut self.documents, documents), mem::replace(&mut self.policy, policy))
         });
-        self.fingerprint = fingerprint;
         self.existing.expect();
         self.synchronise();
         self.applied();
@@ -314,5 +325,21 @@ mod tests {
         }
         reload.note_watched(Ok(()));
         assert!(!reload.is_due(now + 2 * MOST_PAUSE));
+    }
+
+    /// Where two changes are refused for one file, whoever makes the second is to see why, too.
+    #[test]
+    fn what_is_tried_again_in_vain_is_told_once_for_each_change() {
+        let unread = |what: &str| ConfigError::Unread(io::Error::other(what.to_owned()));
+        let mut reload = Reload::default();
+        for (fingerprint, what, is_news) in
+            [(1, "a", true), (1, "a", false), (2, "a", true), (2, "a", false), (2, "b", true), (1, "b", true)]
+        {
+            assert_eq!(reload.note_refused(Some(fingerprint), &unread(what)), is_news, "{fingerprint}, {what}");
+        }
+        // What is wrong with a change itself is told whenever it is read.
+        for _ in 0..2 {
+            assert!(reload.note_refused(Some(1), &ConfigError::Tls(Vec::new())));
+        }
     }
 }

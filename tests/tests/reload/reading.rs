@@ -63,6 +63,29 @@ fn a_policy_that_lacks_a_file_is_in_force_once_the_file_is_there() -> Result<()>
     check_way(&bed, OTHER, "over TLS")
 }
 
+/// Whoever makes the second change sees nothing of the first.
+#[test]
+fn each_change_that_is_refused_for_a_file_says_so() -> Result<()> {
+    let bed = TestBed::builder("refused-each").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    let file = bed.dir().join("missing.pem").display().to_string();
+    let authority = format!("mode: SIMPLE\n          caCertificates: {file}");
+    for (count, host) in (1..).zip([OTHER, "third.example"]) {
+        let mark = agent.process().stderr_mark();
+        let rules = if count == 1 { rules(host).replace("mode: SIMPLE", &authority) } else { rules(host) };
+        config.write(&format!("{host}.yaml"), &rules)?;
+        agent.process().wait_for_line_after(mark, "the reason", |line| line.contains(&file))?;
+        agent
+            .process()
+            .wait_for_line_after(mark, "the consequence", |line| line.contains("the last good one stays"))?;
+        ensure!(agent.metrics()?.sum("egress_policy_refused_total", &[]) == f64::from(count));
+    }
+    check_way(&bed, HOST, "over TLS")
+}
+
 /// Each is renewed by itself.
 #[test]
 fn a_certificate_file_that_is_bad_by_now_is_in_no_other_rules_way() -> Result<()> {
