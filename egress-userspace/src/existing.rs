@@ -2,20 +2,24 @@
 //! clear, until they end or are reset. Likewise sockets that were connected to a name server before: what they are told
 //! cannot be told from what others are, and is not learned.
 
+mod early;
+
 use std::{
-    collections::HashSet,
     future, io, mem,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use tokio::task::{self, JoinHandle};
 
+use self::early::Early;
 use crate::{
+    again::Again,
     kernel::{Destinations, Marks, cgroup},
     netns::{
-        Netns,
-        sock_diag::{Connection, Protocol, SockDiag, SocketCookie},
+        Netns, NetnsCookie,
+        sock_diag::{Connection, Protocol, SockDiag},
     },
     telemetry::metrics::Metrics,
 };
@@ -23,8 +27,18 @@ use crate::{
 /// Where name servers listen (RFC 1035 section 4.2.1).
 const DNS: u16 = 53;
 
+/// What has come of a look.
+#[derive(Default)]
+pub struct Look {
+    listings: Vec<Listing>,
+    /// Namespaces of which not all could be listed, and may be another time.
+    missed: Vec<NetnsCookie>,
+    /// Why something could not be listed.
+    failure: Option<io::Error>,
+}
+
 /// The connections of one namespace whose sockets belong to the scope.
-pub struct Listing {
+struct Listing {
     netns: Netns,
     kernel: SockDiag,
     connections: Vec<(Connection, PathBuf)>,
@@ -36,29 +50,25 @@ pub struct Listing {
 pub struct Existing {
     reset: bool,
     own_sockets: Marks,
-    /// Datagram sockets that were connected too early.
-    early: HashSet<SocketCookie>,
-    /// Cgroups where those are still to be found.
-    unread: Vec<PathBuf>,
-    /// The same, where they are being looked for.
-    looked: Vec<PathBuf>,
+    early: Early,
     /// There are destinations that are new by the rules.
     due: bool,
-    running: Option<JoinHandle<Vec<Listing>>>,
+    /// What could not be listed.
+    missed: Option<Again>,
+    running: Option<JoinHandle<Look>>,
 }
 
 impl Existing {
     /// To be looked for once. With `reset`, what is found is reset.
     pub fn new(reset: bool, own_sockets: Marks) -> Self {
-        let (early, unread, looked) = (HashSet::new(), Vec::new(), Vec::new());
-        Self { reset, own_sockets, early, unread, looked, due: true, running: None }
+        Self { reset, own_sockets, early: Early::default(), due: true, missed: None, running: None }
     }
 
     /// Says that answers to name servers' clients in these cgroups have not been read before. What is connected to a name server when
     /// it is looked for next counts as too early: the kernel does not tell which of them the hooks have seen.
     pub fn expect_askers(&mut self, cgroups: Vec<PathBuf>) {
         self.due |= !cgroups.is_empty();
-        self.unread.extend(cgroups);
+        self.early.expect(cgroups);
     }
 
     /// Says that the rules have changed.
@@ -71,30 +81,40 @@ impl Existing {
         self.due && self.running.is_none()
     }
 
+    /// Whether it has come to be time to look again, as not all could be listed the last time.
+    pub fn is_to_look_again(&mut self) -> bool {
+        let again = self.missed.as_mut().is_some_and(|missed| missed.is_due(Instant::now()));
+        self.due |= again;
+        again
+    }
+
     /// Begins to list the connections in these network namespaces whose sockets belong to one of these cgroups, on a
     /// thread of its own: for each namespace the kernel goes through all connections of the machine.
     pub fn look(&mut self, namespaces: Vec<Netns>, cgroups: Vec<PathBuf>) {
         self.due = false;
-        self.looked = mem::take(&mut self.unread);
+        self.early.look();
         let own_sockets = self.own_sockets.clone();
         self.running = Some(task::spawn_blocking(move || list(&namespaces, &cgroups, &own_sockets)));
     }
 
     /// Waits until connections have been listed. Nothing is lost if the future is dropped.
-    pub async fn listed(&mut self) -> Vec<Listing> {
+    pub async fn listed(&mut self) -> Look {
         let Some(running) = &mut self.running else { return future::pending().await };
         // A thread that panicked has said so.
-        let listings = running.await.unwrap_or_default();
+        let look = running.await.unwrap_or_default();
         self.running = None;
-        listings
+        look
     }
 
     /// Reports those that go to one of `destinations`, and those that ask name servers; or resets them.
-    pub fn report(&mut self, listings: &[Listing], destinations: &Destinations, metrics: &Metrics) {
-        let looked = mem::take(&mut self.looked);
-        let askers = listings.iter().flat_map(|listing| &listing.askers);
-        let new = askers.filter(|(_, cgroup)| looked.iter().any(|scope| cgroup.starts_with(scope)));
-        self.early.extend(new.map(|(connection, _)| connection.cookie()));
+    pub fn report(&mut self, look: &Look, destinations: &Destinations, metrics: &Metrics) {
+        let Look { listings, missed, failure } = look;
+        let askers = listings.iter().flat_map(|listing| {
+            let netns = listing.netns.cookie();
+            listing.askers.iter().map(move |(asker, cgroup)| (netns, asker.cookie(), cgroup.as_path()))
+        });
+        self.early.take_in(askers, missed);
+        self.note_missed(failure.as_ref(), !missed.is_empty());
         let (mut in_clear, mut unread) = (0, 0);
         for listing in listings {
             let intercepted = |(connection, _): &&(Connection, PathBuf)| destinations.has_host(connection.remote);
@@ -108,7 +128,7 @@ impl Existing {
                     made before it could be intercepted",
                 ));
             }
-            let early = |(connection, _): &&(Connection, PathBuf)| self.early.contains(&connection.cookie());
+            let early = |(connection, _): &&(Connection, PathBuf)| self.early.has(connection.cookie());
             for (connection, cgroup) in listing.askers.iter().filter(early) {
                 unread += i64::from(!self.reset(
                     listing,
@@ -122,6 +142,20 @@ impl Existing {
         }
         metrics.connections_in_clear.set(in_clear);
         metrics.askers_unread.set(unread);
+    }
+
+    /// Says what could not be listed, once while it stays so, and whether it is tried again.
+    fn note_missed(&mut self, failure: Option<&io::Error>, may_pass: bool) {
+        let before = mem::take(&mut self.missed);
+        let Some(error) = failure else { return };
+        let text = error.to_string();
+        match before.filter(|missed| may_pass && missed.text == text) {
+            Some(same) => self.missed = Some(same),
+            None => {
+                tracing::warn!(error = text, "cannot list all connections; some that are in clear may not be reported");
+                self.missed = may_pass.then(|| Again::new(text));
+            }
+        }
     }
 
     /// Resets a connection if that is wanted, and says what is the matter with it. Gives whether it is gone.
@@ -152,34 +186,51 @@ impl Existing {
     }
 }
 
-fn list(namespaces: &[Netns], cgroups: &[PathBuf], own_sockets: &Marks) -> Vec<Listing> {
-    let cgroups = cgroup::ids(cgroups);
+impl Look {
+    fn fail(&mut self, netns: &Netns, error: io::Error) {
+        // There are kernels that cannot list all protocols, which does not pass.
+        if error.kind() != io::ErrorKind::NotFound {
+            self.missed.push(netns.cookie());
+        }
+        self.failure = Some(error);
+    }
+}
+
+fn list(namespaces: &[Netns], cgroups: &[PathBuf], own_sockets: &Marks) -> Look {
+    let mut look = Look::default();
+    let cgroups = match cgroup::ids(cgroups) {
+        Ok(ids) => ids,
+        Err(error) => {
+            look.missed.extend(namespaces.iter().map(Netns::cookie));
+            look.failure = Some(error);
+            return look;
+        }
+    };
     let in_scope = |connection: Connection| {
         let cgroup = cgroups.get(&connection.cgroup?)?.clone();
         Some((connection, cgroup))
     };
-    let mut without_askers = None;
-    let mut list_one = |netns: &Netns| -> io::Result<Listing> {
-        let kernel = SockDiag::open(netns)?;
-        let connections = kernel.connections(Protocol::Tcp, own_sockets.as_fd())?.into_iter();
-        let connections = connections.filter(|connection| !connection.stored).filter_map(in_scope).collect();
-        // There are kernels that can list the others alone.
-        let askers = kernel.connections(Protocol::Udp, own_sockets.as_fd());
-        let askers =
-            askers.inspect_err(|error| without_askers = Some(error.to_string())).unwrap_or_default().into_iter();
-        let askers = askers.filter(|asker| asker.remote.port() == DNS).filter_map(in_scope).collect();
-        Ok(Listing { netns: netns.clone(), kernel, connections, askers })
-    };
-    let mut listings = Vec::new();
-    let mut failure = None;
     for netns in namespaces {
-        match list_one(netns) {
-            Ok(listing) => listings.push(listing),
-            Err(error) => failure = Some(error.to_string()),
-        }
+        let tcp = SockDiag::open(netns).and_then(|kernel| {
+            let connections = kernel.connections(Protocol::Tcp, own_sockets.as_fd())?;
+            Ok((kernel, connections))
+        });
+        let (kernel, connections) = match tcp {
+            Ok(listed) => listed,
+            Err(error) => {
+                look.fail(netns, error);
+                continue;
+            }
+        };
+        let connections =
+            connections.into_iter().filter(|connection| !connection.stored).filter_map(in_scope).collect();
+        let askers = kernel.connections(Protocol::Udp, own_sockets.as_fd());
+        let askers = askers.unwrap_or_else(|error| {
+            look.fail(netns, error);
+            Vec::new()
+        });
+        let askers = askers.into_iter().filter(|asker| asker.remote.port() == DNS).filter_map(in_scope).collect();
+        look.listings.push(Listing { netns: netns.clone(), kernel, connections, askers });
     }
-    if let Some(error) = failure.or(without_askers) {
-        tracing::warn!(%error, "cannot list all connections; some that are in clear may not be reported");
-    }
-    listings
+    look
 }

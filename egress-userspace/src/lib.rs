@@ -25,6 +25,7 @@
 //! - [`memory`]: goes back to the system when it is free.
 //! - [`telemetry`]: the access log and the counters.
 //! - [`watch`]: notices changed files.
+//! - [`again`]: when what has failed is tried again.
 //! - [`admin`]: readiness and metrics over HTTP.
 //! - [`existing`]: connections that were made too early.
 //! - [`self_test`]: sees whether connects are intercepted.
@@ -32,6 +33,7 @@
 //! - [`agent`]: wires all of it together on the control thread.
 
 pub mod admin;
+pub mod again;
 pub mod agent;
 pub mod body;
 pub mod capture;

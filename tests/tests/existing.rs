@@ -7,6 +7,7 @@ use harness::{
     TestBed,
     agent::{Agent, AgentOptions, LogLine},
     cgroup::Cgroup,
+    dns::DnsServer,
     origin::{Origin, Reply, ServerTls},
     process::{Command, Running},
     wait::{PATIENCE, wait_until},
@@ -132,6 +133,30 @@ fn sockets_that_were_connected_to_a_name_server_before_are_reported_or_reset() -
         ensure!(agent.metrics()?.sum(RESET, &[]) == if reset { 2.0 } else { 0.0 });
     }
     Ok(())
+}
+
+/// Here the descriptors are short for a while.
+#[test]
+fn what_cannot_be_listed_at_first_is_listed_later() -> Result<()> {
+    const SERVER: &str = "dns.example";
+    let bed = TestBed::builder("askers-later").host(SERVER).host(HOST).unlisted_host(OTHER);
+    let bed = bed.resolv_conf("nameserver 198.51.100.1\noptions timeout:1 attempts:3\n").build()?;
+    // While it is silent nothing is looked for.
+    let _silent = DnsServer::start(bed.origin(), bed.addresses(SERVER).v4.into(), |_| None)?;
+    let _early = connected(bed.client_command(LOOKUP)?.args([&bed.addresses(HOST).v4.to_string(), HOST, "--hold"]))?;
+    let config = bed.config_dir()?;
+    let hosts = ["--host", HOST, "--host", OTHER];
+    let mut agent = Agent::spawn(&bed, &AgentOptions::new(config.path()).args(&hosts))?;
+    agent.process().wait_for_line("the start", |line| line.contains("serving /readyz"))?;
+    let pid = agent.process().pid().to_string();
+    let limit = |descriptors: u32| -> Result<()> {
+        Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={descriptors}:")]).run()?.success()?;
+        Ok(())
+    };
+    limit(3)?;
+    agent.process().wait_for_line("what is missed", |line| line.contains("cannot list all connections"))?;
+    limit(1024)?;
+    wait_for_metric(&agent, UNREAD, 1.0)
 }
 
 /// The programs went with the cgroup before, and nobody has seen what was connected until the agent followed. What they have seen

@@ -11,6 +11,7 @@ use super::{
     reload::{self, CONFIRM, Reload},
 };
 use crate::{
+    again::{FIRST_PAUSE, MOST_PAUSE},
     config::{Documents, Progress, Source},
     kernel::NameRules,
     policy::Policy,
@@ -18,10 +19,6 @@ use crate::{
     route::{Originators, RouteTable},
     watch::{Watched, Watcher},
 };
-
-/// After how long it is told that a start waits for a file, at first, and after how long once more at most.
-const FIRST_WORD: Duration = Duration::from_secs(5);
-const MOST_PAUSE: Duration = Duration::from_secs(60);
 
 /// A configuration that can be used.
 pub struct Configuration {
@@ -72,7 +69,7 @@ async fn awaited(
     mut reading: oneshot::Receiver<Result<First, AgentError>>,
     progress: &Progress,
 ) -> Result<First, AgentError> {
-    let mut pause = FIRST_WORD;
+    let mut pause = FIRST_PAUSE;
     loop {
         tokio::select! {
             read = &mut reading => return read.unwrap_or_else(|_| Err(ConfigError::panicked().into())),

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Agent, interception::Step, prepare::Reading, succession};
 use crate::{
-    existing::Listing,
+    existing::Look,
     handover::{START_LIMIT, Successor},
     kernel::Room,
     memory,
@@ -48,7 +48,7 @@ enum Event {
     /// Cgroups have lost their last process, or got their first.
     Population,
     /// Older connections have been listed.
-    Existing(Vec<Listing>),
+    Existing(Look),
     /// A self-test has ended.
     SelfTest(Finding),
     /// It is time to look at namespaces, flows and files.
@@ -82,7 +82,7 @@ impl Agent {
                 () = succession::ended(self.rejected.as_ref()) => Event::RejectedEnded,
                 seen = self.thread_events.next() => Event::Threads(seen),
                 () = self.namespaces.changed() => Event::Population,
-                listings = self.existing.listed() => Event::Existing(listings),
+                look = self.existing.listed() => Event::Existing(look),
                 found = self.self_test.finished() => Event::SelfTest(found),
                 _ = housekeeping.tick() => Event::Housekeeping,
                 _ = forgetting.tick() => Event::Forgetting,
@@ -124,8 +124,8 @@ impl Agent {
             Event::Threads(Ok(seen)) => self.namespaces.seen(&seen, &mut self.workers),
             Event::Threads(Err(error)) => tracing::error!(%error, "cannot learn of new network namespaces"),
             Event::Population => self.reconcile(),
-            Event::Existing(listings) => {
-                self.existing.report(&listings, &self.destinations, &self.metrics);
+            Event::Existing(look) => {
+                self.existing.report(&look, &self.destinations, &self.metrics);
                 self.catch_up();
             }
             Event::SelfTest(found) => {
@@ -154,6 +154,9 @@ impl Agent {
         self.names.refresh();
         self.retry_admin();
         self.look_for_room();
+        if self.existing.is_to_look_again() {
+            self.catch_up();
+        }
         match self.flows.sweep(FLOW_AGE) {
             Ok(0) => {}
             Ok(removed) => tracing::debug!(removed, "removed flows that nobody accepted"),

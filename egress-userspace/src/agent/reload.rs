@@ -14,6 +14,7 @@ use super::{
     prepare::{Change, Complete, InForce, Reading, in_background, read},
 };
 use crate::{
+    again::Again,
     config::{Diagnostic, Progress},
     memory,
     route::{Originators, RouteTable},
@@ -24,9 +25,6 @@ const SHOWN: usize = 20;
 /// After how long a configuration that has lost a host is read again before it is believed: files that are being replaced one by one
 /// are not all there meanwhile, and requests for the host would go on in clear.
 pub(super) const CONFIRM: Duration = Duration::from_secs(1);
-/// After how long what could not be read is tried again, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
-const MOST_PAUSE: Duration = Duration::from_secs(60);
 /// After how long it is told that a change takes long to read.
 const LONG: Duration = Duration::from_secs(10);
 
@@ -50,31 +48,6 @@ struct UnderWay {
     since: Instant,
     /// Whether it was told that it takes long.
     is_told: bool,
-}
-
-/// What is tried again.
-struct Again {
-    /// As it was told.
-    text: String,
-    next: Instant,
-    /// How long after that once more.
-    pause: Duration,
-}
-
-impl Again {
-    fn new(text: String) -> Self {
-        Self { text, next: Instant::now() + FIRST_PAUSE, pause: FIRST_PAUSE }
-    }
-
-    /// Whether it is due. The next time comes later each time.
-    fn is_due(&mut self, now: Instant) -> bool {
-        let is_due = now >= self.next;
-        if is_due {
-            self.pause = (2 * self.pause).min(MOST_PAUSE);
-            self.next = now + self.pause;
-        }
-        is_due
-    }
 }
 
 impl Reload {
@@ -309,6 +282,7 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::again::MOST_PAUSE;
 
     /// There may be as many watches as the system allows, and no event tells when there are fewer.
     #[test]

@@ -131,18 +131,28 @@ pub fn check(path: &Path) -> Result<PathBuf, CgroupError> {
 
 /// The cgroups at and below these, by the ids that the kernel knows them by: their inode numbers. Those that vanish
 /// meanwhile are left out.
-pub fn ids(cgroups: &[PathBuf]) -> HashMap<u64, PathBuf> {
+///
+/// # Errors
+/// One cannot be listed, for want of descriptors as a rule.
+pub fn ids(cgroups: &[PathBuf]) -> io::Result<HashMap<u64, PathBuf>> {
     let mut found = HashMap::new();
     let mut left = cgroups.to_owned();
     while let Some(path) = left.pop() {
         let Ok(id) = fs::metadata(&path).map(|metadata| metadata.ino()) else { continue };
-        let children = fs::read_dir(&path).into_iter().flatten().flatten();
+        let children = match fs::read_dir(&path) {
+            Ok(children) => children.flatten(),
+            // It has vanished; one that is open already says the latter.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) => {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         left.extend(
             children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())).map(|child| child.path()),
         );
         found.insert(id, path);
     }
-    found
+    Ok(found)
 }
 
 /// Version 1 directories have cgroup.procs too, but no cgroup.events, which only the root of version 2 lacks.
