@@ -1,5 +1,6 @@
 //! The agent: wires the stages together on the control thread, and takes them down in order.
 
+mod certificates;
 mod configuration;
 mod error;
 mod events;
@@ -17,17 +18,18 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-pub use self::{
-    configuration::Configuration,
-    error::{AgentError, ConfigError},
-};
 use self::{
+    certificates::Certificates,
     error::io_error,
     interception::{Step, Unintercepted},
     namespaces::Namespaces,
     prepare::Change,
     reload::Reload,
     succession::Succession,
+};
+pub use self::{
+    configuration::Configuration,
+    error::{AgentError, ConfigError},
 };
 use crate::{
     admin::{self, Readiness, SharedReadiness},
@@ -100,6 +102,7 @@ pub struct Agent {
     readiness: SharedReadiness,
     attached: bool,
     existing: Existing,
+    certificates: Certificates,
     unintercepted: Unintercepted,
     self_test: SelfTest,
     /// Whether interception outlives us.
@@ -161,6 +164,7 @@ impl Agent {
             readiness: Arc::new(ArcSwap::from_pointee(Readiness::NotReady("starting".into()))),
             attached: false,
             existing,
+            certificates: Certificates::default(),
             unintercepted: Unintercepted::default(),
             self_test: SelfTest::new(self_test_interval),
             pinned,

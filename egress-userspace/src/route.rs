@@ -4,7 +4,7 @@ mod cluster;
 mod owners;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -22,7 +22,7 @@ use crate::{
         parents,
     },
     resolve::{Names, ResolveError},
-    upstream::tls::{Clients, Originator, TlsError, Workshop},
+    upstream::tls::{Clients, Originator, TlsError, Validity, Workshop},
 };
 
 /// One rule, ready for requests.
@@ -190,6 +190,11 @@ impl RouteTable {
     /// All routes.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.exact.values().chain(self.wildcards.values()).flatten()
+    }
+
+    /// The certificates that origins are shown, by what they are called.
+    pub fn shown(&self) -> BTreeMap<String, Validity> {
+        self.clients.shown()
     }
 
     /// Forgets a network namespace that is gone.

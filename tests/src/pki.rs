@@ -254,6 +254,13 @@ impl Pki {
         self.issue(&self.clients, &client_params(name)?)
     }
 
+    /// A client's certificate with this common name that expires after this time, in whole seconds.
+    pub fn client_expiring_in(&self, name: &str, validity: Duration) -> Result<Identity> {
+        let mut params = client_params(name)?;
+        params.not_after = (SystemTime::now() + validity).into();
+        self.issue(&self.clients, &params)
+    }
+
     /// A client's certificate from an authority that no server asks for.
     pub fn foreign_client(&self, name: &str) -> Result<Identity> {
         self.issue(&self.untrusted, &client_params(name)?)

@@ -1,6 +1,10 @@
 //! What happens while the agent runs, and what it does then.
 
-use std::{collections::HashSet, io, time::Duration};
+use std::{
+    collections::HashSet,
+    io,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use egress_common::listener::ThreadSeen;
 use tokio::{
@@ -16,6 +20,7 @@ use crate::{
     kernel::Room,
     memory,
     self_test::Finding,
+    upstream::tls::date,
 };
 
 /// How often namespaces, left-over flows and the resolver's files are looked through.
@@ -154,6 +159,7 @@ impl Agent {
         self.names.refresh();
         self.retry_admin();
         self.look_for_room();
+        self.look_at_certificates();
         if self.existing.is_to_look_again() {
             self.catch_up();
         }
@@ -178,6 +184,19 @@ impl Agent {
         }
         for netns in relieved {
             tracing::info!(?netns, "a network namespace has room for addresses again");
+        }
+    }
+
+    /// Says which of the certificates that origins are shown are nearly over.
+    fn look_at_certificates(&mut self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+        for (file, validity) in self.certificates.look(now) {
+            let until = date(validity.not_after);
+            if validity.not_after < now {
+                tracing::warn!(file, until, "the time of a client certificate is over, and origins refuse it");
+            } else {
+                tracing::warn!(file, until, "the time of a client certificate is nearly over; renew it");
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Counters for Prometheus.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use egress_common::outcome::{self, Learning};
 use prometheus_client::{
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     kernel::Counters,
     limits::Beyond,
-    upstream::{Cause, TlsInfo},
+    upstream::{Cause, TlsInfo, tls::Validity},
 };
 
 /// All counters. Shared by all threads; those on the request path are looked up once.
@@ -62,6 +62,7 @@ pub struct Metrics {
     pub hosts_unresolved: Gauge,
     /// Network namespaces that cannot be served.
     pub namespaces_unserved: Gauge,
+    certificates: Family<FileLabel, Gauge>,
     /// Rules in force.
     pub rules: Gauge,
     /// Addresses and networks that are intercepted.
@@ -95,6 +96,11 @@ struct LimitLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CauseLabel {
     cause: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FileLabel {
+    file: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -193,6 +199,12 @@ impl Metrics {
             "Network namespaces that cannot be served: what is configured is refused there",
             namespaces_unserved.clone(),
         );
+        let certificates = Family::<FileLabel, Gauge>::default();
+        registry.register(
+            "client_certificate_expiration_timestamp_seconds",
+            "When the certificates that origins are shown are over, by the file or Secret that has them",
+            certificates.clone(),
+        );
         let rules = Gauge::default();
         registry.register("rules", "Rules in force", rules.clone());
         let destinations = Gauge::default();
@@ -246,6 +258,7 @@ impl Metrics {
             configuration_current,
             hosts_unresolved,
             namespaces_unserved,
+            certificates,
             rules,
             destinations,
             learned,
@@ -277,6 +290,14 @@ impl Metrics {
     /// Counts a connection that was passed on as it is, to its end or until it broke off.
     pub fn passed_on(&self, complete: bool) {
         self.passed_on[usize::from(!complete)].inc();
+    }
+
+    /// Takes in which certificates origins are shown.
+    pub fn client_certificates(&self, shown: &BTreeMap<String, Validity>) {
+        self.certificates.clear();
+        for (file, validity) in shown {
+            self.certificates.get_or_create(&FileLabel { file: file.clone() }).set(validity.not_after);
+        }
     }
 
     /// Counts a TLS handshake; None for one that failed.

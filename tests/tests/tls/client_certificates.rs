@@ -1,6 +1,10 @@
 //! `MUTUAL`: certificates of our own, the files that they are in, and configurations that cannot be carried out.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -115,6 +119,45 @@ fn a_client_certificate_that_changes_is_used_from_then_on_and_drops_no_connectio
     ensure!(held.wait(PATIENCE)?.success(), "{:?}", held.stderr());
     let shown: Vec<_> = requests.iter().map(|request| request.get("client_certificate")).collect();
     ensure!(shown == ["CN=first", "CN=second"], "{shown:?}");
+    Ok(())
+}
+
+#[test]
+fn a_certificate_whose_time_is_nearly_over_is_told_of_until_it_is_renewed() -> Result<()> {
+    const METRIC: &str = "egress_client_certificate_expiration_timestamp_seconds";
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let bed = TestBed::new("tls-mutual-ending")?;
+    let config = configure(&bed, &[])?;
+    let ending = bed.pki().client_expiring_in("ending", 3 * DAY)?;
+    let (certificate, key) = (bed.dir().join("client.crt"), bed.dir().join("client.key"));
+    fs::copy(&ending.certificate_file, &certificate)?;
+    fs::copy(&ending.key_file, &key)?;
+    config.write("rules.yaml", &rule(HOST, DNS, &mutual(&certificate, &key)))?;
+    let mut agent = bed.agent(&config)?;
+    let file = certificate.display().to_string();
+    let days_left = |agent: &Agent<'_>| -> Result<f64> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+        Ok((agent.metrics()?.sum(METRIC, &[("file", &file)]) - now) / DAY.as_secs_f64())
+    };
+    let left = days_left(&agent)?;
+    ensure!((2.9..3.1).contains(&left), "{left}");
+    let told = |line: &str| line.contains("nearly over") && line.contains(&file);
+    agent.process().wait_for_line("the warning", told)?;
+
+    fs::copy(bed.pki().client("renewed")?.certificate_file, &certificate)?;
+    // It does not go with the key, and the one before stays in use.
+    agent.process().wait_for_line("the mistake", |line| line.contains("before stays in use"))?;
+    let left = days_left(&agent)?;
+    ensure!((2.9..3.1).contains(&left), "{left}");
+    let renewed = bed.pki().client("renewed")?;
+    agent.apply(|| {
+        fs::copy(&renewed.key_file, &key)?;
+        fs::copy(&renewed.certificate_file, &certificate)?;
+        Ok(())
+    })?;
+    let left = days_left(&agent)?;
+    ensure!(left > 365.0, "{left}");
+    ensure!(agent.log_text().lines().filter(|line| told(line)).count() == 1, "{}", agent.log_text());
     Ok(())
 }
 

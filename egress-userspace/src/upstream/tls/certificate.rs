@@ -83,6 +83,27 @@ impl Facts {
     }
 }
 
+/// The time of a certificate, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// Its beginning.
+    pub not_before: i64,
+    /// Its end.
+    pub not_after: i64,
+}
+
+impl Validity {
+    /// That of the one of a chain that ends first; None if nothing of it can be read.
+    pub fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
+        let read = chain.iter().filter_map(|der| X509Certificate::from_der(der).ok());
+        let times = read.map(|(_, certificate)| Self {
+            not_before: certificate.validity().not_before.timestamp(),
+            not_after: certificate.validity().not_after.timestamp(),
+        });
+        times.min_by_key(|time| time.not_after)
+    }
+}
+
 /// Whether a certificate is signed by this key.
 pub fn is_signed_by(
     der: &CertificateDer<'_>,

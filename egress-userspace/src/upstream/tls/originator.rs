@@ -1,6 +1,6 @@
 //! TLS clients, made once for all rules that want the same.
 
-use std::{mem, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, mem, net::IpAddr, sync::Arc};
 
 use foldhash::HashMap;
 
@@ -13,7 +13,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{
-    TlsError,
+    TlsError, Validity,
     handshake::{HTTP1, HTTP2},
     material::{Material, Reader, RootsError, Store, content, parse_chain, parse_crls, parse_key, parse_roots},
     refusal::Offer,
@@ -53,9 +53,9 @@ impl Originator {
 
     /// The same with connections made by `config`, which is to be of the same settings.
     pub(super) fn with_config(&self, config: ClientConfig) -> Self {
-        let Client { verifier, offer, material, .. } = &*self.client;
-        let (verifier, offer, material) = (verifier.clone(), *offer, material.clone());
-        let client = Arc::new(Client { config: Arc::new(config), verifier, offer, material });
+        let Client { verifier, offer, material, shown, .. } = &*self.client;
+        let (verifier, offer, material, shown) = (verifier.clone(), *offer, material.clone(), *shown);
+        let client = Arc::new(Client { config: Arc::new(config), verifier, offer, material, shown });
         Self { client, server_name: self.server_name.clone(), host: self.host.clone() }
     }
 
@@ -102,6 +102,8 @@ struct Client {
     verifier: Arc<PeerVerifier>,
     offer: Offer,
     material: Material,
+    /// The time of the certificate that origins are shown.
+    shown: Option<Validity>,
 }
 
 /// All that clients differ in, but for the contents of files.
@@ -136,6 +138,12 @@ impl Clients {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.clients.len()
+    }
+
+    /// The certificates that origins are shown, by what they are called.
+    pub fn shown(&self) -> BTreeMap<String, Validity> {
+        let shown = self.clients.iter().filter_map(|(recipe, client)| Some((recipe.client.as_ref()?, client.shown?)));
+        shown.map(|((certificate, _), validity)| (certificate.to_string(), validity)).collect()
     }
 
     /// Whether there are none.
@@ -280,10 +288,12 @@ impl Client {
             .map_err(|error| TlsError::Settings { location: location.clone(), problem: error.to_string() })?
             .dangerous()
             .with_custom_certificate_verifier(verifier.clone());
+        let mut shown = None;
         let mut config = match (&settings.client, &material.client) {
             (Some(identity), Some((certificate, key))) => {
                 let chain = parse_chain(&identity.certificate, certificate)?;
                 let key = parse_key(&identity.key, key)?;
+                shown = Validity::of(&chain);
                 builder.with_client_auth_cert(chain, key).map_err(|error| {
                     let certificate = &identity.certificate.value;
                     content(&identity.key, format!("does not go with {certificate}: {error}"))
@@ -299,7 +309,7 @@ impl Client {
             None => Resumption::store(Arc::new(ClientSessionMemoryCache::new(FEW_SERVERS * OF_A_SERVER))),
         };
         let offer = Offer { min_version, post_quantum, client_certificate: settings.client.is_some() };
-        Ok(Self { config: Arc::new(config), verifier, offer, material })
+        Ok(Self { config: Arc::new(config), verifier, offer, material, shown })
     }
 }
 
