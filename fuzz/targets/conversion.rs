@@ -232,7 +232,7 @@ fn as_one_has_them(fields: &Fields) -> Vec<(HeaderName, Vec<u8>)> {
     let mut all = listed(fields);
     let hosts: Vec<_> = all.iter().filter(|(name, _)| *name == header::HOST).map(|(_, host)| host.clone()).collect();
     if let [first, second] = &hosts[..]
-        && first == second
+        && (first == second || RequestHost::is_same(first, second))
     {
         let last = all.iter().rposition(|(name, _)| *name == header::HOST).expect("there are two");
         all.remove(last);
