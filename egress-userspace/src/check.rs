@@ -129,7 +129,12 @@ impl Report {
     fn new(policy: &Policy, mut diagnostics: Vec<Diagnostic>, probes: Option<Vec<ProbeReport>>) -> Self {
         diagnostics.sort();
         diagnostics.dedup();
-        let rules = policy.rules().map(|rule| summary::describe(rule)).collect();
+        let exceptions = policy.exceptions().iter();
+        let described = policy.rules().map(|rule| ((&rule.host, rule.port), summary::describe(rule)));
+        let mut rules: Vec<_> =
+            described.chain(exceptions.map(|it| ((&it.host, it.port), summary::describe_exception(it)))).collect();
+        rules.sort_by_key(|(place, _)| *place);
+        let rules = rules.into_iter().map(|(_, rule)| rule).collect();
         let errors = diagnostics.iter().filter(|found| found.severity() == Severity::Error).count();
         let warnings = diagnostics.len() - errors;
         Self { rules, probes, diagnostics: diagnostics.into_iter().map(Finding::from).collect(), errors, warnings }

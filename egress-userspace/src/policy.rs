@@ -31,6 +31,19 @@ mod upstream;
 pub struct Policy {
     /// In the order of host and port.
     rules: Vec<Arc<Rule>>,
+    /// In the order of host and port.
+    exceptions: Vec<Exception>,
+}
+
+/// A port of a host that a rule for a wildcard is not for: what is sent there is left in clear, as the user says.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Exception {
+    /// The host, or hosts.
+    pub host: HostPattern,
+    /// The port that the application connects to.
+    pub port: u16,
+    /// The `tls` block that says so.
+    pub location: Location,
 }
 
 /// What becomes of requests for one port of one host.
@@ -218,22 +231,33 @@ impl Policy {
     /// The same, with all that there is to say even if some of it is an error; the policy is then of no use but to be
     /// looked at.
     pub fn analyze<'d>(documents: impl IntoIterator<Item = &'d Document> + Clone) -> (Self, Vec<Diagnostic>) {
-        let (rules, diagnostics) = compile::compile(documents);
-        (Self::from_iter(rules), diagnostics)
+        let (rules, mut exceptions, diagnostics) = compile::compile(documents);
+        exceptions.sort();
+        (Self { exceptions, ..Self::from_iter(rules) }, diagnostics)
     }
 
-    /// Whether whatever has a rule in `other` has one here, too.
+    /// Whether whatever has a rule in `other` has one here, too, and there is no exception here that is none there.
     pub fn covers(&self, other: &Self) -> bool {
         let mut own = self.rules.iter();
-        other.rules.iter().all(|rule| {
+        let has_rules = other.rules.iter().all(|rule| {
             let place = (&rule.host, rule.port);
             own.find(|own| (&own.host, own.port) >= place).is_some_and(|own| (&own.host, own.port) == place)
-        })
+        });
+        let is_old = |own: &Exception| {
+            let place = (&own.host, own.port);
+            other.exceptions.binary_search_by(|other| (&other.host, other.port).cmp(&place)).is_ok()
+        };
+        has_rules && self.exceptions.iter().all(is_old)
     }
 
     /// All rules in the order of host and port.
     pub fn rules(&self) -> impl ExactSizeIterator<Item = &Arc<Rule>> {
         self.rules.iter()
+    }
+
+    /// What the rules for wildcards are not for, in the order of host and port.
+    pub fn exceptions(&self) -> &[Exception] {
+        &self.exceptions
     }
 }
 
@@ -241,6 +265,6 @@ impl FromIterator<Rule> for Policy {
     fn from_iter<I: IntoIterator<Item = Rule>>(rules: I) -> Self {
         let mut rules: Vec<_> = rules.into_iter().map(Arc::new).collect();
         rules.sort_by(|a, b| (&a.host, a.port).cmp(&(&b.host, b.port)));
-        Self { rules }
+        Self { rules, exceptions: Vec::new() }
     }
 }

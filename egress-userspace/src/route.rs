@@ -89,13 +89,38 @@ impl Route {
     }
 }
 
+/// What is said of one port of a host.
+#[derive(Debug)]
+enum Said {
+    /// Its requests go by this route.
+    Route(Arc<Route>),
+    /// They are left as they are, whatever is said of a wildcard.
+    Excepted(u16),
+}
+
+impl Said {
+    fn port(&self) -> u16 {
+        match self {
+            Self::Route(route) => route.rule.port,
+            Self::Excepted(port) => *port,
+        }
+    }
+
+    fn route(&self) -> Option<&Arc<Route>> {
+        match self {
+            Self::Route(route) => Some(route),
+            Self::Excepted(_) => None,
+        }
+    }
+}
+
 /// All routes of one policy.
 #[derive(Debug, Default)]
 pub struct RouteTable {
     /// By host; a host has a few ports at most.
-    exact: HashMap<HostName, Vec<Arc<Route>>>,
+    exact: HashMap<HostName, Vec<Said>>,
     /// By what comes after the `*.`.
-    wildcards: HashMap<HostName, Vec<Arc<Route>>>,
+    wildcards: HashMap<HostName, Vec<Said>>,
     /// By the networks of their addresses, and by port: the first by name.
     networks: HashMap<(Cidr, u16), Arc<Route>>,
     /// The lengths of those networks' prefixes, in bits.
@@ -152,9 +177,10 @@ impl RouteTable {
     pub fn route(&self, host: &str, port: u16) -> Option<&Arc<Route>> {
         let wildcards = parents(host).filter_map(|parent| self.wildcards.get(parent));
         let mut covering = self.exact.get(host).into_iter().chain(wildcards).flatten();
-        covering.find(|route| route.rule.port == port).or_else(|| {
-            self.route_by_address(host.trim_matches(['[', ']']).parse::<IpAddr>().ok()?.to_canonical(), port)
-        })
+        match covering.find(|said| said.port() == port) {
+            Some(said) => said.route(),
+            None => self.route_by_address(host.trim_matches(['[', ']']).parse::<IpAddr>().ok()?.to_canonical(), port),
+        }
     }
 
     /// The route for the one host that has this address, as far as is known without what applications were told. None if others have
@@ -171,15 +197,17 @@ impl RouteTable {
 
     /// Takes in the addresses that one name has, too.
     pub fn locate(&self, name: &HostName, names: &Names) {
-        let routes = self.exact.get(name).into_iter().chain(self.endpoints.get(name)).flatten();
+        let own = self.exact.get(name).into_iter().flatten().filter_map(Said::route);
+        let routes = own.chain(self.endpoints.get(name).into_iter().flatten());
         self.owners.add(routes.flat_map(|route| route.places(names)));
     }
 
-    fn of(&self, host: &HostPattern) -> &HashMap<HostName, Vec<Arc<Route>>> {
-        match host {
+    fn of(&self, host: &HostPattern) -> impl Iterator<Item = &Arc<Route>> {
+        let table = match host {
             HostPattern::Exact(_) => &self.exact,
             HostPattern::Wildcard(_) => &self.wildcards,
-        }
+        };
+        table.get(host.name()).into_iter().flatten().filter_map(Said::route)
     }
 
     fn route_by_address(&self, address: IpAddr, port: u16) -> Option<&Arc<Route>> {
@@ -189,7 +217,7 @@ impl RouteTable {
 
     /// All routes.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.exact.values().chain(self.wildcards.values()).flatten()
+        self.exact.values().chain(self.wildcards.values()).flatten().filter_map(Said::route)
     }
 
     /// The certificates that origins are shown, by what they are called.
@@ -248,6 +276,9 @@ impl RouteTable {
             let clusters = clusters.collect();
             table.add(rule, clusters, previous);
         }
+        for exception in policy.exceptions() {
+            table.say(&exception.host, Said::Excepted(exception.port));
+        }
         table
     }
 
@@ -275,8 +306,7 @@ impl RouteTable {
     }
 
     fn add(&mut self, rule: &Arc<Rule>, clusters: Vec<Arc<Cluster>>, previous: &Self) {
-        let kept = previous.of(&rule.host).get(rule.host.name()).into_iter().flatten();
-        let kept = kept.into_iter().find(|old| old.is(rule, &clusters)).cloned();
+        let kept = previous.of(&rule.host).find(|old| old.is(rule, &clusters)).cloned();
         let route = kept.unwrap_or_else(|| Arc::new(Route { rule: rule.clone(), clusters }));
         for cidr in &rule.addresses {
             self.prefix_lens.insert(cidr.prefix_len);
@@ -288,11 +318,15 @@ impl RouteTable {
         for name in rule.endpoints.iter().filter_map(EndpointAddress::name) {
             self.endpoints.entry(name.clone()).or_default().push(route.clone());
         }
-        let routes = match &rule.host {
+        self.say(&rule.host, Said::Route(route));
+    }
+
+    fn say(&mut self, host: &HostPattern, said: Said) {
+        let table = match host {
             HostPattern::Exact(_) => &mut self.exact,
             HostPattern::Wildcard(_) => &mut self.wildcards,
         };
-        routes.entry(rule.host.name().clone()).or_default().push(route);
+        table.entry(host.name().clone()).or_default().push(said);
     }
 
     /// The networks that these routes' hosts are known to be in.

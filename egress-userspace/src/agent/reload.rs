@@ -276,6 +276,10 @@ impl Agent {
                 tracing::debug!(host = %rule.host, port = rule.port, %to, target_port, at = %rule.location, "rule");
             }
         }
+        for exception in self.policy.exceptions().iter().take(SHOWN) {
+            let (host, port, at) = (&exception.host, exception.port, &exception.location);
+            tracing::info!(%host, port, %at, "left in clear, though a wildcard with TLS has it");
+        }
         if rules > SHOWN {
             tracing::info!("these were the first; `--log-level debug` shows all");
         }

@@ -8,6 +8,7 @@ mod index;
 mod reach;
 mod reports;
 mod routes;
+mod settings;
 mod upstream;
 
 use std::{num::NonZeroU16, sync::Arc};
@@ -16,11 +17,12 @@ use foldhash::{HashMap, HashSet};
 
 use self::{
     check::led_to,
-    index::{Asked, AskedBy, Index, Routed, Service},
+    index::{Index, Routed, Service},
     reports::{Reports, report_no_effect, selectors},
+    settings::{Asked, AskedBy},
     upstream::Shared,
 };
-use super::{HttpRoute, Rule, Targets, Upstream};
+use super::{Exception, HttpRoute, Rule, Targets, Upstream};
 use crate::config::{
     Code, Diagnostic, Document, HostPattern, Located, Location, Message,
     annotations::Annotations,
@@ -29,9 +31,11 @@ use crate::config::{
     virtual_service::RequestMatch,
 };
 
-/// The rules that the documents ask for, and all that there is to say about them in the order of files and lines. The
-/// rules are good only if none of it is an error.
-pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Clone) -> (Vec<Rule>, Vec<Diagnostic>) {
+/// The rules that the documents ask for, the exceptions to them, and all that there is to say about them in the order of files and
+/// lines. The rules are good only if none of it is an error.
+pub(super) fn compile<'d>(
+    documents: impl IntoIterator<Item = &'d Document> + Clone,
+) -> (Vec<Rule>, Vec<Exception>, Vec<Diagnostic>) {
     let mut reports = Reports::default();
     let selectors = selectors(documents.clone());
     let index = Index::of(documents.clone(), &mut reports);
@@ -48,10 +52,10 @@ pub(super) fn compile<'d>(documents: impl IntoIterator<Item = &'d Document> + Cl
     compiler.check_destinations();
     compiler.check_wildcards();
     compiler.check_number_of_ports();
-    let Compiler { rules, reports: Reports { found: mut diagnostics, .. }, .. } = compiler;
+    let Compiler { rules, exceptions, reports: Reports { found: mut diagnostics, .. }, .. } = compiler;
     diagnostics.sort();
     diagnostics.dedup();
-    (rules, diagnostics)
+    (rules, exceptions, diagnostics)
 }
 
 /// The port for TLS.
@@ -63,6 +67,7 @@ struct Compiler<'i, 'd> {
     index: &'i Index<'d>,
     reports: Reports,
     rules: Vec<Rule>,
+    exceptions: Vec<Exception>,
     /// By host, port and subset.
     upstreams: HashMap<(&'d HostPattern, NonZeroU16, Option<&'d str>), Shared>,
     /// Ports that get no TLS of their own, and why not if it is asked for.
@@ -81,6 +86,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
             index,
             reports,
             rules: Vec::new(),
+            exceptions: Vec::new(),
             upstreams: HashMap::default(),
             without_tls: Vec::new(),
             led_to: HashSet::default(),

@@ -29,6 +29,7 @@ fn outcome(text: &str) -> String {
         Ok((policy, warnings)) => policy
             .rules()
             .map(|rule| describe(rule))
+            .chain(policy.exceptions().iter().map(|it| format!("{}:{} in clear ({})", it.host, it.port, it.location)))
             .chain(warnings.iter().map(|warning| format!("warning {warning}")))
             .collect(),
         Err(errors) => vec![errors.to_string()],

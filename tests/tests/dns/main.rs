@@ -281,6 +281,40 @@ fn hosts_of_a_wildcard_are_upgraded_and_verified_by_the_request_s_host() -> Resu
     Ok(())
 }
 
+/// It is where the others are, and redirected like them: its requests are told apart.
+#[test]
+fn a_host_below_a_wildcard_is_left_in_clear_where_its_own_rule_says_so() -> Result<()> {
+    const PLAIN: &str = "plain.cnn.com";
+    let bed = bed("exception")?;
+    let place = bed.addresses(PLACE).both();
+    let _dns = serve(&bed, move |_| Answer::addresses(place))?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST, PLAIN])?);
+    let origin = bed.embedded_origin().tls(&bed.sockets(PLACE, 443), &tls)?.clear(&bed.sockets(PLACE, 80));
+    let _origin = origin.handler(way).start()?;
+    let config = bed.config_dir()?;
+    config.write("wildcard.yaml", &wildcard_rules())?;
+    config.write("plain.yaml", &rules(PLAIN).replace("mode: SIMPLE", "mode: DISABLE"))?;
+    let mut agent = Agent::start(&bed, &AgentOptions::new(config.path()))?;
+    let check = |expected: &str| -> Result<()> {
+        for (url, expected) in [
+            (URL, "over TLS: edition.cnn.com\n"),
+            ("http://plain.cnn.com/", expected),
+            ("http://PLAIN.cnn.com.:80/", expected),
+        ] {
+            let response = bed.curl(url)?.header("Connection: close").response()?;
+            // What is not ours has the Host that the application gave it.
+            let body = String::from_utf8_lossy(&response.body).replace("PLAIN", "plain").replace(".\n", "\n");
+            ensure!(body == expected, "{url}: {body}");
+        }
+        Ok(())
+    };
+    check("in clear: plain.cnn.com\n")?;
+    // Without a word of it it is like all others.
+    let silent = rules(PLAIN).replace("tls:\n          mode: SIMPLE", "connectionPool: {tcp: {maxConnections: 9}}");
+    agent.apply(|| config.write("plain.yaml", &silent))?;
+    check("over TLS: plain.cnn.com\n")
+}
+
 /// A machine whose pods are told other addresses than the node: the node learns of no host by itself.
 fn bed(name: &str) -> Result<TestBed> {
     TestBed::builder(name).host(SERVER).host(PLACE).resolv_conf(RESOLV_CONF).build()

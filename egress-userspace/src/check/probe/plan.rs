@@ -129,13 +129,15 @@ fn authorities(rule: &Rule, upstream: &Arc<Upstream>) -> Vec<Option<String>> {
     found
 }
 
-/// Whether a rule is the one for a host on its port: the most specific that covers it.
+/// Whether a rule is the one for a host on its port: the most specific that covers it, and there is no exception.
 fn is_for(policy: &Policy, rule: &Rule, name: &HostName) -> bool {
     let host = HostPattern::Exact(name.clone());
-    let is_closer = |other: &Rule| {
-        other.port == rule.port && other.host != rule.host && rule.host.covers(&other.host) && other.host.covers(&host)
+    let rules = policy.rules().map(|other| (&other.host, other.port));
+    let mut others = rules.chain(policy.exceptions().iter().map(|exception| (&exception.host, exception.port)));
+    let is_closer = |other: &HostPattern, port| {
+        port == rule.port && *other != rule.host && rule.host.covers(other) && other.covers(&host)
     };
-    rule.host.covers(&host) && !policy.rules().any(|other| is_closer(other))
+    rule.host.covers(&host) && !others.any(|(other, port)| is_closer(other, port))
 }
 
 fn url(rule: &Rule) -> String {

@@ -9,8 +9,9 @@ use egress_common::learned::NAME_PORTS;
 use super::{
     Compiler, HTTP, HTTPS,
     host_map::HostMap,
-    index::{Destinations, Routed, Service},
+    index::{Routed, Service},
     is_http,
+    settings::Destinations,
 };
 use crate::{
     config::{
@@ -20,7 +21,7 @@ use crate::{
         service_entry::Protocol as Spoken,
         traffic_policy::{PortPolicy, TrafficPolicy},
     },
-    policy::{HttpRoute, Rule, Upstream},
+    policy::{Exception, HttpRoute, Rule, Upstream},
 };
 
 impl<'d> Compiler<'_, 'd> {
@@ -42,6 +43,25 @@ impl<'d> Compiler<'_, 'd> {
             }
             let is_known = destinations.rules.iter().any(|(rule, _)| ports.contains_key(&(&raw const **rule)));
             self.check_annotations(host, destinations, is_known);
+        }
+        self.check_disabled(|rule| ports.contains_key(&std::ptr::from_ref(rule)));
+    }
+
+    /// As in Istio, who wants a wildcard's TLS not to be for a host has to say as well which ports that has.
+    fn check_disabled(&mut self, is_known: impl Fn(&DestinationRule) -> bool) {
+        let wildcards = wildcard_rules(&self.rules);
+        for (host, destinations) in self.index.destinations.iter() {
+            let rules = destinations.rules.iter().map(|(rule, _)| *rule);
+            for rule in rules.filter(|rule| !is_known(rule) && disables(rule) && !asks_for_tls(rule)) {
+                if let Some(wider) = wildcards.covering(host).flat_map(|(_, rules)| rules).next() {
+                    let text = format!(
+                        "no ServiceEntry has the host {host}, so this does nothing: its requests go over TLS, by what is said of {} at {}; add \
+                         one if they are to leave in clear",
+                        wider.host, wider.location,
+                    );
+                    self.reports.at(&rule.host, Code::UnusedDestinationRule.because(text));
+                }
+            }
         }
     }
 
@@ -83,7 +103,8 @@ impl<'d> Compiler<'_, 'd> {
         }
     }
 
-    /// Of the ports without TLS of their own says which have that of a wildcard, and gives the others.
+    /// Of the ports without TLS of their own says which have that of a wildcard, and gives the others: those that no wildcard has, or
+    /// for which there is to be none.
     pub(super) fn check_covered(&mut self) -> Vec<Service<'d>> {
         let wildcards = wildcard_rules(&self.rules);
         let mut others = Vec::new();
@@ -98,6 +119,17 @@ impl<'d> Compiler<'_, 'd> {
                 }
                 continue;
             };
+            if is_http(service)
+                && let Some(tls) = self.index.excepted(host, number, &wider.host)
+            {
+                self.exceptions.push(Exception {
+                    host: host.clone(),
+                    port: number.get(),
+                    location: tls.location.clone(),
+                });
+                others.push(service);
+                continue;
+            }
             if is_http(service) {
                 let (go, code) = match leads_elsewhere(wider) {
                     None => ("go over TLS all the same".to_owned(), Code::Questionable),
@@ -105,7 +137,7 @@ impl<'d> Compiler<'_, 'd> {
                 };
                 let text = format!(
                     "requests for {host} and port {number} {go}, by what is said of {} at {}, which has them too, whatever there is for \
-                     {host} itself; add a DestinationRule with `tls` for {host}, or leave its port out",
+                     {host} itself; add a DestinationRule with `tls` for {host}, be it with mode DISABLE, or leave its port out",
                     wider.host, wider.location,
                 );
                 self.reports.at(&port.number, code.because(text));
@@ -191,7 +223,13 @@ impl<'d> Compiler<'_, 'd> {
         let wildcards = wildcard_rules(&self.rules);
         for routed in unused {
             let host = &routed.host.value;
-            let wider: Vec<_> = wildcards.covering(host).flat_map(|(_, rules)| rules).collect();
+            let ports = self.index.services.get(host);
+            let is_excepted = |rule: &Rule| {
+                let service = NonZeroU16::new(rule.port).and_then(|number| ports?.get(&number));
+                service.is_some_and(|it| self.index.excepted(host, it.port.number.value, &rule.host).is_some())
+            };
+            let wider = wildcards.covering(host).flat_map(|(_, rules)| rules);
+            let wider: Vec<_> = wider.filter(|rule| !is_excepted(rule)).collect();
             // Of one that a ServiceEntry has it is said at its port.
             let elsewhere = match self.index.services.get(host) {
                 None => {
@@ -276,9 +314,18 @@ fn is_annotated(rule: &DestinationRule) -> bool {
 
 /// Whether it, or a subset of it, originates TLS.
 pub(super) fn asks_for_tls(rule: &DestinationRule) -> bool {
-    policies(rule).any(|policy| {
+    tls_blocks(rule).any(originates)
+}
+
+/// Whether it, or a subset of it, says that there is to be no TLS.
+fn disables(rule: &DestinationRule) -> bool {
+    tls_blocks(rule).any(|tls| tls.value == Tls::Disable)
+}
+
+fn tls_blocks(rule: &DestinationRule) -> impl Iterator<Item = &Located<Tls>> {
+    policies(rule).flat_map(|policy| {
         let of_ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
-        of_ports.chain(&policy.tls).any(originates)
+        of_ports.chain(&policy.tls)
     })
 }
 

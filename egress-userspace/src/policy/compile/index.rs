@@ -5,16 +5,18 @@ use std::collections::{BTreeMap, btree_map};
 use foldhash::{HashMap, HashSet};
 use std::num::NonZeroU16;
 
-use super::{Reports, host_map::HostMap};
+use super::{
+    Reports,
+    host_map::HostMap,
+    settings::{Destinations, Settings},
+};
 use crate::config::{
     Code, Document, HostPattern, Located, Location, Metadata, Resource,
-    annotations::Annotations,
     backend_tls_policy::{BackendTlsPolicy, TargetKind},
-    destination_rule::{DestinationRule, Origination, Subset, Tls},
+    destination_rule::{DestinationRule, Subset, Tls},
     parents,
     service_entry::{ServiceEntry, ServicePort},
     store::Store,
-    traffic_policy::{ConnectionPool, LoadBalancer, OutlierDetection, TrafficPolicy, Tunnel},
     virtual_service::{MeshService, VirtualService},
 };
 
@@ -45,11 +47,6 @@ pub(super) struct Service<'d> {
     pub(super) port: &'d ServicePort,
 }
 
-/// The rules for a host: the first with a `trafficPolicy`, and the subsets of all.
-pub(super) struct Destinations<'d> {
-    pub(super) rules: Vec<(&'d DestinationRule, Namespace<'d>)>,
-}
-
 /// A `VirtualService` for a host.
 pub(super) struct Routed<'d> {
     pub(super) service: &'d MeshService,
@@ -72,42 +69,6 @@ pub(super) enum StoreKind {
 }
 
 type StoreKey<'d> = (StoreKind, Namespace<'d>, &'d str);
-
-/// All that is said of one port of a host, or of a subset of it.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Settings<'d> {
-    pub(super) tls: Option<Asked<'d>>,
-    pub(super) pool: Option<&'d ConnectionPool>,
-    pub(super) outlier_detection: Option<&'d OutlierDetection>,
-    pub(super) balancer: Option<&'d LoadBalancer>,
-    pub(super) tunnel: Option<&'d Tunnel>,
-    pub(super) annotations: Option<&'d Annotations>,
-}
-
-/// Who asks for TLS on a port.
-#[derive(Clone, Copy)]
-pub(super) struct Asked<'d> {
-    pub(super) by: AskedBy<'d>,
-    /// Whether that names the port, rather than to be there for all of them.
-    pub(super) for_this_port: bool,
-    pub(super) namespace: Namespace<'d>,
-}
-
-#[derive(Clone, Copy)]
-pub(super) enum AskedBy<'d> {
-    Rule(&'d Located<Tls>, &'d Origination),
-    Policy(&'d BackendTlsPolicy),
-}
-
-impl Asked<'_> {
-    /// The place to name.
-    pub(super) fn place(&self) -> Located<()> {
-        match self.by {
-            AskedBy::Rule(tls, _) => tls.with(()),
-            AskedBy::Policy(policy) => policy.validation.with(()),
-        }
-    }
-}
 
 impl<'d> Index<'d> {
     pub(super) fn of(documents: impl IntoIterator<Item = &'d Document> + Clone, reports: &mut Reports) -> Self {
@@ -318,64 +279,23 @@ impl<'d> Index<'d> {
 
     /// What is said of a port, and of a subset of it; two that ask for TLS contradict each other.
     pub(super) fn settings(&self, host: &HostPattern, port: NonZeroU16, subset: Option<&Subset>) -> Settings<'d> {
-        let mut settings = Settings::default();
-        if let Some(destinations) = self.destinations(host)
-            && let Some((rule, namespace)) = destinations.main()
-        {
-            settings.annotations = Some(&rule.annotations);
-            settings.apply(rule.traffic_policy.as_ref(), port, namespace);
-            // It can be another rule's, which can be in another namespace.
-            if let Some((subset, namespace)) = subset.and_then(|subset| destinations.subset(&subset.name.value)) {
-                settings.apply(subset.traffic_policy.as_ref(), port, namespace);
-            }
-        }
-        settings
+        self.destinations(host).map(|destinations| destinations.settings(port, subset)).unwrap_or_default()
+    }
+
+    /// Where it is said of a port of a host that there is to be no TLS, closer to it than at `wider`.
+    pub(super) fn excepted(
+        &self,
+        host: &HostPattern,
+        port: NonZeroU16,
+        wider: &HostPattern,
+    ) -> Option<&'d Located<Tls>> {
+        let closer = self.destinations.covering(host).take_while(|(by, _)| *by != wider && wider.covers(by));
+        let mut settings = closer.map(|(_, destinations)| destinations.settings(port, None));
+        settings.find(|settings| settings.tls.is_some() || settings.disabled.is_some())?.disabled
     }
 
     /// The `BackendTLSPolicy` for a port.
     pub(super) fn policy(&self, host: &'d HostPattern, port: NonZeroU16) -> Option<TlsPolicy<'d>> {
         self.policies.get(&(host, port)).copied()
-    }
-}
-
-impl<'d> Destinations<'d> {
-    /// The rule whose `trafficPolicy` counts.
-    pub(super) fn main(&self) -> Option<(&'d DestinationRule, Namespace<'d>)> {
-        self.rules.iter().find(|(rule, _)| rule.traffic_policy.is_some()).or(self.rules.first()).copied()
-    }
-
-    fn subsets(&self) -> impl Iterator<Item = (&'d Subset, Namespace<'d>)> {
-        self.rules.iter().flat_map(|(rule, namespace)| rule.subsets.iter().map(|subset| (subset, *namespace)))
-    }
-
-    /// The subset of a name, and the namespace of its rule.
-    pub(super) fn subset(&self, name: &str) -> Option<(&'d Subset, Namespace<'d>)> {
-        self.subsets().find(|(subset, _)| subset.name.value == name)
-    }
-}
-
-impl<'d> Settings<'d> {
-    /// What `policy` says counts from now on. As in Istio it replaces field by field, and its settings for a port replace
-    /// all four of theirs, even by nothing.
-    fn apply(&mut self, policy: Option<&'d TrafficPolicy>, port: NonZeroU16, namespace: Namespace<'d>) {
-        let Some(policy) = policy else { return };
-        let asked = |tls: Option<&'d Located<Tls>>, for_this_port| {
-            let tls = tls?;
-            let Tls::Originate(origination) = &tls.value else { return None };
-            Some(Asked { by: AskedBy::Rule(tls, origination), for_this_port, namespace })
-        };
-        if policy.tls.is_some() {
-            self.tls = asked(policy.tls.as_ref(), false);
-        }
-        self.pool = policy.connection_pool.as_ref().map(|pool| &pool.value).or(self.pool);
-        self.outlier_detection = policy.outlier_detection.as_ref().map(|it| &it.value).or(self.outlier_detection);
-        self.balancer = policy.load_balancer.as_ref().or(self.balancer);
-        self.tunnel = policy.tunnel.as_ref().map(|tunnel| &tunnel.value).or(self.tunnel);
-        if let Some(settings) = policy.port_level_settings.iter().find(|settings| settings.port.number.value == port) {
-            self.tls = asked(settings.tls.as_ref(), true);
-            self.pool = settings.connection_pool.as_ref().map(|pool| &pool.value);
-            self.outlier_detection = settings.outlier_detection.as_ref().map(|it| &it.value);
-            self.balancer = settings.load_balancer.as_ref();
-        }
     }
 }

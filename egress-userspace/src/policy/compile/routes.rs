@@ -80,11 +80,14 @@ impl<'d> Compiler<'_, 'd> {
         Outcome::Rule
     }
 
-    /// Where TLS is originated for the port without any routes, or for a wildcard that has the host.
+    /// Where TLS is originated for the port without any routes, or for a wildcard that has the host unless that is not to count.
     pub(super) fn own_tls(&mut self, host: &'d HostPattern, port: NonZeroU16) -> Option<String> {
         let covering = self.index.services.covering(host).filter_map(|(_, ports)| ports.get(&port)).copied();
-        let asked = covering.filter(|service| is_http(*service)).find_map(|service| self.asked(service, None))?;
-        Some(asked.place().location.to_string())
+        let mut covering = covering.filter(|service| is_http(*service)).peekable();
+        let closest = *covering.peek()?;
+        let (wider, asked) = covering.find_map(|service| Some((service, self.asked(service, None)?)))?;
+        let is_excepted = self.index.excepted(closest.host, port, wider.host).is_some();
+        (!is_excepted).then(|| asked.place().location.to_string())
     }
 
     /// Whether TLS is asked for on any port of any of its destinations.

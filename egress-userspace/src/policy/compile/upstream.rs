@@ -9,7 +9,8 @@ use std::{
 
 use super::{
     Reports, credential,
-    index::{Asked, AskedBy, Index, Namespace, Service, Settings, StoreKind},
+    index::{Index, Namespace, Service, StoreKind},
+    settings::{Asked, AskedBy, Settings},
 };
 use crate::{
     config::{

@@ -22,11 +22,10 @@ fn a_host_below_a_wildcard_with_tls_keeps_it() {
     let by_wildcard = "*.a.com:80 -> original:443 verify=request (@9)";
     let warning = "warning @14: spec.ports[0].number: requests for www.a.com and port 80 go over TLS all the same, by what is said \
                    of *.a.com at @9, which has them too, whatever there is for www.a.com itself; add a DestinationRule with `tls` \
-                   for www.a.com, or leave its port out";
-    for policy in ["loadBalancer: {simple: RANDOM}", "tls: {mode: DISABLE}"] {
-        let text = wildcard.clone() + &entry("www.a.com", HTTP) + &destination("www.a.com", policy);
-        assert_eq!(outcome(&text), format!("{by_wildcard}\n{warning}"), "{text}");
-    }
+                   for www.a.com, be it with mode DISABLE, or leave its port out";
+    let text =
+        wildcard.clone() + &entry("www.a.com", HTTP) + &destination("www.a.com", "loadBalancer: {simple: RANDOM}");
+    assert_eq!(outcome(&text), format!("{by_wildcard}\n{warning}"), "{text}");
     // Its routes would be lost.
     let text = wildcard.clone()
         + &entry("www.a.com", HTTP)
@@ -43,8 +42,8 @@ fn a_host_below_a_wildcard_with_tls_keeps_it() {
         + &entry("www.a.com", HTTP)
         + &service("www.a.com", "{redirect: {uri: /}}");
     let expected = "@24: spec.ports[0].number: requests for www.a.com and port 80 would go to b.com, by what is said of *.a.com at @19, \
-                    which has them too, whatever there is for www.a.com itself; add a DestinationRule with `tls` for www.a.com, or leave \
-                    its port out";
+                    which has them too, whatever there is for www.a.com itself; add a DestinationRule with `tls` for www.a.com, be it with \
+                    mode DISABLE, or leave its port out";
     assert_eq!(outcome(&text), expected);
     // Without an entry of its own it has port 80.
     let text = entry("b.com", HTTP)
@@ -60,6 +59,99 @@ fn a_host_below_a_wildcard_with_tls_keeps_it() {
                     intercepted, and anything but HTTP is refused there; list the hosts that are meant in place of the wildcard";
     assert_eq!(outcome(&(wildcard.clone() + &entry("www.a.com", tcp))), format!("{by_wildcard}\n{expected}"));
     assert_eq!(outcome(&(wildcard + &entry("www.a.com", &tcp.replace("TCP", "UDP")))), by_wildcard);
+}
+
+/// As in Istio the most specific rule counts, and who writes DISABLE there means it.
+#[test]
+fn a_host_below_a_wildcard_with_tls_leaves_in_clear_if_the_user_says_so() {
+    const DISABLE: &str = "tls: {mode: DISABLE}";
+    let clear =
+        "ports: [{number: 80, name: a, protocol: HTTP}, {number: 81, name: b, protocol: HTTP, targetPort: 443}]";
+    let [none, dns] = ["NONE", "DNS"].map(|resolution| format!("{clear}, resolution: {resolution}"));
+    let wildcard = entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE);
+    let by_wildcard = "*.a.com:80 -> original:443 verify=request (@9)";
+    let not_to = "warning @14: spec.ports[1].targetPort: nothing originates TLS for port 81 of www.a.com, so its traffic is left as it is: \
+                  in clear text to port 81, not to 443; add a DestinationRule";
+    let own = entry("www.a.com", &dns);
+    for (text, expected) in [
+        (
+            wildcard.clone() + &own + &destination("www.a.com", DISABLE),
+            format!("{by_wildcard}\nwww.a.com:80 in clear (@19)\n{not_to}"),
+        ),
+        // Of one port, and the other way round.
+        (
+            wildcard.clone()
+                + &own
+                + &destination("www.a.com", &format!("{SIMPLE}, portLevelSettings: [{{port: {{number: 80}}, {DISABLE}}}]")),
+            format!("www.a.com:81 -> 443 verify=www.a.com (@19)\n{by_wildcard}\nwww.a.com:80 in clear (@19)"),
+        ),
+        (
+            entry("*.a.com", &none) + &destination("*.a.com", DISABLE) + &entry("www.a.com", HTTP) + &destination("www.a.com", SIMPLE),
+            "www.a.com:80 -> 443 verify=www.a.com (@19)\nwarning @4: spec.ports[1].targetPort: nothing originates TLS for port 81 of *.a.com, so \
+             its traffic is left as it is: in clear text to port 81, not to 443; add a DestinationRule"
+                .to_owned(),
+        ),
+        // By a wildcard within the wildcard, for all that it has.
+        (
+            wildcard.clone()
+                + &entry("*.b.a.com", NONE).replace(", targetPort: 443", "")
+                + &destination("*.b.a.com", DISABLE)
+                + &entry("www.b.a.com", NONE).replace(", targetPort: 443", "")
+                + &destination("www.b.a.com", "loadBalancer: {simple: RANDOM}"),
+            format!("{by_wildcard}\nwww.b.a.com:80 in clear (@19)\n*.b.a.com:80 in clear (@19)"),
+        ),
+        // What is said of as many hosts is not said of this one.
+        (
+            entry("b.com", HTTP)
+                + &destination("b.com", SIMPLE)
+                + &entry("*.a.com", NONE)
+                + &service("*.a.com", &to("b.com"))
+                + &destination("*.a.com", DISABLE)
+                + &service("www.a.com", &to("www.a.com"))
+                + &entry("www.a.com", HTTP),
+            "@34: spec.ports[0].number: requests for www.a.com and port 80 would go to b.com, by what is said of *.a.com at @19, \
+             which has them too, whatever there is for www.a.com itself; add a DestinationRule with `tls` for www.a.com, be it with mode \
+             DISABLE, or leave its port out"
+                .to_owned(),
+        ),
+        // Its routes are its own, too.
+        (
+            wildcard.clone()
+                + &entry("www.a.com", HTTP.replace(", targetPort: 443", "").as_str())
+                + &destination("www.a.com", DISABLE)
+                + &service("www.a.com", &to("www.a.com")),
+            format!(
+                "{by_wildcard}\nwww.a.com:80 in clear (@19)\nwarning @24: spec.hosts[0]: no request for www.a.com is sent on over TLS by this, so \
+                 it is left alone and goes to where it was going; add a DestinationRule with `tls` for a destination"
+            ),
+        ),
+        // It has no ports.
+        (
+            wildcard.clone() + &destination("www.a.com", DISABLE),
+            format!(
+                "{by_wildcard}\nwarning @14: spec.host: no ServiceEntry has the host www.a.com, so this does nothing: its requests go over TLS, \
+                 by what is said of *.a.com at @9; add one if they are to leave in clear"
+            ),
+        ),
+        (destination("www.a.com", DISABLE), String::new()),
+    ] {
+        assert_eq!(outcome(&text), expected, "{text}");
+    }
+}
+
+/// Files may be on their way.
+#[test]
+fn a_policy_with_another_exception_has_lost_something() {
+    let policy = |text: &str| {
+        let documents = config::parse(text, Path::new("rules.yaml")).expect("valid documents");
+        Policy::compile(&documents).expect("valid rules").0
+    };
+    let wildcard = entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE);
+    let except = |host: &str| entry(host, HTTP) + &destination(host, "tls: {mode: DISABLE}");
+    let [none, one, both] = [String::new(), except("b.a.com"), except("c.a.com") + &except("b.a.com")]
+        .map(|exceptions| policy(&(wildcard.clone() + &exceptions)));
+    assert!(none.covers(&one) && one.covers(&one) && one.covers(&both) && both.covers(&both));
+    assert!(!one.covers(&none) && !both.covers(&one));
 }
 
 #[test]

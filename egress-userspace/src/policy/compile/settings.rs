@@ -1,0 +1,116 @@
+//! All that `DestinationRule`s say of one port of a host.
+
+use std::num::NonZeroU16;
+
+use super::index::Namespace;
+use crate::config::{
+    Located,
+    annotations::Annotations,
+    backend_tls_policy::BackendTlsPolicy,
+    destination_rule::{DestinationRule, Origination, Subset, Tls},
+    traffic_policy::{ConnectionPool, LoadBalancer, OutlierDetection, TrafficPolicy, Tunnel},
+};
+
+/// The rules for a host: the first with a `trafficPolicy`, and the subsets of all.
+pub(super) struct Destinations<'d> {
+    pub(super) rules: Vec<(&'d DestinationRule, Namespace<'d>)>,
+}
+
+/// All that is said of one port of a host, or of a subset of it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Settings<'d> {
+    pub(super) tls: Option<Asked<'d>>,
+    /// Where it is said that there is to be none.
+    pub(super) disabled: Option<&'d Located<Tls>>,
+    pub(super) pool: Option<&'d ConnectionPool>,
+    pub(super) outlier_detection: Option<&'d OutlierDetection>,
+    pub(super) balancer: Option<&'d LoadBalancer>,
+    pub(super) tunnel: Option<&'d Tunnel>,
+    pub(super) annotations: Option<&'d Annotations>,
+}
+
+/// Who asks for TLS on a port.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'d> {
+    pub(super) by: AskedBy<'d>,
+    /// Whether that names the port, rather than to be there for all of them.
+    pub(super) for_this_port: bool,
+    pub(super) namespace: Namespace<'d>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum AskedBy<'d> {
+    Rule(&'d Located<Tls>, &'d Origination),
+    Policy(&'d BackendTlsPolicy),
+}
+
+impl Asked<'_> {
+    /// The place to name.
+    pub(super) fn place(&self) -> Located<()> {
+        match self.by {
+            AskedBy::Rule(tls, _) => tls.with(()),
+            AskedBy::Policy(policy) => policy.validation.with(()),
+        }
+    }
+}
+
+impl<'d> Destinations<'d> {
+    /// The rule whose `trafficPolicy` counts.
+    pub(super) fn main(&self) -> Option<(&'d DestinationRule, Namespace<'d>)> {
+        self.rules.iter().find(|(rule, _)| rule.traffic_policy.is_some()).or(self.rules.first()).copied()
+    }
+
+    /// What they say of a port, and of a subset of it.
+    pub(super) fn settings(&self, port: NonZeroU16, subset: Option<&Subset>) -> Settings<'d> {
+        let mut settings = Settings::default();
+        if let Some((rule, namespace)) = self.main() {
+            settings.annotations = Some(&rule.annotations);
+            settings.apply(rule.traffic_policy.as_ref(), port, namespace);
+            // It can be another rule's, which can be in another namespace.
+            if let Some((subset, namespace)) = subset.and_then(|subset| self.subset(&subset.name.value)) {
+                settings.apply(subset.traffic_policy.as_ref(), port, namespace);
+            }
+        }
+        settings
+    }
+
+    /// The subsets of all, and the namespaces of their rules.
+    pub(super) fn subsets(&self) -> impl Iterator<Item = (&'d Subset, Namespace<'d>)> {
+        self.rules.iter().flat_map(|(rule, namespace)| rule.subsets.iter().map(|subset| (subset, *namespace)))
+    }
+
+    /// The subset of a name, and the namespace of its rule.
+    pub(super) fn subset(&self, name: &str) -> Option<(&'d Subset, Namespace<'d>)> {
+        self.subsets().find(|(subset, _)| subset.name.value == name)
+    }
+}
+
+impl<'d> Settings<'d> {
+    /// What `policy` says counts from now on. As in Istio it replaces field by field, and its settings for a port replace
+    /// all four of theirs, even by nothing.
+    fn apply(&mut self, policy: Option<&'d TrafficPolicy>, port: NonZeroU16, namespace: Namespace<'d>) {
+        let Some(policy) = policy else { return };
+        let mut apply_tls = |tls: Option<&'d Located<Tls>>, for_this_port| {
+            (self.tls, self.disabled) = match tls.map(|tls| (tls, &tls.value)) {
+                Some((tls, Tls::Originate(origination))) => {
+                    (Some(Asked { by: AskedBy::Rule(tls, origination), for_this_port, namespace }), None)
+                }
+                Some((tls, Tls::Disable)) => (None, Some(tls)),
+                None => (None, None),
+            };
+        };
+        if policy.tls.is_some() {
+            apply_tls(policy.tls.as_ref(), false);
+        }
+        self.pool = policy.connection_pool.as_ref().map(|pool| &pool.value).or(self.pool);
+        self.outlier_detection = policy.outlier_detection.as_ref().map(|it| &it.value).or(self.outlier_detection);
+        self.balancer = policy.load_balancer.as_ref().or(self.balancer);
+        self.tunnel = policy.tunnel.as_ref().map(|tunnel| &tunnel.value).or(self.tunnel);
+        if let Some(settings) = policy.port_level_settings.iter().find(|settings| settings.port.number.value == port) {
+            apply_tls(settings.tls.as_ref(), true);
+            self.pool = settings.connection_pool.as_ref().map(|pool| &pool.value);
+            self.outlier_detection = settings.outlier_detection.as_ref().map(|it| &it.value);
+            self.balancer = settings.load_balancer.as_ref();
+        }
+    }
+}
