@@ -3,7 +3,7 @@
 use rustls_pki_types::ServerName;
 
 use super::{
-    Code, Errors, HostName, Located,
+    Code, Errors, HostName, Located, Message,
     decode::{Decode, Text, choose, shape},
     destination_rule::PeerName,
     node::Node,
@@ -47,7 +47,7 @@ pub enum TargetKind {
 }
 
 impl Text for TargetKind {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         choose(
             text,
             &[("ServiceEntry", Self::ServiceEntry), ("Hostname", Self::Hostname), ("Service", Self::Service)],
@@ -94,7 +94,7 @@ pub enum CaKind {
 }
 
 impl Text for CaKind {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         choose(text, &[("ConfigMap", Self::ConfigMap), ("Secret", Self::Secret)], &[])
     }
 }
@@ -104,7 +104,7 @@ impl Text for CaKind {
 pub struct WellKnown;
 
 impl Text for WellKnown {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         choose(text, &[("System", Self)], &[])
     }
 }
@@ -140,7 +140,7 @@ shape! {
 pub struct AltNameKind;
 
 impl Text for AltNameKind {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         choose(text, &[("Hostname", Self)], &[("URI", "certificates of the web have none; use Hostname")])
     }
 }

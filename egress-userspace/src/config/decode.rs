@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Code, Errors, Located, Location,
+    Code, Errors, Located, Location, Message,
     node::{Entry, Node, Value},
 };
 
@@ -247,7 +247,7 @@ pub(super) trait Text: Sized {
     const EMPTY_IS_ABSENT: bool = false;
 
     /// The value, or what is wrong with the text.
-    fn parse(text: &str) -> Result<Self, String>;
+    fn parse(text: &str) -> Result<Self, Message>;
 }
 
 impl<T: Text> Decode for T {
@@ -257,8 +257,7 @@ impl<T: Text> Decode for T {
         let message = match &node.value {
             Value::String(text) => match T::parse(text) {
                 Ok(value) => return Some(value),
-                Err(message) if message.contains("does not implement") => Code::Unsupported.because(message),
-                Err(message) => message.into(),
+                Err(message) => message,
             },
             other => {
                 let found = if T::IS_SECRET { other.kind() } else { other.to_string().into() };
@@ -273,16 +272,16 @@ impl<T: Text> Decode for T {
 }
 
 /// One of Istio's enumerations: the values egress knows, and those it refuses by name and why.
-pub(super) fn choose<T: Copy>(text: &str, known: &[(&'static str, T)], refused: &[(&str, &str)]) -> Result<T, String> {
+pub(super) fn choose<T: Copy>(text: &str, known: &[(&'static str, T)], refused: &[(&str, &str)]) -> Result<T, Message> {
     if let Some((_, value)) = known.iter().find(|(name, _)| *name == text) {
         return Ok(*value);
     }
     if let Some((_, why)) = refused.iter().find(|(name, _)| *name == text) {
-        return Err(format!("Istio has {text}, egress does not implement it: {why}"));
+        return Err(Code::Unsupported.because(format!("Istio has {text}, egress does not implement it: {why}")));
     }
     let names: Vec<&'static str> = known.iter().map(|(name, _)| *name).collect();
     match closest(text, names.iter()) {
-        Some(meant) => Err(format!("unknown value {text:?}; did you mean {meant}?")),
-        None => Err(format!("unknown value {text:?}; use {}", names.join(", "))),
+        Some(meant) => Err(format!("unknown value {text:?}; did you mean {meant}?").into()),
+        None => Err(format!("unknown value {text:?}; use {}", names.join(", ")).into()),
     }
 }

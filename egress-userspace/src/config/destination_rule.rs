@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16, path::PathBuf};
 use rustls_pki_types::ServerName;
 
 use super::{
-    Code, Errors, HostName, HostPattern, Located,
+    Code, Errors, HostName, HostPattern, Located, Message,
     annotations::Annotations,
     decode::{Decode, Text, choose, shape},
     node::Node,
@@ -163,7 +163,7 @@ pub enum Mode {
 }
 
 impl Text for Mode {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         choose(
             text,
             &[("DISABLE", Self::Disable), ("SIMPLE", Self::Simple), ("MUTUAL", Self::Mutual)],
@@ -184,15 +184,17 @@ impl PeerName {
 }
 
 impl Text for PeerName {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         if text.contains("://") {
-            return Err(format!("{text:?} is a URI, which egress does not verify; give a DNS name or an IP address"));
+            return Err(
+                format!("{text:?} is a URI, which egress does not verify; give a DNS name or an IP address").into()
+            );
         }
         if let Some(parent) = text.strip_prefix("*.") {
-            return Err(format!(
+            return Err(Code::Unsupported.because(format!(
                 "Istio holds {text} against the names of a certificate to the letter, egress does not implement that: it looks for a \
                  host that the certificate is valid for; give one, such as www.{parent}"
-            ));
+            )));
         }
         match text.parse::<IpAddr>() {
             Ok(address) => Ok(Self(ServerName::IpAddress(address.into()))),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Cidr, Code, Errors, HostName, HostPattern, Located,
+    Cidr, Code, Errors, HostName, HostPattern, Located, Message,
     decode::{Decode, Text, choose, shape},
     destination_rule::{PeerName, WorkloadSelector},
     node::Node,
@@ -92,9 +92,11 @@ impl EndpointAddress {
 }
 
 impl Text for EndpointAddress {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         if text.starts_with("unix:") {
-            return Err("Istio has Unix sockets as endpoints, egress does not implement them".to_owned());
+            return Err(
+                Code::Unsupported.because("Istio has Unix sockets as endpoints, egress does not implement them")
+            );
         }
         match text.parse() {
             Ok(address) => Ok(Self::Ip(address)),
@@ -113,7 +115,7 @@ pub enum MeshLocation {
 }
 
 impl Text for MeshLocation {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         choose(text, &[("MESH_EXTERNAL", Self::External), ("MESH_INTERNAL", Self::Internal)], &[])
     }
 }
@@ -132,7 +134,7 @@ pub enum Resolution {
 }
 
 impl Text for Resolution {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         choose(
             text,
             &[
@@ -183,7 +185,7 @@ impl Protocol {
 }
 
 impl Text for Protocol {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         let known: Vec<_> = [Self::Http, Self::Https, Self::Http2, Self::Grpc, Self::GrpcWeb, Self::Tls]
             .into_iter()
             .chain(["TCP", "UDP", "MONGO", "MYSQL", "REDIS"].map(Self::Opaque))

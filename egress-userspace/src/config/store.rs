@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use super::{
-    Code, Errors,
+    Code, Errors, Message,
     decode::{Decode, Fields, Text},
     node::{Node, Value},
     virtual_service::Base64,
@@ -68,7 +68,7 @@ struct Plain(String);
 impl Text for Plain {
     const IS_SECRET: bool = true;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         Ok(Self(text.to_owned()))
     }
 }

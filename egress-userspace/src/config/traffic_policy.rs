@@ -3,7 +3,7 @@
 use std::{num::NonZeroU16, time::Duration};
 
 use super::{
-    Code, Errors, Located,
+    Code, Errors, Located, Message,
     decode::{Decode, Text, choose, shape},
     destination_rule::{PortSelector, Tls},
     node::Node,
@@ -113,10 +113,10 @@ shape! {
 pub struct AtLeastOneMilli(pub Duration);
 
 impl Text for AtLeastOneMilli {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         let time = Duration::parse(text)?;
         if time < Duration::from_millis(1) {
-            return Err(format!("{text} is too short; use 1ms or more"));
+            return Err(format!("{text} is too short; use 1ms or more").into());
         }
         Ok(Self(time))
     }
@@ -142,13 +142,13 @@ impl Decode for Probes {
 pub struct KeepaliveTime(pub Duration);
 
 impl Text for KeepaliveTime {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         let time = Duration::parse(text)?;
         if time < Duration::from_secs(1) {
-            return Err(format!("{text} is too short for the kernel, which counts in seconds; use 1s or more"));
+            return Err(format!("{text} is too short for the kernel, which counts in seconds; use 1s or more").into());
         }
         if time.as_secs() > 32_767 {
-            return Err(format!("{text} is too long for the kernel; use 32767s or less"));
+            return Err(format!("{text} is too long for the kernel; use 32767s or less").into());
         }
         Ok(Self(time))
     }
@@ -166,7 +166,7 @@ pub enum H2UpgradePolicy {
 }
 
 impl Text for H2UpgradePolicy {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         let known = [("DEFAULT", Self::Default), ("DO_NOT_UPGRADE", Self::DoNotUpgrade), ("UPGRADE", Self::Upgrade)];
         choose(text, &known, &[])
     }
@@ -237,7 +237,7 @@ pub enum Simple {
 }
 
 impl Text for Simple {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         choose(
             text,
             &[
@@ -275,7 +275,7 @@ pub enum TunnelProtocol {
 }
 
 impl Text for TunnelProtocol {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         choose(&text.to_ascii_uppercase(), &[("CONNECT", Self::Connect), ("POST", Self::Post)], &[])
     }
 }

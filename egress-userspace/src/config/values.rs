@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use http::{HeaderName, HeaderValue, StatusCode, uri::Authority};
 
 use super::{
-    Cidr, Code, Errors, HostName, HostPattern,
+    Cidr, Code, Errors, HostName, HostPattern, Message,
     decode::{Decode, Text},
     node::{Node, Value},
 };
@@ -81,7 +81,7 @@ impl Decode for Percent {
 impl Text for String {
     const EMPTY_IS_ABSENT: bool = true;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         Ok(text.to_owned())
     }
 }
@@ -89,7 +89,7 @@ impl Text for String {
 impl Text for PathBuf {
     const EMPTY_IS_ABSENT: bool = true;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         Ok(text.into())
     }
 }
@@ -97,20 +97,20 @@ impl Text for PathBuf {
 impl Text for HostName {
     const EMPTY_IS_ABSENT: bool = true;
 
-    fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|error: super::InvalidHostName| error.to_string())
+    fn parse(text: &str) -> Result<Self, Message> {
+        text.parse().map_err(|error: super::InvalidHostName| error.to_string().into())
     }
 }
 
 impl Text for HostPattern {
-    fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|error: super::InvalidHostName| error.to_string())
+    fn parse(text: &str) -> Result<Self, Message> {
+        text.parse().map_err(|error: super::InvalidHostName| error.to_string().into())
     }
 }
 
 impl Text for Cidr {
-    fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|error: super::InvalidCidr| error.to_string())
+    fn parse(text: &str) -> Result<Self, Message> {
+        text.parse().map_err(|error: super::InvalidCidr| error.to_string().into())
     }
 }
 
@@ -119,8 +119,8 @@ const LONGEST_TIME: f64 = 100.0 * 365.0 * 86400.0;
 
 /// A time as Go and protobuf write it: numbers with units, such as `1h30m`, `10s` or `1.5ms`.
 impl Text for Duration {
-    fn parse(text: &str) -> Result<Self, String> {
-        let invalid = || format!("{text:?} is not a time; write one such as 10s, 250ms, 1.5h or 1h30m");
+    fn parse(text: &str) -> Result<Self, Message> {
+        let invalid = || Message::from(format!("{text:?} is not a time; write one such as 10s, 250ms, 1.5h or 1h30m"));
         let mut total = 0.0;
         let mut rest = text;
         while !rest.is_empty() || text.is_empty() {
@@ -141,15 +141,15 @@ impl Text for Duration {
             rest = &rest[unit..];
         }
         if total > LONGEST_TIME {
-            return Err(format!("{text:?} is longer than a hundred years; write a shorter time, or none"));
+            return Err(format!("{text:?} is longer than a hundred years; write a shorter time, or none").into());
         }
         Self::try_from_secs_f64(total).map_err(|_| invalid())
     }
 }
 
 impl Text for HeaderName {
-    fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| format!("{text:?} is not the name of a header field"))
+    fn parse(text: &str) -> Result<Self, Message> {
+        text.parse().map_err(|_| format!("{text:?} is not the name of a header field").into())
     }
 }
 
@@ -157,11 +157,12 @@ impl Text for HeaderName {
 impl Text for HeaderValue {
     const IS_SECRET: bool = true;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         if text.replace("%%", "").contains('%') {
-            return Err("Envoy takes what is between two % for a variable, egress does not implement them; write a plain value, \
-                        and %% for a percent sign"
-                .to_owned());
+            return Err(Code::Unsupported.because(
+                "Envoy takes what is between two % for a variable, egress does not implement them; write a plain value, and %% for a \
+                 percent sign",
+            ));
         }
         Self::from_str(&text.replace("%%", "%")).map_err(|_| {
             let (length, is_field) = (text.chars().count(), "is not the value of a header field");
@@ -170,6 +171,7 @@ impl Text for HeaderValue {
             } else {
                 format!("this text of {length} characters {is_field}; use printable characters of ASCII, on one line")
             }
+            .into()
         })
     }
 }
@@ -177,10 +179,10 @@ impl Text for HeaderValue {
 impl Text for Authority {
     const EMPTY_IS_ABSENT: bool = true;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         match text.parse::<Self>() {
             Ok(authority) if !text.contains('@') => Ok(authority),
-            _ => Err(format!("{text:?} is not a host with or without a port")),
+            _ => Err(format!("{text:?} is not a host with or without a port").into()),
         }
     }
 }

@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header::HOST, uri::Authority};
 pub(super) use self::check::decode;
 pub use self::failures::{Abort, Delay, Fault, GrpcStatus, Retries, RetryOn, RetryReason};
 use super::{
-    Errors, HostPattern, Located, Pattern, TextMatch,
+    Errors, HostPattern, Located, Message, Pattern, TextMatch,
     decode::{Anything, Decode, Text, choose, join, shape},
     destination_rule::PortSelector,
     node::{Node, Value},
@@ -144,7 +144,7 @@ fn by_name<T: Decode>(
     node: &Node,
     path: &str,
     errors: &mut Errors,
-    parse: fn(&str) -> Result<HeaderName, String>,
+    parse: fn(&str) -> Result<HeaderName, Message>,
 ) -> Option<Vec<(HeaderName, T)>> {
     let mut fields = Vec::new();
     for (name, value) in BTreeMap::<String, T>::decode(node, path, errors)? {
@@ -160,12 +160,13 @@ fn by_name<T: Decode>(
 }
 
 /// The names of Envoy's pseudo header fields, and of what is elsewhere in the rule, are mistakes: Istio ignores them.
-fn name_to_match(name: &str) -> Result<HeaderName, String> {
+fn name_to_match(name: &str) -> Result<HeaderName, Message> {
     match name {
         "uri" | "scheme" | "method" | "authority" => {
-            Err(format!("{name} is not a header field, and Istio ignores it here; match it by a field of its own"))
+            Err(format!("{name} is not a header field, and Istio ignores it here; match it by a field of its own")
+                .into())
         }
-        _ if name.starts_with(':') => Err(format!("{name} is not a header field; use method, uri or authority")),
+        _ if name.starts_with(':') => Err(format!("{name} is not a header field; use method, uri or authority").into()),
         _ => HeaderName::parse(name),
     }
 }
@@ -232,7 +233,7 @@ pub enum DerivePort {
 }
 
 impl Text for DerivePort {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         let known = [("FROM_PROTOCOL_DEFAULT", Self::Protocol), ("FROM_REQUEST_PORT", Self::Request)];
         choose(text, &known, &[])
     }
@@ -245,7 +246,7 @@ pub struct Scheme(pub &'static str);
 impl Text for Scheme {
     const EMPTY_IS_ABSENT: bool = true;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         choose(text, &[("http", Self("http")), ("https", Self("https"))], &[])
     }
 }
@@ -279,11 +280,11 @@ pub struct Base64(pub Vec<u8>);
 impl Text for Base64 {
     const IS_SECRET: bool = true;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         use base64::{Engine as _, prelude::BASE64_STANDARD};
         // Kubernetes lets line breaks pass.
         let text: String = text.split_ascii_whitespace().collect();
-        BASE64_STANDARD.decode(text).map(Self).map_err(|error| format!("not base64: {error}"))
+        BASE64_STANDARD.decode(text).map(Self).map_err(|error| format!("not base64: {error}").into())
     }
 }
 
@@ -316,8 +317,8 @@ shape! {
 pub struct PartPattern(pub Pattern);
 
 impl Text for PartPattern {
-    fn parse(text: &str) -> Result<Self, String> {
-        Pattern::part(text).map(Self).map_err(|error| why_no_expression(&error))
+    fn parse(text: &str) -> Result<Self, Message> {
+        Pattern::part(text).map(Self).map_err(|error| why_no_expression(&error).into())
     }
 }
 
@@ -367,7 +368,7 @@ shape! {
 
 impl Headers {
     /// The Host that requests get, if it is among the fields that are set.
-    pub fn authority(&self) -> Option<Result<Authority, String>> {
+    pub fn authority(&self) -> Option<Result<Authority, Message>> {
         let set = self.request.as_ref()?.set.0.iter().find(|(name, _)| *name == HOST);
         set.map(|(_, value)| Authority::parse(value.to_str().unwrap_or_default()))
     }

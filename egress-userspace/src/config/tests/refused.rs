@@ -4,16 +4,47 @@ mod destination_rule;
 mod secret;
 mod virtual_service;
 
-use super::errors;
+use std::path::Path;
 
-/// Wraps each `spec` into a resource, in which it starts on line 5. What is expected has `@5` for `rules.yaml:5`.
+use super::{super::Code, errors, parse};
+
+/// Wraps a `spec` into a resource, in which it starts on line 5.
+fn resource(kind: &str, spec: &str) -> String {
+    let mut text = format!("apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec:\n");
+    for line in spec.lines() {
+        text += &format!("  {line}\n");
+    }
+    text
+}
+
+/// Wraps each `spec` into a resource. What is expected has `@5` for `rules.yaml:5`.
 fn check(kind: &str, rows: &[(&str, &str)]) {
     for (spec, expected) in rows {
-        let mut text = format!("apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec:\n");
-        for line in spec.lines() {
-            text += &format!("  {line}\n");
-        }
+        let text = resource(kind, spec);
         assert_eq!(errors(&text), expected.replace('@', "rules.yaml:"), "\n{text}");
+    }
+}
+
+#[test]
+fn what_istio_has_is_told_apart_from_what_nobody_has() {
+    let balancer = |value: &str| format!("host: a.com\ntrafficPolicy: {{loadBalancer: {{simple: {value}}}}}");
+    let tls = |fields: &str| format!("host: a.com\ntrafficPolicy: {{tls: {{{fields}}}}}");
+    let endpoint =
+        "hosts: [a.com]\nports: [{number: 80, name: http}]\nresolution: DNS\nendpoints: [{address: 'unix:///run/x'}]";
+    let header =
+        "hosts: [a.com]\nhttp: [{route: [{destination: {host: a.com}}], headers: {request: {set: {a: '%B%'}}}}]";
+    for (kind, spec, code) in [
+        ("DestinationRule", balancer("LEAST_CONN"), Code::Unsupported),
+        ("DestinationRule", tls("mode: ISTIO_MUTUAL"), Code::Unsupported),
+        ("DestinationRule", tls("mode: SIMPLE, subjectAltNames: ['*.a.com']"), Code::Unsupported),
+        ("ServiceEntry", endpoint.to_owned(), Code::Unsupported),
+        ("VirtualService", header.to_owned(), Code::Unsupported),
+        ("DestinationRule", balancer("LEAST"), Code::InvalidValue),
+        // Whatever the user's words are.
+        ("DestinationRule", tls("mode: egress does not implement it"), Code::InvalidValue),
+    ] {
+        let errors = parse(&resource(kind, &spec), Path::new("rules.yaml")).expect_err("a mistake");
+        assert_eq!(errors.iter().map(|error| error.code).collect::<Vec<_>>(), [code], "{errors}");
     }
 }
 

@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use super::PercentValue;
 use crate::config::{
-    Located,
+    Located, Message,
     decode::{Text, choose, shape},
     traffic_policy::AtLeastOneMilli,
 };
@@ -85,12 +85,12 @@ const RETRY_REASONS: [(&str, RetryReason); 16] = [
 ];
 
 impl Text for RetryOn {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         let reason = |text: &str| match text.parse::<u16>() {
-            Ok(number @ 200..600) => {
-                StatusCode::from_u16(number).map(RetryReason::Status).map_err(|_| format!("{number} is not a status"))
-            }
-            Ok(number) => Err(format!("{number} is not a final status; use 200 to 599")),
+            Ok(number @ 200..600) => StatusCode::from_u16(number)
+                .map(RetryReason::Status)
+                .map_err(|_| format!("{number} is not a status").into()),
+            Ok(number) => Err(format!("{number} is not a final status; use 200 to 599").into()),
             Err(_) => choose(text, &RETRY_REASONS, &[]),
         };
         text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(reason).collect::<Result<_, _>>().map(Self)
@@ -137,7 +137,7 @@ shape! {
 pub struct GrpcStatus(pub u8);
 
 impl Text for GrpcStatus {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Message> {
         const NAMES: [&str; 17] = [
             "OK",
             "CANCELLED",
