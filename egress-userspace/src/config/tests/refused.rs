@@ -136,6 +136,11 @@ fn service_entry_fields() {
             "@7: spec.endpoints[0].address: Istio has Unix sockets as endpoints, egress does not implement them",
         ),
         (
+            "hosts: [a.com]\nresolution: DNS\nsubjectAltNames: [a.com, '*.a.com']",
+            "@7: spec.subjectAltNames[1]: Istio holds *.a.com against the names of a certificate to the letter, egress does not implement that: it \
+             looks for a host that the certificate is valid for; give one, such as www.a.com",
+        ),
+        (
             "hosts: [a.com]\nresolution: DNS\nendpoints:\n- ports: {}\n  network: n1",
             "@8: spec.endpoints[0].address: this field is required\n\
              @9: spec.endpoints[0].network: Istio has this field, egress does not implement it; remove it",
