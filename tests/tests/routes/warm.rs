@@ -60,6 +60,24 @@ fn connections_are_ready_before_they_are_needed() -> Result<()> {
     Ok(())
 }
 
+/// Which hosts a wildcard stands for nobody knows before they are asked for, and a connection is for one of them.
+#[test]
+fn each_host_of_a_wildcard_that_is_asked_for_has_connections_of_its_own() -> Result<()> {
+    let bed = bed("preconnect-wildcard")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST, "www.cnn.com"])?).http1_only();
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.handler(closing).start()?;
+    let wildcard = "'*.cnn.com'";
+    let rules = entry(wildcard, &format!("resolution: DNS\n  endpoints: [{{address: {HOST}}}]"))
+        + &destination(wildcard, "egress.dev/preconnect: '2'", "", "");
+    let (_agent, _config) = agent_with_one_worker(&bed, &rules)?;
+    fetch(&bed, "/")?;
+    wait_for_open(&origin, 2)?;
+    let resolve = format!("www.cnn.com:80:{}", bed.addresses(HOST).v4);
+    let response = bed.curl("http://www.cnn.com/")?.args(["--resolve", &resolve]).response()?;
+    ensure!(response.body == b"fine\n", "{response:?}");
+    wait_for_open(&origin, 4)
+}
+
 /// A pod's connections are its own, and end with it.
 #[test]
 fn each_pod_has_connections_ready_for_as_long_as_it_is_there() -> Result<()> {
