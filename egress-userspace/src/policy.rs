@@ -72,6 +72,12 @@ impl Rule {
         &self.upstreams[index.0]
     }
 
+    /// Whether some of the addresses by which applications reach it are known without any name server.
+    pub fn is_located(&self) -> bool {
+        let is_address = |endpoint: &EndpointAddress| matches!(endpoint, EndpointAddress::Ip(_));
+        !self.addresses.is_empty() || self.endpoints.iter().any(is_address)
+    }
+
     /// The names of its endpoints, as hosts, with its port.
     pub fn endpoint_names(&self) -> impl Iterator<Item = (HostPattern, u16)> {
         let names = self.endpoints.iter().filter_map(EndpointAddress::name);

@@ -344,10 +344,11 @@ impl RouteTable {
         wanted
     }
 
-    /// Hosts, and names of endpoints, of which no address is known, so that nothing of theirs is intercepted.
+    /// Hosts, and names of endpoints, of which no address is known, so that nothing of theirs is intercepted. Those that the rules
+    /// locate without names are known, whatever becomes of their own.
     pub fn unintercepted(&self, names: &Names) -> Vec<ResolveError> {
         self.routes()
-            .filter(|route| route.rule.addresses.is_empty())
+            .filter(|route| !route.rule.is_located())
             .filter_map(|route| route.host())
             .chain(self.endpoints.keys())
             .filter(|host| names.intercepted(host).next().is_none())
@@ -360,7 +361,7 @@ impl RouteTable {
     pub fn unanswered(&self, names: &Names) -> Option<ResolveError> {
         let mut unanswered = None;
         for route in self.routes() {
-            let host = route.host().filter(|_| route.rule.addresses.is_empty())?;
+            let host = route.host().filter(|_| !route.rule.is_located())?;
             if !names.is_listed(host) {
                 unanswered = Some(names.unanswered(host)?);
             }

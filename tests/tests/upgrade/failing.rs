@@ -155,10 +155,14 @@ fn a_successor_that_can_do_without_name_servers_takes_over() -> Result<()> {
     fs::write(bed.dir().join("hosts"), "127.0.0.1 localhost\n")?;
     let config = ConfigDir::create(&bed.dir().join("addresses"))?;
     config.write("rules.yaml", &RULES.replace("  resolution: DNS", "  addresses: [192.0.2.99]\n  resolution: DNS"))?;
+    let endpoints = ConfigDir::create(&bed.dir().join("endpoints"))?;
+    let is_static = "  endpoints: [{address: 192.0.2.99}]\n  resolution: STATIC";
+    endpoints.write("rules.yaml", &RULES.replace("  resolution: DNS", is_static))?;
     for options in [
         options.clone().args(&["--capture", "ports"]),
         options.clone().args(&["--host", "*.cnn.com"]),
         AgentOptions::new(config.path()),
+        AgentOptions::new(endpoints.path()),
     ] {
         let mut next = Agent::spawn(&bed, &options)?;
         next.process().wait_for_line("it to take over", |line| line.contains("took over from the agent"))?;
