@@ -9,6 +9,7 @@ mod reach;
 mod reports;
 mod routes;
 mod settings;
+mod twice;
 mod upstream;
 
 use std::{num::NonZeroU16, sync::Arc};
@@ -44,6 +45,7 @@ pub(super) fn compile<'d>(
     }
     let mut compiler = Compiler::new(&index, reports);
     compiler.compile();
+    compiler.check_twice();
     compiler.leave_tls_alone();
     compiler.check_without_protocol();
     for service in compiler.check_covered() {

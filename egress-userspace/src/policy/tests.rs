@@ -4,6 +4,7 @@ mod clusters;
 mod credentials;
 mod fields;
 mod nothing_lost;
+mod twice;
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
@@ -373,8 +374,9 @@ fn refused() {
     let nine_ports = format!("ports: [{}], resolution: DNS", ports.join(", "));
     for (text, expected) in [
         (
-            entry("a.com", HTTP) + &entry("b.com", HTTP) + &entry("A.com", HTTP),
-            "@14: spec.ports[0].number: port 80 of a.com is already defined at @4; remove one of them",
+            entry("a.com", HTTP) + &entry("A.com", &HTTP.replace("443", "444")) + &destination("a.com", SIMPLE),
+            "@9: spec.ports[0].number: port 80 of a.com is already defined at @4, with another targetPort, and Istio would take the older \
+             one; make one of the two",
         ),
         (
             entry("a.com", HTTP) + &destination("a.com", SIMPLE) + &destination("a.com.", SIMPLE),

@@ -9,13 +9,14 @@ use super::{
     Reports,
     host_map::HostMap,
     settings::{Destinations, Settings},
+    twice::{self, Twice},
 };
 use crate::config::{
     Code, Document, HostPattern, Located, Location, Metadata, Resource,
     backend_tls_policy::{BackendTlsPolicy, TargetKind},
     destination_rule::{DestinationRule, Subset, Tls},
     parents,
-    service_entry::{ServiceEntry, ServicePort},
+    service_entry::{Endpoint, ServiceEntry, ServicePort},
     store::Store,
     virtual_service::{MeshService, VirtualService},
 };
@@ -33,6 +34,8 @@ pub(super) struct Index<'d> {
     pub(super) destinations: HostMap<'d, Destinations<'d>>,
     /// At least one for each host.
     pub(super) virtual_services: HostMap<'d, Vec<Routed<'d>>>,
+    /// Ports of which several entries say different things.
+    pub(super) twice: Vec<Twice<'d>>,
     policies: HashMap<(&'d HostPattern, NonZeroU16), TlsPolicy<'d>>,
     /// The names that hosts of `ServiceEntry`s are below of.
     parents: HashSet<&'d str>,
@@ -69,6 +72,18 @@ pub(super) enum StoreKind {
 }
 
 type StoreKey<'d> = (StoreKind, Namespace<'d>, &'d str);
+
+impl<'d> Service<'d> {
+    /// The port to connect to, where an endpoint has no other.
+    pub(super) fn target_port(self) -> NonZeroU16 {
+        self.port.target_port.as_ref().unwrap_or(&self.port.number).value
+    }
+
+    /// The port of an endpoint to connect to.
+    pub(super) fn port_at(self, endpoint: &Endpoint) -> NonZeroU16 {
+        endpoint.ports.get(&self.port.name.value).map_or(self.target_port(), |port| port.value)
+    }
+}
 
 impl<'d> Index<'d> {
     pub(super) fn of(documents: impl IntoIterator<Item = &'d Document> + Clone, reports: &mut Reports) -> Self {
@@ -112,16 +127,11 @@ impl<'d> Index<'d> {
             self.parents.extend(parents(host.value.name().as_str()));
             let services = self.services.entry(&host.value, BTreeMap::new);
             for port in entry.ports.iter() {
+                let service = Service { host: &host.value, entry, port };
                 match services.entry(port.number.value) {
-                    btree_map::Entry::Vacant(vacant) => _ = vacant.insert(Service { host, entry, port }),
+                    btree_map::Entry::Vacant(vacant) => _ = vacant.insert(service),
                     btree_map::Entry::Occupied(first) => {
-                        let text = format!(
-                            "port {} of {} is already defined at {}; remove one of them",
-                            port.number.value,
-                            host.value,
-                            first.get().port.number.location,
-                        );
-                        reports.at(&port.number, Code::Conflict.because(text));
+                        self.twice.extend(twice::compare(*first.get(), service, reports));
                     }
                 }
             }

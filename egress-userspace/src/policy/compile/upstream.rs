@@ -1,11 +1,6 @@
 //! A port of a host, with all that is said of it, to an [`Upstream`].
 
-use std::{
-    num::{NonZeroU16, NonZeroU32},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     Reports, credential,
@@ -42,20 +37,19 @@ pub(super) fn build<'d>(
     reports: &mut Reports,
 ) -> Upstream {
     let Service { host, entry, port } = service;
-    let target_port = port.target_port.as_ref().unwrap_or(&port.number).value;
     let balancer = settings.balancer.and_then(|balancer| balancer.simple.as_ref()).map(|simple| simple.value);
     let http = settings.pool.and_then(|pool| pool.http.as_ref());
     let annotations = settings.annotations.cloned().unwrap_or_default();
     check_pins(host, asked, &annotations, reports);
     let targets = match balancer {
         Some(Simple::Passthrough) => Targets::Original,
-        _ => targets(service, target_port, subset, reports),
+        _ => targets(service, subset, reports),
     };
     Upstream {
         host: host.clone(),
         port: port.number.value.get(),
         subset: subset.map(|subset| subset.name.value.as_str().into()),
-        target_port: target_port.get(),
+        target_port: service.target_port().get(),
         protocol: match (&port.protocol, http.and_then(|http| http.h2_upgrade_policy)) {
             (Some(Located { value: Spoken::Http2 | Spoken::Grpc, .. }), _) | (_, Some(H2UpgradePolicy::Upgrade)) => {
                 UpstreamProtocol::Http2
@@ -123,12 +117,8 @@ fn adjustments(annotations: &Annotations) -> Adjustments {
 }
 
 /// Where a service's target port is; for a subset, those of its endpoints that have its labels.
-pub(super) fn targets(
-    Service { host, entry, port }: Service<'_>,
-    target_port: NonZeroU16,
-    subset: Option<&Subset>,
-    reports: &mut Reports,
-) -> Targets {
+pub(super) fn targets(service: Service<'_>, subset: Option<&Subset>, reports: &mut Reports) -> Targets {
+    let Service { host, entry, .. } = service;
     // Where the application chooses there are no endpoints that could have labels.
     let is_chosen_here = !matches!(entry.resolution(), Resolution::None | Resolution::DynamicDns);
     let labels = subset.map(|subset| &subset.labels).filter(|labels| is_chosen_here && !labels.is_empty());
@@ -140,7 +130,7 @@ pub(super) fn targets(
         })
         .map(|endpoint| Endpoint {
             address: endpoint.address.value.clone(),
-            port: endpoint.ports.get(&port.name.value).map_or(target_port, |port| port.value).get(),
+            port: service.port_at(endpoint).get(),
             weight: endpoint.weight.and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
         })
         .collect();
