@@ -2,6 +2,7 @@
 
 mod check;
 mod credential;
+mod exceptions;
 mod host_map;
 mod http;
 mod index;

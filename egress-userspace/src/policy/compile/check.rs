@@ -8,6 +8,7 @@ use egress_common::learned::NAME_PORTS;
 
 use super::{
     Compiler, HTTP, HTTPS,
+    exceptions::Disabled,
     host_map::HostMap,
     index::{Routed, Service},
     is_http,
@@ -107,7 +108,7 @@ impl<'d> Compiler<'_, 'd> {
     /// for which there is to be none.
     pub(super) fn check_covered(&mut self) -> Vec<Service<'d>> {
         let wildcards = wildcard_rules(&self.rules);
-        let mut others = Vec::new();
+        let (mut others, mut kept) = (Vec::new(), Vec::new());
         for (service, otherwise) in std::mem::take(&mut self.without_tls) {
             let Service { host, port, .. } = service;
             let number = port.number.value;
@@ -119,9 +120,8 @@ impl<'d> Compiler<'_, 'd> {
                 }
                 continue;
             };
-            if is_http(service)
-                && let Some(tls) = self.index.excepted(host, number, &wider.host)
-            {
+            let disabled = self.index.disabled(service, &wider.host);
+            if let Some(Disabled { tls, limit: None }) = disabled {
                 self.exceptions.push(Exception {
                     host: host.clone(),
                     port: number.get(),
@@ -135,12 +135,22 @@ impl<'d> Compiler<'_, 'd> {
                     None => ("go over TLS all the same".to_owned(), Code::Questionable),
                     Some(other) => (format!("would go to {other}"), Code::Conflict),
                 };
+                let why = match disabled.and_then(|Disabled { tls, limit }| Some((&tls.location, limit?))) {
+                    None => format!(
+                        "whatever there is for {host} itself; add a DestinationRule with `tls` for {host}, be it with mode DISABLE, or \
+                         leave its port out"
+                    ),
+                    Some((disabled, (what, limit))) => format!(
+                        "as mode DISABLE at {disabled} is for some pods alone by the {what} at {limit}, and here one rule is for all; remove \
+                         that if they are to leave in clear from all pods"
+                    ),
+                };
                 let text = format!(
-                    "requests for {host} and port {number} {go}, by what is said of {} at {}, which has them too, whatever there is for \
-                     {host} itself; add a DestinationRule with `tls` for {host}, be it with mode DISABLE, or leave its port out",
+                    "requests for {host} and port {number} {go}, by what is said of {} at {}, which has them too, {why}",
                     wider.host, wider.location,
                 );
                 self.reports.at(&port.number, code.because(text));
+                kept.push((service, wider.host.clone()));
                 continue;
             }
             // Interception knows names and ports, and not what is spoken there over TCP.
@@ -154,6 +164,7 @@ impl<'d> Compiler<'_, 'd> {
                 self.reports.at(&port.number, Code::Questionable.because(text));
             }
         }
+        self.check_excepted(&kept);
         others
     }
 
@@ -226,7 +237,7 @@ impl<'d> Compiler<'_, 'd> {
             let ports = self.index.services.get(host);
             let is_excepted = |rule: &Rule| {
                 let service = NonZeroU16::new(rule.port).and_then(|number| ports?.get(&number));
-                service.is_some_and(|it| self.index.excepted(host, it.port.number.value, &rule.host).is_some())
+                service.is_some_and(|service| self.index.excepted(*service, &rule.host).is_some())
             };
             let wider = wildcards.covering(host).flat_map(|(_, rules)| rules);
             let wider: Vec<_> = wider.filter(|rule| !is_excepted(rule)).collect();

@@ -14,7 +14,7 @@ use super::{
 use crate::config::{
     Code, Document, HostPattern, Located, Location, Metadata, Resource,
     backend_tls_policy::{BackendTlsPolicy, TargetKind},
-    destination_rule::{DestinationRule, Subset, Tls},
+    destination_rule::{DestinationRule, Subset},
     parents,
     service_entry::{Endpoint, ServiceEntry, ServicePort},
     store::Store,
@@ -290,18 +290,6 @@ impl<'d> Index<'d> {
     /// What is said of a port, and of a subset of it; two that ask for TLS contradict each other.
     pub(super) fn settings(&self, host: &HostPattern, port: NonZeroU16, subset: Option<&Subset>) -> Settings<'d> {
         self.destinations(host).map(|destinations| destinations.settings(port, subset)).unwrap_or_default()
-    }
-
-    /// Where it is said of a port of a host that there is to be no TLS, closer to it than at `wider`.
-    pub(super) fn excepted(
-        &self,
-        host: &HostPattern,
-        port: NonZeroU16,
-        wider: &HostPattern,
-    ) -> Option<&'d Located<Tls>> {
-        let closer = self.destinations.covering(host).take_while(|(by, _)| *by != wider && wider.covers(by));
-        let mut settings = closer.map(|(_, destinations)| destinations.settings(port, None));
-        settings.find(|settings| settings.tls.is_some() || settings.disabled.is_some())?.disabled
     }
 
     /// The `BackendTLSPolicy` for a port.

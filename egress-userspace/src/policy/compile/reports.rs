@@ -99,7 +99,7 @@ pub(super) fn report_no_effect(
 ) {
     const KUBERNETES: &str = "is in force in Kubernetes alone: here this holds for all applications";
     let mut visible = |export_to: &Option<Located<Vec<String>>>| {
-        if let Some(place) = export_to.as_ref().filter(|names| names.iter().any(|name| name != "*")) {
+        if let Some(place) = restricted(export_to) {
             reports.at(place, Code::NoEffect.because(format!("exportTo {KUBERNETES}")));
         }
     };
@@ -127,6 +127,11 @@ pub(super) fn report_no_effect(
         Resource::Foreign(foreign) => report_foreign(document, foreign, selectors, index, reports),
         Resource::VirtualService(_) | Resource::BackendTlsPolicy(_) | Resource::Secret(_) | Resource::ConfigMap(_) => {}
     }
+}
+
+/// An `exportTo` that does not say that what has it is in force in all namespaces.
+pub(super) fn restricted(export_to: &Option<Located<Vec<String>>>) -> Option<&Located<Vec<String>>> {
+    export_to.as_ref().filter(|names| names.iter().any(|name| name != "*"))
 }
 
 fn report_route(route: &Route, reports: &mut Reports) {

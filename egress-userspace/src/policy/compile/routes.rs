@@ -86,7 +86,7 @@ impl<'d> Compiler<'_, 'd> {
         let mut covering = covering.filter(|service| is_http(*service)).peekable();
         let closest = *covering.peek()?;
         let (wider, asked) = covering.find_map(|service| Some((service, self.asked(service, None)?)))?;
-        let is_excepted = self.index.excepted(closest.host, port, wider.host).is_some();
+        let is_excepted = self.index.excepted(closest, wider.host).is_some();
         (!is_excepted).then(|| asked.place().location.to_string())
     }
 

@@ -139,6 +139,55 @@ fn a_host_below_a_wildcard_with_tls_leaves_in_clear_if_the_user_says_so() {
     }
 }
 
+/// Others would be in clear by a word that is not for them.
+#[test]
+fn what_disables_tls_for_some_pods_makes_no_exception_for_all() {
+    let clear = HTTP.replace(", targetPort: 443", "");
+    let [wildcard, own] = [entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE), entry("www.a.com", &clear)];
+    let disabled = destination("www.a.com", "tls: {mode: DISABLE}");
+    let limited = |text: &str, by: &str| text.replace("{host: 'www.a.com',", &format!("{{host: 'www.a.com', {by},"));
+    let exported = own.replace("spec: {", "spec: {exportTo: [team], ");
+    for (text, limit) in [
+        (own.clone() + &limited(&disabled, "workloadSelector: {matchLabels: {app: a}}"), "workloadSelector at @19"),
+        (own.clone() + &limited(&disabled, "exportTo: ['.']"), "exportTo at @19"),
+        (exported + &disabled, "exportTo at @14"),
+        (own.clone() + &limited(&disabled, "exportTo: ['*']"), ""),
+    ] {
+        let found = outcome(&(wildcard.clone() + &text));
+        let by_wildcard = "*.a.com:80 -> original:443 verify=request (@9)\n";
+        assert!(found.starts_with(by_wildcard), "{found}");
+        assert_eq!(found.contains("www.a.com:80 in clear"), limit.is_empty(), "{found}");
+        let expected = format!(
+            "requests for www.a.com and port 80 go over TLS all the same, by what is said of *.a.com at @9, which has them too, as mode \
+             DISABLE at @19 is for some pods alone by the {limit}, and here one rule is for all; remove that if they are to leave in clear \
+             from all pods"
+        );
+        assert_eq!(found.contains(&expected), !limit.is_empty(), "{found}");
+    }
+}
+
+/// The wildcard's TLS is that of a host whose own rule asks for it, and forgets the port.
+#[test]
+fn a_host_that_asks_for_tls_is_not_left_in_clear_by_a_wildcard_within_the_wildcard() {
+    let clear = HTTP.replace(", targetPort: 443", "");
+    let forgets = format!(
+        "{SIMPLE}, portLevelSettings: [{{port: {{number: 80}}, connectionPool: {{tcp: {{maxConnections: 9}}}}}}]"
+    );
+    let wildcards =
+        entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE) + &destination("*.b.a.com", "tls: {mode: DISABLE}");
+    let own = entry("www.b.a.com", &clear) + &destination("www.b.a.com", &forgets);
+    let found = outcome(&(wildcards.clone() + &own));
+    assert!(found.contains("requests for www.b.a.com and port 80 go over TLS all the same"), "{found}");
+    assert!(!found.contains("in clear ("), "{found}");
+    // Requests follow the closest that has the port.
+    let expected = "@24: spec.ports[0].number: requests for www.b.a.com and port 80 would leave in clear, by what is said of *.b.a.com at @14, \
+                    which has them too; add a DestinationRule for www.b.a.com that says for all pods what `tls` this port has, be it mode \
+                    DISABLE";
+    let closer = NONE.replace(", targetPort: 443", "");
+    let text = wildcards + &entry("*.b.a.com", &closer) + &own;
+    assert_eq!(outcome(&text), expected, "{text}");
+}
+
 /// Files may be on their way.
 #[test]
 fn a_policy_with_another_exception_has_lost_something() {

@@ -1,0 +1,85 @@
+//! Hosts that a wildcard with TLS has, and of which it is said closer to them that there is to be none.
+
+use super::{
+    Compiler,
+    check::asks_for_tls,
+    host_map::HostMap,
+    index::{Index, Service},
+    is_http,
+    reports::restricted,
+};
+use crate::{
+    config::{
+        Code, HostPattern, Located, Location,
+        destination_rule::{DestinationRule, Tls},
+        service_entry::ServiceEntry,
+    },
+    policy::Exception,
+};
+
+/// Where it is said of a port that there is to be no TLS.
+pub(super) struct Disabled<'d> {
+    pub(super) tls: &'d Located<Tls>,
+    /// What has that hold for some pods alone. Here there is no difference between pods, and for none of those that it is not said of
+    /// must anything leave in clear.
+    pub(super) limit: Option<(&'static str, &'d Location)>,
+}
+
+impl<'d> Index<'d> {
+    /// Where it is said of a port of a host that there is to be no TLS, closer to it than at `wider`. What limits all that says so is
+    /// that of the closest.
+    pub(super) fn disabled(&self, service: Service<'d>, wider: &HostPattern) -> Option<Disabled<'d>> {
+        let number = service.port.number.value;
+        let covering = self.destinations.covering(service.host).filter(|_| is_http(service));
+        let mut limited = None;
+        for (_, destinations) in covering.take_while(|(by, _)| *by != wider && wider.covers(by)) {
+            let Some(tls) = destinations.settings(number, None).disabled else {
+                // Who asks for TLS on other ports, and says nothing of this one, does not mean what a wildcard says.
+                if destinations.rules.iter().any(|(rule, _)| asks_for_tls(rule)) {
+                    break;
+                }
+                continue;
+            };
+            let limit = destinations.main().and_then(|(rule, _)| limit(rule, service.entry));
+            if limit.is_none() {
+                return Some(Disabled { tls, limit });
+            }
+            limited = limited.or(Some(Disabled { tls, limit }));
+        }
+        limited
+    }
+
+    /// The same where that makes an exception to the wider one's TLS.
+    pub(super) fn excepted(&self, service: Service<'d>, wider: &HostPattern) -> Option<&'d Located<Tls>> {
+        self.disabled(service, wider).filter(|disabled| disabled.limit.is_none()).map(|disabled| disabled.tls)
+    }
+}
+
+/// What has a rule for an entry's host hold for some pods alone.
+fn limit<'d>(rule: &'d DestinationRule, entry: &'d ServiceEntry) -> Option<(&'static str, &'d Location)> {
+    let selector = rule.workload_selector.as_ref().map(|selector| ("workloadSelector", &selector.location));
+    let exports = [&rule.export_to, &entry.export_to].into_iter().find_map(restricted);
+    selector.or(exports.map(|names| ("exportTo", &names.location)))
+}
+
+impl Compiler<'_, '_> {
+    /// Refuses what has no exception of its own and is below a wildcard that has one.
+    pub(super) fn check_excepted(&mut self, kept: &[(Service<'_>, HostPattern)]) {
+        let mut wildcards: HostMap<'_, Vec<&Exception>> = HostMap::default();
+        for exception in self.exceptions.iter().filter(|exception| !exception.host.is_exact()) {
+            wildcards.entry(&exception.host, Vec::new).push(exception);
+        }
+        for (Service { host, port, .. }, wider) in kept {
+            let closer =
+                wildcards.covering(host).filter(|(by, _)| wider.covers(by)).flat_map(|(_, exceptions)| exceptions);
+            if let Some(exception) = closer.into_iter().find(|exception| exception.port == port.number.value.get()) {
+                let text = format!(
+                    "requests for {host} and port {} would leave in clear, by what is said of {} at {}, which has them too; add a \
+                     DestinationRule for {host} that says for all pods what `tls` this port has, be it mode DISABLE",
+                    exception.port, exception.host, exception.location,
+                );
+                self.reports.at(&port.number, Code::ClearText.because(text));
+            }
+        }
+    }
+}
