@@ -8,7 +8,7 @@ use egress_common::learned::NAME_PORTS;
 
 use super::{
     Compiler, HTTP, HTTPS,
-    exceptions::Disabled,
+    exceptions::{Disabled, except},
     host_map::HostMap,
     index::{Routed, Service},
     is_http,
@@ -22,7 +22,7 @@ use crate::{
         service_entry::Protocol as Spoken,
         traffic_policy::{PortPolicy, TrafficPolicy},
     },
-    policy::{Exception, HttpRoute, Rule, Upstream},
+    policy::{HttpRoute, Rule, Upstream},
 };
 
 impl<'d> Compiler<'_, 'd> {
@@ -122,11 +122,7 @@ impl<'d> Compiler<'_, 'd> {
             };
             let disabled = self.index.disabled(service, &wider.host);
             if let Some(Disabled { tls, limit: None }) = disabled {
-                self.exceptions.push(Exception {
-                    host: host.clone(),
-                    port: number.get(),
-                    location: tls.location.clone(),
-                });
+                self.exceptions.push(except(service, tls, self.index, &mut self.reports));
                 others.push(service);
                 continue;
             }

@@ -6,13 +6,15 @@ use super::{
     host_map::HostMap,
     index::{Index, Service},
     is_http,
-    reports::restricted,
+    reports::{Reports, restricted},
+    routes::applicable,
 };
 use crate::{
     config::{
         Code, HostPattern, Located, Location,
         destination_rule::{DestinationRule, Tls},
         service_entry::ServiceEntry,
+        virtual_service::Route,
     },
     policy::Exception,
 };
@@ -53,6 +55,34 @@ impl<'d> Index<'d> {
     pub(super) fn excepted(&self, service: Service<'d>, wider: &HostPattern) -> Option<&'d Located<Tls>> {
         self.disabled(service, wider).filter(|disabled| disabled.limit.is_none()).map(|disabled| disabled.tls)
     }
+}
+
+/// The exception for a port that is to have no TLS, unless there are routes that answer what is sent there: what is left alone gets past
+/// them.
+pub(super) fn except<'d>(
+    Service { host, port, .. }: Service<'d>,
+    tls: &Located<Tls>,
+    index: &Index<'d>,
+    reports: &mut Reports,
+) -> Exception {
+    let number = port.number.value;
+    let routed = index.virtual_services.covering(host).next().map(|(_, several)| &several[0]);
+    let routes = routed.into_iter().flat_map(|routed| &routed.service.http);
+    for route in routes.filter(|route| applicable(route, number).is_some() && is_answered(route)) {
+        let text = format!(
+            "requests for port {number} of {host} would leave in clear, by mode DISABLE at {}, and not be answered by this; remove this \
+             route, or have TLS originated for {host}",
+            tls.location,
+        );
+        reports.at(route, Code::ClearText.because(text));
+    }
+    Exception { host: host.clone(), port: number.get(), location: tls.location.clone() }
+}
+
+/// Whether there is an answer to some of its requests that is not that of their destination.
+fn is_answered(route: &Route) -> bool {
+    let is_aborted = route.fault.as_ref().is_some_and(|fault| fault.abort.is_some());
+    route.redirect.is_some() || route.direct_response.is_some() || is_aborted
 }
 
 /// What has a rule for an entry's host hold for some pods alone.

@@ -193,7 +193,7 @@ fn destinations_of(route: &Route) -> impl Iterator<Item = &Located<Destination>>
 }
 
 /// A route as far as it concerns a port; None if it does not.
-fn applicable(route: &Located<Route>, port: NonZeroU16) -> Option<Applicable<'_>> {
+pub(super) fn applicable(route: &Located<Route>, port: NonZeroU16) -> Option<Applicable<'_>> {
     let concerns = |matched: &&Located<RequestMatch>| {
         matched.is_for_mesh() && matched.port.as_ref().is_none_or(|wanted| wanted.value == port)
     };

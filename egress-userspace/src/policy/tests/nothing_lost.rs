@@ -188,6 +188,32 @@ fn a_host_that_asks_for_tls_is_not_left_in_clear_by_a_wildcard_within_the_wildca
     assert_eq!(outcome(&text), expected, "{text}");
 }
 
+/// What is left alone would go on in clear to where its own routes send nothing.
+#[test]
+fn what_is_to_be_left_in_clear_has_no_routes_that_answer() {
+    let clear = HTTP.replace(", targetPort: 443", "");
+    let wildcard = entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE);
+    let own = entry("www.a.com", &clear) + &destination("www.a.com", "tls: {mode: DISABLE}");
+    let refused = "@24: spec.http[0]: requests for port 80 of www.a.com would leave in clear, by mode DISABLE at @19, and not be answered by \
+                   this; remove this route, or have TLS originated for www.a.com";
+    for (host, route, is_refused) in [
+        ("www.a.com", "{redirect: {scheme: https}}".to_owned(), true),
+        ("*.a.com", "{directResponse: {status: 403}}".to_owned(), true),
+        (
+            "www.a.com",
+            to("www.a.com").replace("{route", "{fault: {abort: {httpStatus: 503, percentage: {value: 9}}}, route"),
+            true,
+        ),
+        ("www.a.com", "{match: [{port: 81}], redirect: {scheme: https}}".to_owned(), false),
+        ("www.a.com", to("www.a.com"), false),
+    ] {
+        let text = wildcard.clone() + &own + &service(host, &route);
+        let found = outcome(&text);
+        assert_eq!(found.contains(refused), is_refused, "{text}: {found}");
+        assert_ne!(found.contains("www.a.com:80 in clear"), is_refused, "{text}: {found}");
+    }
+}
+
 /// Files may be on their way.
 #[test]
 fn a_policy_with_another_exception_has_lost_something() {
