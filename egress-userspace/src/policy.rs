@@ -72,7 +72,7 @@ impl Rule {
         &self.upstreams[index.0]
     }
 
-    /// Whether some of the addresses by which applications reach it are known without any name server.
+    /// Whether some of the addresses by which applications can reach it are known without any name server.
     pub fn is_located(&self) -> bool {
         let is_address = |endpoint: &EndpointAddress| matches!(endpoint, EndpointAddress::Ip(_));
         !self.addresses.is_empty() || self.endpoints.iter().any(is_address)

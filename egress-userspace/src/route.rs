@@ -344,11 +344,11 @@ impl RouteTable {
         wanted
     }
 
-    /// Hosts, and names of endpoints, of which no address is known, so that nothing of theirs is intercepted. Those that the rules
-    /// locate without names are known, whatever becomes of their own.
+    /// Hosts, and names of endpoints, of which no address is known, so that nothing of theirs is intercepted. Where they are served
+    /// says nothing of that: applications connect to what they are told.
     pub fn unintercepted(&self, names: &Names) -> Vec<ResolveError> {
         self.routes()
-            .filter(|route| !route.rule.is_located())
+            .filter(|route| route.rule.addresses.is_empty())
             .filter_map(|route| route.host())
             .chain(self.endpoints.keys())
             .filter(|host| names.intercepted(host).next().is_none())

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use egress_common::names::program;
 use harness::{
     TestBed,
-    agent::{Agent, AgentOptions, binary},
+    agent::{Agent, AgentOptions, ConfigDir, binary},
     cgroup::{PROGRAMS, detach_link},
     origin::{Origin, Reply, ServerTls},
     process::Output,
@@ -269,18 +269,36 @@ fn pins_of_another_layout_refuse_while_names_are_unanswered() -> Result<()> {
     fs::rename(&layout, pins.join("layout-0"))?;
     fs::write(bed.dir().join("hosts"), "127.0.0.1 localhost\n")?;
     let options = AgentOptions::new(bed.dir().join("config")).args(&["--host", HOST]);
-    let mut agent = Agent::spawn(&bed, &options)?;
+    refuses_for_lack_of_answers(&bed, &options)?;
+    // Where it is served says nothing of what applications are told.
+    let config = ConfigDir::create(&bed.dir().join("endpoints"))?;
+    config.write("rules.yaml", &rules("resolution: STATIC, endpoints: [{address: 192.0.2.99}]"))?;
+    refuses_for_lack_of_answers(&bed, &AgentOptions::new(config.path()))?;
+    tripwire.assert_silent()
+}
+
+fn refuses_for_lack_of_answers(bed: &TestBed, options: &AgentOptions) -> Result<()> {
+    let mut agent = Agent::spawn(bed, options)?;
     agent.process().wait_for_line("the agent to attach", |line| line.contains("\"attached\""))?;
+    // The programs are as they should be: what is in the way goes when the name is known.
+    wait_until("it to say what it waits for", PATIENCE, || {
+        agent.admin("/readyz").is_ok_and(|(_, text)| text.contains(HOST) && text.contains("/layout-0 stays"))
+    })?;
     for address in bed.addresses(HOST).both() {
         let address = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
         let result = bed.curl(URL)?.args(["--resolve", &format!("{HOST}:80:{address}")]).run()?;
         ensure!(result.exit_code == REFUSED, "{result:?}");
     }
-    // The programs are as they should be: what is in the way goes when the name is known.
-    wait_until("it to say what it waits for", PATIENCE, || {
-        agent.admin("/readyz").is_ok_and(|(_, text)| text.contains(HOST) && text.contains("/layout-0 stays"))
-    })?;
-    tripwire.assert_silent()
+    agent.kill();
+    Ok(())
+}
+
+fn rules(resolution: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: x}}\nspec: {{hosts: [{HOST}], ports: [{{number: 80, \
+         name: http, protocol: HTTP, targetPort: 443}}], {resolution}}}\n---\napiVersion: networking.istio.io/v1\nkind: \
+         DestinationRule\nmetadata: {{name: x}}\nspec: {{host: {HOST}, trafficPolicy: {{tls: {{mode: SIMPLE}}}}}}\n"
+    )
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Unintercepted {
         let routes: Vec<_> = routes.filter(|route| of_host(&route.rule.host)).collect();
         let addresses: Vec<_> = names.intercepted(name).collect();
         let is_endpoint = table.served_by(name).next().is_some();
-        let is_to_have = is_endpoint || routes.iter().any(|route| !route.rule.is_located());
+        let is_to_have = is_endpoint || routes.iter().any(|route| route.rule.addresses.is_empty());
         let lacks = is_to_have && addresses.is_empty();
         match names.failure(name).filter(|_| lacks) {
             Some(error) => _ = self.hosts.insert(name.clone(), error.clone()),
