@@ -355,7 +355,7 @@ fn leads_elsewhere(rule: &Rule) -> Option<&HostPattern> {
     led_to(rule).map(|to| &to.host).find(|host| **host != rule.host)
 }
 
-fn wildcard_rules(rules: &[Rule]) -> HostMap<'_, Vec<&Rule>> {
+pub(super) fn wildcard_rules(rules: &[Rule]) -> HostMap<'_, Vec<&Rule>> {
     let mut wildcards: HostMap<'_, Vec<&Rule>> = HostMap::default();
     for rule in rules.iter().filter(|rule| !rule.host.is_exact()) {
         wildcards.entry(&rule.host, Vec::new).push(rule);

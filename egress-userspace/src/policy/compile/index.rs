@@ -9,7 +9,6 @@ use super::{
     Reports,
     host_map::HostMap,
     settings::{Destinations, Settings},
-    twice::{self, Twice},
 };
 use crate::config::{
     Code, Document, HostPattern, Located, Location, Metadata, Resource,
@@ -34,8 +33,10 @@ pub(super) struct Index<'d> {
     pub(super) destinations: HostMap<'d, Destinations<'d>>,
     /// At least one for each host.
     pub(super) virtual_services: HostMap<'d, Vec<Routed<'d>>>,
-    /// Ports of which several entries say different things.
-    pub(super) twice: Vec<Twice<'d>>,
+    /// Ports that several entries have: what the first says, which counts, and what another does.
+    pub(super) twice: Vec<(Service<'d>, Service<'d>)>,
+    /// Hosts of which a `BackendTLSPolicy` means a port by its name.
+    pub(super) sections: HashSet<&'d HostPattern>,
     policies: HashMap<(&'d HostPattern, NonZeroU16), TlsPolicy<'d>>,
     /// The names that hosts of `ServiceEntry`s are below of.
     parents: HashSet<&'d str>,
@@ -98,7 +99,7 @@ impl<'d> Index<'d> {
             match &document.resource {
                 Resource::ServiceEntry(entry) => {
                     entries.insert((namespace, name), entry);
-                    index.add_service_entry(entry, reports);
+                    index.add_service_entry(entry);
                 }
                 Resource::Secret(store) => {
                     index.add_store((StoreKind::Secret, namespace, name), store, &document.location, reports);
@@ -122,7 +123,7 @@ impl<'d> Index<'d> {
         index
     }
 
-    fn add_service_entry(&mut self, entry: &'d ServiceEntry, reports: &mut Reports) {
+    fn add_service_entry(&mut self, entry: &'d ServiceEntry) {
         for host in entry.hosts.iter() {
             self.parents.extend(parents(host.value.name().as_str()));
             let services = self.services.entry(&host.value, BTreeMap::new);
@@ -130,9 +131,7 @@ impl<'d> Index<'d> {
                 let service = Service { host: &host.value, entry, port };
                 match services.entry(port.number.value) {
                     btree_map::Entry::Vacant(vacant) => _ = vacant.insert(service),
-                    btree_map::Entry::Occupied(first) => {
-                        self.twice.extend(twice::compare(*first.get(), service, reports));
-                    }
+                    btree_map::Entry::Occupied(first) => self.twice.push((*first.get(), service)),
                 }
             }
         }
@@ -226,6 +225,7 @@ impl<'d> Index<'d> {
                 reports.at(target, Code::UnknownDestination.because(text));
             }
             for host in hosts {
+                self.sections.extend(target.section.as_ref().map(|_| host));
                 let services: Vec<_> =
                     self.services.get(host).into_iter().flat_map(BTreeMap::values).copied().collect();
                 let chosen = |service: &&Service<'_>| {

@@ -3,36 +3,18 @@
 //! Istio takes what the oldest of them says, and files do not tell which that is. So the first counts where it makes no difference, and
 //! else none does.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    num::NonZeroU16,
-};
+use std::{collections::BTreeSet, ptr};
 
-use foldhash::HashSet;
+use foldhash::{HashMap, HashSet};
 
-use super::{Compiler, Reports, index::Service, is_http};
-use crate::config::{Code, service_entry::EndpointAddress};
+use super::{Compiler, check::wildcard_rules, index::Service, is_http};
+use crate::config::{Code, service_entry::ServiceEntry};
 
-/// A port of which two entries say different things.
-pub(super) struct Twice<'d> {
-    first: Service<'d>,
-    other: Service<'d>,
-    /// In what they differ.
-    difference: &'static str,
-}
-
-/// What is left to be said when it is known what becomes of the port. The same thing twice is reported at once.
-pub(super) fn compare<'d>(first: Service<'d>, other: Service<'d>, reports: &mut Reports) -> Option<Twice<'d>> {
-    let difference = difference(first, other);
-    if difference.is_none() {
-        let text = format!("{}, in the same way; remove one of them", defined_before(first));
-        reports.at(&other.port.number, Code::Merged.because(text));
-    }
-    difference.map(|difference| Twice { first, other, difference })
-}
+/// What differs between two entries, whatever the host and port.
+type Compared = HashMap<(*const ServiceEntry, *const ServiceEntry), Option<&'static str>>;
 
 impl Compiler<'_, '_> {
-    /// Refuses those that TLS is originated for, or would be by another's word.
+    /// Refuses those that differ where TLS is originated, or would be by another's word.
     pub(super) fn check_twice(&mut self) {
         if self.index.twice.is_empty() {
             return;
@@ -40,16 +22,27 @@ impl Compiler<'_, '_> {
         let own = self.rules.iter().map(|rule| (&rule.host, rule.port));
         let upstreams = self.rules.iter().flat_map(|rule| &rule.upstreams);
         let concerned: HashSet<_> = own.chain(upstreams.map(|upstream| (&upstream.host, upstream.port))).collect();
-        for &Twice { first, other, difference } in &self.index.twice {
-            let protocol = |service: Service<'_>| service.port.protocol.as_ref().map(|protocol| protocol.value);
-            let is_alike = protocol(first) == protocol(other) || ![first, other].into_iter().any(is_http);
-            let before = format!("{}, with {difference}", defined_before(first));
-            let message = if is_alike && !concerned.contains(&(first.host, first.port.number.value.get())) {
-                Code::Merged.because(format!(
-                    "{before}, which makes no difference here, as neither leads to TLS; make one of the two"
+        let mut compared = Compared::default();
+        for &(first, other) in &self.index.twice {
+            let before = defined_before(first);
+            let is_named_otherwise = first.port.name.value != other.port.name.value;
+            let message = if is_named_otherwise && self.index.sections.contains(first.host) {
+                Code::Conflict.because(format!(
+                    "{before}, with another name, while a BackendTLSPolicy means a port of the host by its name; make one of the two"
                 ))
+            } else if let Some(difference) = difference(first, other, &mut compared) {
+                let protocol = |service: Service<'_>| service.port.protocol.as_ref().map(|protocol| protocol.value);
+                let is_alike = protocol(first) == protocol(other) || ![first, other].into_iter().any(is_http);
+                let before = format!("{before}, with {difference}");
+                if is_alike && !concerned.contains(&(first.host, first.port.number.value.get())) {
+                    Code::Merged.because(format!(
+                        "{before}, which makes no difference here, as neither leads to TLS; make one of the two"
+                    ))
+                } else {
+                    Code::Conflict.because(format!("{before}, and Istio would take the older one; make one of the two"))
+                }
             } else {
-                Code::Conflict.because(format!("{before}, and Istio would take the older one; make one of the two"))
+                Code::Merged.because(format!("{before}, in the same way; remove one of them"))
             };
             self.reports.at(&other.port.number, message);
         }
@@ -61,26 +54,40 @@ fn defined_before(Service { host, port, .. }: Service<'_>) -> String {
 }
 
 /// What the other says otherwise, if that can make a difference.
-fn difference(first: Service<'_>, other: Service<'_>) -> Option<&'static str> {
+fn difference(first: Service<'_>, other: Service<'_>, compared: &mut Compared) -> Option<&'static str> {
     let protocol = |service: Service<'_>| service.port.protocol.as_ref().map(|protocol| protocol.value);
-    let addresses =
-        |service: Service<'_>| service.entry.addresses.iter().map(|range| range.value).collect::<BTreeSet<_>>();
-    let (names, other_names) = (&first.entry.subject_alt_names, &other.entry.subject_alt_names);
-    let differences = [
-        ("another protocol", protocol(first) != protocol(other)),
-        ("another targetPort", first.target_port() != other.target_port()),
-        ("another resolution", first.entry.resolution() != other.entry.resolution()),
-        ("other endpoints", !endpoints(first).eq(endpoints(other))),
-        ("other addresses", addresses(first) != addresses(other)),
-        ("other subjectAltNames", !names.iter().map(|name| &name.value).eq(other_names.iter().map(|name| &name.value))),
-    ];
-    differences.into_iter().find(|(_, differs)| *differs).map(|(what, _)| what)
+    if protocol(first) != protocol(other) {
+        return Some("another protocol");
+    }
+    if first.target_port() != other.target_port() {
+        return Some("another targetPort");
+    }
+    let entries = (ptr::from_ref(first.entry), ptr::from_ref(other.entry));
+    let of_entries = *compared.entry(entries).or_insert_with(|| difference_of_entries(first.entry, other.entry));
+    of_entries.or_else(|| (!ports(first).eq(ports(other))).then_some("other endpoints"))
 }
 
-fn endpoints<'d>(
-    service: Service<'d>,
-) -> impl Iterator<Item = (&'d EndpointAddress, NonZeroU16, Option<u32>, &'d BTreeMap<String, String>)> {
-    let endpoints = service.entry.endpoints.iter();
-    endpoints
-        .map(move |endpoint| (&endpoint.address.value, service.port_at(endpoint), endpoint.weight, &endpoint.labels))
+/// Those of its endpoints.
+fn ports(service: Service<'_>) -> impl Iterator<Item = NonZeroU16> {
+    service.entry.endpoints.iter().map(move |endpoint| service.port_at(endpoint))
+}
+
+/// The same for whatever port.
+fn difference_of_entries(first: &ServiceEntry, other: &ServiceEntry) -> Option<&'static str> {
+    if first.resolution() != other.resolution() {
+        return Some("another resolution");
+    }
+    let addresses = |entry: &ServiceEntry| entry.addresses.iter().map(|range| range.value).collect::<BTreeSet<_>>();
+    // No more is looked at than the other has, so that many that differ from a long one cost what they are long themselves.
+    if first.addresses.len() != other.addresses.len() || addresses(first) != addresses(other) {
+        return Some("other addresses");
+    }
+    let [names, other_names] = [first, other].map(|entry| entry.subject_alt_names.iter().map(|name| &name.value));
+    if !names.eq(other_names) {
+        return Some("other subjectAltNames");
+    }
+    let [endpoints, other_endpoints] = [first, other].map(|entry| {
+        entry.endpoints.iter().map(|endpoint| (&endpoint.address.value, endpoint.weight, &endpoint.labels))
+    });
+    (!endpoints.eq(other_endpoints)).then_some("other endpoints")
 }

@@ -60,6 +60,26 @@ fn what_makes_a_difference_is_refused() {
     }
 }
 
+/// Which of the ports a policy means by the name `b` is another by each of the entries.
+#[test]
+fn names_of_ports_make_a_difference_where_a_policy_means_one_by_its_name() {
+    const POLICY: &str = "kind: BackendTLSPolicy\napiVersion: gateway.networking.k8s.io/v1\nmetadata: {name: x}\nspec: {targetRefs: [{group: \
+                          networking.istio.io, kind: Hostname, name: a.com, sectionName: b}], validation: {hostname: a.com, \
+                          wellKnownCACertificates: System}}\n---\n";
+    let ports = |http: &str, other: &str| {
+        format!(
+            "ports: [{{number: 80, name: {http}, protocol: HTTP}}, {{number: 81, name: {other}, protocol: HTTP}}], resolution: DNS"
+        )
+    };
+    let entries = entry("a.com", &ports("a", "b")) + &entry("a.com", &ports("b", "a"));
+    let refused =
+        "with another name, while a BackendTLSPolicy means a port of the host by its name; make one of the two";
+    assert_eq!(told(&(entries.clone() + POLICY)), [refused]);
+    let same = ["in the same way; remove one of them"];
+    assert_eq!(told(&entries), same);
+    assert_eq!(told(&(entries + &POLICY.replace(", sectionName: b", ""))), same);
+}
+
 /// An export of a cluster in which teams have said different things of what they encrypt themselves, or not at all, is of use.
 #[test]
 fn what_makes_none_is_not() {
