@@ -3,12 +3,15 @@
 //! Istio takes what the oldest of them says, and files do not tell which that is. So the first counts where it makes no difference, and
 //! else none does.
 
-use std::{collections::BTreeSet, ptr};
+use std::{collections::BTreeSet, num::NonZeroU16, ptr};
 
 use foldhash::{HashMap, HashSet};
 
 use super::{Compiler, check::wildcard_rules, index::Service, is_http};
-use crate::config::{Code, service_entry::ServiceEntry};
+use crate::config::{
+    Code, HostPattern,
+    service_entry::{Protocol, ServiceEntry},
+};
 
 /// What differs between two entries, whatever the host and port.
 type Compared = HashMap<(*const ServiceEntry, *const ServiceEntry), Option<&'static str>>;
@@ -22,6 +25,7 @@ impl Compiler<'_, '_> {
         let own = self.rules.iter().map(|rule| (&rule.host, rule.port));
         let upstreams = self.rules.iter().flat_map(|rule| &rule.upstreams);
         let concerned: HashSet<_> = own.chain(upstreams.map(|upstream| (&upstream.host, upstream.port))).collect();
+        let wildcards = wildcard_rules(&self.rules);
         let mut compared = Compared::default();
         for &(first, other) in &self.index.twice {
             let before = defined_before(first);
@@ -31,10 +35,16 @@ impl Compiler<'_, '_> {
                     "{before}, with another name, while a BackendTLSPolicy means a port of the host by its name; make one of the two"
                 ))
             } else if let Some(difference) = difference(first, other, &mut compared) {
-                let protocol = |service: Service<'_>| service.port.protocol.as_ref().map(|protocol| protocol.value);
-                let is_alike = protocol(first) == protocol(other) || ![first, other].into_iter().any(is_http);
                 let before = format!("{before}, with {difference}");
-                if is_alike && !concerned.contains(&(first.host, first.port.number.value.get())) {
+                let port = first.port.number.value;
+                // Of what is no HTTP no rule says what would be if it were.
+                let may_be_concerned = || {
+                    let mut wider = wildcards.covering(first.host).flat_map(|(_, rules)| rules);
+                    protocol(first) != protocol(other)
+                        && [first, other].into_iter().any(is_http)
+                        && (self.is_asked_for(first.host, port) || wider.any(|rule| rule.port == port.get()))
+                };
+                if !concerned.contains(&(first.host, port.get())) && !may_be_concerned() {
                     Code::Merged.because(format!(
                         "{before}, which makes no difference here, as neither leads to TLS; make one of the two"
                     ))
@@ -49,13 +59,26 @@ impl Compiler<'_, '_> {
     }
 }
 
+impl<'d> Compiler<'_, 'd> {
+    /// Whether a port of a host would have TLS if it were one for HTTP.
+    fn is_asked_for(&self, host: &'d HostPattern, port: NonZeroU16) -> bool {
+        let mut routed = self.index.virtual_services.covering(host).take(1);
+        self.index.settings(host, port, None).tls.is_some()
+            || self.index.policy(host, port).is_some()
+            || routed.any(|(_, several)| self.leads_to_tls(&several[0]))
+    }
+}
+
 fn defined_before(Service { host, port, .. }: Service<'_>) -> String {
     format!("port {} of {host} is already defined at {}", port.number.value, port.number.location)
 }
 
+fn protocol(service: Service<'_>) -> Option<Protocol> {
+    service.port.protocol.as_ref().map(|protocol| protocol.value)
+}
+
 /// What the other says otherwise, if that can make a difference.
 fn difference(first: Service<'_>, other: Service<'_>, compared: &mut Compared) -> Option<&'static str> {
-    let protocol = |service: Service<'_>| service.port.protocol.as_ref().map(|protocol| protocol.value);
     if protocol(first) != protocol(other) {
         return Some("another protocol");
     }

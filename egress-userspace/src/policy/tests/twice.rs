@@ -102,6 +102,12 @@ fn what_makes_none_is_not() {
             entry("a.com", &https) + &entry("a.com", &tls) + &destination("a.com", SIMPLE) + &led_to,
             refused("another protocol"),
         ),
+        (entry("a.com", HTTP) + &entry("a.com", &tcp), none("another protocol")),
+        (entry("a.com", &tcp) + &entry("a.com", HTTP) + &destination("b.com", SIMPLE), none("another protocol")),
+        (
+            entry("a.com", &tcp) + &entry("a.com", HTTP) + &entry("*.com", &other) + &destination("*.com", SIMPLE),
+            refused("another protocol"),
+        ),
         // By one of them there would be TLS.
         (entry("a.com", &tcp) + &entry("a.com", HTTP) + &destination("a.com", SIMPLE), refused("another protocol")),
         (entry("a.com", HTTP) + &entry("a.com", &tcp) + &destination("a.com", SIMPLE), refused("another protocol")),
