@@ -48,10 +48,10 @@ pub(super) fn compile<'d>(
     compiler.compile();
     compiler.check_twice();
     compiler.leave_tls_alone();
-    compiler.check_without_protocol();
     for service in compiler.check_covered() {
         compiler.check_clear_text(service);
     }
+    compiler.check_without_protocol();
     compiler.check_destinations();
     compiler.check_wildcards();
     compiler.check_number_of_ports();
@@ -267,18 +267,19 @@ impl<'i, 'd> Compiler<'i, 'd> {
         }
     }
 
-    /// Says what a port without a protocol is taken for, once for all hosts that have it.
+    /// Says what a port without a protocol is taken for, once for all hosts that have it. What a wildcard's TLS is not for is
+    /// intercepted with the others all the same.
     fn check_without_protocol(&mut self) {
-        for rule in &self.rules {
-            let ports = self.index.services.get(&rule.host);
-            let service = NonZeroU16::new(rule.port).and_then(|number| ports?.get(&number));
+        let rules = self.rules.iter().map(|rule| (&rule.host, rule.port));
+        for (host, number) in rules.chain(self.exceptions.iter().map(|exception| (&exception.host, exception.port))) {
+            let ports = self.index.services.get(host);
+            let service = NonZeroU16::new(number).and_then(|number| ports?.get(&number));
             let Some(port) = service.map(|service| service.port).filter(|port| port.protocol.is_none()) else {
                 continue;
             };
             let text = format!(
-                "port {} has no protocol and is taken for HTTP: anything else is refused there; say so by protocol HTTP, or by \
-                 TCP or HTTPS if it is that",
-                rule.port,
+                "port {number} has no protocol and is taken for HTTP: anything else is refused there; say so by protocol HTTP, or by \
+                 TCP or HTTPS if it is that"
             );
             self.reports.at(&port.number, Code::Questionable.because(text));
         }

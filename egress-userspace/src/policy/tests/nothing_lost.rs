@@ -114,6 +114,16 @@ fn a_host_below_a_wildcard_with_tls_leaves_in_clear_if_the_user_says_so() {
              DISABLE, or leave its port out"
                 .to_owned(),
         ),
+        // It is redirected with the others.
+        (
+            wildcard.clone()
+                + &entry("www.a.com", "ports: [{number: 80, name: a}], resolution: DNS")
+                + &destination("www.a.com", DISABLE),
+            format!(
+                "{by_wildcard}\nwww.a.com:80 in clear (@19)\nwarning @14: spec.ports[0].number: port 80 has no protocol and is taken for \
+                 HTTP: anything else is refused there; say so by protocol HTTP, or by TCP or HTTPS if it is that"
+            ),
+        ),
         // Its routes are its own, too.
         (
             wildcard.clone()
