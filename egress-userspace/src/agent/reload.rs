@@ -276,11 +276,16 @@ impl Agent {
                 tracing::debug!(host = %rule.host, port = rule.port, %to, target_port, at = %rule.location, "rule");
             }
         }
-        for exception in self.policy.exceptions().iter().take(SHOWN) {
+        let exceptions = self.policy.exceptions();
+        for (index, exception) in exceptions.iter().enumerate() {
             let (host, port, at) = (&exception.host, exception.port, &exception.location);
-            tracing::info!(%host, port, %at, "left in clear, though a wildcard with TLS has it");
+            if index < SHOWN {
+                tracing::info!(%host, port, %at, "left in clear, though a wildcard with TLS has it");
+            } else {
+                tracing::debug!(%host, port, %at, "left in clear, though a wildcard with TLS has it");
+            }
         }
-        if rules > SHOWN {
+        if rules.max(exceptions.len()) > SHOWN {
             tracing::info!("these were the first; `--log-level debug` shows all");
         }
     }
