@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use foldhash::HashSet;
 use rustls_pki_types::ServerName;
 
 pub use self::{http::*, upstream::*};
@@ -242,18 +243,25 @@ impl Policy {
         (Self { exceptions, ..Self::from_iter(rules) }, diagnostics)
     }
 
-    /// Whether whatever has a rule in `other` has one here, too, and there is no exception here that is none there.
+    /// Whether whatever has a rule in `other` has one here, too, and there is no exception here from a rule there.
     pub fn covers(&self, other: &Self) -> bool {
         let mut own = self.rules.iter();
         let has_rules = other.rules.iter().all(|rule| {
             let place = (&rule.host, rule.port);
             own.find(|own| (&own.host, own.port) >= place).is_some_and(|own| (&own.host, own.port) == place)
         });
-        let is_old = |own: &Exception| {
+        let is_new = |own: &&Exception| {
             let place = (&own.host, own.port);
-            other.exceptions.binary_search_by(|other| (&other.host, other.port).cmp(&place)).is_ok()
+            other.exceptions.binary_search_by(|other| (&other.host, other.port).cmp(&place)).is_err()
         };
-        has_rules && self.exceptions.iter().all(is_old)
+        let mut new = self.exceptions.iter().filter(is_new).peekable();
+        if !has_rules || new.peek().is_none() {
+            return has_rules;
+        }
+        let wildcards = other.rules.iter().filter(|rule| !rule.host.is_exact());
+        let wildcards: HashSet<_> = wildcards.map(|rule| (rule.host.name().as_str(), rule.port)).collect();
+        let mut places = new.flat_map(|own| parents(own.host.name().as_str()).map(|parent| (parent, own.port)));
+        !places.any(|place| wildcards.contains(&place))
     }
 
     /// All rules in the order of host and port.

@@ -2,6 +2,7 @@
 
 mod clusters;
 mod credentials;
+mod exceptions;
 mod fields;
 mod nothing_lost;
 mod twice;

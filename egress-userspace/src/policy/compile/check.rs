@@ -45,25 +45,7 @@ impl<'d> Compiler<'_, 'd> {
             let is_known = destinations.rules.iter().any(|(rule, _)| ports.contains_key(&(&raw const **rule)));
             self.check_annotations(host, destinations, is_known);
         }
-        self.check_disabled(|rule| ports.contains_key(&std::ptr::from_ref(rule)));
-    }
-
-    /// As in Istio, who wants a wildcard's TLS not to be for a host has to say as well which ports that has.
-    fn check_disabled(&mut self, is_known: impl Fn(&DestinationRule) -> bool) {
-        let wildcards = wildcard_rules(&self.rules);
-        for (host, destinations) in self.index.destinations.iter() {
-            let rules = destinations.rules.iter().map(|(rule, _)| *rule);
-            for rule in rules.filter(|rule| !is_known(rule) && disables(rule) && !asks_for_tls(rule)) {
-                if let Some(wider) = wildcards.covering(host).flat_map(|(_, rules)| rules).next() {
-                    let text = format!(
-                        "no ServiceEntry has the host {host}, so this does nothing: its requests go over TLS, by what is said of {} at {}; add \
-                         one if they are to leave in clear",
-                        wider.host, wider.location,
-                    );
-                    self.reports.at(&rule.host, Code::UnusedDestinationRule.because(text));
-                }
-            }
-        }
+        self.check_disabled(&ports);
     }
 
     fn check_destination(&mut self, host: &HostPattern, rule: &DestinationRule, known: Option<&BTreeSet<NonZeroU16>>) {
@@ -325,7 +307,7 @@ pub(super) fn asks_for_tls(rule: &DestinationRule) -> bool {
 }
 
 /// Whether it, or a subset of it, says that there is to be no TLS.
-fn disables(rule: &DestinationRule) -> bool {
+pub(super) fn disables(rule: &DestinationRule) -> bool {
     tls_blocks(rule).any(|tls| tls.value == Tls::Disable)
 }
 

@@ -1,8 +1,16 @@
 //! Hosts that a wildcard with TLS has, and of which it is said closer to them that there is to be none.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU16,
+    ptr,
+};
+
+use foldhash::HashMap;
+
 use super::{
     Compiler,
-    check::asks_for_tls,
+    check::{asks_for_tls, disables, wildcard_rules},
     host_map::HostMap,
     index::{Index, Service},
     is_http,
@@ -13,7 +21,6 @@ use crate::{
     config::{
         Code, HostPattern, Located, Location,
         destination_rule::{DestinationRule, Tls},
-        service_entry::ServiceEntry,
         virtual_service::Route,
     },
     policy::Exception,
@@ -24,8 +31,11 @@ pub(super) struct Disabled<'d> {
     pub(super) tls: &'d Located<Tls>,
     /// What has that hold for some pods alone. Here there is no difference between pods, and for none of those that it is not said of
     /// must anything leave in clear.
-    pub(super) limit: Option<(&'static str, &'d Location)>,
+    pub(super) limit: Option<Limit<'d>>,
 }
+
+/// A field that limits, and where it is.
+type Limit<'d> = (&'static str, &'d Location);
 
 impl<'d> Index<'d> {
     /// Where it is said of a port of a host that there is to be no TLS, closer to it than at `wider`. What limits all that says so is
@@ -42,7 +52,7 @@ impl<'d> Index<'d> {
                 }
                 continue;
             };
-            let limit = destinations.main().and_then(|(rule, _)| limit(rule, service.entry));
+            let limit = destinations.main().and_then(|(rule, _)| limit(rule)).or(exported(&service.entry.export_to));
             if limit.is_none() {
                 return Some(Disabled { tls, limit });
             }
@@ -85,14 +95,52 @@ fn is_answered(route: &Route) -> bool {
     route.redirect.is_some() || route.direct_response.is_some() || is_aborted
 }
 
-/// What has a rule for an entry's host hold for some pods alone.
-fn limit<'d>(rule: &'d DestinationRule, entry: &'d ServiceEntry) -> Option<(&'static str, &'d Location)> {
+/// What has a rule hold for some pods alone.
+fn limit(rule: &DestinationRule) -> Option<Limit<'_>> {
     let selector = rule.workload_selector.as_ref().map(|selector| ("workloadSelector", &selector.location));
-    let exports = [&rule.export_to, &entry.export_to].into_iter().find_map(restricted);
-    selector.or(exports.map(|names| ("exportTo", &names.location)))
+    selector.or(exported(&rule.export_to))
+}
+
+fn exported(export_to: &Option<Located<Vec<String>>>) -> Option<Limit<'_>> {
+    restricted(export_to).map(|names| ("exportTo", &names.location))
 }
 
 impl Compiler<'_, '_> {
+    /// As in Istio, who wants a wildcard's TLS not to be for a host has to say as well which ports that has. The `ports` are those of
+    /// the hosts that each rule covers.
+    pub(super) fn check_disabled(&mut self, ports: &HashMap<*const DestinationRule, BTreeSet<NonZeroU16>>) {
+        let wildcards = wildcard_rules(&self.rules);
+        for (host, destinations) in self.index.destinations.iter() {
+            let Some((rule, _)) = destinations.main().filter(|(rule, _)| disables(rule) && limit(rule).is_none())
+            else {
+                continue;
+            };
+            let known = ports.get(&ptr::from_ref(rule));
+            // Of who asks for TLS as well, and has no ports at all, that is said already.
+            if known.is_none() && asks_for_tls(rule) {
+                continue;
+            }
+            let is_missing = |number: &NonZeroU16| {
+                known.is_none_or(|known| !known.contains(number))
+                    && destinations.settings(*number, None).disabled.is_some()
+            };
+            let mut missing = BTreeMap::new();
+            for wider in wildcards.covering(host).filter(|(by, _)| *by != host).flat_map(|(_, rules)| rules) {
+                if NonZeroU16::new(wider.port).as_ref().is_some_and(is_missing) {
+                    missing.entry(wider.port).or_insert(wider);
+                }
+            }
+            for (port, wider) in missing {
+                let text = format!(
+                    "no ServiceEntry has port {port} of {host}, so this does nothing there: its requests go over TLS, by what is said of {} \
+                     at {}; add one if they are to leave in clear",
+                    wider.host, wider.location,
+                );
+                self.reports.at(&rule.host, Code::UnusedDestinationRule.because(text));
+            }
+        }
+    }
+
     /// Refuses what has no exception of its own and is below a wildcard that has one.
     pub(super) fn check_excepted(&mut self, kept: &[(Service<'_>, HostPattern)]) {
         let mut wildcards: HostMap<'_, Vec<&Exception>> = HostMap::default();

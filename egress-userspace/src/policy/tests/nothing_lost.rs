@@ -2,17 +2,17 @@
 
 use super::*;
 
-const NONE: &str = "ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}], resolution: NONE";
+pub(super) const NONE: &str = "ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}], resolution: NONE";
 
 /// A `VirtualService` of four lines; its hosts are on line 4 of it.
-fn service(host: &str, routes: &str) -> String {
+pub(super) fn service(host: &str, routes: &str) -> String {
     format!(
         "kind: VirtualService\napiVersion: networking.istio.io/v1\nmetadata: {{name: x}}\nspec: {{hosts: ['{host}'], http: \
          [{routes}]}}\n---\n"
     )
 }
 
-fn to(host: &str) -> String {
+pub(super) fn to(host: &str) -> String {
     format!("{{route: [{{destination: {{host: {host}}}}}]}}")
 }
 
@@ -59,184 +59,6 @@ fn a_host_below_a_wildcard_with_tls_keeps_it() {
                     intercepted, and anything but HTTP is refused there; list the hosts that are meant in place of the wildcard";
     assert_eq!(outcome(&(wildcard.clone() + &entry("www.a.com", tcp))), format!("{by_wildcard}\n{expected}"));
     assert_eq!(outcome(&(wildcard + &entry("www.a.com", &tcp.replace("TCP", "UDP")))), by_wildcard);
-}
-
-/// As in Istio the most specific rule counts, and who writes DISABLE there means it.
-#[test]
-fn a_host_below_a_wildcard_with_tls_leaves_in_clear_if_the_user_says_so() {
-    const DISABLE: &str = "tls: {mode: DISABLE}";
-    let clear =
-        "ports: [{number: 80, name: a, protocol: HTTP}, {number: 81, name: b, protocol: HTTP, targetPort: 443}]";
-    let [none, dns] = ["NONE", "DNS"].map(|resolution| format!("{clear}, resolution: {resolution}"));
-    let wildcard = entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE);
-    let by_wildcard = "*.a.com:80 -> original:443 verify=request (@9)";
-    let not_to = "warning @14: spec.ports[1].targetPort: nothing originates TLS for port 81 of www.a.com, so its traffic is left as it is: \
-                  in clear text to port 81, not to 443; add a DestinationRule";
-    let own = entry("www.a.com", &dns);
-    for (text, expected) in [
-        (
-            wildcard.clone() + &own + &destination("www.a.com", DISABLE),
-            format!("{by_wildcard}\nwww.a.com:80 in clear (@19)\n{not_to}"),
-        ),
-        // Of one port, and the other way round.
-        (
-            wildcard.clone()
-                + &own
-                + &destination("www.a.com", &format!("{SIMPLE}, portLevelSettings: [{{port: {{number: 80}}, {DISABLE}}}]")),
-            format!("www.a.com:81 -> 443 verify=www.a.com (@19)\n{by_wildcard}\nwww.a.com:80 in clear (@19)"),
-        ),
-        (
-            entry("*.a.com", &none) + &destination("*.a.com", DISABLE) + &entry("www.a.com", HTTP) + &destination("www.a.com", SIMPLE),
-            "www.a.com:80 -> 443 verify=www.a.com (@19)\nwarning @4: spec.ports[1].targetPort: nothing originates TLS for port 81 of *.a.com, so \
-             its traffic is left as it is: in clear text to port 81, not to 443; add a DestinationRule"
-                .to_owned(),
-        ),
-        // By a wildcard within the wildcard, for all that it has.
-        (
-            wildcard.clone()
-                + &entry("*.b.a.com", NONE).replace(", targetPort: 443", "")
-                + &destination("*.b.a.com", DISABLE)
-                + &entry("www.b.a.com", NONE).replace(", targetPort: 443", "")
-                + &destination("www.b.a.com", "loadBalancer: {simple: RANDOM}"),
-            format!("{by_wildcard}\nwww.b.a.com:80 in clear (@19)\n*.b.a.com:80 in clear (@19)"),
-        ),
-        // What is said of as many hosts is not said of this one.
-        (
-            entry("b.com", HTTP)
-                + &destination("b.com", SIMPLE)
-                + &entry("*.a.com", NONE)
-                + &service("*.a.com", &to("b.com"))
-                + &destination("*.a.com", DISABLE)
-                + &service("www.a.com", &to("www.a.com"))
-                + &entry("www.a.com", HTTP),
-            "@34: spec.ports[0].number: requests for www.a.com and port 80 would go to b.com, by what is said of *.a.com at @19, \
-             which has them too, whatever there is for www.a.com itself; add a DestinationRule with `tls` for www.a.com, be it with mode \
-             DISABLE, or leave its port out"
-                .to_owned(),
-        ),
-        // It is redirected with the others.
-        (
-            wildcard.clone()
-                + &entry("www.a.com", "ports: [{number: 80, name: a}], resolution: DNS")
-                + &destination("www.a.com", DISABLE),
-            format!(
-                "{by_wildcard}\nwww.a.com:80 in clear (@19)\nwarning @14: spec.ports[0].number: port 80 has no protocol and is taken for \
-                 HTTP: anything else is refused there; say so by protocol HTTP, or by TCP or HTTPS if it is that"
-            ),
-        ),
-        // Its routes are its own, too.
-        (
-            wildcard.clone()
-                + &entry("www.a.com", HTTP.replace(", targetPort: 443", "").as_str())
-                + &destination("www.a.com", DISABLE)
-                + &service("www.a.com", &to("www.a.com")),
-            format!(
-                "{by_wildcard}\nwww.a.com:80 in clear (@19)\nwarning @24: spec.hosts[0]: no request for www.a.com is sent on over TLS by this, so \
-                 it is left alone and goes to where it was going; add a DestinationRule with `tls` for a destination"
-            ),
-        ),
-        // It has no ports.
-        (
-            wildcard.clone() + &destination("www.a.com", DISABLE),
-            format!(
-                "{by_wildcard}\nwarning @14: spec.host: no ServiceEntry has the host www.a.com, so this does nothing: its requests go over TLS, \
-                 by what is said of *.a.com at @9; add one if they are to leave in clear"
-            ),
-        ),
-        (destination("www.a.com", DISABLE), String::new()),
-    ] {
-        assert_eq!(outcome(&text), expected, "{text}");
-    }
-}
-
-/// Others would be in clear by a word that is not for them.
-#[test]
-fn what_disables_tls_for_some_pods_makes_no_exception_for_all() {
-    let clear = HTTP.replace(", targetPort: 443", "");
-    let [wildcard, own] = [entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE), entry("www.a.com", &clear)];
-    let disabled = destination("www.a.com", "tls: {mode: DISABLE}");
-    let limited = |text: &str, by: &str| text.replace("{host: 'www.a.com',", &format!("{{host: 'www.a.com', {by},"));
-    let exported = own.replace("spec: {", "spec: {exportTo: [team], ");
-    for (text, limit) in [
-        (own.clone() + &limited(&disabled, "workloadSelector: {matchLabels: {app: a}}"), "workloadSelector at @19"),
-        (own.clone() + &limited(&disabled, "exportTo: ['.']"), "exportTo at @19"),
-        (exported + &disabled, "exportTo at @14"),
-        (own.clone() + &limited(&disabled, "exportTo: ['*']"), ""),
-    ] {
-        let found = outcome(&(wildcard.clone() + &text));
-        let by_wildcard = "*.a.com:80 -> original:443 verify=request (@9)\n";
-        assert!(found.starts_with(by_wildcard), "{found}");
-        assert_eq!(found.contains("www.a.com:80 in clear"), limit.is_empty(), "{found}");
-        let expected = format!(
-            "requests for www.a.com and port 80 go over TLS all the same, by what is said of *.a.com at @9, which has them too, as mode \
-             DISABLE at @19 is for some pods alone by the {limit}, and here one rule is for all; remove that if they are to leave in clear \
-             from all pods"
-        );
-        assert_eq!(found.contains(&expected), !limit.is_empty(), "{found}");
-    }
-}
-
-/// The wildcard's TLS is that of a host whose own rule asks for it, and forgets the port.
-#[test]
-fn a_host_that_asks_for_tls_is_not_left_in_clear_by_a_wildcard_within_the_wildcard() {
-    let clear = HTTP.replace(", targetPort: 443", "");
-    let forgets = format!(
-        "{SIMPLE}, portLevelSettings: [{{port: {{number: 80}}, connectionPool: {{tcp: {{maxConnections: 9}}}}}}]"
-    );
-    let wildcards =
-        entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE) + &destination("*.b.a.com", "tls: {mode: DISABLE}");
-    let own = entry("www.b.a.com", &clear) + &destination("www.b.a.com", &forgets);
-    let found = outcome(&(wildcards.clone() + &own));
-    assert!(found.contains("requests for www.b.a.com and port 80 go over TLS all the same"), "{found}");
-    assert!(!found.contains("in clear ("), "{found}");
-    // Requests follow the closest that has the port.
-    let expected = "@24: spec.ports[0].number: requests for www.b.a.com and port 80 would leave in clear, by what is said of *.b.a.com at @14, \
-                    which has them too; add a DestinationRule for www.b.a.com that says for all pods what `tls` this port has, be it mode \
-                    DISABLE";
-    let closer = NONE.replace(", targetPort: 443", "");
-    let text = wildcards + &entry("*.b.a.com", &closer) + &own;
-    assert_eq!(outcome(&text), expected, "{text}");
-}
-
-/// What is left alone would go on in clear to where its own routes send nothing.
-#[test]
-fn what_is_to_be_left_in_clear_has_no_routes_that_answer() {
-    let clear = HTTP.replace(", targetPort: 443", "");
-    let wildcard = entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE);
-    let own = entry("www.a.com", &clear) + &destination("www.a.com", "tls: {mode: DISABLE}");
-    let refused = "@24: spec.http[0]: requests for port 80 of www.a.com would leave in clear, by mode DISABLE at @19, and not be answered by \
-                   this; remove this route, or have TLS originated for www.a.com";
-    for (host, route, is_refused) in [
-        ("www.a.com", "{redirect: {scheme: https}}".to_owned(), true),
-        ("*.a.com", "{directResponse: {status: 403}}".to_owned(), true),
-        (
-            "www.a.com",
-            to("www.a.com").replace("{route", "{fault: {abort: {httpStatus: 503, percentage: {value: 9}}}, route"),
-            true,
-        ),
-        ("www.a.com", "{match: [{port: 81}], redirect: {scheme: https}}".to_owned(), false),
-        ("www.a.com", to("www.a.com"), false),
-    ] {
-        let text = wildcard.clone() + &own + &service(host, &route);
-        let found = outcome(&text);
-        assert_eq!(found.contains(refused), is_refused, "{text}: {found}");
-        assert_ne!(found.contains("www.a.com:80 in clear"), is_refused, "{text}: {found}");
-    }
-}
-
-/// Files may be on their way.
-#[test]
-fn a_policy_with_another_exception_has_lost_something() {
-    let policy = |text: &str| {
-        let documents = config::parse(text, Path::new("rules.yaml")).expect("valid documents");
-        Policy::compile(&documents).expect("valid rules").0
-    };
-    let wildcard = entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE);
-    let except = |host: &str| entry(host, HTTP) + &destination(host, "tls: {mode: DISABLE}");
-    let [none, one, both] = [String::new(), except("b.a.com"), except("c.a.com") + &except("b.a.com")]
-        .map(|exceptions| policy(&(wildcard.clone() + &exceptions)));
-    assert!(none.covers(&one) && one.covers(&one) && one.covers(&both) && both.covers(&both));
-    assert!(!one.covers(&none) && !both.covers(&one));
 }
 
 #[test]
