@@ -140,7 +140,7 @@ impl Pool {
     ///
     /// Where the origin may pick HTTP/2, requests at the same time wait for one connection to be made, which they share; for
     /// another one only if the origin takes no more on those that there are. Where it is known to pick HTTP/1.1 each has one
-    /// of its own made, and takes what is free before. If there is no place for one each waits, in its turn, for what others need no more; but a key without any
+    /// of its own made, 64 at the same time, and takes what is free before; those beyond wait for what others have. If there is no place for one each waits, in its turn, for what others need no more; but a key without any
     /// need not wait for others, who may never end. A connection that nobody waits for any more is for whoever comes next.
     ///
     /// # Errors
@@ -195,17 +195,8 @@ impl Pool {
         self.origins.borrow_mut().get_mut(key).map_or(requests, |origin| origin.lacking(requests))
     }
 
-    /// A place for a connection that nobody has asked for yet, if there is one to spare, and what it is to be made with.
-    pub fn place_for(self: &Rc<Self>, key: &Key, usage: &Arc<Usage>) -> Option<(Option<Place>, Offer)> {
-        let of_key = OfKey { pool: self, key, usage };
-        let offer = of_key.with(|origin| origin.alone(Wanted::ANY)).unwrap_or(Offer::Both);
-        let Some(places) = usage.places() else { return Some((None, offer)) };
-        let permit = places.clone().try_acquire_owned().ok()?;
-        Some((Some(of_key.with(|origin| origin.place(Some(permit)))), offer))
-    }
-
     /// Adds a connection that nobody waits for.
-    pub fn add(&self, key: &Key, offer: Offer, made: Made) {
+    fn add(&self, key: &Key, offer: Offer, made: Made) {
         // As in `put`, there may be nothing of its key any more.
         if let Some(origin) = self.origins.borrow_mut().get_mut(key) {
             origin.add(offer, made);
@@ -235,7 +226,8 @@ impl Pool {
     /// it is none, as they would be closed again.
     pub fn spare(&self) -> usize {
         let was_crowded = self.crowded.get().is_some_and(|seen| seen.elapsed() < MAX_IDLE);
-        if was_crowded { 0 } else { self.most_idle.div_ceil(2).saturating_sub(self.count_idle()) }
+        let begun: usize = self.origins.borrow().values().map(Origin::count_begun).sum();
+        if was_crowded { 0 } else { self.most_idle.div_ceil(2).saturating_sub(self.count_idle() + begun) }
     }
 
     fn count_idle(&self) -> usize {
@@ -263,6 +255,14 @@ impl OfKey<'_> {
             Some(origin) => act(origin),
             None => act(origins.entry(self.key.clone()).or_insert_with(|| Origin::new(self.usage.clone()))),
         }
+    }
+
+    /// A place for a connection that nobody has asked for yet, if there is one to spare, and what it is to be made with.
+    fn spare_place(self) -> Option<(Option<Place>, Offer)> {
+        let offer = self.with(|origin| origin.alone(Wanted::ANY)).unwrap_or(Offer::Both);
+        let Some(places) = self.usage.places() else { return Some((None, offer)) };
+        let permit = places.clone().try_acquire_owned().ok()?;
+        Some((Some(self.with(|origin| origin.place(Some(permit)))), offer))
     }
 
     /// A place for a connection that is to be made; none is needed without a limit. Or a connection after all, if there is one

@@ -11,7 +11,6 @@ use std::{
 };
 
 use rustls_pki_types::ServerName;
-use tokio::task;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -53,17 +52,8 @@ struct Used {
     last: Instant,
     /// How often in a row none could be made.
     failures: u32,
-    /// Connections that are being made; each has a copy.
-    making: Rc<()>,
     /// None is made before.
     pause: Option<Instant>,
-}
-
-impl Used {
-    /// How many connections are being made.
-    fn making(&self) -> usize {
-        Rc::strong_count(&self.making) - 1
-    }
 }
 
 impl Warm {
@@ -90,7 +80,6 @@ impl Warm {
             origin: accepted.origin.socket_addr().ip(),
             last: Instant::now(),
             failures: 0,
-            making: Rc::default(),
             pause: None,
         };
         all.insert(key.clone(), used);
@@ -98,15 +87,14 @@ impl Warm {
 
     /// Makes what is missing, and forgets what is of no use any more.
     pub fn keep(self: &Rc<Self>) {
-        let making: usize = self.used.borrow().values().map(Used::making).sum();
-        let mut spare = self.pool.spare().saturating_sub(making);
+        let mut spare = self.pool.spare();
         self.used.borrow_mut().retain(|key, used| {
             let is_of_use = used.last.elapsed() < KEPT && used.failures < MAX_FAILURES && !used.gone.is_cancelled();
             let Some(cluster) = used.cluster.upgrade().filter(|_| is_of_use) else { return false };
             if used.pause.is_some_and(|until| Instant::now() < until) {
                 return true;
             }
-            for _ in used.making()..self.pool.lacking(key, cluster.upstream.preconnect.into()) {
+            for _ in 0..self.pool.lacking(key, cluster.upstream.preconnect.into()) {
                 if spare == 0 {
                     break;
                 }
@@ -123,35 +111,33 @@ impl Warm {
     }
 
     fn make(self: &Rc<Self>, key: &Key, used: &Used, cluster: &Arc<Cluster>) {
-        let Some((place, offer)) = self.pool.place_for(key, &cluster.usage) else { return };
-        let (this, key, making) = (Rc::downgrade(self), key.clone(), used.making.clone());
-        let (connector, cluster) = (self.connector.clone(), cluster.clone());
-        let (name, from, gone, origin) = (used.name.clone(), used.from.clone(), used.gone.clone(), used.origin);
+        let (this, connector, cluster) = (Rc::downgrade(self), self.connector.clone(), cluster.clone());
+        let (name, from, origin) = (used.name.clone(), used.from.clone(), used.origin);
         let chosen = match &key.to {
             To::Cluster { address: Some(address), .. } => Chosen::only(*address),
             _ => cluster.choose(key.netns, origin, &connector.health, &[]),
         };
-        task::spawn_local(async move {
+        let (usage, noted) = (cluster.usage.clone(), key.clone());
+        self.pool.begin_ahead(key, &usage, |offer| async move {
             let made = connector.tls(&from, &cluster, &name, origin, chosen, offer).await;
-            drop(making);
-            let Some(this) = Weak::upgrade(&this).filter(|_| !gone.is_cancelled()) else { return };
-            let mut all = this.used.borrow_mut();
-            let Some(used) = all.get_mut(&key) else { return };
-            match made {
-                Ok(made) => {
-                    used.failures = 0;
-                    this.pool.add(&key, offer, made.with(place));
-                }
-                Err(error) => {
-                    tracing::debug!(host = %cluster.upstream.host, %error, "a connection was not made in advance");
-                    // Of those that were made at the same time one counts.
-                    let now = Instant::now();
-                    if used.pause.is_none_or(|until| until <= now) {
-                        used.failures += 1;
-                        used.pause = Some(now + PAUSE);
-                    }
-                }
+            if let Some(this) = Weak::upgrade(&this) {
+                this.made(&noted, made.is_ok());
             }
+            made
         });
+    }
+
+    /// Notes whether one could be made.
+    fn made(&self, key: &Key, is_made: bool) {
+        let mut all = self.used.borrow_mut();
+        let Some(used) = all.get_mut(key) else { return };
+        let now = Instant::now();
+        if is_made {
+            used.failures = 0;
+        } else if used.pause.is_none_or(|until| until <= now) {
+            // Of those that were made at the same time one counts.
+            used.failures += 1;
+            used.pause = Some(now + PAUSE);
+        }
     }
 }

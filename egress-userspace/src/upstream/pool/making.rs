@@ -41,18 +41,6 @@ impl Making {
         (&mut self.made).await.expect("the task that makes a connection")
     }
 
-    /// Lets it be for whoever waits, or comes, as who has waited for it has another one.
-    pub(super) fn release(mut self) {
-        task::spawn_local(async move {
-            let made = self.end().await;
-            let Some(pool) = self.pool.upgrade() else { return };
-            match made {
-                Ok(made) => pool.add(&self.key, self.offer, made),
-                Err(error) => left_unmade(&error),
-            }
-        });
-    }
-
     /// The same for somebody who waits for it.
     pub(super) fn awaited(mut self) -> Self {
         self.left = None;
@@ -81,7 +69,7 @@ impl Drop for Making {
 
 impl Pool {
     /// Begins a connection for a request that is still to come, if that would lack one, and there is a place to spare. It counts among
-    /// those that nobody waits for, of which only so many are made. If no request comes for it, it is for whoever does.
+    /// those that nobody waits for, of which only so many are made.
     pub fn begin<F>(self: &Rc<Self>, key: &Key, usage: &Arc<Usage>, make: impl FnOnce(Offer) -> F)
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
@@ -91,11 +79,17 @@ impl Pool {
         if of_key.with(|origin| origin.is_waited_for() || origin.lacking(1) == 0) {
             return;
         }
-        let Some(left) = self.leave_alone(key) else { return };
-        let Some((place, offer)) = self.place_for(key, usage) else { return };
-        let mut making = self.make(key, offer, place, make(offer));
-        making.left = Some(left);
-        of_key.with(|origin| origin.begin(making));
+        if let Some(left) = self.leave_alone(key) {
+            of_key.begin(Some(left), make);
+        }
+    }
+
+    /// Begins one that is to be ready whether or not a request comes, if there is a place to spare.
+    pub fn begin_ahead<F>(self: &Rc<Self>, key: &Key, usage: &Arc<Usage>, make: impl FnOnce(Offer) -> F)
+    where
+        F: Future<Output = Result<Made, UpstreamError>> + 'static,
+    {
+        OfKey { pool: self, key, usage }.begin(None, make);
     }
 
     /// Has a connection made, to its end even if nobody waits for it any more: else who gives up sooner than that would never have
@@ -162,6 +156,19 @@ impl Pool {
     }
 }
 
-fn left_unmade(error: &UpstreamError) {
+impl OfKey<'_> {
+    /// Begins a connection that is for whoever comes.
+    fn begin<F>(self, left: Option<Left>, make: impl FnOnce(Offer) -> F)
+    where
+        F: Future<Output = Result<Made, UpstreamError>> + 'static,
+    {
+        let Some((place, offer)) = self.spare_place() else { return };
+        let mut making = self.pool.make(self.key, offer, place, make(offer));
+        making.left = left;
+        self.with(|origin| origin.leave_begun(making));
+    }
+}
+
+pub(super) fn left_unmade(error: &UpstreamError) {
     tracing::debug!(%error, "a connection that nobody waits for was not made");
 }

@@ -9,7 +9,11 @@ use std::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-use super::{MAX_IDLE, Queue, Wanted, making::Making, waiting::Waiting};
+use super::{
+    MAX_IDLE, Queue, Wanted,
+    making::{Making, left_unmade},
+    waiting::Waiting,
+};
 use crate::upstream::{
     Connection, Made, Offer, http1, http2,
     limits::{Place, Usage},
@@ -41,8 +45,9 @@ pub(super) struct Origin {
     own: Rc<()>,
     /// Shared with the connections that are being made and that nobody waits for.
     left_alone: Rc<()>,
-    /// A connection that is being made for a request which is still to come.
-    early: Option<Making>,
+    /// Connections that are being made and that are for whoever comes: for requests which are still to come, or which have another one by
+    /// now. The youngest is last.
+    begun: Vec<Making>,
 }
 
 struct Idle {
@@ -81,7 +86,7 @@ impl Origin {
             usage,
             own: Rc::default(),
             left_alone: Rc::default(),
-            early: None,
+            begun: Vec::new(),
         }
     }
 
@@ -247,7 +252,7 @@ impl Origin {
         self.idle.retain(|Idle { connection, .. }| !connection.is_closed());
         self.retire();
         let shared = self.shared.iter().filter(|shared| shared.has_room(Duration::MAX) || shared.is_untold()).count();
-        let there = self.idle.len() + shared + usize::from(self.early.is_some());
+        let there = self.idle.len() + shared + self.begun.len();
         let is_shared = self.protocol == Some(Protocol::Http2) && !self.usage.settings().shares_no_connections();
         if is_shared { requests.min(1) } else { requests }.saturating_sub(there)
     }
@@ -257,36 +262,44 @@ impl Origin {
         self.idle.len() + self.shared.iter().filter(|shared| shared.is_idle(Duration::ZERO)).count()
     }
 
+    /// How many are being made for whoever comes.
+    pub(super) fn count_begun(&self) -> usize {
+        self.begun.len()
+    }
+
     /// Whether somebody waits.
     pub(super) fn is_waited_for(&self) -> bool {
         self.waiting.strong_count() > 0 || !self.lone.is_empty()
     }
 
-    /// Keeps a connection that is being made for a request which is still to come.
-    pub(super) fn begin(&mut self, making: Making) {
-        self.early = Some(making);
+    /// Leaves a connection that is being made to whoever comes.
+    pub(super) fn leave_begun(&mut self, making: Making) {
+        self.begun.push(making);
+        // It can have been made in the instant in which who has waited for it was given another.
+        self.take_in();
     }
 
-    /// Gives it away to a request that has come, if it is made with the same.
-    pub(super) fn early(&mut self, offer: Offer) -> Option<Making> {
+    /// Gives one of them away to a request that has come, if it is made with the same.
+    pub(super) fn take_begun(&mut self, offer: Offer) -> Option<Making> {
         self.forget_lost();
-        self.early.take_if(|early| early.offer == offer).map(Making::awaited)
+        let index = self.begun.iter().rposition(|making| making.offer == offer)?;
+        Some(self.begun.remove(index).awaited())
     }
 
-    /// Lets one go that a panic has ended.
+    /// Lets those go that a panic has ended.
     fn forget_lost(&mut self) {
-        self.early.take_if(Making::is_lost);
+        self.begun.retain_mut(|making| !making.is_lost());
     }
 
-    /// Keeps it for whoever comes if it is made, and no request has come for it yet.
+    /// Keeps those of them for whoever comes that are made, and that no request has come for yet.
     pub(super) fn take_in(&mut self) {
-        let Some(early) = &mut self.early else { return };
-        let Some(ended) = early.ended() else { return };
-        let offer = early.offer;
-        self.early = None;
-        match ended {
-            Ok(made) => self.add(offer, made),
-            Err(error) => tracing::debug!(%error, "a connection was not made in advance"),
+        let ended = |(index, making): (usize, &mut Making)| Some((index, making.ended()?));
+        while let Some((index, ended)) = self.begun.iter_mut().enumerate().find_map(ended) {
+            let offer = self.begun.remove(index).offer;
+            match ended {
+                Ok(made) => self.add(offer, made),
+                Err(error) => left_unmade(&error),
+            }
         }
     }
 
@@ -357,7 +370,7 @@ impl Origin {
         // What is in use comes back to it.
         let remembered = if self.protocol.is_some() { REMEMBERED } else { MAX_IDLE };
         let remembers = self.used.elapsed() < remembered.min(limit);
-        let has_any = !self.idle.is_empty() || !self.shared.is_empty() || self.early.is_some();
+        let has_any = !self.idle.is_empty() || !self.shared.is_empty() || !self.begun.is_empty();
         remembers || has_any || self.has_any(Wanted::ANY) || self.is_waited_for()
     }
 }

@@ -64,6 +64,13 @@ impl Bench {
         })
     }
 
+    /// Has a connection of HTTP/2 that nobody waits for.
+    async fn have(&self, port: u16, shared: &Shared) {
+        let made = Made::Http2(shared.clone());
+        self.pool.begin_ahead(&key(port), &self.usage, |_| async { Ok(made) });
+        settle().await;
+    }
+
     fn served(&self) -> Vec<&'static str> {
         self.served.borrow().clone()
     }
@@ -213,8 +220,7 @@ fn requests_that_cannot_share_connections_do_not_wait_for_each_other() {
                 max_concurrent_streams: NonZeroU32::new(max_streams),
                 ..ConnectionPool::default()
             });
-            let (_, offer) = bench.pool.place_for(&key(1), &bench.usage).expect("a place");
-            bench.pool.add(&key(1), offer, Made::Http2(shared()));
+            bench.have(1, &shared()).await;
             let _first = bench.pool.ready(&key(1), Wanted::ANY).expect("a connection");
             let _others = [bench.ask("second", 1, Wanted::ANY), bench.ask("third", 1, Wanted::ANY)];
             yield_now().await;
@@ -234,7 +240,8 @@ fn a_connection_that_nobody_uses_is_there_though_others_are_being_made() {
         yield_now().await;
         bench.pool.put(&key(1), first);
         assert!(!second.is_finished());
-        assert!(bench.request("third", 1).await.expect("no panic").expect("a connection").is_reused());
+        bench.request("third", 1).await.expect("no panic").expect("a connection");
+        assert_eq!(bench.made.borrow().len(), 2);
     });
 }
 
@@ -291,13 +298,17 @@ fn none_is_used_that_is_closed_however_many_are() {
 fn what_was_asked_for_before_there_was_one_is_given_up_nevertheless() {
     run(async {
         let bench = Bench::new(1, u32::MAX);
-        let (place, offer) = bench.pool.place_for(&key(2), &bench.usage).expect("a place");
+        let shared = shared();
+        let made = shared.clone();
+        bench.pool.begin_ahead(&key(2), &bench.usage, |_| async {
+            settle().await;
+            settle().await;
+            Ok(Made::Http2(made))
+        });
         let _beyond = bench.request("beyond", 1).await.expect("no panic").expect("a connection");
         let other = bench.request("other", 1);
         settle().await;
-        let shared = shared();
-        shared.hold(place);
-        bench.pool.add(&key(2), offer, Made::Http2(shared.clone()));
+        settle().await;
         let used = shared.stream();
         drop(shared);
         bench.pool.expire();
@@ -324,19 +335,6 @@ fn connections_of_what_is_replaced_are_not_kept() {
         bench.pool.expire();
         bench.pool.put(&key(1), used);
         assert_eq!(bench.pool.lacking(&key(1), 2), 2);
-    });
-}
-
-#[test]
-fn a_connection_that_waited_for_its_first_request_can_have_been_closed() {
-    run(async {
-        let bench = Bench::new(u32::MAX, u32::MAX);
-        let (_, offer) = bench.pool.place_for(&key(1), &bench.usage).expect("a place");
-        bench.pool.add(&key(1), offer, Made::Http2(shared()));
-        let found = bench.pool.ready(&key(1), Wanted::ANY).expect("a connection");
-        assert!(found.is_reused() && found.is_first_of_http2());
-        let next = bench.pool.ready(&key(1), Wanted::ANY);
-        assert!(next.is_none(), "the origin has not said yet how many it takes");
     });
 }
 

@@ -112,26 +112,23 @@ impl OfKey<'_> {
             return self.shared(wanted, &queue, &mut turn, make).await.map(Some);
         };
         let takes_any = self.with(|origin| origin.takes_any(wanted));
-        let mut making = None;
-        if !takes_any || !rely || self.with(|origin| origin.lone.is_short()) {
-            making = self.with(|origin| origin.early(offer));
-            if making.is_none() {
-                if self.usage.places().is_some_and(|places| places.available_permits() == 0) {
-                    // Nobody would take it meanwhile, and it may have the only place.
-                    turn.making = None;
-                }
-                let place = match self.place(wanted).await {
-                    Ok(place) => place,
-                    Err(found) => return Ok(Some(found)),
-                };
-                let counted = takes_any.then(|| self.with(|origin| origin.lone.count()));
-                let made = make(offer);
-                making = Some(self.pool.make(self.key, offer, place, async move {
-                    let made = made.await;
-                    drop(counted);
-                    made
-                }));
+        let mut making = self.with(|origin| origin.take_begun(offer));
+        if making.is_none() && (!takes_any || !rely || self.with(|origin| origin.lone.is_short())) {
+            if self.usage.places().is_some_and(|places| places.available_permits() == 0) {
+                // Nobody would take it meanwhile, and it may have the only place.
+                turn.making = None;
             }
+            let place = match self.place(wanted).await {
+                Ok(place) => place,
+                Err(found) => return Ok(Some(found)),
+            };
+            let counted = takes_any.then(|| self.with(|origin| origin.lone.count()));
+            let made = make(offer);
+            making = Some(self.pool.make(self.key, offer, place, async move {
+                let made = made.await;
+                drop(counted);
+                made
+            }));
         }
         let has_own = making.is_some();
         let mut ticket = takes_any.then(|| Ticket::take(self, has_own));
@@ -157,7 +154,7 @@ impl OfKey<'_> {
             made = made => return Ok(Some(made.map(|made| self.with(|origin| origin.made(offer, made)))?)),
         };
         if let Some(making) = making {
-            making.release();
+            self.with(|origin| origin.leave_begun(making));
         }
         Ok(given.map(Connection::Http1))
     }
@@ -176,7 +173,7 @@ impl OfKey<'_> {
         if let Some(failure) = &turn.failure {
             return Err(failure.clone());
         }
-        let begun = turn.making.take().or_else(|| self.with(|origin| origin.early(Offer::Both)));
+        let begun = turn.making.take().or_else(|| self.with(|origin| origin.take_begun(Offer::Both)));
         let making = match begun {
             Some(making) => making,
             None => match self.place(wanted).await {

@@ -47,6 +47,23 @@ fn what_was_begun_for_nobody_is_for_whoever_comes() {
 }
 
 #[test]
+fn those_that_are_to_be_ready_are_for_requests_that_come_sooner() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        for lacking in [3, 2, 1] {
+            assert_eq!(bench.pool.lacking(&key(1), 3), lacking);
+            bench.pool.begin_ahead(&key(1), &bench.usage, |_| connect(bench.made.clone()));
+        }
+        let spare = bench.pool.spare();
+        let _request = bench.ask("request", 1, Wanted::ANY).await.expect("no panic").expect("a connection");
+        settle().await;
+        settle().await;
+        let (made, idle) = (bench.made.borrow().len(), bench.pool.count_idle());
+        assert_eq!((spare, made, idle, bench.pool.lacking(&key(1), 3)), (0, 3, 2, 1));
+    });
+}
+
+#[test]
 fn none_is_begun_where_others_wait_or_there_is_no_place() {
     run(async {
         let bench = Bench::new(1, u32::MAX);
@@ -121,5 +138,17 @@ fn a_connection_that_comes_as_its_request_leaves_is_for_whoever_comes_next() {
             let second = bench.ask("second", 1, wanted).await.expect("no panic").expect("a connection");
             assert!(second.is_reused() && bench.made.borrow().len() == 1);
         }
+    });
+}
+
+#[test]
+fn a_connection_that_waited_for_its_first_request_can_have_been_closed() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        bench.have(1, &shared()).await;
+        let found = bench.pool.ready(&key(1), Wanted::ANY).expect("a connection");
+        assert!(found.is_reused() && found.is_first_of_http2());
+        let next = bench.pool.ready(&key(1), Wanted::ANY);
+        assert!(next.is_none(), "the origin has not said yet how many it takes");
     });
 }

@@ -64,22 +64,24 @@ fn so_many_connections_are_made_at_the_same_time() {
         let bench = Bench::new(u32::MAX, u32::MAX);
         let mut connection = bench.used().await;
         let (end, begun) = (Rc::default(), Rc::default());
-        for _ in 0..2 * AT_ONCE {
-            let request = bench.slow("served", &end, &begun);
-            settle().await;
+        let requests: Vec<_> = (0..2 * AT_ONCE).map(|_| bench.slow("served", &end, &begun)).collect();
+        settle().await;
+        for request in requests {
             bench.pool.put(&key(1), connection);
             connection = request.await.expect("no panic").expect("a connection");
         }
         assert_eq!(begun.get(), AT_ONCE);
-        // Another one is begun once there are fewer.
-        let waits = bench.slow("waits", &end, &begun);
+        // What was begun for those is for others now, and another one is begun once there are fewer.
+        let mut waiting: Vec<_> = (0..=AT_ONCE).map(|_| bench.slow("waits", &end, &begun)).collect();
         settle().await;
         assert_eq!(begun.get(), AT_ONCE);
         end.notify_waiters();
         settle().await;
         assert_eq!(begun.get(), 1 + AT_ONCE);
+        let last = waiting.pop().expect("one more");
+        assert!(waiting.iter().all(JoinHandle::is_finished) && !last.is_finished());
         end.notify_waiters();
-        let error = waits.await.expect("no panic").err().expect("there is none");
+        let error = last.await.expect("no panic").err().expect("there is none");
         assert!(matches!(&*error, UpstreamError::NoAddress), "{error}");
     });
 }
@@ -113,5 +115,24 @@ fn a_connection_given_to_somebody_who_leaves_is_not_lost() {
         waits.abort();
         settle().await;
         assert_eq!(bench.pool.count_idle(), 1);
+    });
+}
+
+#[test]
+fn one_that_is_made_in_the_instant_in_which_another_is_given_is_not_lost() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        let first = Rc::new(Cell::new(Some(bench.used().await)));
+        let make = |_| {
+            let (pool, first, made) = (bench.pool.clone(), first.clone(), bench.made.clone());
+            async move {
+                let connection = connect(made).await;
+                pool.put(&key(1), first.take().expect("it is asked for once"));
+                connection
+            }
+        };
+        let given = bench.pool.get(&key(1), HTTP1, None, make).await.expect("a connection");
+        assert!(given.is_reused());
+        assert_eq!((bench.pool.count_idle(), bench.made.borrow().len()), (1, 2));
     });
 }

@@ -39,9 +39,8 @@ fn connections_to_where_a_host_is_no_more_are_not_kept() {
 fn one_that_many_share_ends_with_the_last_of_them() {
     run(async {
         let (bench, name) = bench();
-        let (_, offer) = bench.pool.place_for(&key(1), &bench.usage).expect("a place");
         let shared = shared();
-        bench.pool.add(&key(1), offer, Made::Http2(shared.clone()));
+        bench.have(1, &shared).await;
         let stream = shared.stream();
         bench.pool.expire();
         assert_eq!(bench.pool.lacking(&key(1), 1), 0);
