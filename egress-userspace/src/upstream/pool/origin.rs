@@ -165,7 +165,7 @@ impl Origin {
     pub(super) fn alone(&self, wanted: Wanted) -> Option<Offer> {
         match self.protocol {
             _ if !wanted.http2 => Some(Offer::Http1),
-            Some(Protocol::Http1Required(since)) if since.elapsed() < REMEMBERED => Some(Offer::Http1),
+            _ if self.requires_http1() => Some(Offer::Http1),
             Some(Protocol::Http1) => Some(Offer::Both),
             Some(Protocol::Http2) if self.usage.settings().shares_no_connections() => Some(Offer::Both),
             Some(Protocol::Http2 | Protocol::Http1Required(_)) | None => None,
@@ -203,6 +203,8 @@ impl Origin {
 
     fn note(&mut self, offer: Offer, made: Made) -> Made {
         match &made {
+            // It was begun before the origin has asked for HTTP/1.1. One of HTTP/2 is for nobody but who has waited for it.
+            _ if self.requires_http1() => {}
             Made::Http1(_) if offer == Offer::Both => self.protocol = Some(Protocol::Http1),
             Made::Http1(_) => {}
             Made::Http2(shared) => {
@@ -215,6 +217,10 @@ impl Origin {
             }
         }
         made
+    }
+
+    fn requires_http1(&self) -> bool {
+        matches!(self.protocol, Some(Protocol::Http1Required(since)) if since.elapsed() < REMEMBERED)
     }
 
     /// Remembers that the origin wants HTTP/1.1, whatever it picks.

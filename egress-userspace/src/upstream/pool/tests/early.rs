@@ -64,6 +64,38 @@ fn those_that_are_to_be_ready_are_for_requests_that_come_sooner() {
 }
 
 #[test]
+fn one_that_was_begun_before_the_origin_has_asked_for_http1_changes_nothing_of_that() {
+    run(async {
+        for is_waited_for in [false, true] {
+            let bench = Bench::new(u32::MAX, u32::MAX);
+            let shared = shared();
+            let made = Made::Http2(shared.clone());
+            let make = |_| async {
+                settle().await;
+                Ok(made)
+            };
+            bench.pool.begin(&key(1), &bench.usage, make);
+            let waiter = is_waited_for.then(|| bench.ask("waiter", 1, Wanted::ANY));
+            yield_now().await;
+            bench.pool.require_http1(&key(1));
+            settle().await;
+            settle().await;
+            if let Some(waiter) = waiter {
+                assert!(waiter.await.expect("no panic").expect("a connection").is_http2());
+            }
+            drop(shared);
+            let offered = Rc::new(Cell::new(None));
+            let make = |offer| {
+                offered.set(Some(offer));
+                connect(bench.made.clone())
+            };
+            bench.pool.get(&key(1), Wanted::ANY, None, make).await.expect("a connection");
+            assert_eq!(offered.get(), Some(Offer::Http1), "waited for: {is_waited_for}");
+        }
+    });
+}
+
+#[test]
 fn none_is_begun_where_others_wait_or_there_is_no_place() {
     run(async {
         let bench = Bench::new(1, u32::MAX);
