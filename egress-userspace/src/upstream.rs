@@ -13,7 +13,7 @@ pub mod tls;
 pub mod tunnel;
 pub mod warm;
 
-use std::{net::SocketAddr, rc::Rc, time::Instant};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, time::Instant};
 
 use rustls::{ClientConnection, HandshakeKind, ProtocolVersion};
 use tokio_util::either::Either;
@@ -91,6 +91,34 @@ pub enum Offer {
     Http1,
     /// HTTP/2 alone.
     Http2,
+}
+
+/// How a connection is to be made.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// What the origin may choose from.
+    pub offer: Offer,
+    /// Whether it was held against the address already that it does not come.
+    pub blame: Blame,
+}
+
+impl Order {
+    /// A new one.
+    pub fn new(offer: Offer) -> Self {
+        Self { offer, blame: Blame::default() }
+    }
+}
+
+/// Whether it was held against an address already that a connection does not come: it is once, whoever has begun it, and however many
+/// wait for it.
+#[derive(Clone, Default, Debug)]
+pub struct Blame(Rc<Cell<bool>>);
+
+impl Blame {
+    /// Holds it against the address from now on. Gives whether that is the first time.
+    pub fn lay(&self) -> bool {
+        !self.0.replace(true)
+    }
 }
 
 /// A connection that was just made.

@@ -16,9 +16,9 @@ impl Conversation {
         let netns = from.netns.cookie();
         let chosen = cluster.choose(netns, origin.ip(), &connector.health, &[]);
         let key = Key { netns, device: from.device, to: cluster.pooled(host.as_str(), &chosen) };
-        self.worker.pool.begin(&key, &cluster.usage, |offer| {
+        self.worker.pool.begin(&key, &cluster.usage, |order| {
             let (connector, from, cluster) = (connector.clone(), from.clone(), cluster.clone());
-            async move { connector.tls(&from, &cluster, &name, origin.ip(), chosen, offer).await }
+            async move { connector.tls(&from, &cluster, &name, origin.ip(), chosen, order).await }
         });
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     socket::Place,
     telemetry::access_log::{Outcome, Record},
     upstream::{
-        Cause, Connection, ExchangeError, Fate, Made, Offer, UpstreamError,
+        Blame, Connection, ExchangeError, Fate, Made, Order, UpstreamError,
         limits::{Kind, Slot},
         outlier::Seen,
         pool::{Key, To, Wanted},
@@ -46,26 +46,25 @@ pub(super) struct Exchange<'a> {
 struct Failure {
     error: ProxyError,
     ended: Ended<'static>,
-    /// Which address it was, if it came that far.
+    /// Which address it was, if it came that far, and was not blamed before.
     address: Option<SocketAddr>,
 }
 
 impl Failure {
-    /// That of a try at an address, if one was chosen.
+    /// That of a try at an address, if one was chosen, which has a part in it.
     fn of(error: &UpstreamError, chosen: Option<SocketAddr>, ended: Ended<'static>) -> Self {
-        // That it is nobody of this name says nothing of what it is for others, and that there is no room here nothing at all.
-        let is_its_own = !matches!(error.cause(), Cause::WrongName | Cause::UnknownName | Cause::OutOfResources);
-        Self { error: error.into(), ended, address: error.address().or(chosen).filter(|_| is_its_own) }
+        Self { error: error.into(), ended, address: error.blamed(chosen) }
     }
 }
 
 /// How far a try has come.
-#[derive(Clone, Copy)]
+#[derive(Default)]
 enum Stage {
     /// It waits for a connection.
+    #[default]
     Waiting,
-    /// One is being made for it.
-    Connecting,
+    /// One is being made, for it or for others as well.
+    Connecting(Blame),
     /// It is being sent to this address, or has been.
     Asked(SocketAddr),
 }
@@ -187,17 +186,17 @@ impl Exchange<'_> {
         let Some(end) = end else { return trying.await };
         timeout_at(end, trying).await.unwrap_or_else(|_| {
             let limit = if Some(end) == deadline { self.sending.timeout } else { per_try };
-            let (ended, address) = match stage.get() {
+            let (ended, address) = match stage.take() {
                 Stage::Waiting => (Ended::NotSent, None),
-                Stage::Connecting => (Ended::NotSent, chosen.and_then(|chosen| chosen.address)),
+                Stage::Connecting(blame) => {
+                    if let Some(Chosen { address: Some(address), has_others: true, .. }) = chosen {
+                        self.worker.connector.health.failed(self.accepted.from.netns.cookie(), *address);
+                    }
+                    (Ended::NotSent, chosen.and_then(|chosen| chosen.address).filter(|_| blame.lay()))
+                }
                 // It can be the client that is slow.
                 Stage::Asked(address) => (Ended::NoResponse, self.content.is_complete().then_some(address)),
             };
-            if let (Stage::Connecting, Some(address), Some(Chosen { has_others: true, .. })) =
-                (stage.get(), address, chosen)
-            {
-                self.worker.connector.health.failed(self.accepted.from.netns.cookie(), address);
-            }
             Err(Failure { error: ProxyError::timeout(limit.unwrap_or_default()), ended, address })
         })
     }
@@ -300,16 +299,13 @@ impl Exchange<'_> {
         stage: &Cell<Stage>,
     ) -> Result<Connection, Failure> {
         let usage = self.cluster().map(|cluster| &cluster.usage);
-        let connect = |offer| {
-            stage.set(Stage::Connecting);
-            self.connect(chosen, offer)
-        };
-        self.worker.pool.get(key, wanted, usage, connect).await.map_err(|error| match &*error {
-            // The address has nothing to do with it.
-            UpstreamError::Overflow { .. } => {
-                Failure { error: (&*error).into(), ended: Ended::Overflow, address: None }
-            }
-            error => Failure::of(error, chosen.and_then(|chosen| chosen.address), Ended::NotConnected),
+        let connect = |order| self.connect(chosen, order);
+        let connecting = |blame: &Blame| stage.set(Stage::Connecting(blame.clone()));
+        self.worker.pool.get(key, wanted, usage, connect, connecting).await.map_err(|error| {
+            let is_overflow = matches!(*error, UpstreamError::Overflow { .. });
+            let ended = if is_overflow { Ended::Overflow } else { Ended::NotConnected };
+            // Whoever has made the connection has blamed the address.
+            Failure { error: (&*error).into(), ended, address: None }
         })
     }
 
@@ -327,7 +323,7 @@ impl Exchange<'_> {
     fn connect(
         &self,
         chosen: Option<&Chosen>,
-        offer: Offer,
+        order: Order,
     ) -> impl Future<Output = Result<Made, UpstreamError>> + use<> + 'static {
         let connector = self.worker.connector.clone();
         let Accepted { from, origin, .. } = self.accepted;
@@ -336,7 +332,7 @@ impl Exchange<'_> {
         async move {
             match (routed, chosen) {
                 (Routed::Originate(cluster, name), Some(chosen)) => {
-                    connector.tls(&from, &cluster, &name, origin.ip(), chosen, offer).await
+                    connector.tls(&from, &cluster, &name, origin.ip(), chosen, order).await
                 }
                 (Routed::Originate(..), None) => Err(UpstreamError::NoAddress),
                 (Routed::PassThrough { http2 }, _) => connector.plain(&from, origin, http2).await,

@@ -88,11 +88,12 @@ impl Copy {
         };
         let attempt = Attempt::new(&head, &self.host, &self.content, !http1::is_coded(&head.fields), false);
         let wanted = attempt.wanted(self.cluster.upstream.pool.idle_timeout);
-        let connecting = self.pool.get(&key, wanted, Some(&self.cluster.usage), |offer| {
+        let make = |order| {
             let (connector, from, cluster) = (self.connector.clone(), self.from.clone(), self.cluster.clone());
             let (name, origin) = (self.name.clone(), self.origin);
-            async move { connector.tls(&from, &cluster, &name, origin, chosen, offer).await }
-        });
+            async move { connector.tls(&from, &cluster, &name, origin, chosen, order).await }
+        };
+        let connecting = self.pool.get(&key, wanted, Some(&self.cluster.usage), make, |_| ());
         let mut connection = connecting.await.ok()?;
         let mut body = attempt.send(&mut connection).await.ok()?.body;
         while let Some(frame) = poll_fn(|cx| body.poll_frame(cx)).await {

@@ -100,13 +100,6 @@ impl Counts {
     }
 }
 
-impl Chosen {
-    /// This address, whatever others there are.
-    pub fn only(address: SocketAddr) -> Self {
-        Self { address: Some(address), among: Some(1), has_others: false, has_untried: false }
-    }
-}
-
 impl Cluster {
     /// The cluster for an upstream.
     pub(super) fn new(upstream: Arc<Upstream>, originator: Originator, names: &Names) -> Self {

@@ -17,11 +17,12 @@ use tokio::{
 };
 
 use super::{
-    Cause, ConnectionInfo, Made, Offer, TlsInfo, UpstreamError,
+    Cause, ConnectionInfo, Made, Offer, Order, TlsInfo, UpstreamError,
     error::is_shortage,
     health::Health,
     http1::{self, Exclusive},
     http2::Shared,
+    outlier::Seen,
     tls::{HTTP2, TlsStream, handshake},
     tunnel::{self, Way},
 };
@@ -73,11 +74,30 @@ impl Connector {
     /// the peer.
     ///
     /// An address whose connection breaks during the handshake, or whose proxy is out of order, is passed over like one that
-    /// refuses; whatever else is wrong with TLS there is the host's answer.
+    /// refuses; whatever else is wrong with TLS there is the host's answer. What fails is held against its address.
     ///
     /// # Errors
     /// No address can be reached, or TLS fails. Nothing but the handshake has been sent then.
     pub async fn tls(
+        &self,
+        from: &Place,
+        cluster: &Cluster,
+        server_name: &ServerName<'static>,
+        origin: IpAddr,
+        chosen: Chosen,
+        order: Order,
+    ) -> Result<Made, UpstreamError> {
+        let made = self.originated(from, cluster, server_name, origin, chosen, order.offer).await;
+        if let Err(error) = &made
+            && let Some(address) = error.blamed(chosen.address)
+            && order.blame.lay()
+        {
+            cluster.seen(from.netns.cookie(), address, Seen::Failure, chosen.among.unwrap_or(1));
+        }
+        made
+    }
+
+    async fn originated(
         &self,
         from: &Place,
         cluster: &Cluster,

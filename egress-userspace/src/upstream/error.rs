@@ -171,6 +171,13 @@ impl UpstreamError {
         }
     }
 
+    /// The address that it speaks against, if it does, where one was `chosen`.
+    pub fn blamed(&self, chosen: Option<SocketAddr>) -> Option<SocketAddr> {
+        // That it is nobody of this name says nothing of what it is for others, and that there is no room here nothing at all.
+        let is_its_own = !matches!(self.cause(), Cause::WrongName | Cause::UnknownName | Cause::OutOfResources);
+        self.address().or(chosen).filter(|_| is_its_own)
+    }
+
     /// What it is counted as.
     pub fn cause(&self) -> Cause {
         use io::ErrorKind::{AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};

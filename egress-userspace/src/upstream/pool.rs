@@ -21,7 +21,7 @@ use self::{
     origin::{Found, Origin},
 };
 use super::{
-    Connection, Made, Offer, UpstreamError,
+    Blame, Connection, Made, Offer, Order, UpstreamError,
     limits::{Kind, Place, Usage},
 };
 use crate::{netns::NetnsCookie, route::ClusterId};
@@ -142,6 +142,7 @@ impl Pool {
     /// another one only if the origin takes no more on those that there are. Where it is known to pick HTTP/1.1 each has one
     /// of its own made, 64 at the same time, and takes what is free before; those beyond wait for what others have. If there is no place for one each waits, in its turn, for what others need no more; but a key without any
     /// need not wait for others, who may never end. A connection that nobody waits for any more is for whoever comes next.
+    /// It is told whose `blame` it is while this waits for one that is being made, be it that others have begun it.
     ///
     /// # Errors
     /// It cannot be made: all who have waited for it get the same error. Or as many wait already as may.
@@ -150,7 +151,8 @@ impl Pool {
         key: &Key,
         wanted: Wanted,
         usage: Option<&Arc<Usage>>,
-        make: impl Fn(Offer) -> F,
+        make: impl Fn(Order) -> F,
+        blame: impl Fn(&Blame),
     ) -> Result<Connection, Rc<UpstreamError>>
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
@@ -163,7 +165,7 @@ impl Pool {
         let of_key = OfKey { pool: self, key, usage };
         let mut relies = true;
         loop {
-            if let Some(connection) = of_key.wait(wanted, relies, &make).await? {
+            if let Some(connection) = of_key.wait(wanted, relies, &make, &blame).await? {
                 return Ok(connection);
             }
             relies = false;

@@ -113,13 +113,13 @@ impl Warm {
     fn make(self: &Rc<Self>, key: &Key, used: &Used, cluster: &Arc<Cluster>) {
         let (this, connector, cluster) = (Rc::downgrade(self), self.connector.clone(), cluster.clone());
         let (name, from, origin) = (used.name.clone(), used.from.clone(), used.origin);
-        let chosen = match &key.to {
-            To::Cluster { address: Some(address), .. } => Chosen::only(*address),
-            _ => cluster.choose(key.netns, origin, &connector.health, &[]),
-        };
+        // Where each address has its own it is nobody's turn.
+        let own = if let To::Cluster { address, .. } = &key.to { *address } else { None };
+        let chosen = cluster.choose(key.netns, origin, &connector.health, own.as_slice());
+        let chosen = Chosen { address: own.or(chosen.address), ..chosen };
         let (usage, noted) = (cluster.usage.clone(), key.clone());
-        self.pool.begin_ahead(key, &usage, |offer| async move {
-            let made = connector.tls(&from, &cluster, &name, origin, chosen, offer).await;
+        self.pool.begin_ahead(key, &usage, |order| async move {
+            let made = connector.tls(&from, &cluster, &name, origin, chosen, order).await;
             if let Some(this) = Weak::upgrade(&this) {
                 this.made(&noted, made.is_ok());
             }

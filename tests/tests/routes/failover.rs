@@ -271,3 +271,40 @@ fn the_place_of_a_connection_that_is_stuck_goes_to_others() -> Result<()> {
     ensure!(origin.connections() == 2, "{}", origin.connections());
     Ok(())
 }
+
+/// However many wait for it, and however long.
+#[test]
+fn a_connection_that_is_not_made_counts_once() -> Result<()> {
+    let routes = format!("  - timeout: 500ms\n    route: [{{destination: {{host: {HOST}}}}}]\n");
+    for routes in [String::new(), service(&routes)] {
+        let bed = bed("failover-once")?;
+        let silent = entry(HOST, &format!("resolution: STATIC\n  endpoints: [{{address: {SILENT}}}]"));
+        let policy = "connectionPool: {tcp: {connectTimeout: 3s}}
+    outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 300s, maxEjectionPercent: 100}";
+        let (agent, _config) = agent_with_one_worker(&bed, &(silent + &destination(HOST, "", policy, "") + &routes))?;
+        let is_out = || agent.log_text().contains("an address is left out for a while");
+        let arguments = ["-q", "-sS", "-4", "-o", "/dev/null", URL];
+        let clients = [(); 4].map(|()| bed.client_command("curl")?.args(arguments).spawn());
+        for client in clients {
+            ensure!(client?.wait(PATIENCE)?.success());
+        }
+        let records = agent.wait_for_records(4)?;
+        ensure!(records.iter().all(|record| record.text("status") == "504") && !is_out(), "{}", agent.log_text());
+        wait_until("the address to be left out", PATIENCE, || get(&bed, "/", &["-4"]).is_ok() && is_out())?;
+    }
+    Ok(())
+}
+
+/// What is begun before its request has come fails for others, too.
+#[test]
+fn a_connection_that_is_begun_early_counts_as_any_other() -> Result<()> {
+    let bed = bed("failover-early")?;
+    let policy = "outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 300s, maxEjectionPercent: 100}";
+    // Nobody is there.
+    let (agent, _config) =
+        agent_with_one_worker(&bed, &(entry(HOST, "resolution: DNS") + &destination(HOST, "", policy, "")))?;
+    let client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n").as_bytes())?;
+    let is_out = || agent.log_text().contains("an address is left out for a while");
+    wait_until("the address to be left out", PATIENCE, is_out)
+}

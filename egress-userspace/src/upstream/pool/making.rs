@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{Key, OfKey, Pool};
 use crate::upstream::{
-    Made, Offer, UpstreamError,
+    Made, Order, UpstreamError,
     limits::{Place, Usage},
 };
 
@@ -23,8 +23,8 @@ const LEFT_ALONE: usize = 256;
 /// What comes of a connection that a task of its own makes. That goes on when this is dropped.
 pub(super) struct Making {
     made: oneshot::Receiver<Result<Made, UpstreamError>>,
-    /// What it is made with.
-    pub(super) offer: Offer,
+    /// How.
+    pub(super) order: Order,
     pool: Weak<Pool>,
     key: Key,
     /// As long as nobody waits for it.
@@ -62,7 +62,7 @@ impl Drop for Making {
     fn drop(&mut self) {
         // It can have been made in the same instant as the last one who waited for it left.
         if let (Some(Ok(made)), Some(pool)) = (self.ended(), self.pool.upgrade()) {
-            pool.add(&self.key, self.offer, made);
+            pool.add(&self.key, self.order.offer, made);
         }
     }
 }
@@ -70,7 +70,7 @@ impl Drop for Making {
 impl Pool {
     /// Begins a connection for a request that is still to come, if that would lack one, and there is a place to spare. It counts among
     /// those that nobody waits for, of which only so many are made.
-    pub fn begin<F>(self: &Rc<Self>, key: &Key, usage: &Arc<Usage>, make: impl FnOnce(Offer) -> F)
+    pub fn begin<F>(self: &Rc<Self>, key: &Key, usage: &Arc<Usage>, make: impl FnOnce(Order) -> F)
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
@@ -85,7 +85,7 @@ impl Pool {
     }
 
     /// Begins one that is to be ready whether or not a request comes, if there is a place to spare.
-    pub fn begin_ahead<F>(self: &Rc<Self>, key: &Key, usage: &Arc<Usage>, make: impl FnOnce(Offer) -> F)
+    pub fn begin_ahead<F>(self: &Rc<Self>, key: &Key, usage: &Arc<Usage>, make: impl FnOnce(Order) -> F)
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
@@ -94,15 +94,19 @@ impl Pool {
 
     /// Has a connection made, to its end even if nobody waits for it any more: else who gives up sooner than that would never have
     /// one. Of those only so many go on, as an origin that is silent would get more and more.
-    pub(super) fn make(
+    pub(super) fn make<F>(
         self: &Rc<Self>,
         key: &Key,
-        offer: Offer,
+        order: Order,
         place: Option<Place>,
-        making: impl Future<Output = Result<Made, UpstreamError>> + 'static,
-    ) -> Making {
+        make: impl FnOnce(Order) -> F,
+    ) -> Making
+    where
+        F: Future<Output = Result<Made, UpstreamError>> + 'static,
+    {
         let (mut maker, made) = oneshot::channel();
-        let awaited = Making { made, offer, pool: Rc::downgrade(self), key: key.clone(), left: None };
+        let (offer, making) = (order.offer, make(order.clone()));
+        let awaited = Making { made, order, pool: Rc::downgrade(self), key: key.clone(), left: None };
         let (pool, key) = (self.clone(), key.clone());
         task::spawn_local(async move {
             let mut making = pin!(making);
@@ -158,12 +162,12 @@ impl Pool {
 
 impl OfKey<'_> {
     /// Begins a connection that is for whoever comes.
-    fn begin<F>(self, left: Option<Left>, make: impl FnOnce(Offer) -> F)
+    fn begin<F>(self, left: Option<Left>, make: impl FnOnce(Order) -> F)
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
         let Some((place, offer)) = self.spare_place() else { return };
-        let mut making = self.pool.make(self.key, offer, place, make(offer));
+        let mut making = self.pool.make(self.key, Order::new(offer), place, make);
         making.left = left;
         self.with(|origin| origin.leave_begun(making));
     }

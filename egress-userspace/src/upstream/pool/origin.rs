@@ -288,7 +288,7 @@ impl Origin {
     /// Gives one of them away to a request that has come, if it is made with the same.
     pub(super) fn take_begun(&mut self, offer: Offer) -> Option<Making> {
         self.forget_lost();
-        let index = self.begun.iter().rposition(|making| making.offer == offer)?;
+        let index = self.begun.iter().rposition(|making| making.order.offer == offer)?;
         Some(self.begun.remove(index).awaited())
     }
 
@@ -301,7 +301,7 @@ impl Origin {
     pub(super) fn take_in(&mut self) {
         let ended = |(index, making): (usize, &mut Making)| Some((index, making.ended()?));
         while let Some((index, ended)) = self.begun.iter_mut().enumerate().find_map(ended) {
-            let offer = self.begun.remove(index).offer;
+            let offer = self.begun.remove(index).order.offer;
             match ended {
                 Ok(made) => self.add(offer, made),
                 Err(error) => left_unmade(&error),

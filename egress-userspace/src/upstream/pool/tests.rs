@@ -58,7 +58,7 @@ impl Bench {
         let (pool, usage, made, served) =
             (self.pool.clone(), self.usage.clone(), self.made.clone(), self.served.clone());
         spawn_local(async move {
-            let got = pool.get(&key(port), wanted, Some(&usage), |_| connect(made.clone())).await;
+            let got = pool.get(&key(port), wanted, Some(&usage), |_| connect(made.clone()), |_| ()).await;
             served.borrow_mut().push(name);
             got
         })
@@ -198,7 +198,7 @@ fn of_connections_that_nobody_waits_for_any_more_few_are_made() {
                             std::future::pending().await
                         }
                     };
-                    pool.get(&key(1), HTTP1, None, make).await.is_ok()
+                    pool.get(&key(1), HTTP1, None, make, |_| ()).await.is_ok()
                 })
             })
             .collect();
@@ -357,7 +357,8 @@ fn what_cannot_serve_a_request_keeps_it_from_none_beyond_the_limit() {
         let bench = Bench::new(1, u32::MAX);
         let _other = bench.request("other", 2).await.expect("no panic").expect("a connection");
         let make = |_| async { Ok(Made::Http2(shared())) };
-        let stream = bench.pool.get(&key(1), Wanted::ANY, Some(&bench.usage), make).await.expect("a connection");
+        let stream =
+            bench.pool.get(&key(1), Wanted::ANY, Some(&bench.usage), make, |_| ()).await.expect("a connection");
         // This one needs HTTP/1.1.
         let first = timeout(MAX_IDLE / 10, bench.request("first", 1)).await.expect("a place");
         let _first = first.expect("no panic").expect("a connection");

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, future::pending, rc::Rc, time::Duration};
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{OfKey, Queue, Turn, Wanted, origin::Found};
-use crate::upstream::{Connection, Made, Offer, UpstreamError, http1::Exclusive, http2};
+use crate::upstream::{Blame, Connection, Made, Offer, Order, UpstreamError, http1::Exclusive, http2};
 
 /// Connections that are made at the same time for requests of their own. More would come no sooner from an origin that is busy, and
 /// those that there are become free meanwhile.
@@ -91,7 +91,8 @@ impl OfKey<'_> {
         self,
         wanted: Wanted,
         rely: bool,
-        make: impl Fn(Offer) -> F,
+        make: impl Fn(Order) -> F,
+        blame: impl Fn(&Blame),
     ) -> Result<Option<Connection>, Rc<UpstreamError>>
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
@@ -109,7 +110,7 @@ impl OfKey<'_> {
             }
         }
         let Some(offer) = self.with(|origin| origin.alone(wanted)) else {
-            return self.shared(wanted, &queue, &mut turn, make).await.map(Some);
+            return self.shared(wanted, &queue, &mut turn, make, blame).await.map(Some);
         };
         let takes_any = self.with(|origin| origin.takes_any(wanted));
         let mut making = self.with(|origin| origin.take_begun(offer));
@@ -123,13 +124,16 @@ impl OfKey<'_> {
                 Err(found) => return Ok(Some(found)),
             };
             let counted = takes_any.then(|| self.with(|origin| origin.lone.count()));
-            let made = make(offer);
-            making = Some(self.pool.make(self.key, offer, place, async move {
-                let made = made.await;
-                drop(counted);
-                made
+            making = Some(self.pool.make(self.key, Order::new(offer), place, |order| {
+                let made = make(order);
+                async move {
+                    let made = made.await;
+                    drop(counted);
+                    made
+                }
             }));
         }
+        making.iter().for_each(|making| blame(&making.order.blame));
         let has_own = making.is_some();
         let mut ticket = takes_any.then(|| Ticket::take(self, has_own));
         // Who is next need not wait for this one.
@@ -165,7 +169,8 @@ impl OfKey<'_> {
         wanted: Wanted,
         queue: &Rc<Queue>,
         turn: &mut Turn,
-        make: impl Fn(Offer) -> F,
+        make: impl Fn(Order) -> F,
+        blame: impl Fn(&Blame),
     ) -> Result<Connection, Rc<UpstreamError>>
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
@@ -177,11 +182,12 @@ impl OfKey<'_> {
         let making = match begun {
             Some(making) => making,
             None => match self.place(wanted).await {
-                Ok(place) => self.pool.make(self.key, Offer::Both, place, make(Offer::Both)),
+                Ok(place) => self.pool.make(self.key, Order::new(Offer::Both), place, make),
                 Err(found) => return Ok(found),
             },
         };
         let making = turn.making.insert(making);
+        blame(&making.order.blame);
         let room = self.with(|origin| origin.room());
         let made = loop {
             tokio::select! {

@@ -85,11 +85,11 @@ fn one_that_was_begun_before_the_origin_has_asked_for_http1_changes_nothing_of_t
             }
             drop(shared);
             let offered = Rc::new(Cell::new(None));
-            let make = |offer| {
-                offered.set(Some(offer));
+            let make = |order: Order| {
+                offered.set(Some(order.offer));
                 connect(bench.made.clone())
             };
-            bench.pool.get(&key(1), Wanted::ANY, None, make).await.expect("a connection");
+            bench.pool.get(&key(1), Wanted::ANY, None, make, |_| ()).await.expect("a connection");
             assert_eq!(offered.get(), Some(Offer::Http1), "waited for: {is_waited_for}");
         }
     });
@@ -162,7 +162,7 @@ fn a_connection_that_comes_as_its_request_leaves_is_for_whoever_comes_next() {
                     connection
                 }
             };
-            let first = spawn_local(async move { pool.get(&key(1), wanted, None, make).await.is_ok() });
+            let first = spawn_local(async move { pool.get(&key(1), wanted, None, make, |_| ()).await.is_ok() });
             leaving.replace(Some(first));
             settle().await;
             settle().await;

@@ -23,7 +23,7 @@ impl Bench {
                     Err(UpstreamError::NoAddress)
                 }
             };
-            let got = pool.get(&key(1), HTTP1, Some(&usage), make).await;
+            let got = pool.get(&key(1), HTTP1, Some(&usage), make, |_| ()).await;
             served.borrow_mut().push(name);
             got
         })
@@ -131,7 +131,7 @@ fn one_that_is_made_in_the_instant_in_which_another_is_given_is_not_lost() {
                 connection
             }
         };
-        let given = bench.pool.get(&key(1), HTTP1, None, make).await.expect("a connection");
+        let given = bench.pool.get(&key(1), HTTP1, None, make, |_| ()).await.expect("a connection");
         assert!(given.is_reused());
         assert_eq!((bench.pool.count_idle(), bench.made.borrow().len()), (1, 2));
     });
