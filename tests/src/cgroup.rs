@@ -17,6 +17,9 @@ use crate::wait::{PATIENCE, wait_until};
 /// How many programs an agent attaches to each cgroup.
 pub const PROGRAMS: u32 = 9;
 
+/// Of linux/bpf.h.
+const BPF_CGROUP_SOCK_OPS: u32 = 3;
+
 /// A cgroup (version 2) below the root, emptied and removed on drop.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -68,26 +71,9 @@ impl Cgroup {
     /// Attaches a program, after those that are there, that wants to be told of nothing that happens to a socket
     /// (`bpf_sock_ops_cb_flags_set`), whatever others want. It is there for as long as the cgroup.
     pub fn attach_deaf_program(&self) -> Result<()> {
-        const BPF_PROG_LOAD: libc::c_long = 5;
         const BPF_PROG_ATTACH: libc::c_long = 8;
-        const BPF_PROG_TYPE_SOCK_OPS: u32 = 13;
-        const BPF_CGROUP_SOCK_OPS: u32 = 3;
         const BPF_F_ALLOW_MULTI: u32 = 2;
-        // r2 = 0; call bpf_sock_ops_cb_flags_set; r0 = 1; exit
-        let code: [u64; 4] = [0x02b7, 59 << 32 | 0x85, 1 << 32 | 0xb7, 0x95];
-        // Type and count, then where the instructions and the license are.
-        let mut load = [
-            u64::from(BPF_PROG_TYPE_SOCK_OPS) | (code.len() as u64) << 32,
-            code.as_ptr() as u64,
-            c"GPL".as_ptr() as u64,
-        ];
-        // SAFETY: what is pointed to lives as long as the call, and the attributes have the announced size.
-        let program = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut load, size_of_val(&load)) };
-        if program < 0 {
-            bail!("BPF_PROG_LOAD: {}", std::io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just given us this descriptor.
-        let program = unsafe { OwnedFd::from_raw_fd(program as libc::c_int) };
+        let program = deaf_program()?;
         let directory = fs::File::open(&self.path)?;
         let descriptors = [directory.as_raw_fd(), program.as_raw_fd()].map(libc::c_int::cast_unsigned);
         let mut attach = [descriptors[0], descriptors[1], BPF_CGROUP_SOCK_OPS, BPF_F_ALLOW_MULTI];
@@ -96,6 +82,26 @@ impl Cgroup {
             bail!("BPF_PROG_ATTACH: {}", std::io::Error::last_os_error());
         }
         Ok(())
+    }
+
+    /// Attaches as many programs of one type as the kernel takes; they are there for as long as these links.
+    pub fn fill(&self) -> Result<Vec<OwnedFd>> {
+        const BPF_LINK_CREATE: libc::c_long = 28;
+        let program = deaf_program()?;
+        let directory = fs::File::open(&self.path)?;
+        let descriptors = [program.as_raw_fd(), directory.as_raw_fd()].map(libc::c_int::cast_unsigned);
+        let mut links = Vec::new();
+        loop {
+            let mut create = [descriptors[0], descriptors[1], BPF_CGROUP_SOCK_OPS, 0];
+            // SAFETY: nothing is pointed to, and the attributes have the announced size.
+            let link = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw mut create, size_of_val(&create)) };
+            if link < 0 {
+                let error = std::io::Error::last_os_error();
+                return if error.raw_os_error() == Some(libc::E2BIG) { Ok(links) } else { Err(error.into()) };
+            }
+            // SAFETY: the kernel has just given us this descriptor.
+            links.push(unsafe { OwnedFd::from_raw_fd(link as libc::c_int) });
+        }
     }
 
     /// Leaves the cgroup behind on drop.
@@ -120,6 +126,24 @@ impl Drop for Cgroup {
             eprintln!("{} stays behind: {error:#}", self.path.display());
         }
     }
+}
+
+/// See `attach_deaf_program`.
+fn deaf_program() -> Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const BPF_PROG_TYPE_SOCK_OPS: u32 = 13;
+    // r2 = 0; call bpf_sock_ops_cb_flags_set; r0 = 1; exit
+    let code: [u64; 4] = [0x02b7, 59 << 32 | 0x85, 1 << 32 | 0xb7, 0x95];
+    // Type and count, then where the instructions and the license are.
+    let mut load =
+        [u64::from(BPF_PROG_TYPE_SOCK_OPS) | (code.len() as u64) << 32, code.as_ptr() as u64, c"GPL".as_ptr() as u64];
+    // SAFETY: what is pointed to lives as long as the call, and the attributes have the announced size.
+    let program = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut load, size_of_val(&load)) };
+    if program < 0 {
+        bail!("BPF_PROG_LOAD: {}", std::io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(program as libc::c_int) })
 }
 
 fn programs_attached(directory: &fs::File, attach_type: u32) -> Result<u32> {

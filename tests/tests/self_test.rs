@@ -117,6 +117,36 @@ fn a_cgroup_of_pods_that_comes_later_is_served_too() -> Result<()> {
     tripwire.assert_silent()
 }
 
+/// Others have as many programs there as the kernel takes.
+#[test]
+fn a_cgroup_that_cannot_be_attached_to_is_tried_again_and_keeps_others_from_nothing() -> Result<()> {
+    let bed = TestBed::new("full")?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?);
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let slice = bed.cgroup().child("kubepods.slice")?;
+    let config = bed.config_dir()?;
+    let mut agent = Agent::start(&bed, &AgentOptions::new(config.path()).default_scope().args(&["--host", HOST]))?;
+    // It is not to be there sooner than the others.
+    agent.process().signal(Signal::SIGSTOP)?;
+    let pods = bed.cgroup().child("kubepods")?;
+    let others = pods.fill()?;
+    agent.process().signal(Signal::SIGCONT)?;
+    agent.process().wait_for_line("it to fail", |line| line.contains("a served cgroup is not attached to"))?;
+    let unready = || agent.admin("/readyz").is_ok_and(|(status, _)| status == 503);
+    wait_until("the agent to say so", PATIENCE, unready).with_context(|| agent.log_text())?;
+    let command = |program| bed.pod_command(bed.client(), program)?.in_cgroup(&slice);
+    let _pause = command("sleep")?.arg("infinity").spawn()?;
+    wait_until("the pod to be served", PATIENCE, || bed.client().listening().is_ok_and(|found| found.len() == 2))?;
+    ensure!(Curl::new(command("curl")?, &format!("http://{HOST}/")).response()?.head.status == 200);
+    ensure!(origin.requests().len() == 1);
+    drop(others);
+    let ready = || agent.admin("/readyz").is_ok_and(|(status, _)| status == 200);
+    wait_until("the agent to be ready", PATIENCE, ready).with_context(|| agent.log_text())?;
+    ensure!(pods.programs()? == PROGRAMS, "{}", agent.log_text());
+    ensure!(agent.terminate()?.code() == Some(0));
+    Ok(())
+}
+
 /// As by `docker pause` of the one above. A process would not even begin there, and who starts it waits for that.
 #[test]
 fn a_scope_that_stands_still_holds_nobody_up() -> Result<()> {

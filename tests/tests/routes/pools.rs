@@ -5,7 +5,7 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
-    origin::{Origin, Reply, Request},
+    origin::{Origin, Reply, Request, ServerTls, script},
     process::Output,
     proxy_status::ProxyStatus,
     wait::{PATIENCE, wait_until},
@@ -13,8 +13,8 @@ use harness::{
 use tokio::sync::watch;
 
 use super::{
-    HOST, SECOND, URL, agent_with_one_worker, ask_in, bed, echo, get, in_pod, origin, origin_http1, patient, pooled,
-    serve, service,
+    HOST, SECOND, URL, agent_with_one_worker, ask_in, bed, destination, echo, entry, get, in_pod, origin, origin_http1,
+    patient, pooled, serve, service,
 };
 
 /// Requests of curls at the same time, each with a client connection of its own; prints the statuses.
@@ -195,4 +195,40 @@ fn a_connection_has_as_many_requests_as_the_settings_say() -> Result<()> {
         wait_until("the others to be closed", PATIENCE, || origin.open_connections() == 1)?;
     }
     Ok(())
+}
+
+/// Its connections end, as what it trusted is of no use any more.
+#[test]
+fn what_is_replaced_goes_though_a_response_of_it_lasts() -> Result<()> {
+    let bed = bed("replaced")?;
+    let (finish, finished) = watch::channel(false);
+    let lasting = move |request: &Request| {
+        let mut finished = finished.clone();
+        (request.target == "/lasting").then(|| {
+            script(|mut wire| async move {
+                wire.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst").await?;
+                finished.wait_for(|finished| *finished).await?;
+                wire.write(b" last").await?;
+                wire.read().await.map(drop)
+            })
+        })
+    };
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?).http1_only();
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?.handler(echo).scripts(lasting).start()?;
+    let rules = |settings: &str| {
+        // What counts the requests under way.
+        let policy = format!("loadBalancer: {{simple: LEAST_REQUEST}}\n    {settings}");
+        entry(HOST, "resolution: DNS") + &destination(HOST, "", &policy, "")
+    };
+    let (mut agent, config) = agent_with_one_worker(&bed, &rules(""))?;
+    let url = format!("{URL}/lasting");
+    let mut client = bed.client_command("curl")?.args(["-q", "-sSN", "-4", "--max-time", "60", &url]).spawn()?;
+    client.wait_for_output("first")?;
+    ensure!(get(&bed, "/other", &["-4"])?.0 == 200 && origin.open_connections() == 2);
+    agent.apply(|| config.write("rules.yaml", &rules("connectionPool: {tcp: {connectTimeout: 9s}}")))?;
+    wait_until("the idle connection to end", PATIENCE, || origin.open_connections() == 1)?;
+    ensure!(get(&bed, "/next", &["-4"])?.0 == 200 && origin.open_connections() == 2);
+    finish.send_replace(true);
+    ensure!(client.wait(PATIENCE)?.success() && client.stdout() == "first last", "{}", client.stdout());
+    wait_until("its connection to end", PATIENCE, || origin.open_connections() == 1)
 }
