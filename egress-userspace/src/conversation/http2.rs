@@ -32,6 +32,8 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 /// What may be on its way of all requests of a connection.
 const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
 
+/// How often is looked whether a client that sends no more is still there: a read would not tell.
+const LOOK_FOR_RESET: Duration = Duration::from_secs(1);
 /// How long a client has to take what it is told last, once its connection has taken longer than it may.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
@@ -112,6 +114,8 @@ enum Outstayed {
     Stalled,
     /// There is no room for what was begun.
     Beyond,
+    /// Its client is gone.
+    Gone,
 }
 
 impl Life<'_> {
@@ -136,7 +140,7 @@ impl Life<'_> {
         // What is under way, and what crosses this on the wire, is served to its end.
         loop {
             if let Some(why) = why {
-                if why != Outstayed::Beyond
+                if !matches!(why, Outstayed::Beyond | Outstayed::Gone)
                     && let Ok(ended) = timeout(LAST_WORD, accept(serving, take)).await
                 {
                     return ended;
@@ -174,6 +178,15 @@ impl Life<'_> {
                 self.conversation.note_beyond(why);
                 Outstayed::Beyond
             }
+            () = self.gone() => Outstayed::Gone,
+        }
+    }
+
+    /// Waits until a client that sends no more does not wait for its responses either. To be polled whenever something has come.
+    async fn gone(&self) {
+        poll_fn(|_| if self.link.is_at_end() { Poll::Ready(()) } else { Poll::Pending }).await;
+        while !self.connection.is_closed() {
+            sleep(LOOK_FOR_RESET).await;
         }
     }
 

@@ -333,6 +333,11 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether the connection has ended in both directions, as by a reset.
+    pub fn is_closed(&self) -> bool {
+        socket::is_closed(&self.io.borrow().stream)
+    }
+
     /// Has the connection end in order once it is dropped.
     pub fn close_in_order(&self) {
         socket::close_in_order(&self.io.borrow().stream);

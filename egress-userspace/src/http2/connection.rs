@@ -69,7 +69,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         self.link.0.borrow_mut().drive_by(cx);
         let mut left = TURN;
         let mut is_full = self.link.0.borrow().is_full();
-        while !self.is_over && !is_full && left > 0 {
+        while !self.is_over && !is_full && !self.link.is_at_end() && left > 0 {
             match self.poll_read(cx) {
                 Poll::Ready(count) => left = left.saturating_sub(count),
                 Poll::Pending => break,
@@ -92,7 +92,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         if !self.is_over {
             return Poll::Pending;
         }
-        // Who has only ended its own side is owed what was answered before.
+        // Who has only ended its own side may be reading what was answered before.
         let is_writable = |error: &io::Error| core.role == Role::Server && error.kind() == io::ErrorKind::UnexpectedEof;
         if core.failure.as_ref().and_then(Error::io).is_none_or(is_writable) {
             ready!(written);
@@ -107,6 +107,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         let read = ready!(self.input.poll_fill(&mut self.io, cx));
         let core = &mut *self.link.0.borrow_mut();
         let failed = match read {
+            Ok(0) if core.role == Role::Server && self.write_failure.is_none() && core.take_end() => {
+                self.input = Input::new(BytesMut::new());
+                return Poll::Ready(0);
+            }
             Ok(0) => self.write_failure.take().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into()).into(),
             Ok(count) => {
                 core.silent_since = None;
@@ -158,7 +162,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         }
         let Err(error) = ready!(core.out.poll_write(&mut self.io, cx)) else { return Poll::Ready(()) };
         core.out = Output::default();
-        if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) && !self.is_over {
+        let is_closed = matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+        if is_closed && !self.is_over && !core.is_at_end {
             self.write_failure = Some(error);
             core.drain();
         } else {
@@ -267,6 +272,11 @@ impl Link {
     pub fn owed_since(&self) -> Option<time::Instant> {
         let core = self.0.borrow();
         core.owed_since.filter(|_| !core.is_full())
+    }
+
+    /// Whether the other end sends no more, while it may be reading what it is owed.
+    pub fn is_at_end(&self) -> bool {
+        self.0.borrow().is_at_end
     }
 
     /// How long the heads of requests are together that are served, with what has come of the next, in bytes.

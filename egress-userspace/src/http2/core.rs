@@ -93,6 +93,8 @@ pub(super) struct Core {
     pub(super) content: Option<Content>,
     /// How much of the preface is to come.
     pub(super) preface: usize,
+    /// Whether the other end sends no more, while it may be reading what it is owed.
+    pub(super) is_at_end: bool,
     pub(super) out: Output,
     pub(super) send_window: i64,
     pub(super) receive_window: i64,
@@ -137,6 +139,7 @@ impl Core {
             block: None,
             content: None,
             preface: if is_server { PREFACE.len() } else { 0 },
+            is_at_end: false,
             out: Output::default(),
             send_window: DEFAULT_WINDOW.into(),
             receive_window: config.connection_window.max(DEFAULT_WINDOW).into(),
@@ -319,6 +322,15 @@ impl Core {
             self.closing = Closing::Draining;
             self.wake_openers();
             self.wake_driver();
+        }
+    }
+
+    /// Has those look again who have something to send.
+    pub(super) fn wake_writers(&mut self) {
+        for key in self.ids.values() {
+            if let Some(writer) = self.streams[*key].writer.take() {
+                writer.wake();
+            }
         }
     }
 

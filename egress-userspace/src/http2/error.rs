@@ -119,6 +119,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// The other end sends no more.
+    pub(super) fn ended() -> Self {
+        io::Error::from(io::ErrorKind::UnexpectedEof).into()
+    }
+
     /// A reset that the other end has earned.
     pub(super) const fn reset(reason: Reason) -> Self {
         Self::Reset { reason, by: By::Us }

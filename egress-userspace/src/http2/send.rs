@@ -111,6 +111,11 @@ impl Core {
     /// Waits for room to send content. Those who find none have it in turn.
     pub(super) fn poll_room(&mut self, key: usize, cx: &Context<'_>) -> Poll<Result<(), Error>> {
         self.check_sendable(key)?;
+        if self.is_at_end && self.send_window.min(self.streams[key].send_window) <= 0 {
+            // Nobody lets us send more.
+            self.reset(key, Error::ended());
+            return Poll::Ready(Err(Error::ended()));
+        }
         let (has_room, has_others) = (self.has_room(), self.has_others(key));
         let stream = &mut self.streams[key];
         let was_called = stream.turn == Turn::Called;
@@ -200,6 +205,9 @@ impl Core {
     pub(super) fn wake_waiting(&mut self) {
         if self.may_open() {
             self.wake_openers();
+        }
+        if self.is_at_end && self.send_window <= 0 {
+            self.wake_writers();
         }
         for _ in 0..self.frames_with_room().min(self.waiting.len()) {
             let called = self.waiting.pop_front().and_then(|id| self.ids.get(&id).copied());

@@ -291,7 +291,7 @@ fn a_client_that_only_sends_no_more_is_answered() -> Result<()> {
 }
 
 /// Whether a connection in the pod waits to be closed by its other end: CLOSE_WAIT in /proc/net/tcp.
-fn is_half_closed(bed: &TestBed) -> bool {
+pub(super) fn is_half_closed(bed: &TestBed) -> bool {
     let table = bed.client().run(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp")?)).unwrap_or_default();
     table.lines().any(|line| line.split_whitespace().nth(3) == Some("08"))
 }

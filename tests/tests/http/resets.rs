@@ -1,15 +1,17 @@
-//! Connections that are reset in the middle of an exchange, by either end.
+//! Connections that are reset in the middle of an exchange, by either end, or of which a client has closed its side.
 
 use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
 use harness::{
     TestBed,
-    origin::{code, script},
+    origin::{Reply, code, script},
     wait::{PATIENCE, wait_until},
 };
 
-use super::{CLIENT, HOST, configure, curl, origin, origin_http2};
+use super::{
+    CLIENT, HOST, HTTP2_BEGINS, broken::is_half_closed, configure, curl, origin, origin_http2, prior_knowledge::get,
+};
 
 /// What a response has before it is cut short has come by then: by a reset that comes as soon it would be lost.
 const A_MOMENT: Duration = Duration::from_millis(200);
@@ -126,4 +128,44 @@ fn unacknowledged(bed: &TestBed) -> String {
     let table = bed.client().run(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp")?)).unwrap_or_default();
     let queues = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(4));
     queues.filter(|queue| *queue != "00000000:00000000").collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_client_of_http2_that_only_sends_no_more_is_answered() -> Result<()> {
+    let bed = TestBed::new("resets-half-closed")?;
+    let (release, released) = tokio::sync::watch::channel(false);
+    let origin = origin(&bed)?.handler(move |_| Reply::Later(released.clone(), Box::new(Reply::ok("fine")))).start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    // Of the last one half a head has come.
+    let asked = [HTTP2_BEGINS, &get(1, "/first"), &get(3, "/second"), &get(5, "/third")[..12]].concat();
+    let address = bed.sockets(HOST, 80)[0].to_string();
+    let mut client = bed.client_command(CLIENT)?.args(["raw", &address, "--half-close"]).stdin(asked).spawn()?;
+    origin.wait_for_requests(2)?;
+    // Until the agent has seen that no more comes.
+    wait_until("the end to arrive", PATIENCE, || is_half_closed(&bed))?;
+    release.send_replace(true);
+    ensure!(client.wait(PATIENCE)?.success() && client.stdout().matches("fine").count() == 2, "{}", client.stdout());
+    let records = agent.wait_for_records(2)?;
+    ensure!(records.iter().all(|record| record.text("outcome") == "upgraded"), "{records:?}");
+    Ok(())
+}
+
+/// It says no more than that it sends nothing, and is asked whether it still reads.
+#[test]
+fn a_client_of_http2_that_closes_its_connection_gives_its_requests_up() -> Result<()> {
+    let bed = TestBed::new("resets-closed")?;
+    let (_release, released) = tokio::sync::watch::channel(false);
+    let origin = origin(&bed)?.handler(move |_| Reply::Later(released.clone(), Box::new(Reply::ok("fine")))).start()?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let arguments = ["talk", &bed.sockets(HOST, 80)[0].to_string()];
+    let mut client = bed.client_command(CLIENT)?.args(arguments).spawn()?;
+    client.write_stdin(&[HTTP2_BEGINS, &get(1, "/")].concat())?;
+    origin.wait_for_requests(1)?;
+    // All that we have said by then it has read, so that its end is no reset: settings, and that we have taken its own.
+    client.wait_for_bytes(b"\0\0\0\x04\x01\0\0\0\0")?;
+    client.kill();
+    ensure!(agent.wait_for_records(1)?[0].text("outcome") == "aborted", "{:?}", agent.records());
+    Ok(())
 }

@@ -119,6 +119,26 @@ impl Core {
         self.wake_openers();
     }
 
+    /// Takes in that a client sends no more. It gives up what it has not asked to its end, and is owed the rest: as much of that as it has
+    /// let us send. Says whether there is any.
+    pub(in crate::http2) fn take_end(&mut self) -> bool {
+        let is_cut = |key: &usize| !self.streams[*key].is_received;
+        let cut: Vec<_> = self.ids.values().copied().filter(is_cut).collect();
+        for key in cut {
+            self.reset(key, Error::ended());
+        }
+        if self.ids.is_empty() {
+            return false;
+        }
+        self.is_at_end = true;
+        (self.block, self.content, self.owed_since) = (None, None, None);
+        self.closing = Closing::Told;
+        // A client that has closed all of its connection answers this by a reset.
+        frame::put_go_away(&mut self.out.buffer(), self.last, Reason::NO_ERROR);
+        self.wake_writers();
+        true
+    }
+
     pub(super) fn take_window_update(&mut self, id: u32, more: u32) -> Result<(), Error> {
         let more = i64::from(more);
         if id == 0 {

@@ -1,6 +1,7 @@
 //! How connections end.
 
 use std::{
+    future::poll_fn,
     io,
     pin::{Pin, pin},
     task::Poll,
@@ -26,7 +27,7 @@ fn an_origin_that_goes_away_says_what_it_has_not_looked_at() {
 
 /// What one end says the other end reads, until it ends.
 #[tokio::test]
-async fn who_ends_its_own_side_gets_what_was_answered_before() {
+async fn who_ends_its_own_side_gives_up_what_was_not_asked_to_its_end() {
     let (mut peer, own) = tokio::io::duplex(1000);
     let mut serving = Connection::new(own, Role::Server, config());
     let request = [PREFACE, &frame(kind::SETTINGS, 0, 0, b"")[..], &head(1, GET, true), &head(3, POST, false)].concat();
@@ -42,8 +43,51 @@ async fn who_ends_its_own_side_gets_what_was_answered_before() {
         all
     };
     let (ended, all) = tokio::join!(serving.accept(), read);
-    assert!(ended.is_err() && other.1.poll_data(&Context::from_waker(Waker::noop())).is_ready());
+    assert!(matches!(ended, Ok(None)) && other.1.poll_data(&Context::from_waker(Waker::noop())).is_ready());
     assert!(all.windows(9000).any(|window| window.iter().all(|byte| *byte == b'x')), "{} bytes", all.len());
+}
+
+#[tokio::test]
+async fn who_ends_its_own_side_gets_as_much_as_it_has_let_us_send() {
+    let (mut peer, own) = tokio::io::duplex(1 << 20);
+    let mut serving = Connection::new(own, Role::Server, config());
+    let asked = [1, 3, 5].map(|stream| head(stream, GET, true)).concat();
+    let begin = [PREFACE, &frame(kind::SETTINGS, 0, 0, b"")[..], &asked].concat();
+    peer.write_all(&begin).await.expect("it is read");
+    peer.shutdown().await.expect("it is open");
+    let mut writers = Vec::new();
+    for _ in 0..3 {
+        let Ok(Some((_, _, writer))) = serving.accept().await else { panic!("no request") };
+        writers.push(writer);
+    }
+    assert!(serving.poll(&mut Context::from_waker(Waker::noop())).is_pending(), "it is owed three responses");
+    // The windows of all of them together, and no more.
+    let lengths = [WINDOW as usize - 1001, 2000, 1000];
+    let answering = async {
+        for (writer, length) in writers.iter().zip(lengths) {
+            writer.respond(&ResponseHead::from(StatusCode::OK), false).expect("it is open");
+            let mut content = Bytes::from(vec![b'x'; length]);
+            while !content.is_empty() && poll_fn(|cx| writer.poll_room(cx)).await.is_ok() {
+                let _ = writer.send(&mut content, true);
+            }
+        }
+        drop(writers);
+    };
+    let read = async {
+        let mut all = Vec::new();
+        peer.read_to_end(&mut all).await.expect("it comes to its end");
+        all
+    };
+    let (ended, (), all) = tokio::join!(serving.accept(), answering, read);
+    assert!(matches!(ended, Ok(None)));
+    let (mut ends, mut rest) = (Vec::new(), &all[..]);
+    while let Some(Header { length, kind, flags, stream }) = Header::read(rest) {
+        if stream > 0 && (kind == kind::RST_STREAM || flags & flag::END_STREAM > 0) {
+            ends.push((stream, kind));
+        }
+        rest = &rest[HEADER + length..];
+    }
+    assert_eq!(ends, [(1, kind::DATA), (3, kind::RST_STREAM), (5, kind::RST_STREAM)]);
 }
 
 #[test]
