@@ -114,7 +114,7 @@ async fn converse(
                 return Box::pin(http2::converse(conversation.clone(), connection.clone(), load, draining)).await;
             }
             Ok(Waited::Request(head, asked)) => match conversation.worker.hold(load, head.size()) {
-                Ok(()) => boxed(|| serve(conversation, connection, &draining, &mut patience, head, asked)).await,
+                Ok(()) => boxed(|| serve(conversation, connection, load, &draining, &mut patience, head, asked)).await,
                 Err(why) => {
                     let response = conversation.turn_away(&head, ProxyError::too_many(why));
                     drop(head);
@@ -139,6 +139,7 @@ async fn converse(
 async fn serve(
     conversation: &Conversation,
     connection: &Rc<Connection>,
+    load: &Load,
     draining: &watch::Receiver<Drain>,
     patience: &mut Patience,
     head: Box<RequestHead>,
@@ -146,7 +147,7 @@ async fn serve(
 ) -> bool {
     let served = {
         let stalled = pin!(patience.stalled(connection));
-        let serving = pin!(conversation.serve(*head, Incoming::Client(connection.clone()), stalled));
+        let serving = pin!(conversation.serve(*head, Incoming::Client(connection.clone()), load, stalled));
         connection.unless_reset(serving).await
     };
     let Served { response, tunnel, ends_by_close } = match served {

@@ -46,7 +46,7 @@ use crate::{
     socket::Place,
     telemetry::access_log::{Client, Outcome, Record},
     upstream::Connection,
-    worker::Worker,
+    worker::{Load, Worker},
 };
 
 /// A redirected connection, accepted.
@@ -208,11 +208,13 @@ impl Conversation {
         tracing::debug!(%origin, pid, process, %error, "client connection ended");
     }
 
-    /// Serves one request. That its client has `stalled` for so long ends it, as long as there is no response.
+    /// Serves one request, whose head is held in `load`, and then that of the response. That its client has `stalled` for so long ends
+    /// it, as long as there is no response.
     pub async fn serve(
         &self,
         mut head: RequestHead,
         body: Incoming,
+        load: &Load,
         stalled: Pin<&mut impl Future<Output = Duration>>,
     ) -> Served {
         let host = RequestHost::of(&head);
@@ -233,6 +235,13 @@ impl Conversation {
                 }
             }
             Err(error) => Err(error),
+        };
+        let has_room = |answer: &Answer| self.worker.hold(load, answer.response.head.fields.size());
+        let result = match result {
+            Ok(Reply::Upstream(answer)) => {
+                has_room(&answer).map(|()| Reply::Upstream(answer)).map_err(ProxyError::too_many)
+            }
+            result => result,
         };
         match result {
             // It would be told of content that is coded as if it were not.

@@ -83,6 +83,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         if has_room_again {
             // What it has sent meanwhile was not read.
             core.owed_since = core.owed_since.map(|_| time::Instant::now());
+            core.wake_writers();
         }
         if left == 0 || has_room_again {
             // There may be more to be read. Others have their turn first.
@@ -279,15 +280,17 @@ impl Link {
         self.0.borrow().is_at_end
     }
 
-    /// How long the heads of requests are together that are served, with what has come of the next, in bytes.
+    /// How long the heads of requests are together that are served, with what has come of the next, and the heads of responses that are to
+    /// be written, in bytes.
     pub fn heads(&self) -> usize {
         let core = self.0.borrow();
-        core.heads + core.begun()
+        core.heads + core.begun() + core.heads_unwritten()
     }
 
-    /// How much has come of a head that has yet to end, in bytes.
-    pub fn begun(&self) -> usize {
-        self.0.borrow().begun()
+    /// Whether heads have yet to come to their end, or to be written.
+    pub fn has_heads_under_way(&self) -> bool {
+        let core = self.0.borrow();
+        core.begun() > 0 || core.heads_unwritten() > 0
     }
 
     /// Lets the other end send so much of each stream before that was read on, in bytes.

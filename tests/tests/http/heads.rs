@@ -1,6 +1,6 @@
 //! Heads that are short enough, and too many.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
     agent::{Agent, AgentOptions},
@@ -9,6 +9,7 @@ use harness::{
     process::Running,
     wait::{PATIENCE, wait_until},
 };
+use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
 use super::{
@@ -73,6 +74,47 @@ fn a_pod_cannot_have_the_agent_keep_heads_without_end() -> Result<()> {
     wait_until("them to count no more", PATIENCE, || {
         get(bed.client(), LONG).is_ok_and(|text| text.starts_with("HTTP/1.1 200 "))
     })
+}
+
+/// As of one that takes nothing of the long heads which an origin answers with.
+#[test]
+fn a_pod_cannot_have_the_agent_keep_heads_of_responses_without_end() -> Result<()> {
+    const COUNT: usize = 2 + ROOM / LONGEST;
+    for http2 in [false, true] {
+        let bed = TestBed::new("heads-responses")?;
+        let (release, released) = watch::channel(false);
+        let long = format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX: {}\r\n\r\n", "x".repeat(LONGEST - 8192));
+        let handler = move |request: &Request| match request.target.as_str() {
+            "/short" => Reply::ok("fine"),
+            _ => Reply::Later(released.clone(), Box::new(Reply::Raw(long.clone().into_bytes()))),
+        };
+        let origin = origin(&bed)?.handler(handler).start()?;
+        let config = configure(&bed)?;
+        let options = AgentOptions::new(config.path()).args(&["--max-head-bytes", &LONGEST.to_string()]);
+        let agent = Agent::start(&bed, &options)?;
+        let get = |target: &str| {
+            let client = talk(&bed, bed.client(), &head(target, 0, true))?;
+            wait_until("the response", PATIENCE, || client.stdout().contains("\r\n\r\n"))?;
+            Ok::<_, anyhow::Error>(client.stdout())
+        };
+        let asked = if http2 {
+            let requests = (0..COUNT as u8).map(|number| frame(1, 5, 1 + 2 * number, &fields())).collect::<Vec<_>>();
+            vec![[PREFACE.to_vec(), frame(4, 0, 0, &[]), requests.concat()].concat()]
+        } else {
+            vec![head("/", 0, true); COUNT]
+        };
+        let clients = asked.iter().map(|asked| talk(&bed, bed.client(), asked)).collect::<Result<Vec<_>>>()?;
+        origin.wait_for_requests(COUNT)?;
+        clients.iter().try_for_each(|client| client.signal(Signal::SIGSTOP))?;
+        release.send_replace(true);
+        let refused =
+            || agent.metrics().is_ok_and(|metrics| metrics.sum(TURNED_AWAY, &[("limit", "pod_heads")]) >= 1.0);
+        wait_until("one to be too many", PATIENCE, refused).with_context(|| format!("HTTP/2: {http2}"))?;
+        ensure!(get("/short")?.starts_with("HTTP/1.1 200 "), "what is short is in nobody's way");
+        drop(clients);
+        wait_until("them to count no more", PATIENCE, || get("/").is_ok_and(|text| text.starts_with("HTTP/1.1 200 ")))?;
+    }
+    Ok(())
 }
 
 fn talk(bed: &TestBed, pod: &Netns, bytes: &[u8]) -> Result<Running> {

@@ -2,7 +2,7 @@
 
 use std::{
     future::{pending, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::Poll,
 };
@@ -27,7 +27,7 @@ pub(super) async fn answer(
     conversation: Rc<Conversation>,
     request: Requested,
     (reader, writer): (Reader, Writer),
-    _load: Load,
+    load: Load,
     ended: Rc<CancellationToken>,
 ) {
     let responder = Rc::new(writer);
@@ -42,13 +42,13 @@ pub(super) async fn answer(
             let is_empty = http1::announced(&head.fields) == Some(0) && !head.fields.contains(&header::TRAILER);
             let content = if is_empty { Received::nothing() } else { Received::new(reader, &head.fields) };
             let content = content.answered_by(responder.clone());
-            let Some(served) = serve(&conversation, head, content, &responder).await else { return };
+            let Some(served) = serve(&conversation, head, content, &load, &responder).await else { return };
             send(&responder, served.response, is_head).await;
         }
         Some(protocol) if protocol == web_socket::PROTOCOL.as_bytes() => {
             let Some(key) = web_socket::ask_in_http1(&mut head) else { return };
             let content = Received::nothing().answered_by(responder.clone());
-            let Some(served) = serve(&conversation, head, content, &responder).await else { return };
+            let Some(served) = serve(&conversation, head, content, &load, &responder).await else { return };
             match served.tunnel {
                 Some(tunnel) => {
                     let switched = switch(&responder, served.response, &key, reader, *tunnel);
@@ -84,11 +84,12 @@ async fn serve(
     conversation: &Conversation,
     head: RequestHead,
     content: Received,
+    load: &Load,
     responder: &Rc<Writer>,
 ) -> Option<Served> {
     let never = pin!(pending());
     // What follows the response does not need its room.
-    let mut serving = boxed(|| conversation.serve(head, Incoming::Http2(content), never));
+    let mut serving = boxed(|| conversation.serve(head, Incoming::Http2(content), load, never));
     // What was given up already goes to no origin.
     let served = poll_fn(|cx| match responder.poll_reset(cx) {
         Poll::Ready(_) => Poll::Ready(None),
@@ -100,7 +101,15 @@ async fn serve(
 }
 
 async fn send(responder: &Rc<Writer>, response: Response<ResponseBody>, is_head: bool) {
-    let Response { mut head, body } = response;
+    let Response { mut head, mut body } = response;
+    // Until then it counts as the head that it is.
+    let has_room = poll_fn(|cx| match responder.poll_room_for_head(cx) {
+        Poll::Ready(()) => Poll::Ready(true),
+        Poll::Pending => Pin::new(&mut body).poll_untaken(cx).map(|_| false),
+    });
+    if !has_room.await {
+        return responder.reset(Reason::INTERNAL_ERROR);
+    }
     let is_bare = http1::is_bare(head.status);
     if let Some(length) = body.left().filter(|_| !body.is_end_stream() && !is_bare)
         && !head.fields.contains(&header::CONTENT_LENGTH)
