@@ -1,6 +1,7 @@
 //! Connections that are being made, be it that nobody waits for them.
 
 use std::{
+    future::pending,
     pin::pin,
     rc::{Rc, Weak},
     sync::Arc,
@@ -9,9 +10,10 @@ use std::{
 use tokio::{
     sync::oneshot::{self, error::TryRecvError},
     task,
+    time::{Instant, sleep_until},
 };
 
-use super::{Key, OfKey, Pool};
+use super::{Key, OfKey, Pool, waiting::RELIANCE};
 use crate::upstream::{
     Made, Order, UpstreamError,
     limits::{Place, Usage},
@@ -27,6 +29,9 @@ pub(super) struct Making {
     pub(super) order: Order,
     pool: Weak<Pool>,
     key: Key,
+    begun: Instant,
+    /// Whether somebody else has begun it than who waits for it.
+    is_others: bool,
     /// As long as nobody waits for it.
     left: Option<Left>,
 }
@@ -35,15 +40,43 @@ pub(super) struct Making {
 type Left = (Rc<()>, Rc<()>);
 
 impl Making {
-    /// Waits for it.
-    pub(super) async fn end(&mut self) -> Result<Made, UpstreamError> {
+    /// Waits for it. None if it is others' and fails, or takes long.
+    pub(super) async fn end(&mut self) -> Option<Result<Made, UpstreamError>> {
+        let long = async {
+            if self.is_others {
+                sleep_until(self.begun + RELIANCE).await;
+            } else {
+                pending::<()>().await;
+            }
+        };
+        let made = tokio::select! {
+            biased;
+            made = &mut self.made => made,
+            () = long => return None,
+        };
         // It ends without a word only if it panics, and then whoever waits for it ends in the same way.
-        (&mut self.made).await.expect("the task that makes a connection")
+        match made.expect("the task that makes a connection") {
+            Err(error) if self.is_others => {
+                left_unmade(&error);
+                None
+            }
+            made => Some(made),
+        }
     }
 
-    /// The same for somebody who waits for it.
+    /// Whether it can be relied on, as it was begun just now.
+    pub(super) fn is_young(&self) -> bool {
+        self.begun.elapsed() < RELIANCE
+    }
+
+    /// Whether who waits for it has begun it.
+    pub(super) fn is_own(&self) -> bool {
+        !self.is_others
+    }
+
+    /// The same for somebody who waits for it. What was begun for a request that was still to come is as good as its own.
     pub(super) fn awaited(mut self) -> Self {
-        self.left = None;
+        self.is_others = self.left.take().is_none();
         self
     }
 
@@ -106,7 +139,8 @@ impl Pool {
     {
         let (mut maker, made) = oneshot::channel();
         let (offer, making) = (order.offer, make(order.clone()));
-        let awaited = Making { made, order, pool: Rc::downgrade(self), key: key.clone(), left: None };
+        let (begun, pool) = (Instant::now(), Rc::downgrade(self));
+        let awaited = Making { made, order, pool, key: key.clone(), begun, is_others: false, left: None };
         let (pool, key) = (self.clone(), key.clone());
         task::spawn_local(async move {
             let mut making = pin!(making);

@@ -283,16 +283,17 @@ impl Origin {
         self.begun.push(making);
         // It can have been made in the instant in which who has waited for it was given another.
         self.take_in();
+        self.forget_lost();
     }
 
-    /// Gives one of them away to a request that has come, if it is made with the same.
+    /// Gives one of them away to a request that has come, if it is made with the same, and was begun just now.
     pub(super) fn take_begun(&mut self, offer: Offer) -> Option<Making> {
         self.forget_lost();
-        let index = self.begun.iter().rposition(|making| making.order.offer == offer)?;
+        let index = self.begun.iter().rposition(|making| making.order.offer == offer && making.is_young())?;
         Some(self.begun.remove(index).awaited())
     }
 
-    /// Lets those go that a panic has ended.
+    /// Lets those go of which nothing comes: a panic has ended them, or they have failed.
     fn forget_lost(&mut self) {
         self.begun.retain_mut(|making| !making.is_lost());
     }

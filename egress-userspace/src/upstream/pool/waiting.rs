@@ -6,14 +6,14 @@ use std::{collections::BTreeMap, future::pending, rc::Rc, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{OfKey, Queue, Turn, Wanted, origin::Found};
+use super::{OfKey, Queue, Turn, Wanted, making::Making, origin::Found};
 use crate::upstream::{Blame, Connection, Made, Offer, Order, UpstreamError, http1::Exclusive, http2};
 
 /// Connections that are made at the same time for requests of their own. More would come no sooner from an origin that is busy, and
 /// those that there are become free meanwhile.
 pub(super) const AT_ONCE: usize = 64;
 /// How long a request relies on those that are made for others: they can be of no use, or take long.
-const RELIANCE: Duration = Duration::from_secs(1);
+pub(super) const RELIANCE: Duration = Duration::from_secs(1);
 
 /// Those who wait for a connection of their own at one origin.
 #[derive(Default)]
@@ -113,7 +113,7 @@ impl OfKey<'_> {
             return self.shared(wanted, &queue, &mut turn, make, blame).await.map(Some);
         };
         let takes_any = self.with(|origin| origin.takes_any(wanted));
-        let mut making = self.with(|origin| origin.take_begun(offer));
+        let mut making = if rely { self.with(|origin| origin.take_begun(offer)) } else { None };
         if making.is_none() && (!takes_any || !rely || self.with(|origin| origin.lone.is_short())) {
             if self.usage.places().is_some_and(|places| places.available_permits() == 0) {
                 // Nobody would take it meanwhile, and it may have the only place.
@@ -134,14 +134,14 @@ impl OfKey<'_> {
             }));
         }
         making.iter().for_each(|making| blame(&making.order.blame));
-        let has_own = making.is_some();
-        let mut ticket = takes_any.then(|| Ticket::take(self, has_own));
+        let mut ticket = takes_any.then(|| Ticket::take(self, making.as_ref().is_some_and(Making::is_own)));
         // Who is next need not wait for this one.
         drop(turn);
         drop(queue);
+        let is_made = making.is_some();
         let given = async {
             match &mut ticket {
-                Some(ticket) if has_own => ticket.given().await,
+                Some(ticket) if is_made => ticket.given().await,
                 Some(ticket) => timeout(RELIANCE, ticket.given()).await.unwrap_or_default(),
                 None => pending().await,
             }
@@ -155,7 +155,10 @@ impl OfKey<'_> {
         let given = tokio::select! {
             biased;
             given = given => given,
-            made = made => return Ok(Some(made.map(|made| self.with(|origin| origin.made(offer, made)))?)),
+            made = made => match made {
+                Some(made) => return Ok(Some(made.map(|made| self.with(|origin| origin.made(offer, made)))?)),
+                None => None,
+            },
         };
         if let Some(making) = making {
             self.with(|origin| origin.leave_begun(making));
@@ -178,30 +181,36 @@ impl OfKey<'_> {
         if let Some(failure) = &turn.failure {
             return Err(failure.clone());
         }
-        let begun = turn.making.take().or_else(|| self.with(|origin| origin.take_begun(Offer::Both)));
-        let making = match begun {
-            Some(making) => making,
-            None => match self.place(wanted).await {
-                Ok(place) => self.pool.make(self.key, Order::new(Offer::Both), place, make),
-                Err(found) => return Ok(found),
-            },
-        };
-        let making = turn.making.insert(making);
-        blame(&making.order.blame);
-        let room = self.with(|origin| origin.room());
+        let mut begun = turn.making.take().or_else(|| self.with(|origin| origin.take_begun(Offer::Both)));
         let made = loop {
-            tokio::select! {
-                biased;
-                made = making.end() => break made,
-                // Another one may be of use before it. Whoever is next waits on for it, if there is still a need.
-                () = room.notified() => {
-                    if let Found::Connection(found) = self.with(|origin| origin.find(wanted)) {
-                        return Ok(found);
+            let making = match begun.take() {
+                Some(making) => making,
+                None => match self.place(wanted).await {
+                    Ok(place) => self.pool.make(self.key, Order::new(Offer::Both), place, &make),
+                    Err(found) => return Ok(found),
+                },
+            };
+            let making = turn.making.insert(making);
+            blame(&making.order.blame);
+            let room = self.with(|origin| origin.room());
+            let made = loop {
+                tokio::select! {
+                    biased;
+                    made = making.end() => break made,
+                    // Another one may be of use before it. Whoever is next waits on for it, if there is still a need.
+                    () = room.notified() => {
+                        if let Found::Connection(found) = self.with(|origin| origin.find(wanted)) {
+                            return Ok(found);
+                        }
                     }
                 }
+            };
+            let making = turn.making.take();
+            match made {
+                Some(made) => break made,
+                None => making.into_iter().for_each(|making| self.with(|origin| origin.leave_begun(making))),
             }
         };
-        turn.making = None;
         made.map(|made| self.with(|origin| origin.made(Offer::Both, made))).map_err(|error| {
             // Nobody else is to wait for what has failed.
             self.with(|origin| origin.leave(queue));

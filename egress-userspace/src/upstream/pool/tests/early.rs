@@ -1,5 +1,7 @@
 //! Connections that are begun before their requests are there.
 
+use tokio::sync::Notify;
+
 use super::*;
 
 impl Bench {
@@ -143,6 +145,33 @@ fn one_that_fails_is_nobodys_failure() {
         settle().await;
         bench.ask("request", 1, Wanted::ANY).await.expect("no panic").expect("a connection");
         assert_eq!(bench.made.borrow().len(), 1);
+    });
+}
+
+/// One fails, and one does not end.
+#[test]
+fn a_request_has_its_own_made_where_what_others_have_begun_does_not_come() {
+    run(async {
+        for (protocol_is_known, fails) in [(false, false), (false, true), (true, false), (true, true)] {
+            let bench = Bench::new(u32::MAX, u32::MAX);
+            if protocol_is_known {
+                drop(bench.ask("before", 1, Wanted::ANY).await.expect("no panic").expect("a connection"));
+            }
+            let fail = Rc::new(Notify::new());
+            let failing = fail.clone();
+            bench.pool.begin_ahead(&key(1), &bench.usage, |_| async move {
+                failing.notified().await;
+                Err(UpstreamError::NoAddress)
+            });
+            let request = bench.ask("request", 1, Wanted::ANY);
+            settle().await;
+            assert!(!request.is_finished(), "it can come");
+            if fails {
+                fail.notify_one();
+            }
+            let got = timeout(MAX_IDLE / 10, request).await.expect("one of its own").expect("no panic");
+            assert!(got.is_ok(), "known: {protocol_is_known}, fails: {fails}: {:?}", got.err());
+        }
     });
 }
 
