@@ -108,8 +108,7 @@ impl Pool {
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
         let of_key = OfKey { pool: self, key, usage };
-        // What others wait for may come to serve this one, too.
-        if of_key.with(|origin| origin.is_waited_for() || origin.lacking(1) == 0) {
+        if of_key.with(|origin| origin.lacking(1) == 0) {
             return;
         }
         if let Some(left) = self.leave_alone(key) {
@@ -195,11 +194,15 @@ impl Pool {
 }
 
 impl OfKey<'_> {
-    /// Begins a connection that is for whoever comes.
+    /// Begins a connection that is for whoever comes, unless somebody waits.
     fn begin<F>(self, left: Option<Left>, make: impl FnOnce(Order) -> F)
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
+        // What others wait for may come to serve this one, too.
+        if self.with(|origin| origin.is_waited_for()) {
+            return;
+        }
         let Some((place, offer)) = self.spare_place() else { return };
         let mut making = self.pool.make(self.key, Order::new(offer), place, make);
         making.left = left;

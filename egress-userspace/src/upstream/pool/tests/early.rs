@@ -66,6 +66,22 @@ fn those_that_are_to_be_ready_are_for_requests_that_come_sooner() {
 }
 
 #[test]
+fn none_is_made_ready_while_a_request_waits() {
+    run(async {
+        let bench = Bench::new(u32::MAX, u32::MAX);
+        let begin = || bench.pool.begin_ahead(&key(1), &bench.usage, |_| connect(bench.made.clone()));
+        begin();
+        let request = bench.ask("request", 1, Wanted::ANY);
+        yield_now().await;
+        yield_now().await;
+        begin();
+        let _request = request.await.expect("no panic").expect("a connection");
+        settle().await;
+        assert_eq!(bench.made.borrow().len(), 1);
+    });
+}
+
+#[test]
 fn one_that_was_begun_before_the_origin_has_asked_for_http1_changes_nothing_of_that() {
     run(async {
         for is_waited_for in [false, true] {
