@@ -300,7 +300,7 @@ impl Exchange<'_> {
     ) -> Result<Connection, Failure> {
         let usage = self.cluster().map(|cluster| &cluster.usage);
         let connect = |order| self.connect(chosen, order);
-        let connecting = |blame: &Blame| stage.set(Stage::Connecting(blame.clone()));
+        let connecting = |blame: Option<&Blame>| stage.set(blame.cloned().map_or(Stage::Waiting, Stage::Connecting));
         self.worker.pool.get(key, wanted, usage, connect, connecting).await.map_err(|error| {
             let is_overflow = matches!(*error, UpstreamError::Overflow { .. });
             let ended = if is_overflow { Ended::Overflow } else { Ended::NotConnected };

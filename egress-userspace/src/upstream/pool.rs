@@ -142,7 +142,7 @@ impl Pool {
     /// another one only if the origin takes no more on those that there are. Where it is known to pick HTTP/1.1 each has one
     /// of its own made, 64 at the same time, and takes what is free before; those beyond wait for what others have. If there is no place for one each waits, in its turn, for what others need no more; but a key without any
     /// need not wait for others, who may never end. A connection that nobody waits for any more is for whoever comes next.
-    /// It is told whose `blame` it is while this waits for one that is being made, be it that others have begun it.
+    /// It is told whose `blame` it is while this waits for one that is being made, be it that others have begun it, and when it does not.
     ///
     /// # Errors
     /// It cannot be made: all who have waited for it get the same error. Or as many wait already as may.
@@ -152,7 +152,7 @@ impl Pool {
         wanted: Wanted,
         usage: Option<&Arc<Usage>>,
         make: impl Fn(Order) -> F,
-        blame: impl Fn(&Blame),
+        blame: impl Fn(Option<&Blame>),
     ) -> Result<Connection, Rc<UpstreamError>>
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,

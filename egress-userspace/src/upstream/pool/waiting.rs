@@ -92,11 +92,12 @@ impl OfKey<'_> {
         wanted: Wanted,
         rely: bool,
         make: impl Fn(Order) -> F,
-        blame: impl Fn(&Blame),
+        blame: impl Fn(Option<&Blame>),
     ) -> Result<Option<Connection>, Rc<UpstreamError>>
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
+        blame(None);
         let queue = match self.with(|origin| origin.enter(wanted)) {
             Ok(found) => return Ok(Some(found)),
             Err(queue) => queue,
@@ -133,7 +134,7 @@ impl OfKey<'_> {
                 }
             }));
         }
-        making.iter().for_each(|making| blame(&making.order.blame));
+        blame(making.as_ref().map(|making| &making.order.blame));
         let mut ticket = takes_any.then(|| Ticket::take(self, making.as_ref().is_some_and(Making::is_own)));
         // Who is next need not wait for this one.
         drop(turn);
@@ -173,7 +174,7 @@ impl OfKey<'_> {
         queue: &Rc<Queue>,
         turn: &mut Turn,
         make: impl Fn(Order) -> F,
-        blame: impl Fn(&Blame),
+        blame: impl Fn(Option<&Blame>),
     ) -> Result<Connection, Rc<UpstreamError>>
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
@@ -191,7 +192,7 @@ impl OfKey<'_> {
                 },
             };
             let making = turn.making.insert(making);
-            blame(&making.order.blame);
+            blame(Some(&making.order.blame));
             let room = self.with(|origin| origin.room());
             let made = loop {
                 tokio::select! {
@@ -206,10 +207,11 @@ impl OfKey<'_> {
                 }
             };
             let making = turn.making.take();
-            match made {
-                Some(made) => break made,
-                None => making.into_iter().for_each(|making| self.with(|origin| origin.leave_begun(making))),
+            if let Some(made) = made {
+                break made;
             }
+            blame(None);
+            making.into_iter().for_each(|making| self.with(|origin| origin.leave_begun(making)));
         };
         made.map(|made| self.with(|origin| origin.made(Offer::Both, made))).map_err(|error| {
             // Nobody else is to wait for what has failed.

@@ -2,7 +2,7 @@
 
 use tokio::sync::Notify;
 
-use super::*;
+use super::{waiting::RELIANCE, *};
 
 impl Bench {
     /// Begins a connection for a request that is still to come.
@@ -188,6 +188,21 @@ fn a_request_has_its_own_made_where_what_others_have_begun_does_not_come() {
             let got = timeout(MAX_IDLE / 10, request).await.expect("one of its own").expect("no panic");
             assert!(got.is_ok(), "known: {protocol_is_known}, fails: {fails}: {:?}", got.err());
         }
+    });
+}
+
+/// It waits for its place then.
+#[test]
+fn who_waits_for_none_that_is_being_made_has_nobody_to_blame() {
+    run(async {
+        let bench = Bench::new(1, u32::MAX);
+        bench.pool.begin_ahead(&key(1), &bench.usage, |_| std::future::pending());
+        let blames = Cell::new(false);
+        let make = |_| connect(bench.made.clone());
+        let (key, note) = (key(1), |blame: Option<&Blame>| blames.set(blame.is_some()));
+        let mut get = pin!(bench.pool.get(&key, Wanted::ANY, Some(&bench.usage), make, note));
+        assert!(timeout(RELIANCE / 2, &mut get).await.is_err() && blames.get());
+        assert!(timeout(RELIANCE, get).await.is_err() && !blames.get());
     });
 }
 
