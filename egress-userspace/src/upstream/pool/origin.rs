@@ -178,34 +178,35 @@ impl Origin {
     }
 
     /// Uses a connection that was made. Remembers what the origin has picked of what it was offered, and the connection if it
-    /// can be shared.
-    pub(super) fn made(&mut self, offer: Offer, made: Made) -> Connection {
-        match self.note(offer, made) {
+    /// can be shared. None if it is of no use any more.
+    pub(super) fn made(&mut self, offer: Offer, made: Made) -> Option<Connection> {
+        Some(match self.note(offer, made)? {
             Made::Http1(exclusive) => Connection::Http1(exclusive),
             Made::Http2(shared) => {
                 let stream = shared.stream();
                 self.retire();
                 Connection::Http2(stream)
             }
-        }
+        })
     }
 
     /// Adds a connection that was made for whoever comes.
     pub(super) fn add(&mut self, offer: Offer, made: Made) {
         match self.note(offer, made) {
-            Made::Http1(exclusive) => self.keep(exclusive),
-            Made::Http2(shared) => {
+            Some(Made::Http1(exclusive)) => self.keep(exclusive),
+            Some(Made::Http2(shared)) => {
                 shared.wait_for_use();
                 self.room.notify_one();
             }
+            None => {}
         }
     }
 
-    fn note(&mut self, offer: Offer, made: Made) -> Made {
+    fn note(&mut self, offer: Offer, made: Made) -> Option<Made> {
         match &made {
-            // It was begun before the origin has asked for HTTP/1.1. One of HTTP/2 is for nobody but who has waited for it.
-            _ if self.requires_http1() => {}
-            Made::Http1(_) if offer == Offer::Both => self.protocol = Some(Protocol::Http1),
+            // It was begun before the origin has asked for HTTP/1.1, as it does only of those who can speak that.
+            Made::Http2(_) if self.requires_http1() => return None,
+            Made::Http1(_) if offer == Offer::Both && !self.requires_http1() => self.protocol = Some(Protocol::Http1),
             Made::Http1(_) => {}
             Made::Http2(shared) => {
                 let limit = self.usage.settings().max_concurrent_streams;
@@ -216,7 +217,7 @@ impl Origin {
                 self.shared.push(shared.clone());
             }
         }
-        made
+        Some(made)
     }
 
     fn requires_http1(&self) -> bool {

@@ -86,7 +86,7 @@ impl Waiting {
 
 impl OfKey<'_> {
     /// Waits, in its turn, for a connection to be there or to be made. None if it is time to look again: who does `rely` on those that
-    /// are being made for others has waited for long, or one of them has failed.
+    /// are being made for others has waited for long, or one of them has failed, or the origin has asked for HTTP/1.1 meanwhile.
     pub(super) async fn wait<F>(
         self,
         wanted: Wanted,
@@ -111,7 +111,7 @@ impl OfKey<'_> {
             }
         }
         let Some(offer) = self.with(|origin| origin.alone(wanted)) else {
-            return self.shared(wanted, &queue, &mut turn, make, blame).await.map(Some);
+            return self.shared(wanted, &queue, &mut turn, make, blame).await;
         };
         let takes_any = self.with(|origin| origin.takes_any(wanted));
         let mut making = if rely { self.with(|origin| origin.take_begun(offer)) } else { None };
@@ -157,7 +157,7 @@ impl OfKey<'_> {
             biased;
             given = given => given,
             made = made => match made {
-                Some(made) => return Ok(Some(made.map(|made| self.with(|origin| origin.made(offer, made)))?)),
+                Some(made) => return made.map(|made| self.with(|origin| origin.made(offer, made))).map_err(Rc::new),
                 None => None,
             },
         };
@@ -167,7 +167,7 @@ impl OfKey<'_> {
         Ok(given.map(Connection::Http1))
     }
 
-    /// A connection that others may share, which the first of those who wait has made for all of them.
+    /// A connection that others may share, which the first of those who wait has made for all of them. None as in `wait`.
     async fn shared<F>(
         self,
         wanted: Wanted,
@@ -175,7 +175,7 @@ impl OfKey<'_> {
         turn: &mut Turn,
         make: impl Fn(Order) -> F,
         blame: impl Fn(Option<&Blame>),
-    ) -> Result<Connection, Rc<UpstreamError>>
+    ) -> Result<Option<Connection>, Rc<UpstreamError>>
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
@@ -188,7 +188,7 @@ impl OfKey<'_> {
                 Some(making) => making,
                 None => match self.place(wanted).await {
                     Ok(place) => self.pool.make(self.key, Order::new(Offer::Both), place, &make),
-                    Err(found) => return Ok(found),
+                    Err(found) => return Ok(Some(found)),
                 },
             };
             let making = turn.making.insert(making);
@@ -201,7 +201,7 @@ impl OfKey<'_> {
                     // Another one may be of use before it. Whoever is next waits on for it, if there is still a need.
                     () = room.notified() => {
                         if let Found::Connection(found) = self.with(|origin| origin.find(wanted)) {
-                            return Ok(found);
+                            return Ok(Some(found));
                         }
                     }
                 }

@@ -99,7 +99,7 @@ fn one_that_was_begun_before_the_origin_has_asked_for_http1_changes_nothing_of_t
             settle().await;
             settle().await;
             if let Some(waiter) = waiter {
-                assert!(waiter.await.expect("no panic").expect("a connection").is_http2());
+                assert!(!waiter.await.expect("no panic").expect("a connection").is_http2());
             }
             drop(shared);
             let offered = Rc::new(Cell::new(None));
