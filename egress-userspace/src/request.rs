@@ -151,6 +151,13 @@ impl Answer {
     fn is_coded(&self) -> bool {
         !self.is_bare && http1::is_coded(&self.response.head.fields)
     }
+
+    /// Ends the exchange, as nobody gets the response.
+    fn discard(self) {
+        if !self.switches {
+            self.lease.release(self.response.body, self.is_bare);
+        }
+    }
 }
 
 impl Conversation {
@@ -236,11 +243,15 @@ impl Conversation {
             }
             Err(error) => Err(error),
         };
-        let has_room = |answer: &Answer| self.worker.hold(load, answer.response.head.fields.size());
         let result = match result {
-            Ok(Reply::Upstream(answer)) => {
-                has_room(&answer).map(|()| Reply::Upstream(answer)).map_err(ProxyError::too_many)
-            }
+            Ok(Reply::Upstream(answer)) => match self.worker.hold(load, answer.response.head.fields.size()) {
+                Ok(()) => Ok(Reply::Upstream(answer)),
+                Err(why) => {
+                    answer.discard();
+                    attempt::discard(&content).await;
+                    Err(ProxyError::too_much_answered(why))
+                }
+            },
             result => result,
         };
         match result {

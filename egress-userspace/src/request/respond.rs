@@ -96,6 +96,12 @@ impl ProxyError {
         }
     }
 
+    /// There is no room for the head of the response: what the request has asked for may be done.
+    pub fn too_much_answered(why: Beyond) -> Self {
+        let details = format!("the origin has answered, but there is no room for the head of the response: {why}");
+        Self { details, outcome: Outcome::Failed, ..Self::too_many(why) }
+    }
+
     /// CONNECT asks for a tunnel, which a transparent proxy does not make.
     pub fn connect_method() -> Self {
         Self {

@@ -111,6 +111,10 @@ fn a_pod_cannot_have_the_agent_keep_heads_of_responses_without_end() -> Result<(
             || agent.metrics().is_ok_and(|metrics| metrics.sum(TURNED_AWAY, &[("limit", "pod_heads")]) >= 1.0);
         wait_until("one to be too many", PATIENCE, refused).with_context(|| format!("HTTP/2: {http2}"))?;
         ensure!(get("/short")?.starts_with("HTTP/1.1 200 "), "what is short is in nobody's way");
+        clients.iter().try_for_each(|client| client.signal(Signal::SIGCONT))?;
+        // What it has asked for may be done.
+        let told = |client: &Running| client.stdout().contains("the origin has answered, but");
+        wait_until("one to be told", PATIENCE, || clients.iter().any(told))?;
         drop(clients);
         wait_until("them to count no more", PATIENCE, || get("/").is_ok_and(|text| text.starts_with("HTTP/1.1 200 ")))?;
     }
