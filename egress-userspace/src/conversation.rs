@@ -74,7 +74,7 @@ pub async fn turn_away(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted
     let request = timeout(TURN_AWAY, poll_fn(|cx| connection.poll_request(cx))).await;
     let Ok(Ok(Waited::Request(head, asked))) = request else { return };
     let Response { head, body } = conversation.turn_away(&head, ProxyError::too_many(why));
-    if connection.respond(head, pin!(body), asked, true, pin!(pending())).await.is_ok() {
+    if connection.respond(head, pin!(body), asked, true, pin!(pending()), || ()).await.is_ok() {
         end(&connection, connection.is_end(), sleep(TURN_AWAY)).await;
     }
 }
@@ -165,7 +165,8 @@ async fn serve(
     let responded = {
         // It ends with its response: what comes from the client after that is of no request, or of the next.
         let body = pin!(body);
-        respond(connection, head, body, asked, last, patience).await
+        let let_go = || _ = conversation.worker.hold(load, 0);
+        respond(connection, head, body, asked, last, patience, let_go).await
     };
     match responded {
         Ok(more) => {
@@ -219,7 +220,7 @@ async fn end_with(
     asked: Asked,
 ) -> bool {
     let Response { head, body } = response;
-    match respond(connection, head, pin!(body), asked, true, patience).await {
+    match respond(connection, head, pin!(body), asked, true, patience, || ()).await {
         // Nobody is owed for long what comes after no request.
         Ok(_) => end(connection, false, sleep(LINGER_BRIEFLY)).await,
         Err(error) => conversation.ended(&error),
@@ -227,7 +228,7 @@ async fn end_with(
     false
 }
 
-/// Sends a response for as long as the client takes it. Gives whether another request can follow.
+/// Sends a response for as long as the client takes it. Tells when its head is `gone`, and gives whether another request can follow.
 async fn respond(
     connection: &Connection,
     head: ResponseHead,
@@ -235,9 +236,10 @@ async fn respond(
     asked: Asked,
     last: bool,
     patience: &mut Patience,
+    gone: impl Fn(),
 ) -> Result<bool, BodyError> {
     let stalled = pin!(patience.stalled(connection));
-    let responding = pin!(connection.respond(head, body, asked, last, stalled));
+    let responding = pin!(connection.respond(head, body, asked, last, stalled, gone));
     connection.unless_reset(responding).await.unwrap_or_else(|error| Err(Error::Io(error).into()))
 }
 

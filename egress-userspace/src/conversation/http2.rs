@@ -190,12 +190,11 @@ impl Life<'_> {
         }
     }
 
-    /// Waits until there is no room for what has come of a head, or what is to be written of heads. To be polled whenever something has
-    /// come or gone.
+    /// Waits until there is no room for what has come of a head. To be polled whenever something has come.
     async fn beyond(&self) -> Beyond {
         let limits = &self.conversation.worker.limits;
         poll_fn(|_| match self.load.hold(self.link.heads(), limits) {
-            Err(why) if self.link.has_heads_under_way() => Poll::Ready(why),
+            Err(why) if self.link.begun() > 0 => Poll::Ready(why),
             _ => Poll::Pending,
         })
         .await

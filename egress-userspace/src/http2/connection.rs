@@ -77,13 +77,16 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             is_full = self.link.0.borrow().is_full();
         }
         self.end_if_unused();
+        let had_room_for_heads = self.link.0.borrow().has_room_for_heads();
         let written = self.poll_write(cx);
         let core = &mut *self.link.0.borrow_mut();
+        if !had_room_for_heads && core.has_room_for_heads() {
+            core.wake_writers();
+        }
         let has_room_again = is_full && !core.is_full();
         if has_room_again {
             // What it has sent meanwhile was not read.
             core.owed_since = core.owed_since.map(|_| time::Instant::now());
-            core.wake_writers();
         }
         if left == 0 || has_room_again {
             // There may be more to be read. Others have their turn first.
@@ -280,17 +283,15 @@ impl Link {
         self.0.borrow().is_at_end
     }
 
-    /// How long the heads of requests are together that are served, with what has come of the next, and the heads of responses that are to
-    /// be written, in bytes.
+    /// How long the heads of requests are together that are served, with what has come of the next, in bytes.
     pub fn heads(&self) -> usize {
         let core = self.0.borrow();
-        core.heads + core.begun() + core.heads_unwritten()
+        core.heads + core.begun()
     }
 
-    /// Whether heads have yet to come to their end, or to be written.
-    pub fn has_heads_under_way(&self) -> bool {
-        let core = self.0.borrow();
-        core.begun() > 0 || core.heads_unwritten() > 0
+    /// How much has come of a head that has yet to end, in bytes.
+    pub fn begun(&self) -> usize {
+        self.0.borrow().begun()
     }
 
     /// Lets the other end send so much of each stream before that was read on, in bytes.

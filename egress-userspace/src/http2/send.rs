@@ -137,16 +137,16 @@ impl Core {
 
     /// Waits until a response's head may be added to what is to be written: for a client that takes nothing of that they would pile up.
     pub(super) fn poll_room_for_head(&mut self, key: usize, cx: &Context<'_>) -> Poll<()> {
-        if !self.is_full() || self.streams[key].error.is_some() {
+        if self.has_room_for_heads() || self.streams[key].error.is_some() {
             return Poll::Ready(());
         }
         note(&mut self.streams[key].writer, cx);
         Poll::Pending
     }
 
-    /// How much more is to be written than content makes of it, in bytes.
-    pub(super) fn heads_unwritten(&self) -> usize {
-        self.out.len().saturating_sub(2 * ROOM)
+    /// Whether no more is to be written than content makes of it.
+    pub(super) fn has_room_for_heads(&self) -> bool {
+        self.out.len() < 2 * ROOM
     }
 
     /// Whether content may be added to what is to be written.

@@ -5,7 +5,7 @@ use harness::{
     TestBed,
     agent::{Agent, AgentOptions},
     netns::Netns,
-    origin::{Reply, Request},
+    origin::{Reply, Request, script},
     process::Running,
     wait::{PATIENCE, wait_until},
 };
@@ -115,8 +115,40 @@ fn a_pod_cannot_have_the_agent_keep_heads_of_responses_without_end() -> Result<(
         // What it has asked for may be done.
         let told = |client: &Running| client.stdout().contains("the origin has answered, but");
         wait_until("one to be told", PATIENCE, || clients.iter().any(told))?;
+        // The others have theirs, be it on the same connection.
+        let records = agent.wait_for_records(COUNT + 1)?;
+        let answered = records.iter().filter(|record| record.text("outcome") == "upgraded").count();
+        ensure!(answered > ROOM / LONGEST, "HTTP/2: {http2}: {records:?}");
         drop(clients);
         wait_until("them to count no more", PATIENCE, || get("/").is_ok_and(|text| text.starts_with("HTTP/1.1 200 ")))?;
+    }
+    Ok(())
+}
+
+/// While its content is still to come.
+#[test]
+fn the_head_of_a_response_counts_until_the_client_has_taken_it() -> Result<()> {
+    const COUNT: usize = 1 + ROOM / LONGEST;
+    let bed = TestBed::new("heads-taken")?;
+    let long = format!("HTTP/1.1 200 OK\r\nContent-Length: 10\r\nX: {}\r\n\r\nfirst", "x".repeat(LONGEST - 8192));
+    let lasting = move |_: &Request| {
+        let long = long.clone();
+        Some(script(|mut wire| async move {
+            wire.write(long.as_bytes()).await?;
+            wire.read().await.map(drop)
+        }))
+    };
+    let _origin = origin(&bed)?.scripts(lasting).start()?;
+    let config = configure(&bed)?;
+    let options = AgentOptions::new(config.path()).args(&["--max-head-bytes", &LONGEST.to_string()]);
+    let _agent = Agent::start(&bed, &options)?;
+    let http2 = [PREFACE.to_vec(), frame(4, 0, 0, &[]), frame(1, 5, 1, &fields())].concat();
+    for asked in [head("/", 0, true), http2] {
+        let mut clients = Vec::new();
+        for number in 0..COUNT {
+            clients.push(talk(&bed, bed.client(), &asked)?);
+            clients[number].wait_for_output("first").with_context(|| number.to_string())?;
+        }
     }
     Ok(())
 }

@@ -31,11 +31,13 @@ pub(super) async fn answer(
     ended: Rc<CancellationToken>,
 ) {
     let responder = Rc::new(writer);
+    // Where all heads have gone, that which follows needs no room of theirs.
+    let let_go = || _ = conversation.worker.hold(&load, 0);
     let is_head = request.method == Method::HEAD;
     let protocol = request.protocol.clone();
     let (mut head, fault) = translate(request);
     if let Some(fault) = fault {
-        return send(&responder, conversation.turn_away(&head, ProxyError::malformed(fault)), is_head).await;
+        return send(&responder, conversation.turn_away(&head, ProxyError::malformed(fault)), is_head, let_go).await;
     }
     match protocol.as_deref() {
         None => {
@@ -43,7 +45,7 @@ pub(super) async fn answer(
             let content = if is_empty { Received::nothing() } else { Received::new(reader, &head.fields) };
             let content = content.answered_by(responder.clone());
             let Some(served) = serve(&conversation, head, content, &load, &responder).await else { return };
-            send(&responder, served.response, is_head).await;
+            send(&responder, served.response, is_head, let_go).await;
         }
         Some(protocol) if protocol == web_socket::PROTOCOL.as_bytes() => {
             let Some(key) = web_socket::ask_in_http1(&mut head) else { return };
@@ -51,18 +53,18 @@ pub(super) async fn answer(
             let Some(served) = serve(&conversation, head, content, &load, &responder).await else { return };
             match served.tunnel {
                 Some(tunnel) => {
-                    let switched = switch(&responder, served.response, &key, reader, *tunnel);
+                    let switched = switch(&responder, served.response, &key, reader, *tunnel, let_go);
                     _ = ended.run_until_cancelled(switched).await;
                 }
                 None if served.response.head.status.is_success() => {
-                    send(&responder, served.no_web_socket(), is_head).await;
+                    send(&responder, served.no_web_socket(), is_head, let_go).await;
                 }
-                None => send(&responder, served.response, is_head).await,
+                None => send(&responder, served.response, is_head, let_go).await,
             }
         }
         Some(_) => {
             let response = conversation.turn_away(&head, ProxyError::unknown_protocol());
-            send(&responder, response, is_head).await;
+            send(&responder, response, is_head, let_go).await;
         }
     }
 }
@@ -77,7 +79,7 @@ pub(super) fn turn_away(
     let is_head = request.method == Method::HEAD;
     let (head, _) = translate(request);
     let response = conversation.turn_away(&head, ProxyError::too_many(why));
-    async move { send(&Rc::new(writer), response, is_head).await }
+    async move { send(&Rc::new(writer), response, is_head, || ()).await }
 }
 
 async fn serve(
@@ -100,7 +102,8 @@ async fn serve(
     Some(served)
 }
 
-async fn send(responder: &Rc<Writer>, response: Response<ResponseBody>, is_head: bool) {
+/// Sends a response, and tells when its head is `gone`.
+async fn send(responder: &Rc<Writer>, response: Response<ResponseBody>, is_head: bool, gone: impl FnOnce()) {
     let Response { mut head, mut body } = response;
     // Until then it counts as the head that it is.
     let has_room = poll_fn(|cx| match responder.poll_room_for_head(cx) {
@@ -117,7 +120,9 @@ async fn send(responder: &Rc<Writer>, response: Response<ResponseBody>, is_head:
         head.fields.append(&header::CONTENT_LENGTH, &length.into());
     }
     let is_all = is_head || is_bare || body.is_end_stream();
-    if send_head(responder, &head, is_all) && !is_all {
+    let is_sent = send_head(responder, head, is_all);
+    gone();
+    if is_sent && !is_all {
         let mut sending = Sending::new(&**responder, body);
         // The record says how it has ended, and the client sees it.
         let _ = poll_fn(|cx| match sending.poll(cx) {
@@ -131,8 +136,10 @@ async fn send(responder: &Rc<Writer>, response: Response<ResponseBody>, is_head:
     }
 }
 
-fn send_head(responder: &Writer, head: &ResponseHead, is_all: bool) -> bool {
-    let sent = responder.respond(head, is_all);
+/// Sends a head, of which nothing is left then.
+fn send_head(responder: &Writer, head: ResponseHead, is_all: bool) -> bool {
+    let sent = responder.respond(&head, is_all);
+    drop(head);
     if let Err(error) = &sent {
         tracing::debug!(%error, "a response cannot be sent");
         responder.reset(Reason::INTERNAL_ERROR);
@@ -147,12 +154,15 @@ async fn switch(
     key: &HeaderValue,
     reader: Reader,
     tunnel: Tunnel,
+    gone: impl FnOnce(),
 ) {
     if !web_socket::agree_in_http2(&mut response.head, key) {
         tracing::debug!("the origin agrees to a WebSocket without the proof that it understands");
         return responder.reset(Reason::PROTOCOL_ERROR);
     }
-    if send_head(responder, &response.head, false) {
+    let is_sent = send_head(responder, response.head, false);
+    gone();
+    if is_sent {
         // A tunnel that waits for its origin does not see that its client is gone.
         let given_up = poll_fn(|cx| match responder.poll_reset(cx) {
             Poll::Ready(error) if error.reason() != Some(Reason::NO_ERROR) => Poll::Ready(()),

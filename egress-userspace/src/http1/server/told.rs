@@ -56,18 +56,19 @@ impl Connection {
         io.poll_inform(cx);
     }
 
-    /// Sends a response; `close` says that it is the last. Gives whether another request can follow.
+    /// Sends a response; `close` says that it is the last. Tells when its head is `gone`, and gives whether another request can follow.
     ///
     /// # Errors
     /// The response does not come to its end, or the client does not take it. That neither goes on, `stalled` can say.
-    pub fn respond<'a, S: Future<Output = Duration>>(
+    pub fn respond<'a, S: Future<Output = Duration>, G: Fn()>(
         &'a self,
         mut head: ResponseHead,
         mut body: Pin<&'a mut ResponseBody>,
         asked: Asked,
         close: bool,
         mut stalled: Pin<&'a mut S>,
-    ) -> impl Future<Output = Result<bool, BodyError>> + use<'a, S> {
+        gone: G,
+    ) -> impl Future<Output = Result<bool, BodyError>> + use<'a, S, G> {
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
         let framing = asked.framing(&mut head, &body);
         // One that is over before its request is followed by the end of the connection: what comes is still of that request.
@@ -121,6 +122,7 @@ impl Connection {
                 if io.limited(written).map_err(Error::from)?.is_pending() {
                     break;
                 }
+                gone();
             }
             // A client may not read before it has sent everything.
             if let Poll::Ready(error) = body.poll_untaken(cx) {
