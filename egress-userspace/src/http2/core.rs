@@ -241,7 +241,8 @@ impl Core {
             return;
         }
         let id = stream.id;
-        let reason = error.reason().unwrap_or(Reason::INTERNAL_ERROR);
+        // What has none is the end of the other side.
+        let reason = error.reason().unwrap_or(Reason::CANCEL);
         stream.fail(error);
         self.close_if_ended(key);
         self.say_reset(id, reason);
