@@ -114,26 +114,10 @@ impl OfKey<'_> {
             return self.shared(wanted, &queue, &mut turn, make, blame).await;
         };
         let takes_any = self.with(|origin| origin.takes_any(wanted));
-        let mut making = if rely { self.with(|origin| origin.take_begun(offer)) } else { None };
-        if making.is_none() && (!takes_any || !rely || self.with(|origin| origin.lone.is_short())) {
-            if self.usage.places().is_some_and(|places| places.available_permits() == 0) {
-                // Nobody would take it meanwhile, and it may have the only place.
-                turn.making = None;
-            }
-            let place = match self.place(wanted).await {
-                Ok(place) => place,
-                Err(found) => return Ok(Some(found)),
-            };
-            let counted = takes_any.then(|| self.with(|origin| origin.lone.count()));
-            making = Some(self.pool.make(self.key, Order::new(offer), place, |order| {
-                let made = make(order);
-                async move {
-                    let made = made.await;
-                    drop(counted);
-                    made
-                }
-            }));
-        }
+        let mut making = match self.take_or_make(wanted, rely, offer, &mut turn, make).await {
+            Ok(making) => making,
+            Err(found) => return Ok(Some(found)),
+        };
         blame(making.as_ref().map(|making| &making.order.blame));
         let mut ticket = takes_any.then(|| Ticket::take(self, making.as_ref().is_some_and(Making::is_own)));
         // Who is next need not wait for this one.
@@ -165,6 +149,42 @@ impl OfKey<'_> {
             self.with(|origin| origin.leave_begun(making));
         }
         Ok(given.map(Connection::Http1))
+    }
+
+    /// One that is being made for whoever comes, if this does `rely` on such, or for this alone. None if it is to wait for what others
+    /// have.
+    async fn take_or_make<F>(
+        self,
+        wanted: Wanted,
+        rely: bool,
+        offer: Offer,
+        turn: &mut Turn,
+        make: impl Fn(Order) -> F,
+    ) -> Result<Option<Making>, Connection>
+    where
+        F: Future<Output = Result<Made, UpstreamError>> + 'static,
+    {
+        let takes_any = self.with(|origin| origin.takes_any(wanted));
+        if rely {
+            let begun = self.with(|origin| origin.take_begun(offer));
+            if begun.is_some() || takes_any && !self.with(|origin| origin.lone.is_short()) {
+                return Ok(begun);
+            }
+        }
+        if self.usage.places().is_some_and(|places| places.available_permits() == 0) {
+            // Nobody would take it meanwhile, and it may have the only place.
+            turn.making = None;
+        }
+        let place = self.place(wanted).await?;
+        let counted = takes_any.then(|| self.with(|origin| origin.lone.count()));
+        Ok(Some(self.pool.make(self.key, Order::new(offer), place, |order| {
+            let made = make(order);
+            async move {
+                let made = made.await;
+                drop(counted);
+                made
+            }
+        })))
     }
 
     /// A connection that others may share, which the first of those who wait has made for all of them. None as in `wait`.
