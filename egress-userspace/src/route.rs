@@ -146,7 +146,8 @@ pub struct Originators {
 }
 
 impl Originators {
-    /// Those for `policy`, telling what is being read. Where files are bad by now, or cannot be read, those of `previous` with the same settings are kept.
+    /// Those for `policy`, telling what is being read. Where files are bad by now, or cannot be read, those of `previous` with the same
+    /// settings are kept.
     ///
     /// # Errors
     /// The TLS settings of a rule cannot be carried out. All such rules are listed.

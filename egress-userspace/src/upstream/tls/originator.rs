@@ -143,7 +143,7 @@ impl Clients {
     /// The certificates that origins are shown, by what they are called.
     pub fn shown(&self) -> BTreeMap<String, Validity> {
         let shown = self.clients.iter().filter_map(|(recipe, client)| Some((recipe.client.as_ref()?, client.shown?)));
-        shown.map(|((certificate, _), validity)| (certificate.to_string(), validity)).collect()
+        first_to_end(shown.map(|((certificate, _), validity)| (certificate.to_string(), validity)))
     }
 
     /// Whether there are none.
@@ -235,6 +235,18 @@ impl<'a> Workshop<'a> {
             None => Ok(Arc::new(Client::build(recipe, settings, material, location)?)),
         }
     }
+}
+
+/// Of each certificate that which ends first: where another file is bad, a client has that from before which others have anew.
+fn first_to_end(shown: impl Iterator<Item = (String, Validity)>) -> BTreeMap<String, Validity> {
+    let mut ends: BTreeMap<_, Validity> = BTreeMap::new();
+    for (name, validity) in shown {
+        let first = ends.entry(name).or_insert(validity);
+        if validity.not_after < first.not_after {
+            *first = validity;
+        }
+    }
+    ends
 }
 
 impl Recipe {

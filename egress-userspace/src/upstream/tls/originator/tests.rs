@@ -90,3 +90,12 @@ fn a_file_that_is_bad_by_now_leaves_its_rules_as_they_were_and_others_alone() {
     std::fs::write(&files[0], [ROOT, b"\n"].concat()).expect("a file");
     assert!(!before[0].is_same_client(&make(&mut Workshop::new(&clients), &a)));
 }
+
+#[test]
+fn a_certificate_that_is_in_use_from_before_and_anew_is_over_when_the_first_of_them_is() {
+    let [old, new] = [1, 2].map(|not_after| Validity { not_before: 0, not_after });
+    for order in [[old, new], [new, old]] {
+        let shown = order.map(|validity| ("client.pem".to_owned(), validity));
+        assert_eq!(first_to_end(shown.into_iter()), BTreeMap::from([("client.pem".to_owned(), old)]));
+    }
+}
