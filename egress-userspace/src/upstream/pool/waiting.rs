@@ -114,7 +114,7 @@ impl OfKey<'_> {
             return self.shared(wanted, &queue, &mut turn, make, blame).await;
         };
         let takes_any = self.with(|origin| origin.takes_any(wanted));
-        let mut making = match self.take_or_make(wanted, rely, offer, &mut turn, make).await {
+        let mut making = match self.take_or_make(wanted, takes_any, rely, offer, &mut turn, make).await {
             Ok(making) => making,
             Err(found) => return Ok(Some(found)),
         };
@@ -151,11 +151,12 @@ impl OfKey<'_> {
         Ok(given.map(Connection::Http1))
     }
 
-    /// One that is being made for whoever comes, if this does `rely` on such, or for this alone. None if it is to wait for what others
-    /// have.
+    /// One that is being made for whoever comes, if this does `rely` on such, or for this alone. None if it `takes_any`, and is to wait
+    /// for what others have.
     async fn take_or_make<F>(
         self,
         wanted: Wanted,
+        takes_any: bool,
         rely: bool,
         offer: Offer,
         turn: &mut Turn,
@@ -164,7 +165,6 @@ impl OfKey<'_> {
     where
         F: Future<Output = Result<Made, UpstreamError>> + 'static,
     {
-        let takes_any = self.with(|origin| origin.takes_any(wanted));
         if rely {
             let begun = self.with(|origin| origin.take_begun(offer));
             if begun.is_some() || takes_any && !self.with(|origin| origin.lone.is_short()) {
