@@ -145,6 +145,13 @@ pub fn limit_unsent(socket: &impl AsFd) {
     let _ = SockRef::from(socket).set_send_buffer_size(UNSENT);
 }
 
+/// Has whoever waits for a TCP connection be woken when so many bytes are there, rather than one: or the end, or as many as there is room
+/// for (SO_RCVLOWAT of socket(7); `tcp_epollin_ready` of the kernel).
+pub fn wake_for(socket: &impl AsFd, bytes: u32) {
+    // This cannot fail on a socket.
+    let _ = set(socket, libc::SO_RCVLOWAT, bytes);
+}
+
 /// How many bytes of a TCP connection have come from the other end, and have been taken by it.
 pub fn moved(socket: &impl AsFd) -> u64 {
     let info = info(socket);
@@ -189,14 +196,19 @@ fn info(socket: &impl AsFd) -> libc::tcp_info {
 }
 
 fn bind_to_device(socket: &Socket, index: u32) -> io::Result<()> {
+    set(socket, libc::SO_BINDTOIFINDEX, index)
+}
+
+/// Sets an option of all sockets.
+fn set(socket: &impl AsFd, option: libc::c_int, value: u32) -> io::Result<()> {
     // SAFETY: the pointer is to a live integer of the length that is given.
     let status = unsafe {
         libc::setsockopt(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_BINDTOIFINDEX,
-            (&raw const index).cast(),
-            size_of_val(&index) as libc::socklen_t,
+            option,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
         )
     };
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

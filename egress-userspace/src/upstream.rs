@@ -13,9 +13,13 @@ pub mod tls;
 pub mod tunnel;
 pub mod warm;
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc, time::Instant};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, task::Context, time::Instant};
 
 use rustls::{ClientConnection, HandshakeKind, ProtocolVersion};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_util::either::Either;
 
 use self::limits::Place;
@@ -24,6 +28,30 @@ pub use self::{
     error::{ExchangeError, Fate, NotAnswered, UpstreamError, causes},
 };
 use crate::telemetry::access_log::Rendered;
+
+/// What carries a connection with an origin.
+pub trait Carrier: AsyncRead + AsyncWrite + Unpin {
+    /// Says that a read has found nothing, and that the origin is sure to send so many bytes, as it has announced them: there may be no
+    /// need to be woken for the first of them.
+    fn expect(&mut self, _sure: u64, _cx: &mut Context<'_>) {}
+}
+
+impl Carrier for TcpStream {}
+
+impl<L: Carrier, R: Carrier> Carrier for Either<L, R> {
+    fn expect(&mut self, sure: u64, cx: &mut Context<'_>) {
+        match self {
+            Self::Left(carrier) => carrier.expect(sure, cx),
+            Self::Right(carrier) => carrier.expect(sure, cx),
+        }
+    }
+}
+
+impl<C: Carrier + ?Sized> Carrier for Box<C> {
+    fn expect(&mut self, sure: u64, cx: &mut Context<'_>) {
+        (**self).expect(sure, cx);
+    }
+}
 
 /// What is known of an upstream connection from its making.
 #[derive(Debug)]

@@ -23,6 +23,7 @@ use super::{
     handles::{Handle, Reader, Writer},
     heads::Sent,
     receive::Accepted,
+    stream::Stream,
 };
 use crate::http1::{Input, Output};
 
@@ -245,6 +246,17 @@ impl Link {
     /// Whether it has said so.
     pub fn is_told(&self) -> bool {
         self.0.borrow().peer.is_known
+    }
+
+    /// How many bytes of content are sure to come: announced, and let come by the windows.
+    pub fn announced(&self) -> u64 {
+        let core = self.0.borrow();
+        let of = |(_, stream): (usize, &Stream)| {
+            let left = stream.left.filter(|_| stream.error.is_none())?;
+            Some(left.min(stream.receive_window.max(0) as u64))
+        };
+        let all: u64 = core.streams.iter().filter_map(of).sum();
+        all.min(core.receive_window.max(0) as u64)
     }
 
     /// How much has come and was not read, in bytes, and how much of all connections that are counted with this one.

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::{either::Either, task::AbortOnDropHandle};
 
 pub use self::switched::Switched;
-use super::{ConnectionInfo, ExchangeError, NotAnswered, limits::Place, tls::TlsStream};
+use super::{Carrier as _, ConnectionInfo, ExchangeError, NotAnswered, limits::Place, tls::TlsStream};
 use crate::{
     body::{Body as _, BodyError, Content, Frame, Incoming, RequestBody},
     head::{RequestHead, Response, ResponseHead},
@@ -253,13 +253,13 @@ impl Wire {
                 Ok(Progress::Data(data)) => {
                     // Of a length nobody asks for more than that.
                     if self.content.is_end() {
-                        self.input.calm();
+                        self.calm(cx);
                     }
                     return Poll::Ready(Some(Ok(Frame::Data(data))));
                 }
                 Ok(Progress::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::Trailers(trailers)))),
                 Ok(Progress::End) => {
-                    self.input.calm();
+                    self.calm(cx);
                     return Poll::Ready(None);
                 }
                 Ok(Progress::More) => {}
@@ -269,13 +269,23 @@ impl Wire {
             if let Some(error) = failed.take() {
                 return Poll::Ready(Some(Err(error.into())));
             }
-            match ready!(self.input.poll_fill(&mut self.stream, cx)) {
+            let filled = self.input.poll_fill(&mut self.stream, cx);
+            if filled.is_pending() {
+                self.stream.expect(self.content.left().unwrap_or(0), cx);
+            }
+            match ready!(filled) {
                 Ok(0) if self.content.close() => return Poll::Ready(None),
                 Ok(0) => return Poll::Ready(Some(Err(self.closed().into()))),
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Some(Err(Error::from(error).into()))),
             }
         }
+    }
+
+    /// Goes back to waiting for little.
+    fn calm(&mut self, cx: &mut Context<'_>) {
+        self.input.calm();
+        self.stream.expect(0, cx);
     }
 
     /// Whether all of the response has come.

@@ -11,17 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::Notify,
-    task,
-    time::sleep,
-};
+use tokio::{sync::Notify, task, time::sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::stream::Stream;
 use self::window::Window;
-use super::{ConnectionInfo, limits::Place};
+use super::{Carrier, ConnectionInfo, limits::Place};
 use crate::{
     http1::Limits,
     http2::{self, Config, Link, Role},
@@ -88,7 +83,7 @@ impl Shared {
     /// them. What has come and was not read is counted in `unread`. A task of its own drives it until it ends.
     pub fn start<I>(io: I, heads: Limits, unread: Rc<Cell<usize>>, info: ConnectionInfo) -> Self
     where
-        I: AsyncRead + AsyncWrite + Unpin + 'static,
+        I: Carrier + 'static,
     {
         let address = info.address;
         let (stream_window, connection_window) = (window::LARGE, CONNECTION_WINDOW);
@@ -263,10 +258,7 @@ impl Drop for User {
 }
 
 /// Has a connection go on until it ends, and notes what is known of it on the way.
-async fn drive<I: AsyncRead + AsyncWrite + Unpin>(
-    connection: &mut http2::Connection<I>,
-    load: &Load,
-) -> Result<(), http2::Error> {
+async fn drive(connection: &mut http2::Connection<impl Carrier>, load: &Load) -> Result<(), http2::Error> {
     let mut window = Window::new();
     let mut told = load.told();
     poll_fn(|cx| {
@@ -274,6 +266,7 @@ async fn drive<I: AsyncRead + AsyncWrite + Unpin>(
             load.link.set_stream_window(size);
         }
         let polled = connection.poll(cx);
+        connection.io().expect(load.link.announced(), cx);
         // Some of it changes between two turns: nobody may hold it any more, or the last stream that there can be has begun.
         let before = mem::replace(&mut told, load.told());
         if before.0 != told.0 {

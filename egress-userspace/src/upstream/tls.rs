@@ -7,6 +7,7 @@
 //!                    observe: the same for those who only want to look
 //! ```
 
+mod batch;
 mod certificate;
 mod explain;
 mod handshake;

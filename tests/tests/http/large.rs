@@ -1,5 +1,6 @@
 //! Bodies that are larger than the agent may become.
 
+mod announced;
 mod switched;
 
 use std::{

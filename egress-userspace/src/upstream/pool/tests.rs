@@ -6,6 +6,7 @@ mod moved;
 use std::{net, num::NonZeroU32};
 
 use tokio::{
+    io::DuplexStream,
     runtime::{Builder, LocalOptions},
     task::{JoinHandle, spawn_local, yield_now},
     time::timeout,
@@ -16,7 +17,7 @@ use crate::{
     limits::Limits,
     policy::ConnectionPool,
     upstream::{
-        ConnectionInfo,
+        Carrier, ConnectionInfo,
         http1::{Exclusive, Stream},
         http2::Shared,
     },
@@ -91,6 +92,8 @@ async fn connect(made: Rc<RefCell<Vec<net::TcpStream>>>) -> Result<Made, Upstrea
     settle().await;
     Ok(Made::Http1(exclusive))
 }
+
+impl Carrier for DuplexStream {}
 
 /// A connection of HTTP/2 to nobody.
 fn shared() -> Shared {

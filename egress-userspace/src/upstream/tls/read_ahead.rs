@@ -30,6 +30,11 @@ impl<S> ReadAhead<S> {
         Self { stream, buffer: Vec::new(), given: 0, more: false }
     }
 
+    /// The stream.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
     /// The stream, if nothing is left of what was read of it.
     pub fn drained(&self) -> Option<&S> {
         (self.given == self.buffer.len()).then_some(&self.stream)

@@ -10,8 +10,8 @@ use rustls::ClientConnection;
 use tokio::io::{AsyncBufRead as _, AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client;
 
-use super::{read_ahead::ReadAhead, witness::Witnessed};
-use crate::upstream::tunnel::Way;
+use super::{batch::Batch, read_ahead::ReadAhead, witness::Witnessed};
+use crate::upstream::{Carrier, tunnel::Way};
 
 /// A connection over TLS. It is read from no sooner than there is something: rustls has to make room before it sees that there is not.
 #[derive(Debug)]
@@ -19,12 +19,13 @@ pub struct TlsStream {
     tls: client::TlsStream<Witnessed<ReadAhead<Way>>>,
     /// What was wrong after what has been given.
     failure: Option<io::Error>,
+    batch: Batch,
 }
 
 impl TlsStream {
     /// That of a handshake which is over.
     pub(super) fn new(tls: client::TlsStream<Witnessed<ReadAhead<Way>>>) -> Self {
-        Self { tls, failure: None }
+        Self { tls, failure: None, batch: Batch::default() }
     }
 
     /// What was agreed on.
@@ -45,6 +46,14 @@ impl TlsStream {
             return Poll::Pending;
         }
         Poll::Ready(())
+    }
+}
+
+impl Carrier for TlsStream {
+    fn expect(&mut self, sure: u64, cx: &mut Context<'_>) {
+        if let Way::Left(socket) = self.tls.get_mut().0.inner().stream() {
+            self.batch.expect(socket, sure, cx);
+        }
     }
 }
 
@@ -77,6 +86,7 @@ impl AsyncRead for TlsStream {
                 Poll::Pending => break,
             }
         }
+        this.batch.came(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }
