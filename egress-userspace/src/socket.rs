@@ -152,6 +152,14 @@ pub fn wake_for(socket: &impl AsFd, bytes: u32) {
     let _ = set(socket, libc::SO_RCVLOWAT, bytes);
 }
 
+/// How many bytes have come on a TCP connection that were not read (FIONREAD, which is SIOCINQ of tcp(7)).
+pub fn readable(socket: &impl AsFd) -> u64 {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the pointer is to a live integer. This cannot fail on such a socket.
+    unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    count as u64
+}
+
 /// How many bytes of a TCP connection have come from the other end, and have been taken by it.
 pub fn moved(socket: &impl AsFd) -> u64 {
     let info = info(socket);

@@ -9,51 +9,56 @@ use tokio::{
 
 use crate::socket;
 
-/// What is waited for, in bytes: nearly what is read at once. The kernel's buffer has room for it as it is (`net.ipv4.tcp_rmem`).
-const BATCH: u32 = 60 * 1024;
+/// What is waited for, in bytes, at most and at least: as much as is worth it, and still in the processor's cache when it is passed on.
+const MOST: u64 = 252 * 1024;
+const LEAST: u64 = 16 * 1024;
 /// What may have been taken off the socket of what is sure to come, in bytes: one record of which not all has come.
 const RECORD: u64 = 17 * 1024;
-/// How long it may take. Who sends more slowly is not held up by that more than once for each so many bytes.
+/// How long it may take.
 const PATIENCE: Duration = Duration::from_millis(2);
-const HELD_UP: u64 = 1024 * 1024;
+/// Where that was too long, it is less that is waited for, until so many bytes have come.
+const SLOW: u64 = 1024 * 1024;
 
 /// How much a connection waits for.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Since when, if nobody is woken for less than a batch.
+    /// The socket wakes nobody for less, in bytes; 0 if it does for anything.
+    set: u64,
+    /// Since when nothing has come, while that is so.
     since: Option<Instant>,
-    /// Whether the socket is told so.
-    is_set: bool,
     /// When that becomes too long, at the earliest. There while it is set.
     timer: Option<Pin<Box<Sleep>>>,
-    /// How much is to come before it is waited for again, in bytes.
-    barred: u64,
+    /// How much is waited for of an origin that was too slow, in bytes, and how much is to come before it is tried again.
+    slow: Option<(u64, u64)>,
 }
 
 impl Batch {
     /// Notes that so many bytes have come.
     pub fn came(&mut self, count: usize) {
         self.since = None;
-        self.barred = self.barred.saturating_sub(count as u64);
+        self.slow = self.slow.and_then(|(most, left)| Some((most, left.checked_sub(count as u64)?)));
     }
 
-    /// Has the task woken when a batch has come, or when that takes too long, if at least so many bytes are sure to come. Else it is when
+    /// Has the task woken when much has come, or when that takes too long, where at least so many bytes are sure to come. Else it is when
     /// anything comes, as ever. To be called when nothing is there.
     pub fn expect(&mut self, socket: &TcpStream, sure: u64, cx: &mut Context<'_>) {
-        if sure < u64::from(BATCH) + RECORD || self.barred > 0 {
+        let most = self.slow.map_or(MOST, |(most, _)| most);
+        let batch = sure.saturating_sub(RECORD).min(most);
+        if batch < LEAST {
             return self.release(socket);
         }
         let now = Instant::now();
         let end = *self.since.get_or_insert(now) + PATIENCE;
-        if !self.is_set {
-            self.is_set = true;
-            socket::wake_for(socket, BATCH);
+        if self.set != batch {
+            self.set = batch;
+            socket::wake_for(socket, batch as u32);
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
         // It may be that of an earlier wait.
         while timer.as_mut().poll(cx).is_ready() {
             if end <= now {
-                self.barred = HELD_UP;
+                // As much should come in half of the time.
+                self.slow = Some((socket::readable(socket) / 2, SLOW));
                 return self.release(socket);
             }
             timer.as_mut().reset(end);
@@ -62,8 +67,8 @@ impl Batch {
 
     /// Has anything that comes wake the task.
     fn release(&mut self, socket: &TcpStream) {
-        if self.is_set {
-            *self = Self { barred: self.barred, ..Self::default() };
+        if self.set > 0 {
+            *self = Self { slow: self.slow, ..Self::default() };
             // If there is something the kernel says so now.
             socket::wake_for(socket, 1);
         }
@@ -75,7 +80,7 @@ mod tests {
     use std::{future::poll_fn, os::fd::AsRawFd as _, task::Poll};
 
     use nix::libc;
-    use tokio::{net::TcpListener, time::timeout};
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener, time::timeout};
 
     use super::*;
 
@@ -102,6 +107,7 @@ mod tests {
     async fn much_is_waited_for_until_that_takes_too_long() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
         let near = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let (mut far, _) = listener.accept().await.expect("the same");
         let mut batch = Batch::default();
         let expect = async |batch: &mut Batch, sure| {
             poll_fn(|cx| {
@@ -110,24 +116,31 @@ mod tests {
             })
             .await
         };
-        let least = u64::from(BATCH) + RECORD;
-        for (sure, bytes) in
-            [(least - 1, 1), (least, BATCH as libc::c_int), (least - 1, 1), (MUCH, BATCH as libc::c_int)]
-        {
+        let least = (LEAST + RECORD, LEAST as libc::c_int);
+        for (sure, bytes) in [(least.0 - 1, 1), least, (MUCH, MOST as libc::c_int), least, (least.0 - 1, 1)] {
             assert_eq!(expect(&mut batch, sure).await, bytes, "{sure}");
         }
-        // It is the time since something has come that counts.
-        batch.came(1);
-        let vain = poll_fn(|cx| {
-            batch.expect(&near, MUCH, cx);
-            if batch.is_set { Poll::Pending } else { Poll::Ready(()) }
-        });
-        timeout(Duration::from_secs(10), vain).await.expect("the end of its patience");
-        assert_eq!(woken_for(&near), 1);
-        batch.came(HELD_UP as usize - 1);
-        assert_eq!(expect(&mut batch, MUCH).await, 1);
-        batch.came(1);
-        assert_eq!(expect(&mut batch, MUCH).await, BATCH as libc::c_int);
+        // Where too little comes, half of that is waited for.
+        for come in [100_000, 0] {
+            far.write_all(&vec![b'x'; come]).await.expect("room");
+            assert_eq!(expect(&mut batch, MUCH).await, MOST as libc::c_int);
+            let vain = poll_fn(|cx| {
+                batch.expect(&near, MUCH, cx);
+                if batch.set > 0 { Poll::Pending } else { Poll::Ready(()) }
+            });
+            timeout(Duration::from_secs(10), vain).await.expect("the end of its patience");
+            assert_eq!(woken_for(&near), 1);
+            // The kernel says at once what is there.
+            let mut left = come;
+            while left > 0 {
+                timeout(Duration::from_secs(10), near.readable()).await.expect("to be woken").expect("a connection");
+                left -= near.try_read(&mut vec![0; come]).unwrap_or_default();
+            }
+            batch.came(SLOW as usize);
+            assert_eq!(expect(&mut batch, MUCH).await, (come / 2).max(1) as libc::c_int);
+            batch.came(1);
+        }
+        assert_eq!(expect(&mut batch, MUCH).await, MOST as libc::c_int);
         assert_eq!(expect(&mut batch, 0).await, 1);
         assert!(batch.timer.is_none());
     }
