@@ -1,4 +1,4 @@
-//! Bodies on their way through: streamed, counted, never held back.
+//! Bodies on their way through: streamed, counted, never held back for long.
 
 mod request;
 mod response;
@@ -154,6 +154,11 @@ impl Incoming {
             Self::Http1(wire) => wire.borrow().is_end(),
             Self::Http2(received) => received.is_end_stream(),
         }
+    }
+
+    /// Whether so much more comes before long that what there is may wait for it.
+    pub fn is_coming(&self) -> bool {
+        matches!(self, Self::Http1(wire) if wire.borrow().is_coming())
     }
 
     /// How many bytes are to come, if that is known.

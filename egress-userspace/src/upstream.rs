@@ -34,6 +34,11 @@ pub trait Carrier: AsyncRead + AsyncWrite + Unpin {
     /// Says that a read has found nothing, and that the origin is sure to send so many bytes, as it has announced them: there may be no
     /// need to be woken for the first of them.
     fn expect(&mut self, _sure: u64, _cx: &mut Context<'_>) {}
+
+    /// Whether so much of that comes before long, as it did before, that what there is may wait for it.
+    fn is_coming(&self) -> bool {
+        false
+    }
 }
 
 impl Carrier for TcpStream {}
@@ -45,11 +50,22 @@ impl<L: Carrier, R: Carrier> Carrier for Either<L, R> {
             Self::Right(carrier) => carrier.expect(sure, cx),
         }
     }
+
+    fn is_coming(&self) -> bool {
+        match self {
+            Self::Left(carrier) => carrier.is_coming(),
+            Self::Right(carrier) => carrier.is_coming(),
+        }
+    }
 }
 
 impl<C: Carrier + ?Sized> Carrier for Box<C> {
     fn expect(&mut self, sure: u64, cx: &mut Context<'_>) {
         (**self).expect(sure, cx);
+    }
+
+    fn is_coming(&self) -> bool {
+        (**self).is_coming()
     }
 }
 

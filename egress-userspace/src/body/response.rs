@@ -184,6 +184,11 @@ impl ResponseBody {
         self.record.take()
     }
 
+    /// Whether so much more comes before long that what there is may wait for it.
+    pub fn is_coming(&self) -> bool {
+        matches!(&self.source, Source::Upstream { incoming, .. } if incoming.is_coming())
+    }
+
     /// How many bytes are to come, if that is known.
     pub fn left(&self) -> Option<u64> {
         match &self.source {

@@ -293,6 +293,11 @@ impl Wire {
         self.content.is_end()
     }
 
+    /// Whether more of it comes before long, for which what there is may wait.
+    pub fn is_coming(&self) -> bool {
+        self.stream.is_coming()
+    }
+
     /// How much of its content is to come, if that is known.
     pub fn left(&self) -> Option<u64> {
         self.content.left()

@@ -118,6 +118,9 @@ impl Connection {
                         None => break,
                     }
                 }
+                if !ended && broken.is_none() && io.output.len() < AHEAD && body.is_coming() {
+                    break;
+                }
                 let written = io.poll_write(ended && !keep_alive && !switching && broken.is_none(), cx);
                 if io.limited(written).map_err(Error::from)?.is_pending() {
                     break;

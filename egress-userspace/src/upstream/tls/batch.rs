@@ -28,6 +28,8 @@ pub struct Batch {
     since: Option<Instant>,
     /// When that becomes too long, at the earliest. There while it is set.
     timer: Option<Pin<Box<Sleep>>>,
+    /// Whether the last one has come in time.
+    is_fast: bool,
     /// How much is waited for of an origin that was too slow, in bytes, and how much is to come before it is tried again.
     slow: Option<(u64, u64)>,
 }
@@ -35,6 +37,7 @@ pub struct Batch {
 impl Batch {
     /// Notes that so many bytes have come.
     pub fn came(&mut self, count: usize) {
+        self.is_fast |= self.set > 0 && self.since.is_some();
         self.since = None;
         self.slow = self.slow.and_then(|(most, left)| Some((most, left.checked_sub(count as u64)?)));
     }
@@ -59,16 +62,22 @@ impl Batch {
             if end <= now {
                 // As much should come in half of the time.
                 self.slow = Some((socket::readable(socket) / 2, SLOW));
+                self.is_fast = false;
                 return self.release(socket);
             }
             timer.as_mut().reset(end);
         }
     }
 
+    /// Whether the task is woken before long, and for much.
+    pub fn is_coming(&self) -> bool {
+        self.set > 0 && self.is_fast
+    }
+
     /// Has anything that comes wake the task.
     fn release(&mut self, socket: &TcpStream) {
         if self.set > 0 {
-            *self = Self { slow: self.slow, ..Self::default() };
+            *self = Self { is_fast: self.is_fast, slow: self.slow, ..Self::default() };
             // If there is something the kernel says so now.
             socket::wake_for(socket, 1);
         }
@@ -120,6 +129,12 @@ mod tests {
         for (sure, bytes) in [(least.0 - 1, 1), least, (MUCH, MOST as libc::c_int), least, (least.0 - 1, 1)] {
             assert_eq!(expect(&mut batch, sure).await, bytes, "{sure}");
         }
+        // As long as it comes in time, what there is may wait for it.
+        assert!(!batch.is_coming());
+        expect(&mut batch, MUCH).await;
+        assert!(!batch.is_coming());
+        batch.came(1);
+        assert!(batch.is_coming());
         // Where too little comes, half of that is waited for.
         for come in [100_000, 0] {
             far.write_all(&vec![b'x'; come]).await.expect("room");
@@ -129,7 +144,7 @@ mod tests {
                 if batch.set > 0 { Poll::Pending } else { Poll::Ready(()) }
             });
             timeout(Duration::from_secs(10), vain).await.expect("the end of its patience");
-            assert_eq!(woken_for(&near), 1);
+            assert!(woken_for(&near) == 1 && !batch.is_coming());
             // The kernel says at once what is there.
             let mut left = come;
             while left > 0 {

@@ -55,6 +55,10 @@ impl Carrier for TlsStream {
             self.batch.expect(socket, sure, cx);
         }
     }
+
+    fn is_coming(&self) -> bool {
+        self.batch.is_coming()
+    }
 }
 
 impl AsyncRead for TlsStream {

@@ -71,37 +71,57 @@ where
 
 #[test]
 fn what_comes_slowly_of_much_is_passed_on_as_it_comes() -> Result<()> {
-    const PIECES: [&str; 3] = ["first", "second", "third"];
     for version in VERSIONS {
-        let bed = TestBed::new("announced-slow")?;
-        let (tell, told) = watch::channel(0);
-        let _origin = origin_of(&bed, version, move |mut sender| {
-            let mut told = told.clone();
-            async move {
-                sender.head(MIB).await?;
-                for (number, end) in PIECES.iter().enumerate() {
-                    told.wait_for(|told| *told >= number).await?;
-                    sender.content(&little(end)).await?;
-                }
-                told.wait_for(|told| *told >= PIECES.len()).await?;
-                // What comes with the end is not lost.
-                sender.content(&little("last")).await
-            }
-        })?;
-        let config = configure(&bed)?;
-        let agent = agent_with_one_worker(&bed, &config)?;
-        let arguments = ["-q", "-sSN", "--max-time", "60", URL];
-        let mut client = bed.client_command("curl")?.args(arguments).spawn()?;
-        for (number, end) in PIECES.iter().enumerate() {
-            tell.send_replace(number);
-            client.wait_for_output(end)?;
-        }
-        tell.send_replace(PIECES.len());
-        // The response is shorter than it says.
-        ensure!(client.wait(PATIENCE)?.code() == Some(18), "{version}: {:?}", client.stderr());
-        ensure!(client.stdout_bytes().ends_with(&little("last")), "{version}: {} bytes", client.stdout_bytes().len());
-        ensure!(agent.wait_for_records(1)?[0].text("outcome") == "truncated", "{version}: {:?}", agent.records());
+        check_slow(version, 0)?;
     }
+    Ok(())
+}
+
+/// As long as much comes at a time, what there is may wait for more. It must not when no more comes.
+#[test]
+fn what_comes_slowly_after_much_is_passed_on_as_it_comes() -> Result<()> {
+    for version in VERSIONS {
+        check_slow(version, 8)?;
+    }
+    Ok(())
+}
+
+/// Checks that little pieces arrive of which each waits for the one before, after so many MiB that come at once.
+fn check_slow(version: &str, fast: u64) -> Result<()> {
+    const PIECES: [&str; 3] = ["first", "second", "third"];
+    let bed = TestBed::new("announced-slow")?;
+    let (tell, told) = watch::channel(0);
+    let _origin = origin_of(&bed, version, move |mut sender| {
+        let mut told = told.clone();
+        async move {
+            sender.head((fast + 1) * MIB).await?;
+            for number in 0..fast {
+                sender.content(&piece(number)).await?;
+            }
+            for (number, end) in PIECES.iter().enumerate() {
+                told.wait_for(|told| *told >= number).await?;
+                sender.content(&little(end)).await?;
+            }
+            told.wait_for(|told| *told >= PIECES.len()).await?;
+            // What comes with the end is not lost.
+            sender.content(&little("last")).await
+        }
+    })?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let arguments = ["-q", "-sSN", "--max-time", "60", URL];
+    let mut client = bed.client_command("curl")?.args(arguments).spawn()?;
+    for (number, end) in PIECES.iter().enumerate() {
+        tell.send_replace(number);
+        client.wait_for_output(end)?;
+    }
+    tell.send_replace(PIECES.len());
+    // The response is shorter than it says.
+    ensure!(client.wait(PATIENCE)?.code() == Some(18), "{version}: {:?}", client.stderr());
+    let mut expected: Vec<u8> = (0..fast).flat_map(piece).collect();
+    PIECES.iter().chain(&["last"]).for_each(|end| expected.extend(little(end)));
+    ensure!(client.stdout_bytes() == expected, "{version}: {} bytes", client.stdout_bytes().len());
+    ensure!(agent.wait_for_records(1)?[0].text("outcome") == "truncated", "{version}: {:?}", agent.records());
     Ok(())
 }
 
