@@ -17,6 +17,7 @@ pub mod tunnel;
 pub mod web_socket;
 
 use std::{
+    cell::OnceCell,
     net::SocketAddr,
     pin::{Pin, pin},
     rc::Rc,
@@ -38,14 +39,17 @@ use self::{
 };
 use crate::{
     body::{Content, Incoming, Lease, ResponseBody},
-    head::{RequestHead, Response},
+    head::{Fields, RequestHead, Response},
     http1,
     limits::Beyond,
     policy::Retries,
     route::Cluster,
     socket::Place,
     telemetry::access_log::{Client, Outcome, Record},
-    upstream::Connection,
+    upstream::{
+        Connection,
+        pool::{Owner, Owning},
+    },
     worker::{Load, Worker},
 };
 
@@ -79,6 +83,8 @@ pub struct Conversation {
     pub accepted: Accepted,
     /// The same for the log. Every request that is under way has it.
     pub client: Rc<Client>,
+    /// Its own connections to origins, once it has some.
+    owning: OnceCell<Owning>,
 }
 
 /// What comes of a request.
@@ -164,7 +170,7 @@ impl Conversation {
     /// A conversation that has yet to begin.
     pub fn new(worker: Rc<Worker>, accepted: Accepted) -> Self {
         let client = Rc::new(Client::new(accepted.origin));
-        Self { worker, accepted, client }
+        Self { worker, accepted, client, owning: OnceCell::new() }
     }
 
     /// Answers a request that is not served, because of this error.
@@ -299,6 +305,15 @@ impl Conversation {
         self.exchange(host, head, content, sending, record).await.map(Reply::Upstream)
     }
 
+    /// Who has the connections that a request with these fields may go by. From the first one on that authenticates the connection which
+    /// it goes by, the client has its own.
+    fn owner(&self, fields: &Fields) -> Option<Owner> {
+        if headers::authenticates_connection(fields) {
+            self.owning.get_or_init(|| self.worker.pool.own());
+        }
+        self.owning.get().map(Owning::owner)
+    }
+
     async fn exchange(
         &self,
         host: &RequestHost,
@@ -307,7 +322,8 @@ impl Conversation {
         sending: Sending<'_>,
         record: &mut Record,
     ) -> Result<Box<Answer>, ProxyError> {
-        let exchange = Exchange { worker: &self.worker, accepted: &self.accepted, host, content, sending: &sending };
+        let (worker, accepted, owner) = (&*self.worker, &self.accepted, self.owner(&head.fields));
+        let exchange = Exchange { worker, accepted, host, content, sending: &sending, owner };
         let result = exchange.run(head, record).await;
         if result.is_err() {
             attempt::discard(content).await;

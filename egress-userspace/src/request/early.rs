@@ -15,7 +15,7 @@ impl Conversation {
         let connector = &self.worker.connector;
         let netns = from.netns.cookie();
         let chosen = cluster.choose(netns, origin.ip(), &connector.health, &[]);
-        let key = Key { netns, device: from.device, to: cluster.pooled(host.as_str(), &chosen) };
+        let key = Key { netns, device: from.device, to: cluster.pooled(host.as_str(), &chosen), owner: None };
         self.worker.pool.begin(&key, &cluster.usage, |order| {
             let (connector, from, cluster) = (connector.clone(), from.clone(), cluster.clone());
             async move { connector.tls(&from, &cluster, &name, origin.ip(), chosen, order).await }

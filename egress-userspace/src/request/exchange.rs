@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Version};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
@@ -25,7 +25,7 @@ use crate::{
         Blame, Connection, ExchangeError, Fate, Made, Order, UpstreamError,
         limits::{Kind, Slot},
         outlier::Seen,
-        pool::{Key, To, Wanted},
+        pool::{Key, Owner, To, Wanted},
     },
     worker::Worker,
 };
@@ -40,6 +40,8 @@ pub(super) struct Exchange<'a> {
     pub(super) host: &'a RequestHost,
     pub(super) content: &'a Rc<Content>,
     pub(super) sending: &'a Sending<'a>,
+    /// Who has connections of its own for it, as an origin may take the client for authenticated by the connection.
+    pub(super) owner: Option<Owner>,
 }
 
 /// A try that has brought no response.
@@ -82,9 +84,12 @@ impl Exchange<'_> {
         }
         let is_head = head.method == Method::HEAD;
         let http2 = match self.sending.routed {
-            // A WebSocket takes a connection that is there and offers RFC 8441, but few do: none is made for it. And in HTTP/2 nothing
-            // says that content is compressed on its way alone.
-            Routed::Originate(..) => !self.sending.asks_to_switch && !http1::is_coded(&head.fields),
+            // A WebSocket takes a connection that is there and offers RFC 8441, but few do: none is made for it. In HTTP/2 nothing
+            // says that content is compressed on its way alone, and nobody is authenticated by the connection.
+            Routed::Originate(..) => {
+                let is_authenticated = self.owner.is_some() && head.version < Version::HTTP_2 && self.may_be_http1();
+                !self.sending.asks_to_switch && !http1::is_coded(&head.fields) && !is_authenticated
+            }
             Routed::PassThrough { http2 } => http2,
         };
         let mut attempt = Attempt::new(head, self.host, self.content, http2, self.sending.trailers);
@@ -223,7 +228,7 @@ impl Exchange<'_> {
             (Routed::PassThrough { http2: true }, _) => (To::Http2Origin(origin), Outcome::PassedThrough),
             (Routed::PassThrough { http2: false }, _) => (To::Origin(origin), Outcome::PassedThrough),
         };
-        let key = Key { netns: netns.cookie(), device: *device, to };
+        let key = Key { netns: netns.cookie(), device: *device, to, owner: self.owner };
         let first = chosen.and_then(|chosen| chosen.address);
         let active = self.cluster().map(|cluster| cluster.begin(first));
         loop {
@@ -248,6 +253,7 @@ impl Exchange<'_> {
                     }
                     if let Routed::Originate(cluster, name) = &self.sending.routed
                         && cluster.upstream.preconnect > 0
+                        && key.owner.is_none()
                     {
                         self.worker.warm.note(&key, cluster, name, self.accepted);
                     }

@@ -5,7 +5,7 @@ use std::{future::poll_fn, rc::Rc, sync::Arc, time::Duration};
 use rustls_pki_types::ServerName;
 use tokio::{task, time::timeout};
 
-use super::{Accepted, attempt::Attempt, host::RequestHost};
+use super::{Accepted, attempt::Attempt, headers, host::RequestHost};
 use crate::{
     body::Content,
     head::RequestHead,
@@ -85,6 +85,7 @@ impl Copy {
             netns: self.from.netns.cookie(),
             device: self.from.device,
             to: self.cluster.pooled(self.host.as_str(), &chosen),
+            owner: None,
         };
         let attempt = Attempt::new(&head, &self.host, &self.content, !http1::is_coded(&head.fields), false);
         let wanted = attempt.wanted(self.cluster.upstream.pool.idle_timeout);
@@ -99,7 +100,10 @@ impl Copy {
         while let Some(frame) = poll_fn(|cx| body.poll_frame(cx)).await {
             frame.ok()?;
         }
-        self.pool.put(&key, connection);
+        // One that may be authenticated by that is for nobody else.
+        if !headers::authenticates_connection(&head.fields) {
+            self.pool.put(&key, connection);
+        }
         Some(())
     }
 }

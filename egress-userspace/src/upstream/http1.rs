@@ -76,8 +76,6 @@ pub struct Wire {
     heard: bool,
     /// Whether another exchange can follow.
     keep_alive: bool,
-    /// Whether the origin may take the client for authenticated by the connection, which is for nobody else then.
-    is_authenticated: bool,
 }
 
 impl Exclusive {
@@ -96,7 +94,6 @@ impl Exclusive {
             content: Decoder::new(Framing::Length(0)),
             heard: false,
             keep_alive: true,
-            is_authenticated: false,
         };
         Self {
             wire: Rc::new(RefCell::new(wire)),
@@ -164,7 +161,6 @@ impl Exclusive {
             }
             wire.client = Some(body.content().clone());
             (wire.uploads_apart, wire.heard) = (false, false);
-            wire.is_authenticated = headers::authenticates_connection(&head.fields);
             if framing != Framing::Length(0) {
                 // One that is not asked to does not say that the content may come.
                 if !head.fields.contains(&header::EXPECT) {
@@ -225,7 +221,6 @@ impl Wire {
                     && !is_misframed
                     && head.status != StatusCode::SWITCHING_PROTOCOLS
                     && self.stuck.is_none()
-                    && !self.is_authenticated
                     && headers::keeps_alive(head.version, &head.fields);
                 self.content = Decoder::new(framing);
                 return Poll::Ready(Ok(head));

@@ -51,6 +51,38 @@ pub struct Key {
     pub device: u32,
     /// Where to.
     pub to: To,
+    /// Whose requests alone it serves; none if it serves those of all.
+    pub owner: Option<Owner>,
+}
+
+/// One who has connections of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Owner(u64);
+
+/// The same for as long as it has them.
+pub struct Owning {
+    pool: Rc<Pool>,
+    owner: Owner,
+}
+
+impl Owning {
+    /// Which of them it is.
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+}
+
+impl Drop for Owning {
+    fn drop(&mut self) {
+        self.pool.origins.borrow_mut().retain(|key, _| key.owner != Some(self.owner));
+    }
+}
+
+impl Key {
+    /// Whether there may be any number of such, as applications choose them.
+    fn is_chosen(&self) -> bool {
+        self.owner.is_some() || !matches!(self.to, To::Cluster { name: None, address: None, .. })
+    }
 }
 
 /// Where a connection leads.
@@ -74,11 +106,6 @@ pub enum To {
 impl To {
     fn is(&self, cluster: ClusterId) -> bool {
         matches!(self, Self::Cluster { id, .. } if *id == cluster)
-    }
-
-    /// Whether there may be any number of such, as applications choose them.
-    fn is_chosen(&self) -> bool {
-        !matches!(self, Self::Cluster { name: None, address: None, .. })
     }
 }
 
@@ -110,6 +137,8 @@ pub struct Pool {
     unlimited: Arc<Usage>,
     /// Idle connections of which there may be no more for long.
     most_idle: usize,
+    /// How many have had connections of their own.
+    owners: Cell<u64>,
     /// When there were last more.
     crowded: Cell<Option<Instant>>,
     /// Shared with the connections that are being made and that nobody waits for.
@@ -133,7 +162,14 @@ impl Pool {
     /// uses, of all keys together: one pod that asks many hosts is not to take the descriptors of all.
     pub fn new(ask: impl Fn(ClusterId) + 'static, most_idle: usize) -> Self {
         let (origins, unlimited, left_alone) = (RefCell::default(), Arc::default(), Rc::default());
-        Self { origins, ask: Box::new(ask), unlimited, most_idle, crowded: Cell::new(None), left_alone }
+        let (owners, crowded) = Default::default();
+        Self { origins, ask: Box::new(ask), unlimited, most_idle, owners, crowded, left_alone }
+    }
+
+    /// Somebody who has connections of its own from now on.
+    pub fn own(self: &Rc<Self>) -> Owning {
+        self.owners.set(self.owners.get() + 1);
+        Owning { pool: self.clone(), owner: Owner(self.owners.get()) }
     }
 
     /// A connection of this key; a new one, made by `make`, only if there is none that serves, and if `usage` has a place for it.
@@ -221,7 +257,7 @@ impl Pool {
         let mut origins = self.origins.borrow_mut();
         let limit = if is_crowded { MAX_IDLE_CROWDED } else { Duration::MAX };
         let limit_of_chosen = if origins.len() > MANY_KEYS { limit.min(MAX_IDLE_UNREPEATABLE) } else { limit };
-        origins.retain(|key, origin| origin.expire(if key.to.is_chosen() { limit_of_chosen } else { limit }));
+        origins.retain(|key, origin| origin.expire(if key.is_chosen() { limit_of_chosen } else { limit }));
     }
 
     /// How many connections may be made that nobody has asked for: others find room beside them. For a while after there were too many

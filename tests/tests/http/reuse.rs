@@ -20,27 +20,6 @@ fn connections(requests: &[Request]) -> Vec<usize> {
     requests.iter().map(|request| request.connection).collect()
 }
 
-/// Servers of Windows take all that follows on a connection for authenticated.
-#[test]
-fn a_connection_that_authenticates_its_client_is_for_nobody_else() -> Result<()> {
-    let bed = TestBed::new("reuse-authenticated")?;
-    let origin = origin(&bed)?.handler(|_| Reply::ok("fine")).start()?;
-    let config = configure(&bed)?;
-    let _agent = agent_with_one_worker(&bed, &config)?;
-    for (credentials, connections) in [
-        ("Basic YTpi", 1),
-        ("Basic YTpi", 1),
-        ("NTLM TlRMTVNTUAAB", 1),
-        ("Basic YTpi", 2),
-        ("negotiate YII", 2),
-        ("Basic YTpi", 3),
-    ] {
-        let output = curl(&bed, &["-H", &format!("Authorization: {credentials}")])?.success()?;
-        ensure!(output.text() == "fine" && origin.connections() == connections, "{credentials}: {output:?}");
-    }
-    Ok(())
-}
-
 /// HTTP/1.0 has no chunks: where the next response ends is anybody's guess.
 #[test]
 fn a_connection_of_http_1_0_with_chunks_is_used_once() -> Result<()> {

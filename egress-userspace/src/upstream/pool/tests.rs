@@ -78,7 +78,7 @@ impl Bench {
 }
 
 fn key(port: u16) -> Key {
-    Key { netns: NetnsCookie(1), device: 0, to: To::Origin(SocketAddr::from(([192, 0, 2, 1], port))) }
+    Key { netns: NetnsCookie(1), device: 0, to: To::Origin(SocketAddr::from(([192, 0, 2, 1], port))), owner: None }
 }
 
 async fn connect(made: Rc<RefCell<Vec<net::TcpStream>>>) -> Result<Made, UpstreamError> {
