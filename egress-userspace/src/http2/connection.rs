@@ -23,7 +23,6 @@ use super::{
     handles::{Handle, Reader, Writer},
     heads::Sent,
     receive::Accepted,
-    stream::Stream,
 };
 use crate::http1::{Input, Output};
 
@@ -39,6 +38,8 @@ pub struct Connection<I> {
     write_failure: Option<io::Error>,
     /// Whether nothing more is read.
     is_over: bool,
+    /// Whether nothing was there to be read when it was looked last.
+    is_drained: bool,
 }
 
 /// A connection for its users.
@@ -49,12 +50,17 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
     /// HTTP/2 on `io`, of which nothing was read yet.
     pub fn new(io: I, role: Role, config: Config) -> Self {
         let link = Link(Rc::new(RefCell::new(Core::new(role, config))));
-        Self { io, link, input: Input::new(BytesMut::new()), write_failure: None, is_over: false }
+        Self { io, link, input: Input::new(BytesMut::new()), write_failure: None, is_over: false, is_drained: false }
     }
 
     /// The same for its users.
     pub fn link(&self) -> Link {
         self.link.clone()
+    }
+
+    /// Whether it has looked for more, and nothing was there.
+    pub fn is_drained(&self) -> bool {
+        self.is_drained
     }
 
     /// What it is made of.
@@ -69,11 +75,15 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.link.0.borrow_mut().drive_by(cx);
         let mut left = TURN;
+        self.is_drained = false;
         let mut is_full = self.link.0.borrow().is_full();
         while !self.is_over && !is_full && !self.link.is_at_end() && left > 0 {
             match self.poll_read(cx) {
                 Poll::Ready(count) => left = left.saturating_sub(count),
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.is_drained = true;
+                    break;
+                }
             }
             is_full = self.link.0.borrow().is_full();
         }
@@ -248,14 +258,18 @@ impl Link {
         self.0.borrow().peer.is_known
     }
 
-    /// How many bytes of content are sure to come: announced, and let come by the windows.
+    /// How many bytes of content are sure to come: announced, and let come by the windows. None as long as something else is waited for
+    /// that goes on after its head.
     pub fn announced(&self) -> u64 {
         let core = self.0.borrow();
-        let of = |(_, stream): (usize, &Stream)| {
-            let left = stream.left.filter(|_| stream.error.is_none())?;
-            Some(left.min(stream.receive_window.max(0) as u64))
-        };
-        let all: u64 = core.streams.iter().filter_map(of).sum();
+        let mut all = 0;
+        for (_, stream) in core.streams.iter().filter(|(_, stream)| !stream.is_closed()) {
+            // It may be windows, or little pieces, that are waited for.
+            if !stream.is_sent || stream.has_head && stream.left.is_none() {
+                return 0;
+            }
+            all += stream.left.unwrap_or_default().min(stream.receive_window.max(0) as u64);
+        }
         all.min(core.receive_window.max(0) as u64)
     }
 

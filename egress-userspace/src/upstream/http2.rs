@@ -266,7 +266,9 @@ async fn drive(connection: &mut http2::Connection<impl Carrier>, load: &Load) ->
             load.link.set_stream_window(size);
         }
         let polled = connection.poll(cx);
-        connection.io().expect(load.link.announced(), cx);
+        if connection.is_drained() {
+            connection.io().expect(load.link.announced(), cx);
+        }
         // Some of it changes between two turns: nobody may hold it any more, or the last stream that there can be has begun.
         let before = mem::replace(&mut told, load.told());
         if before.0 != told.0 {

@@ -89,7 +89,7 @@ impl Connection {
         }
         let mut ended = framing == Framing::Length(0);
         let mut encoder = Encoder::new(framing);
-        let mut broken = None;
+        let (mut broken, mut is_held) = (None, false);
         poll_fn(move |cx| {
             loop {
                 while !ended && broken.is_none() && self.io.borrow().output.len() < AHEAD {
@@ -118,7 +118,9 @@ impl Connection {
                         None => break,
                     }
                 }
-                if !ended && broken.is_none() && io.output.len() < AHEAD && body.is_coming() {
+                // What there is waits once.
+                is_held = !is_held && !ended && broken.is_none() && io.output.len() < AHEAD && body.is_coming();
+                if is_held {
                     break;
                 }
                 let written = io.poll_write(ended && !keep_alive && !switching && broken.is_none(), cx);

@@ -1,6 +1,6 @@
 //! Waiting for much at once where much is sure to come: a wake-up, a read, and a write to the client cost nearly as much for little.
 
-use std::{pin::Pin, task::Context, time::Duration};
+use std::{mem, pin::Pin, task::Context, time::Duration};
 
 use tokio::{
     net::TcpStream,
@@ -12,9 +12,11 @@ use crate::socket;
 /// What is waited for, in bytes, at most and at least: as much as is worth it, and still in the processor's cache when it is passed on.
 const MOST: u64 = 252 * 1024;
 const LEAST: u64 = 16 * 1024;
+/// The most before so much has come in time, for which the kernel's buffer has room as it is (`net.ipv4.tcp_rmem`).
+const FIRST: u64 = 60 * 1024;
 /// What may have been taken off the socket of what is sure to come, in bytes: one record of which not all has come.
 const RECORD: u64 = 17 * 1024;
-/// How long it may take.
+/// How long it may take. A timer can take a millisecond more.
 const PATIENCE: Duration = Duration::from_millis(2);
 /// Where that was too long, it is less that is waited for, until so many bytes have come.
 const SLOW: u64 = 1024 * 1024;
@@ -26,6 +28,8 @@ pub struct Batch {
     set: u64,
     /// Since when nothing has come, while that is so.
     since: Option<Instant>,
+    /// How much has come since there was nothing, in bytes.
+    got: u64,
     /// When that becomes too long, at the earliest. There while it is set.
     timer: Option<Pin<Box<Sleep>>>,
     /// Whether the last one has come in time.
@@ -37,15 +41,23 @@ pub struct Batch {
 impl Batch {
     /// Notes that so many bytes have come.
     pub fn came(&mut self, count: usize) {
-        self.is_fast |= self.set > 0 && self.since.is_some();
         self.since = None;
+        self.got += count as u64;
         self.slow = self.slow.and_then(|(most, left)| Some((most, left.checked_sub(count as u64)?)));
     }
 
     /// Has the task woken when much has come, or when that takes too long, where at least so many bytes are sure to come. Else it is when
     /// anything comes, as ever. To be called when nothing is there.
     pub fn expect(&mut self, socket: &TcpStream, sure: u64, cx: &mut Context<'_>) {
-        let most = self.slow.map_or(MOST, |(most, _)| most);
+        let got = mem::take(&mut self.got);
+        if got > 0 && self.set > 0 {
+            self.is_fast = got >= self.set;
+        }
+        let most = match self.slow {
+            Some((most, _)) => most,
+            None if self.is_fast => MOST,
+            None => FIRST,
+        };
         let batch = sure.saturating_sub(RECORD).min(most);
         if batch < LEAST {
             return self.release(socket);
@@ -60,10 +72,8 @@ impl Batch {
         // It may be that of an earlier wait.
         while timer.as_mut().poll(cx).is_ready() {
             if end <= now {
-                // As much should come in half of the time.
-                self.slow = Some((socket::readable(socket) / 2, SLOW));
-                self.is_fast = false;
-                return self.release(socket);
+                self.give_up(socket);
+                return;
             }
             timer.as_mut().reset(end);
         }
@@ -71,7 +81,18 @@ impl Batch {
 
     /// Whether the task is woken before long, and for much.
     pub fn is_coming(&self) -> bool {
-        self.set > 0 && self.is_fast
+        self.set > 0 && self.is_fast && self.slow.is_none()
+    }
+
+    fn give_up(&mut self, socket: &TcpStream) {
+        let come = socket::readable(socket);
+        // Else it is this thread that was busy.
+        if come < self.set {
+            // As much should come in half of the time.
+            self.slow = Some((come / 2, SLOW));
+            self.is_fast = false;
+        }
+        self.release(socket);
     }
 
     /// Has anything that comes wake the task.
@@ -126,19 +147,22 @@ mod tests {
             .await
         };
         let least = (LEAST + RECORD, LEAST as libc::c_int);
-        for (sure, bytes) in [(least.0 - 1, 1), least, (MUCH, MOST as libc::c_int), least, (least.0 - 1, 1)] {
+        let first = (MUCH, FIRST as libc::c_int);
+        for (sure, bytes) in [(least.0 - 1, 1), least, first, least, (least.0 - 1, 1)] {
             assert_eq!(expect(&mut batch, sure).await, bytes, "{sure}");
         }
-        // As long as it comes in time, what there is may wait for it.
+        // It is more once that has come in time, and what there is may wait for it.
+        assert_eq!(expect(&mut batch, MUCH).await, first.1);
+        batch.came(FIRST as usize - 1);
+        assert_eq!(expect(&mut batch, MUCH).await, first.1);
         assert!(!batch.is_coming());
-        expect(&mut batch, MUCH).await;
-        assert!(!batch.is_coming());
-        batch.came(1);
+        (0..3).for_each(|_| batch.came(FIRST as usize / 3));
+        assert_eq!(expect(&mut batch, MUCH).await, MOST as libc::c_int);
         assert!(batch.is_coming());
         // Where too little comes, half of that is waited for.
         for come in [100_000, 0] {
             far.write_all(&vec![b'x'; come]).await.expect("room");
-            assert_eq!(expect(&mut batch, MUCH).await, MOST as libc::c_int);
+            assert_eq!(expect(&mut batch, MUCH).await, if come > 0 { MOST as libc::c_int } else { first.1 });
             let vain = poll_fn(|cx| {
                 batch.expect(&near, MUCH, cx);
                 if batch.set > 0 { Poll::Pending } else { Poll::Ready(()) }
@@ -153,9 +177,10 @@ mod tests {
             }
             batch.came(SLOW as usize);
             assert_eq!(expect(&mut batch, MUCH).await, (come / 2).max(1) as libc::c_int);
+            assert!(!batch.is_coming());
             batch.came(1);
         }
-        assert_eq!(expect(&mut batch, MUCH).await, MOST as libc::c_int);
+        assert_eq!(expect(&mut batch, MUCH).await, first.1);
         assert_eq!(expect(&mut batch, 0).await, 1);
         assert!(batch.timer.is_none());
     }

@@ -152,6 +152,27 @@ fn what_comes_slowly_of_much_holds_up_nobody_else_on_its_connection() -> Result<
     Ok(())
 }
 
+/// What was waited for is over with the response.
+#[test]
+fn what_follows_much_comes_by_the_same_connection_and_at_once() -> Result<()> {
+    for is_http2 in [false, true] {
+        let bed = TestBed::new("announced-then")?;
+        let builder = if is_http2 { origin_http2(&bed)? } else { origin(&bed)? };
+        let large = |request: &Request| request.target == "/large";
+        let answer = move |request: &Request| Reply::ok(if large(request) { piece(0) } else { b"fine".to_vec() });
+        let origin = builder.handler(answer).start()?;
+        let config = configure(&bed)?;
+        let _agent = agent_with_one_worker(&bed, &config)?;
+        for _ in 0..10 {
+            let response = bed.curl(&format!("http://{HOST}/large"))?.response()?;
+            ensure!(response.body == piece(0), "{} bytes of another content", response.body.len());
+            ensure!(curl(&bed, &[])?.success()?.text() == "fine");
+        }
+        ensure!(origin.connections() == 1, "{} connections", origin.connections());
+    }
+    Ok(())
+}
+
 /// Records of all lengths, some of which are later than anybody waits.
 #[test]
 fn much_arrives_as_it_is_in_whatever_pieces_it_comes() -> Result<()> {
