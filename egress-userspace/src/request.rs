@@ -233,7 +233,9 @@ impl Conversation {
         let host = RequestHost::of(&head);
         let shown = host.as_ref().map_or("", |host| host.as_str());
         let (metrics, method) = (self.worker.metrics.clone(), head.method.clone());
-        let (knows_chunks, is_http1) = (head.version >= Version::HTTP_11, head.version == Version::HTTP_11);
+        let knows_chunks = head.version >= Version::HTTP_11;
+        // One of HTTP/2 that asks for a WebSocket does so in HTTP/1.1 from here on.
+        let knows_codings = head.version == Version::HTTP_11 && matches!(body, Incoming::Client(_));
         let is_grpc = grpc::asks(&head);
         let mut record = Record::open(metrics, self.client.clone(), method, shown, head.uri().path());
         let content = Content::new(body);
@@ -250,21 +252,17 @@ impl Conversation {
             Err(error) => Err(error),
         };
         let result = match result {
-            Ok(Reply::Upstream(answer)) => match self.worker.hold(load, answer.response.head.fields.size()) {
+            Ok(Reply::Upstream(answer)) => match self.can_be_told(&answer, knows_codings, load) {
                 Ok(()) => Ok(Reply::Upstream(answer)),
-                Err(why) => {
+                Err(error) => {
                     answer.discard();
                     attempt::discard(&content).await;
-                    Err(ProxyError::too_much_answered(why))
+                    Err(error)
                 }
             },
             result => result,
         };
         match result {
-            // It would be told of content that is coded as if it were not.
-            Ok(Reply::Upstream(answer)) if !is_http1 && answer.is_coded() => {
-                failed(ProxyError::unknown_coding(), is_grpc, record).into()
-            }
             Ok(Reply::Upstream(answer)) => {
                 let ends_by_close = !knows_chunks && !answer.response.head.fields.contains(&header::CONTENT_LENGTH);
                 let (response, tunnel) = respond(*answer, record);
@@ -277,6 +275,15 @@ impl Conversation {
             }
             Err(error) => failed(error, is_grpc, record).into(),
         }
+    }
+
+    /// Whether the client can have this response. Its head is held in `load` then.
+    fn can_be_told(&self, answer: &Answer, knows_codings: bool, load: &Load) -> Result<(), ProxyError> {
+        // It would be told of content that is coded as if it were not.
+        if !knows_codings && answer.is_coded() {
+            return Err(ProxyError::unknown_coding());
+        }
+        self.worker.hold(load, answer.response.head.fields.size()).map_err(ProxyError::too_much_answered)
     }
 
     async fn reply(

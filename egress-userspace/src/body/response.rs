@@ -179,8 +179,11 @@ impl ResponseBody {
         }
     }
 
-    /// Drops it for another answer, which has its record, if there is one.
+    /// Ends its exchange for another answer, which has its record, if there is one.
     pub fn replaced(mut self) -> Option<Box<Record>> {
+        if let Source::Upstream { incoming, lease, .. } = std::mem::replace(&mut self.source, Source::Message(None)) {
+            lease.release(incoming, false);
+        }
         self.record.take()
     }
 

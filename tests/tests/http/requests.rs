@@ -7,7 +7,7 @@ use harness::{
     proxy_status::ProxyStatus,
 };
 
-use super::{Answers, EMPTY, HOST, agent_with_one_worker, configure, converse, curl, heads, origin};
+use super::{Answers, EMPTY, HOST, agent_with_one_worker, ask_in_http2, configure, converse, curl, heads, origin};
 
 #[test]
 fn an_old_client_gets_an_answer_that_ends_with_the_connection() -> Result<()> {
@@ -378,7 +378,7 @@ fn content_that_is_coded_unasked_goes_to_those_who_can_be_told() -> Result<()> {
     let coded = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n6\r\nzipped\r\n0\r\n\r\n";
     let (_answers, origin) = Answers::start(&bed, coded)?;
     let config = configure(&bed)?;
-    let agent = bed.agent(&config)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
     let same = converse(&bed, format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
     ensure!(same.stdout == coded, "{same:?}");
     for (done, version) in ["--http1.0", "--http2-prior-knowledge"].into_iter().enumerate() {
@@ -390,5 +390,11 @@ fn content_that_is_coded_unasked_goes_to_those_who_can_be_told() -> Result<()> {
             "{record:?}"
         );
     }
-    origin.wait_for_requests(3).map(drop)
+    let client = bed.client_command(super::CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(&ask_in_http2("websocket", "/"))?;
+    client.wait_for_bytes(b"\x03502")?;
+    ensure!(agent.wait_for_records(4)?[3].text("error").contains("transfer coding"), "{:?}", agent.records());
+    // Each of them is read to its end.
+    ensure!(origin.wait_for_requests(4)?.iter().all(|request| request.connection == 0), "{:?}", origin.requests());
+    Ok(())
 }

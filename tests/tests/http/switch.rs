@@ -2,7 +2,7 @@
 
 use std::sync::mpsc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use harness::{
@@ -173,6 +173,11 @@ fn a_client_of_http2_can_have_a_web_socket() -> Result<()> {
                 record.text("error") == "a request for a WebSocket was answered with 200 rather than 101",
                 "{record:?}"
             );
+            // The connection goes on all the same.
+            ensure!(curl(&bed, &[])?.success()?.text() == "fine");
+            let requests = origin.take_requests();
+            let [.., page, next] = &requests[..] else { bail!("{requests:?}") };
+            ensure!(page.target == "/page" && next.connection == page.connection, "{requests:?}");
             // RST_STREAM with PROTOCOL_ERROR: no key is known beforehand.
             talk(ask_in_http2("websocket", "/fake"))?.wait_for_bytes(&frame(3, 0, &[0, 0, 0, 1]))?;
         }
@@ -180,7 +185,7 @@ fn a_client_of_http2_can_have_a_web_socket() -> Result<()> {
         // 501; the origin hears nothing of it.
         talk(ask_in_http2("connect-udp", "/"))?.wait_for_bytes(b"\x03501")?;
         ensure!(origin.take_requests().is_empty());
-        let record = agent.wait_for_records(if version == "HTTP/1.1" { 6 } else { 4 })?.pop().context("no record")?;
+        let record = agent.wait_for_records(if version == "HTTP/1.1" { 7 } else { 4 })?.pop().context("no record")?;
         ensure!(record.text("status") == "501" && record.text("outcome") == "refused", "{record:?}");
         tripwire.assert_silent()?;
     }
