@@ -4,15 +4,14 @@ use bytes::{Buf as _, Bytes, BytesMut};
 
 use super::{
     Fault, Framing,
-    head::{end_of_head, fields},
+    head::{Limits, end_of_head, fields},
 };
 use crate::head::{Fields, Names};
 
 /// The longest line with the size of a chunk, extensions included, in bytes.
 const MAX_SIZE_LINE: usize = 4096;
-/// The longest trailers, in bytes, and how many fields they have.
-const MAX_TRAILERS: usize = 64 * 1024;
-const MAX_TRAILER_FIELDS: usize = 256;
+/// What trailers are taken.
+pub const TRAILERS: Limits = Limits { head: 64 * 1024, fields: 256 };
 /// What may not come after content: who merges it into the head must not be misled (RFC 9110 section 6.5.1).
 const NOT_TRAILERS: Names = Names::new(&["content-length", "transfer-encoding", "host"]);
 
@@ -198,12 +197,12 @@ pub(super) fn may_be_trailer(name: &[u8]) -> bool {
 fn trailers(input: &mut BytesMut, scanned: usize) -> Result<Option<Fields>, Fault> {
     let none = [&b"\r\n"[..], b"\n"].into_iter().find(|end| input.starts_with(end));
     let Some(end) = none.map(<[u8]>::len).or_else(|| end_of_head(input, scanned)) else {
-        return if input.len() < MAX_TRAILERS { Ok(None) } else { Err(Fault::Trailers) };
+        return if input.len() < TRAILERS.head { Ok(None) } else { Err(Fault::Trailers) };
     };
     let text = input.split_to(end).freeze();
-    let mut room = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
+    let mut room = [httparse::EMPTY_HEADER; TRAILERS.fields];
     let parsed = match httparse::parse_headers(&text, &mut room) {
-        Ok(httparse::Status::Complete((length, parsed))) if length == end && end <= MAX_TRAILERS => parsed,
+        Ok(httparse::Status::Complete((length, parsed))) if length == end && end <= TRAILERS.head => parsed,
         _ => return Err(Fault::Trailers),
     };
     let mut trailers = fields(&text, &text, parsed).map_err(|_| Fault::Trailers)?;
@@ -274,7 +273,7 @@ mod tests {
         check(Framing::Chunked, "0\r\nA : 1\r\n\r\n", Err(Fault::Trailers));
         let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(MAX_SIZE_LINE));
         check(Framing::Chunked, &long, Err(Fault::ChunkSize));
-        let long = format!("0\r\nA: {}\r\n\r\n", "x".repeat(MAX_TRAILERS));
+        let long = format!("0\r\nA: {}\r\n\r\n", "x".repeat(TRAILERS.head));
         assert_eq!(decode(Framing::Chunked, long.as_bytes(), long.len()), Err(Fault::Trailers));
         assert_eq!(decode(Framing::Chunked, long.as_bytes(), 1000), Err(Fault::Trailers));
     }

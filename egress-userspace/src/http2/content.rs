@@ -145,6 +145,11 @@ where
                     false
                 }
                 Next::Trailers(trailers) => {
+                    // Nothing but that bounds them: after each, another stream can begin.
+                    if self.writer.as_ref().poll_room_for_head(cx).is_pending() {
+                        self.next = Some(Next::Trailers(trailers));
+                        return Poll::Pending;
+                    }
                     let _ = self.writer.as_ref().send_trailers(&trailers);
                     true
                 }

@@ -133,7 +133,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits until so little is to be written that a head may be added, or the stream has ended.
+    /// Waits until so little is to be written that a head or trailers may be added, or the stream has ended.
     pub fn poll_room_for_head(&self, cx: &Context<'_>) -> Poll<()> {
         self.0.core.borrow_mut().poll_room_for_head(self.0.key, cx)
     }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     head::{Builder, Fields, Names, ResponseHead},
-    http1::{Fault, Limits},
+    http1::{Fault, Limits, TRAILERS},
 };
 
 /// Fields that only HTTP/1.1 has (section 8.2.2).
@@ -201,19 +201,21 @@ pub(super) fn request(decoder: &mut Decoder, block: &[u8], limits: &Limits) -> R
     }))
 }
 
-/// Trailers.
+/// Trailers, which may be as long as over HTTP/1.1, and no longer than heads.
 pub(super) fn trailers(
     decoder: &mut Decoder,
     block: &[u8],
     limits: &Limits,
 ) -> Result<Result<Fields, Error>, Undecodable> {
-    let mut taken = Taken::new(limits);
+    let (head, fields) = (limits.head.min(TRAILERS.head), limits.fields.min(TRAILERS.fields));
+    let limits = Limits { head, fields };
+    let mut taken = Taken::new(&limits);
     let is_sound = decoder.decode(block, |name, value, is_secret| match name {
         [b':', ..] => taken.is_message = false,
         _ => taken.field(name, value, is_secret),
     })?;
     Ok(match taken.finish(is_sound) {
-        (_, Some(fault)) => Err(Error::Head(fault)),
+        (_, Some(_)) => Err(Error::Head(Fault::Trailers)),
         (Some(fields), None) => Ok(fields),
         (None, None) => Err(Error::reset(Reason::PROTOCOL_ERROR)),
     })

@@ -135,7 +135,7 @@ impl Core {
         Poll::Pending
     }
 
-    /// Waits until a response's head may be added to what is to be written: for a client that takes nothing of that they would pile up.
+    /// Waits until a response's head, or trailers, may be added to what is to be written: for who takes nothing of that they would pile up.
     pub(super) fn poll_room_for_head(&mut self, key: usize, cx: &Context<'_>) -> Poll<()> {
         if self.has_room_for_heads() || self.streams[key].error.is_some() {
             return Poll::Ready(());

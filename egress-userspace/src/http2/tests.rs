@@ -20,12 +20,12 @@ use super::{
 };
 use crate::{
     head::{Fields, ResponseHead},
-    http1::{Fault, Limits, Output},
+    http1::{Fault, Limits, Output, TRAILERS},
 };
 
 const WINDOW: u32 = 64 * 1024;
 const STREAMS: u32 = 8;
-const HEADS: Limits = Limits { head: 64 * 1024, fields: 100 };
+const HEADS: Limits = Limits { head: 64 * 1024, fields: 1000 };
 /// What a server says: 200. GET, https, / and POST, as RFC 7541 has them by its appendix A, with an authority.
 const OK: &[u8] = b"\x88";
 const GET: &[u8] = b"\x82\x87\x84\x41\x01a";
@@ -170,6 +170,10 @@ fn what_is_wrong_with_one_stream_ends_no_other() {
         ([head(1, b"\x88\x0f\x0d\x012", false), data(1, b"x", true)].concat(), Reason::PROTOCOL_ERROR),
         ([head(1, OK, false), head(1, b"\x00\x01a\x011", false)].concat(), Reason::PROTOCOL_ERROR),
         ([head(1, OK, false), head(1, OK, true)].concat(), Reason::PROTOCOL_ERROR),
+        (
+            [head(1, OK, false), head(1, &b"\x00\x01a\x011".repeat(TRAILERS.fields + 1), true)].concat(),
+            Reason::PROTOCOL_ERROR,
+        ),
         ([head(3, OK, true), data(3, b"x", false)].concat(), Reason::STREAM_CLOSED),
         (frame(kind::WINDOW_UPDATE, 0, 1, b"\0\0\0\0"), Reason::PROTOCOL_ERROR),
         (frame(kind::WINDOW_UPDATE, 0, 1, b"\x7f\xff\xff\xff"), Reason::FLOW_CONTROL_ERROR),

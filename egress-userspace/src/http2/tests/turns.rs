@@ -2,14 +2,18 @@
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::Wake,
+    task::{Poll, Wake},
 };
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::{stream::Turn, *};
+use crate::body::{Body, BodyError, Frame};
 
 /// Counts how often it is woken.
 #[derive(Default)]
@@ -147,4 +151,51 @@ fn who_is_called_and_finds_no_room_is_the_next_one() {
     assert!(client.poll_room(keys[0], &Context::from_waker(Waker::noop())).is_pending());
     written(&mut client);
     assert_eq!(next(&mut client)[0], keys[0]);
+}
+
+/// A response that ends with these.
+struct Trailers(Option<Fields>);
+
+impl Body for Trailers {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        Poll::Ready(self.0.take().map(|trailers| Ok(Frame::Trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+/// Once they are to be written their stream has ended, and counts no more.
+#[tokio::test]
+async fn trailers_of_who_takes_nothing_do_not_pile_up() {
+    let (mut peer, own) = tokio::io::duplex(1000);
+    let mut serving = Connection::new(own, Role::Server, config());
+    let asked: Vec<_> = (0..STREAMS).flat_map(|number| head(1 + 2 * number, GET, true)).collect();
+    let begin = [PREFACE, &frame(kind::SETTINGS, 0, 0, b"")[..], &asked].concat();
+    peer.write_all(&begin).await.expect("it is read");
+    let (mut sending, woken) = (Vec::new(), Arc::new(Woken::default()));
+    let long = "x".repeat(60_000);
+    for _ in 0..STREAMS {
+        let Ok(Some((_, _, writer))) = serving.accept().await else { panic!("no request") };
+        writer.respond(&ResponseHead::from(StatusCode::OK), false).expect("it is open");
+        sending.push(Sending::new(writer, Trailers(Some(Fields::of(&[("x-long", &long)])))));
+    }
+    let link = serving.link();
+    let waker = woken.clone().into();
+    let mut cx = Context::from_waker(&waker);
+    let mut poll = || sending.iter_mut().map(|sending| usize::from(sending.poll(&mut cx).is_ready())).sum::<usize>();
+    let ended = poll();
+    let unwritten = link.0.borrow().out.len();
+    assert!(ended < STREAMS as usize && unwritten < 4 * 60_000, "{ended} have ended, {unwritten} bytes");
+    assert_eq!((poll(), woken.take()), (ended, 0));
+    let mut taken = vec![0; unwritten];
+    let (read, _) = tokio::join!(peer.read_exact(&mut taken), async {
+        while !link.0.borrow().out.is_empty() {
+            tokio::task::yield_now().await;
+            assert!(serving.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+    });
+    read.expect("it is written");
+    assert!(woken.take() > 0 && poll() > ended);
 }
