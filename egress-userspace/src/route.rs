@@ -22,7 +22,7 @@ use crate::{
         parents,
     },
     resolve::{Names, ResolveError},
-    upstream::tls::{Clients, Originator, TlsError, Validity, Workshop},
+    upstream::tls::{Clients, Dated, Originator, TlsError, Validity, Workshop},
 };
 
 /// One rule, ready for requests.
@@ -221,9 +221,9 @@ impl RouteTable {
         self.exact.values().chain(self.wildcards.values()).flatten().filter_map(Said::route)
     }
 
-    /// The certificates that origins are shown, by what they are called.
-    pub fn shown(&self) -> BTreeMap<String, Validity> {
-        self.clients.shown()
+    /// When certificates that origins are shown, and revocation lists that they are looked up in, are over, by what they are called.
+    pub fn times(&self) -> BTreeMap<(Dated, String), Validity> {
+        self.clients.times()
     }
 
     /// Forgets a network namespace that is gone.

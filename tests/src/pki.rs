@@ -241,12 +241,19 @@ impl Pki {
 
     /// The trusted authority's revocation list, made and due to be replaced at the beginning of these years.
     pub fn revocation_list(&self, revoked: &[u64], years: Range<i32>) -> Result<String> {
-        self.trusted.revocation_list(revoked, years)
+        self.trusted.revocation_list(revoked, |list| {
+            (list.this_update, list.next_update) = (date_time_ymd(years.start, 1, 1), date_time_ymd(years.end, 1, 1));
+        })
+    }
+
+    /// The same of nobody, due to be replaced after this time, in whole seconds.
+    pub fn revocation_list_due_in(&self, validity: Duration) -> Result<String> {
+        self.trusted.revocation_list(&[], |list| list.next_update = (SystemTime::now() + validity).into())
     }
 
     /// The revocation list of an authority that has not issued what is to be looked up.
     pub fn foreign_revocation_list(&self) -> Result<String> {
-        self.untrusted.revocation_list(&[], 2019..2124)
+        self.untrusted.revocation_list(&[], |_| {})
     }
 
     /// A client's certificate with this common name.
@@ -352,21 +359,26 @@ impl Authority {
         Ok(Self { certificate: certificate.der().clone(), issuer: Issuer::new(params, key), pem, key_file })
     }
 
-    fn revocation_list(&self, revoked: &[u64], years: Range<i32>) -> Result<String> {
+    fn revocation_list(
+        &self,
+        revoked: &[u64],
+        change: impl FnOnce(&mut CertificateRevocationListParams),
+    ) -> Result<String> {
         let revoked_certs = revoked.iter().map(|serial| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
             revocation_time: date_time_ymd(2019, 1, 1),
             reason_code: None,
             invalidity_date: None,
         });
-        let list = CertificateRevocationListParams {
-            this_update: date_time_ymd(years.start, 1, 1),
-            next_update: date_time_ymd(years.end, 1, 1),
+        let mut list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2019, 1, 1),
+            next_update: date_time_ymd(2124, 1, 1),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
             revoked_certs: revoked_certs.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
+        change(&mut list);
         Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 }

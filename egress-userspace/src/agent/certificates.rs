@@ -1,12 +1,12 @@
-//! Certificates that origins are shown, and whose time is nearly over.
+//! Certificates that origins are shown, and revocation lists that they are looked up in, whose time is nearly over.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-use crate::upstream::tls::Validity;
+use crate::upstream::tls::{Dated, Validity};
 
 /// In seconds.
 const DAY: i64 = 24 * 60 * 60;
-/// How long before its end a certificate is warned of.
+/// How long before its end one is warned of.
 const NOTICE: i64 = 14 * DAY;
 /// Of which part of its time at most: one that is made for a week is renewed within it.
 const PART: i64 = 5;
@@ -14,19 +14,19 @@ const PART: i64 = 5;
 /// Those in use, by what they are called.
 #[derive(Default)]
 pub(super) struct Certificates {
-    used: BTreeMap<String, Validity>,
+    used: BTreeMap<(Dated, String), Validity>,
     /// When they were warned of, within the last day.
-    told: BTreeMap<String, i64>,
+    told: BTreeMap<(Dated, String), i64>,
 }
 
 impl Certificates {
     /// Takes in which are in use.
-    pub(super) fn set(&mut self, used: BTreeMap<String, Validity>) {
+    pub(super) fn set(&mut self, used: BTreeMap<(Dated, String), Validity>) {
         self.used = used;
     }
 
     /// Those to warn of, as their time is nearly over, or is over: each once a day. `now` is in seconds since 1970.
-    pub(super) fn look(&mut self, now: i64) -> Vec<(&str, Validity)> {
+    pub(super) fn look(&mut self, now: i64) -> Vec<(Dated, &str, Validity)> {
         self.told.retain(|_, told| now - *told < DAY);
         let is_ending = |validity: &Validity| {
             let notice = NOTICE.min(validity.not_after.saturating_sub(validity.not_before) / PART);
@@ -36,7 +36,7 @@ impl Certificates {
         for (name, validity) in self.used.iter().filter(|(_, validity)| is_ending(validity)) {
             if let Entry::Vacant(told) = self.told.entry(name.clone()) {
                 told.insert(now);
-                due.push((name.as_str(), *validity));
+                due.push((name.0, name.1.as_str(), *validity));
             }
         }
         due
@@ -52,18 +52,19 @@ mod tests {
         let validity =
             |not_before: i64, not_after: i64| Validity { not_before: not_before * DAY, not_after: not_after * DAY };
         let mut certificates = Certificates::default();
+        let named = |name: &str| (Dated::Certificate, name.to_owned());
         let mut used: BTreeMap<_, _> =
-            [("long", validity(0, 400)), ("short", validity(380, 385))].map(|(name, is)| (name.to_owned(), is)).into();
-        let mut look = |used: &BTreeMap<String, Validity>, hour: i64| {
+            [("long", validity(0, 400)), ("short", validity(380, 385))].map(|(name, is)| (named(name), is)).into();
+        let mut look = |used: &BTreeMap<(Dated, String), Validity>, hour: i64| {
             certificates.set(used.clone());
-            certificates.look(hour * DAY / 24).into_iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
+            certificates.look(hour * DAY / 24).into_iter().map(|(_, name, _)| name.to_owned()).collect::<Vec<_>>()
         };
         let none: [&str; 0] = [];
         assert_eq!(look(&used, 24 * 383), none);
         assert_eq!(look(&used, 24 * 384 + 1), ["short"], "in the last fifth");
         assert_eq!(look(&used, 24 * 385), none, "a day is not over");
         assert_eq!(look(&used, 24 * 386 + 1), ["long", "short"], "one is over");
-        used.insert("short".to_owned(), validity(386, 391));
+        used.insert(named("short"), validity(386, 391));
         assert_eq!(look(&used, 24 * 386 + 2), none);
         assert_eq!(look(&used, 24 * 387 + 1), ["long"]);
     }

@@ -20,7 +20,7 @@ use crate::{
     kernel::Room,
     memory,
     self_test::Finding,
-    upstream::tls::date,
+    upstream::tls::{Dated, date},
 };
 
 /// How often namespaces, left-over flows and the resolver's files are looked through.
@@ -187,16 +187,19 @@ impl Agent {
         }
     }
 
-    /// Says which of the certificates that origins are shown are nearly over.
+    /// Says which of the certificates that origins are shown are nearly over, and which revocation lists.
     fn look_at_certificates(&mut self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
-        for (file, validity) in self.certificates.look(now) {
-            let until = date(validity.not_after);
-            if validity.not_after < now {
-                tracing::warn!(file, until, "the time of a client certificate is over, and origins refuse it");
-            } else {
-                tracing::warn!(file, until, "the time of a client certificate is nearly over; renew it");
-            }
+        for (what, file, validity) in self.certificates.look(now) {
+            let text = match (what, validity.not_after < now) {
+                (Dated::Certificate, true) => "the time of a client certificate is over, and origins refuse it",
+                (Dated::Certificate, false) => "the time of a client certificate is nearly over; renew it",
+                (Dated::RevocationList, true) => {
+                    "the time of a revocation list is over, and origins are refused for it"
+                }
+                (Dated::RevocationList, false) => "the time of a revocation list is nearly over; get a new one",
+            };
+            tracing::warn!(file, until = date(validity.not_after), "{text}");
         }
     }
 

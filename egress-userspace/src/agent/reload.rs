@@ -259,9 +259,9 @@ impl Agent {
         self.metrics.policy_applied.inc();
         self.metrics.configuration_current.set(1);
         self.metrics.rules.set(rules as i64);
-        let shown = self.routes.load().shown();
-        self.metrics.client_certificates(&shown);
-        self.certificates.set(shown);
+        let times = self.routes.load().times();
+        self.metrics.expirations(&times);
+        self.certificates.set(times);
         tracing::info!(rules, "policy applied");
         if rules == 0 {
             tracing::warn!("the configuration has no host with TLS origination: nothing is intercepted");

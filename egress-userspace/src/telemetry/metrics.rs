@@ -24,7 +24,10 @@ use super::{
 use crate::{
     kernel::Counters,
     limits::Beyond,
-    upstream::{Cause, TlsInfo, tls::Validity},
+    upstream::{
+        Cause, TlsInfo,
+        tls::{Dated, Validity},
+    },
 };
 
 /// All counters. Shared by all threads; those on the request path are looked up once.
@@ -63,6 +66,7 @@ pub struct Metrics {
     /// Network namespaces that cannot be served.
     pub namespaces_unserved: Gauge,
     certificates: Family<FileLabel, Gauge>,
+    revocation_lists: Family<FileLabel, Gauge>,
     /// Rules in force.
     pub rules: Gauge,
     /// Addresses and networks that are intercepted.
@@ -205,6 +209,12 @@ impl Metrics {
             "When the certificates that origins are shown are over, by the file or Secret that has them",
             certificates.clone(),
         );
+        let revocation_lists = Family::<FileLabel, Gauge>::default();
+        registry.register(
+            "revocation_list_expiration_timestamp_seconds",
+            "When the revocation lists that origins are looked up in are over, by the file or Secret that has them",
+            revocation_lists.clone(),
+        );
         let rules = Gauge::default();
         registry.register("rules", "Rules in force", rules.clone());
         let destinations = Gauge::default();
@@ -259,6 +269,7 @@ impl Metrics {
             hosts_unresolved,
             namespaces_unserved,
             certificates,
+            revocation_lists,
             rules,
             destinations,
             learned,
@@ -292,11 +303,16 @@ impl Metrics {
         self.passed_on[usize::from(!complete)].inc();
     }
 
-    /// Takes in which certificates origins are shown.
-    pub fn client_certificates(&self, shown: &BTreeMap<String, Validity>) {
+    /// Takes in when what is in use is over.
+    pub fn expirations(&self, times: &BTreeMap<(Dated, String), Validity>) {
         self.certificates.clear();
-        for (file, validity) in shown {
-            self.certificates.get_or_create(&FileLabel { file: file.clone() }).set(validity.not_after);
+        self.revocation_lists.clear();
+        for ((what, file), validity) in times {
+            let family = match what {
+                Dated::Certificate => &self.certificates,
+                Dated::RevocationList => &self.revocation_lists,
+            };
+            family.get_or_create(&FileLabel { file: file.clone() }).set(validity.not_after);
         }
     }
 

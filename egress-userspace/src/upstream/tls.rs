@@ -24,7 +24,7 @@ mod witness;
 use rustls::crypto::aws_lc_rs;
 
 pub use self::{
-    certificate::{Facts, Validity, date, listed, rfc3339},
+    certificate::{Dated, Facts, Validity, date, listed, rfc3339},
     handshake::{HTTP2, handshake},
     material::{RootsError, TlsError, root_places},
     observe::{Observation, observe, observe_anyone},

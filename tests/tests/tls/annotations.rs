@@ -1,6 +1,11 @@
 //! What annotations and revocation lists let pass, and when; what they refuse is in `refused`.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -202,6 +207,32 @@ fn a_revocation_list_that_changes_counts_for_the_next_request() -> Result<()> {
     agent.apply(|| config.write("crl.pem", &list(&[SERIAL + 1])?))?;
     ensure!(ask()?.statuses() == [200]);
     origin.wait_for_requests(2).map(drop)
+}
+
+#[test]
+fn a_revocation_list_whose_time_is_nearly_over_is_told_of_until_there_is_a_newer_one() -> Result<()> {
+    const METRIC: &str = "egress_revocation_list_expiration_timestamp_seconds";
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let bed = TestBed::new("tls-crl-ending")?;
+    let config = configure(&bed, &[])?;
+    // Of one authority, of which only the newer list counts.
+    let old = bed.pki().revocation_list(&[], 2018..2020)?;
+    config.write("crl.pem", &[old, bed.pki().revocation_list_due_in(3 * DAY)?].concat())?;
+    config.write("rules.yaml", &rule("edition.cnn.com", DNS, "{mode: SIMPLE, caCrl: crl.pem}"))?;
+    let mut agent = bed.agent(&config)?;
+    let file = config.path().join("crl.pem").display().to_string();
+    let days_left = |agent: &Agent<'_>| -> Result<f64> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+        Ok((agent.metrics()?.sum(METRIC, &[("file", &file)]) - now) / DAY.as_secs_f64())
+    };
+    let left = days_left(&agent)?;
+    ensure!((2.9..3.1).contains(&left), "{left}");
+    let told = |line: &str| line.contains("the time of a revocation list is nearly over") && line.contains(&file);
+    agent.process().wait_for_line("the warning", told)?;
+    agent.apply(|| config.write("crl.pem", &bed.pki().revocation_list_due_in(100 * DAY)?))?;
+    let left = days_left(&agent)?;
+    ensure!((99.9..100.1).contains(&left), "{left}");
+    Ok(())
 }
 
 #[test]

@@ -83,7 +83,16 @@ impl Facts {
     }
 }
 
-/// The time of a certificate, in seconds since 1970.
+/// What has its time, after which it is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dated {
+    /// What origins are shown.
+    Certificate,
+    /// What they are looked up in.
+    RevocationList,
+}
+
+/// The time of a certificate, or of a revocation list, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     /// Its beginning.

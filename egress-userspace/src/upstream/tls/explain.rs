@@ -48,7 +48,7 @@ impl Expected {
         now: UnixTime,
     ) -> Option<(Cause, String)> {
         use webpki::Error;
-        let file = &self.crls.as_ref()?.1;
+        let file = &self.crls.as_ref()?.place;
         Some(match error {
             Error::CertRevoked => {
                 let revoked = presented.all().filter(|der| self.is_revoked(der)).find_map(Facts::read);
@@ -188,7 +188,7 @@ impl Expected {
 
     /// The lists of the authority that has issued a certificate.
     fn crls_of(&self, certificate: &EndEntityCert<'_>) -> impl Iterator<Item = &CertRevocationList<'static>> {
-        let lists = self.crls.iter().flat_map(|(lists, _)| lists);
+        let lists = self.crls.iter().flat_map(|crls| &crls.lists);
         lists.filter(|list| list.issuer() == certificate.issuer())
     }
 }

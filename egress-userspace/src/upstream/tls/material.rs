@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     env, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,6 +17,7 @@ use rustls_pki_types::{
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::{prelude::FromDer as _, revocation_list::CertificateRevocationList};
 
+use super::Validity;
 use crate::{
     config::{Code, Diagnostic, Located, Location, Progress},
     policy::{Pem, Roots, TlsSettings},
@@ -250,18 +251,35 @@ pub(super) fn parse_roots(file: &Located<Pem>, pem: &[u8]) -> Result<RootCertSto
     Ok(roots)
 }
 
-/// Revocation lists, the newest first; at least one. Of several that an authority has made only the first is looked at.
-pub(super) fn parse_crls(file: &Located<Pem>, pem: &[u8]) -> Result<Vec<CertRevocationList<'static>>, TlsError> {
+/// Revocation lists; at least one.
+#[derive(Debug)]
+pub(super) struct RevocationLists {
+    /// The newest first. Of several that an authority has made only the first is looked at.
+    pub lists: Vec<CertRevocationList<'static>>,
+    /// The time of the one of these that is to be replaced first.
+    pub validity: Option<Validity>,
+    /// What they are called.
+    pub place: String,
+}
+
+/// Reads revocation lists.
+pub(super) fn parse_crls(file: &Located<Pem>, pem: &[u8]) -> Result<RevocationLists, TlsError> {
     let ders: Vec<CertificateRevocationListDer<'static>> = parse(file, pem, "certificate revocation list")?;
     let useless = |error| content(file, format!("a certificate revocation list that cannot be used: {error}"));
     let mut lists = Vec::new();
     for der in &ders {
         let list = OwnedCertRevocationList::from_der(der).map_err(|error| useless(error.to_string()))?;
         let (_, read) = CertificateRevocationList::from_der(der).map_err(|error| useless(error.to_string()))?;
-        lists.push((read.last_update().timestamp(), CertRevocationList::Owned(list)));
+        let (made, replaced) = (read.last_update().timestamp(), read.next_update());
+        let validity = replaced.map(|replaced| Validity { not_before: made, not_after: replaced.timestamp() });
+        lists.push((made, validity, CertRevocationList::Owned(list)));
     }
-    lists.sort_by_key(|(made, _)| Reverse(*made));
-    Ok(lists.into_iter().map(|(_, list)| list).collect())
+    lists.sort_by_key(|(made, ..)| Reverse(*made));
+    let mut seen = HashSet::new();
+    let newest = lists.iter().filter(|(.., list)| seen.insert(list.issuer()));
+    let validity = newest.filter_map(|(_, validity, _)| *validity).min_by_key(|time| time.not_after);
+    let lists = lists.into_iter().map(|(.., list)| list).collect();
+    Ok(RevocationLists { lists, validity, place: file.value.to_string() })
 }
 
 /// A private key.

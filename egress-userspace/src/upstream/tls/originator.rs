@@ -13,7 +13,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{
-    TlsError, Validity,
+    Dated, TlsError, Validity,
     handshake::{HTTP1, HTTP2},
     material::{Material, Reader, RootsError, Store, content, parse_chain, parse_crls, parse_key, parse_roots},
     refusal::Offer,
@@ -140,10 +140,15 @@ impl Clients {
         self.clients.len()
     }
 
-    /// The certificates that origins are shown, by what they are called.
-    pub fn shown(&self) -> BTreeMap<String, Validity> {
-        let shown = self.clients.iter().filter_map(|(recipe, client)| Some((recipe.client.as_ref()?, client.shown?)));
-        first_to_end(shown.map(|((certificate, _), validity)| (certificate.to_string(), validity)))
+    /// When certificates that origins are shown, and revocation lists that they are looked up in, are over, by what they are called.
+    pub fn times(&self) -> BTreeMap<(Dated, String), Validity> {
+        let shown = self.clients.iter().filter_map(|(recipe, client)| {
+            let (certificate, _) = recipe.client.as_ref()?;
+            Some(((Dated::Certificate, certificate.to_string()), client.shown?))
+        });
+        let lists = self.clients.values().filter_map(|client| client.verifier.expected.as_ref()?.crls.as_ref());
+        let lists = lists.filter_map(|crls| Some(((Dated::RevocationList, crls.place.clone()), crls.validity?)));
+        first_to_end(shown.chain(lists))
     }
 
     /// Whether there are none.
@@ -237,10 +242,10 @@ impl<'a> Workshop<'a> {
     }
 }
 
-/// Of each certificate that which ends first: where another file is bad, a client has that from before which others have anew.
-fn first_to_end(shown: impl Iterator<Item = (String, Validity)>) -> BTreeMap<String, Validity> {
+/// Of what has the same name that which ends first: where another file is bad, a client has that from before which others have anew.
+fn first_to_end<N: Ord>(times: impl Iterator<Item = (N, Validity)>) -> BTreeMap<N, Validity> {
     let mut ends: BTreeMap<_, Validity> = BTreeMap::new();
-    for (name, validity) in shown {
+    for (name, validity) in times {
         let first = ends.entry(name).or_insert(validity);
         if validity.not_after < first.not_after {
             *first = validity;
@@ -349,7 +354,7 @@ fn expected(recipe: &Recipe, settings: &TlsSettings, material: &Material) -> Res
         _ => return Err(RootsError::Missing.into()),
     };
     let crls = match (&settings.crl, &material.crl) {
-        (Some(file), Some(pem)) => Some((parse_crls(file, pem)?, file.value.to_string())),
+        (Some(file), Some(pem)) => Some(parse_crls(file, pem)?),
         (Some(file), None) => return Err(content(file, "it was not read".to_owned())),
         (None, _) => None,
     };

@@ -19,6 +19,7 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 use super::{
     explain::{unproven, wrong_name},
+    material::RevocationLists,
     refusal::Refusal,
     sessions::Sessions,
 };
@@ -42,9 +43,8 @@ pub(super) struct Expected {
     pub trust: Trust,
     /// Of these it must be valid for one, whatever was sent as SNI; if there are none, for the name that was.
     pub names: Option<Vec<ServerName<'static>>>,
-    /// Where nothing of its chain may be, and the file that they are from. There must be a current one of each authority of
-    /// the chain, as with Envoy.
-    pub crls: Option<(Vec<CertRevocationList<'static>>, String)>,
+    /// Where nothing of its chain may be. There must be a current one of each authority of the chain, as with Envoy.
+    pub crls: Option<RevocationLists>,
     /// Of these keys the chain must have one.
     pub pins: Vec<Pin>,
     /// Or else the connection is not used.
@@ -234,7 +234,7 @@ impl Expected {
         now: UnixTime,
         check: &dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error>,
     ) -> Result<(), webpki::Error> {
-        let crls: Vec<_> = self.crls.iter().flat_map(|(crls, _)| crls).collect();
+        let crls: Vec<_> = self.crls.iter().flat_map(|crls| &crls.lists).collect();
         let usage = KeyUsage::server_auth();
         let roots = &self.trust.roots.roots;
         let revocation = revocation(&crls);
