@@ -37,7 +37,7 @@ use self::{
     marked::{MarkedProvider, Marker},
     servers::Servers,
 };
-use crate::{kernel::OwnSockets, policy::HostName};
+use crate::{config::Progress, kernel::OwnSockets, policy::HostName};
 
 /// Time between two look-ups of a name that the hosts file lists. A change of the file is noticed anyway.
 const HOSTS_TTL: Duration = Duration::from_secs(60);
@@ -108,12 +108,13 @@ struct Loaded {
 }
 
 impl Resolver {
-    /// A resolver by the system's files. Where resolv.conf names no server, only the hosts file answers.
+    /// A resolver by the system's files, of which it tells which one it is reading. Where resolv.conf names no server, only the hosts file
+    /// answers.
     ///
     /// # Errors
     /// A file cannot be read, or is malformed.
-    pub fn from_system() -> Result<Self, ResolverError> {
-        Self::by(Files::within(Path::new("/etc")))
+    pub fn from_system(progress: Progress) -> Result<Self, ResolverError> {
+        Self::by(Files::within(Path::new("/etc"), progress))
     }
 
     fn by(files: Files) -> Result<Self, ResolverError> {
@@ -250,7 +251,7 @@ mod tests {
     fn files_that_cannot_be_read_are_tried_again_though_they_do_not_change() {
         for name in ["hosts", "resolv.conf"] {
             let directory = tempfile::tempdir().expect("a directory");
-            let resolver = Resolver::by(Files::within(directory.path())).expect("a resolver");
+            let resolver = Resolver::by(Files::within(directory.path(), Progress::default())).expect("a resolver");
             let changes = resolver.changes();
             let is_read_anew = || changes.has_changed().expect("the resolver is there");
             let path = directory.path().join(name);

@@ -37,6 +37,7 @@ struct First {
     originators: Originators,
     /// Whether all that the policy names is watched.
     watched: io::Result<()>,
+    resolver: Resolver,
 }
 
 impl Configuration {
@@ -53,10 +54,9 @@ impl Configuration {
         let reads = progress.clone();
         let reading =
             beside(move || First::read(sources, &watched, pins.as_deref(), &reads)).map_err(ConfigError::Unread)?;
-        let First { sources, change, originators, watched } = awaited(reading, &progress).await?;
+        let First { sources, change, originators, watched, resolver } = awaited(reading, &progress).await?;
         let mut reload = Reload::default();
         reload.note_watched(watched);
-        let resolver = Resolver::from_system().map_err(|error| AgentError::Resolver(error.to_string()))?;
         let mut names = Names::new(resolver, dns_max_stale);
         names.add(&change.names);
         let table = RouteTable::build(&change.policy, originators, &RouteTable::default(), &names);
@@ -75,7 +75,8 @@ async fn awaited(
             read = &mut reading => return read.unwrap_or_else(|_| Err(ConfigError::panicked().into())),
             () = time::sleep(pause) => tracing::warn!(
                 path = reload::place(progress),
-                "the configuration, or a file that it names, takes long to read, as where a mount hangs; the start waits for it"
+                "the configuration, a file that it names, or one of the resolver takes long to read, as where a mount hangs; the start waits \
+                 for it"
             ),
         }
         pause = (2 * pause).min(MOST_PAUSE);
@@ -98,7 +99,9 @@ impl First {
         let watched = watches.add(&change.watched, progress);
         let originators =
             Originators::make(&change.policy, &RouteTable::default(), progress).map_err(ConfigError::Tls)?;
-        Ok(Self { sources, change, originators, watched })
+        let resolver =
+            Resolver::from_system(progress.clone()).map_err(|error| AgentError::Resolver(error.to_string()))?;
+        Ok(Self { sources, change, originators, watched, resolver })
     }
 }
 

@@ -21,7 +21,7 @@ use self::{
 };
 use super::Place;
 use crate::{
-    config::Diagnostic,
+    config::{Diagnostic, Progress},
     policy::{EndpointAddress, HostName, Policy, Targets, Upstream, UpstreamProtocol, Verify},
     resolve::{ResolveError, Resolver},
     upstream::{
@@ -39,7 +39,7 @@ const ADDRESSES_AT_ONCE: usize = 4;
 /// to resolve for `resolution: NONE`. Nothing but handshakes is sent, through tunnels where the rules have them.
 pub(super) async fn probe(policy: &Policy, names: &[HostName]) -> (Vec<ProbeReport>, Vec<Diagnostic>) {
     let Plan { probes, mut problems } = plan(policy, names);
-    let resolver = match Resolver::from_system() {
+    let resolver = match Resolver::from_system(Progress::default()) {
         Ok(resolver) => resolver,
         Err(error) => return (Vec::new(), vec![no_resolver(&error)]),
     };

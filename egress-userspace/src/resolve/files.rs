@@ -13,6 +13,8 @@ use hickory_resolver::{
     system_conf::parse_resolv_conf,
 };
 
+use crate::config::Progress;
+
 /// Why the node's resolver cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolverError {
@@ -36,16 +38,18 @@ pub(super) type Stamp = [Option<SystemTime>; 2];
 pub(super) struct Files {
     hosts: PathBuf,
     resolv_conf: PathBuf,
+    progress: Progress,
 }
 
 impl Files {
-    /// Those in this directory.
-    pub(super) fn within(directory: &Path) -> Self {
-        Self { hosts: directory.join("hosts"), resolv_conf: directory.join("resolv.conf") }
+    /// Those in this directory. Which one is being read `progress` says.
+    pub(super) fn within(directory: &Path, progress: Progress) -> Self {
+        Self { hosts: directory.join("hosts"), resolv_conf: directory.join("resolv.conf"), progress }
     }
 
     pub(super) fn stamp(&self) -> Stamp {
-        [&self.hosts, &self.resolv_conf].map(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok())
+        let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        [&self.hosts, &self.resolv_conf].map(|path| self.progress.at(path, || modified(path)))
     }
 
     /// What the hosts file lists; nothing if there is none.
@@ -53,7 +57,7 @@ impl Files {
     /// # Errors
     /// It cannot be read.
     pub(super) fn hosts(&self) -> Result<Hosts, ResolverError> {
-        read(&self.hosts, parse_hosts).map(Option::unwrap_or_default)
+        self.read(&self.hosts, parse_hosts).map(Option::unwrap_or_default)
     }
 
     /// What resolv.conf says. Without servers if it names none, and then only the hosts file answers.
@@ -62,21 +66,22 @@ impl Files {
     /// It cannot be read.
     pub(super) fn settings(&self) -> Result<Settings, ResolverError> {
         let missing = || NetError::from("there is no such file");
-        let settings = read(&self.resolv_conf, |text| Ok(Settings::parse(text)))?.unwrap_or_else(|| Err(missing()));
+        let settings = self.read(&self.resolv_conf, |text| Ok(Settings::parse(text)))?;
+        let settings = settings.unwrap_or_else(|| Err(missing()));
         Ok(settings.unwrap_or_else(|error| {
             let (hosts, file) = (self.hosts.display(), self.resolv_conf.display());
             tracing::warn!(%error, "{file} names no usable server; only {hosts} answers");
             Settings::default()
         }))
     }
-}
 
-/// What `parse` makes of a file; None if there is none.
-fn read<T>(path: &Path, parse: impl Fn(&[u8]) -> io::Result<T>) -> Result<Option<T>, ResolverError> {
-    match fs::read(path).and_then(|text| parse(&text)) {
-        Ok(parsed) => Ok(Some(parsed)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(ResolverError::File { file: path.to_owned(), source }),
+    /// What `parse` makes of a file; None if there is none.
+    fn read<T>(&self, path: &Path, parse: impl Fn(&[u8]) -> io::Result<T>) -> Result<Option<T>, ResolverError> {
+        match self.progress.at(path, || fs::read(path)).and_then(|text| parse(&text)) {
+            Ok(parsed) => Ok(Some(parsed)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(ResolverError::File { file: path.to_owned(), source }),
+        }
     }
 }
 

@@ -245,6 +245,29 @@ fn a_start_says_which_file_it_waits_for() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_start_says_which_file_of_the_resolver_it_waits_for() -> Result<()> {
+    let bed = TestBed::builder("start-resolver").host(HOST).build()?;
+    let config = bed.config_dir()?;
+    config.write("rules.yaml", RULES)?;
+    for file in ["resolv.conf", "hosts"] {
+        // What those see of it that start from now on.
+        let pipe = bed.dir().join(file);
+        fs::remove_file(&pipe)?;
+        mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let mut agent = Agent::spawn(&bed, &AgentOptions::new(config.path()))?;
+        let named = format!("/etc/{file}");
+        let waits = |line: &str| line.contains("takes long to read") && line.contains(&named);
+        agent.process().wait_for_line("what it waits for", waits)?;
+        agent.process().signal(Signal::SIGTERM)?;
+        let ended = agent.wait()?;
+        ensure!(ended.success() && agent.log_text().contains("before the start was complete"), "{}", agent.log_text());
+        fs::remove_file(&pipe)?;
+        fs::write(&pipe, "")?;
+    }
+    Ok(())
+}
+
 /// Waits until the agent reads a pipe. Gives the other end.
 fn read_by_agent(pipe: &Path) -> Result<fs::File> {
     // This succeeds only while somebody reads.
