@@ -172,9 +172,24 @@ fn roots_of_the_machine_that_cannot_be_read_for_now_stay_in_use() -> Result<()> 
 
     fs::copy(bed.pki().ca_file(), &next)?;
     fs::rename(&next, &root)?;
-    wait_until("all to be good", PATIENCE, || {
-        agent.metrics().is_ok_and(|metrics| metrics.sum("egress_configuration_current", &[]) == 1.0)
-    })?;
+    let are_good = |agent: &Agent<'_>| {
+        let is_current =
+            || agent.metrics().is_ok_and(|metrics| metrics.sum("egress_configuration_current", &[]) == 1.0);
+        wait_until("all to be good", PATIENCE, is_current)
+    };
+    are_good(&agent)?;
+    ensure!(ask()? == [200]);
+
+    // Nor is a directory gone that cannot be looked at.
+    let mark = agent.process().stderr_mark();
+    fs::rename(&directory, &next)?;
+    symlink("roots", &directory)?;
+    agent.process().wait_for_line_after(mark, "the mistake", |line| line.contains(REASON) && line.contains(&also))?;
+    agent.process().wait_for_line_after(mark, "what follows", |line| line.contains("before stays in use"))?;
+    ensure!(ask()? == [200]);
+    fs::remove_file(&directory)?;
+    fs::rename(&next, &directory)?;
+    are_good(&agent)?;
     ensure!(ask()? == [200]);
     // They are the same again, and nobody's connection is to go for that.
     ensure!(origin.connections() == 1, "{:?}", origin.requests());

@@ -103,6 +103,8 @@ pub(super) struct Store {
     contents: HashMap<Pem, Content>,
     /// None before they are read.
     system_roots: Option<Result<Arc<RootCertStore>, RootsError>>,
+    /// Where they were found when they were last read.
+    places: Vec<PathBuf>,
 }
 
 /// Reads into a store what is not there yet.
@@ -139,10 +141,15 @@ impl Reader<'_> {
             return roots.clone();
         }
         // Which of them it is at, the library does not tell.
-        let places = PathBuf::from(env::join_paths(root_places()).unwrap_or_default());
-        let found = progress.at(&places, rustls_native_certs::load_native_certs);
-        let roots = match found.errors.iter().find(|error| is_passing(error)) {
-            Some(error) => Err(RootsError::Unread(error.to_string())),
+        let places = root_places();
+        let (found, hidden) = progress.at(&PathBuf::from(env::join_paths(&places).unwrap_or_default()), || {
+            let found = rustls_native_certs::load_native_certs();
+            (found, before.places.iter().find_map(|place| hidden(place)))
+        });
+        let unread = found.errors.iter().find(|error| is_passing(error)).map(ToString::to_string).or(hidden);
+        store.places = if unread.is_some() { before.places.clone() } else { places };
+        let roots = match unread {
+            Some(why) => Err(RootsError::Unread(why)),
             None => {
                 for error in &found.errors {
                     tracing::warn!(%error, "a root certificate could not be loaded");
@@ -159,6 +166,13 @@ impl Reader<'_> {
         store.system_roots = Some(roots.clone());
         roots
     }
+}
+
+/// Why it cannot be said whether a place is there. The library takes it for one that is not.
+fn hidden(place: &Path) -> Option<String> {
+    let error = fs::metadata(place).err()?;
+    let is_gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    (!is_gone).then(|| format!("{error} at '{}'", place.display()))
 }
 
 /// Whether a certificate was not read for what may pass, and says nothing of it: others that are missing, or are none, are
