@@ -9,6 +9,7 @@ mod index;
 mod reach;
 mod reports;
 mod routes;
+mod same_host;
 mod settings;
 mod twice;
 mod upstream;
@@ -47,6 +48,7 @@ pub(super) fn compile<'d>(
     let mut compiler = Compiler::new(&index, reports);
     compiler.compile();
     compiler.check_twice();
+    compiler.check_same_host();
     compiler.leave_tls_alone();
     for service in compiler.check_covered() {
         compiler.check_clear_text(service);

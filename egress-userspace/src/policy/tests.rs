@@ -5,6 +5,7 @@ mod credentials;
 mod exceptions;
 mod fields;
 mod nothing_lost;
+mod same_host;
 mod twice;
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
@@ -378,10 +379,6 @@ fn refused() {
             entry("a.com", HTTP) + &entry("A.com", &HTTP.replace("443", "444")) + &destination("a.com", SIMPLE),
             "@9: spec.ports[0].number: port 80 of a.com is already defined at @4, with another targetPort, and Istio would take the older \
              one; make one of the two",
-        ),
-        (
-            entry("a.com", HTTP) + &destination("a.com", SIMPLE) + &destination("a.com.", SIMPLE),
-            "@14: spec.host: a.com has a DestinationRule already, at @9; make one of the two",
         ),
         (
             entry("a.com", &nine_ports) + &destination("a.com", SIMPLE),

@@ -67,7 +67,9 @@ impl<'d> Compiler<'_, 'd> {
     /// Of several rules for a host it is one whose annotations count. What others ask for must not be lost without a word.
     fn check_annotations(&mut self, host: &HostPattern, destinations: &Destinations<'_>, is_known: bool) {
         let Some((main, _)) = destinations.main() else { return };
-        let others = destinations.rules.iter().map(|(rule, _)| rule).filter(|rule| is_annotated(rule));
+        // Of those with a trafficPolicy as well it is said already that they differ.
+        let others = destinations.rules.iter().map(|(rule, _)| rule).filter(|rule| rule.traffic_policy.is_none());
+        let others = others.filter(|rule| is_annotated(rule));
         for rule in others.filter(|rule| rule.annotations != main.annotations) {
             let text = format!(
                 "the annotations for {host} are those of its DestinationRule at {}, whose trafficPolicy counts, and they are \

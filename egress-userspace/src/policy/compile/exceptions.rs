@@ -16,6 +16,7 @@ use super::{
     is_http,
     reports::{Reports, restricted},
     routes::applicable,
+    settings::Destinations,
 };
 use crate::{
     config::{
@@ -52,7 +53,7 @@ impl<'d> Index<'d> {
                 }
                 continue;
             };
-            let limit = destinations.main().and_then(|(rule, _)| limit(rule)).or(exported(&service.entry.export_to));
+            let limit = limit_of_all(destinations).or(exported(&service.entry.export_to));
             if limit.is_none() {
                 return Some(Disabled { tls, limit });
             }
@@ -96,9 +97,17 @@ fn is_answered(route: &Route) -> bool {
 }
 
 /// What has a rule hold for some pods alone.
-fn limit(rule: &DestinationRule) -> Option<Limit<'_>> {
+pub(super) fn limit(rule: &DestinationRule) -> Option<Limit<'_>> {
     let selector = rule.workload_selector.as_ref().map(|selector| ("workloadSelector", &selector.location));
     selector.or(exported(&rule.export_to))
+}
+
+/// The same where several say it: one that holds for all pods is enough.
+fn limit_of_all<'d>(destinations: &Destinations<'d>) -> Option<Limit<'d>> {
+    let mut limits =
+        destinations.rules.iter().filter(|(rule, _)| rule.traffic_policy.is_some()).map(|(rule, _)| limit(rule));
+    let first = limits.next()??;
+    limits.all(|other| other.is_some()).then_some(first)
 }
 
 fn exported(export_to: &Option<Located<Vec<String>>>) -> Option<Limit<'_>> {
@@ -111,7 +120,8 @@ impl Compiler<'_, '_> {
     pub(super) fn check_disabled(&mut self, ports: &HashMap<*const DestinationRule, BTreeSet<NonZeroU16>>) {
         let wildcards = wildcard_rules(&self.rules);
         for (host, destinations) in self.index.destinations.iter() {
-            let Some((rule, _)) = destinations.main().filter(|(rule, _)| disables(rule) && limit(rule).is_none())
+            let Some((rule, _)) =
+                destinations.main().filter(|(rule, _)| disables(rule) && limit_of_all(destinations).is_none())
             else {
                 continue;
             };

@@ -114,7 +114,7 @@ impl<'d> Index<'d> {
         for document in documents {
             let (_, namespace) = named(document);
             match &document.resource {
-                Resource::DestinationRule(rule) => index.add_destination_rule(rule, namespace, reports),
+                Resource::DestinationRule(rule) => index.add_destination_rule(rule, namespace),
                 Resource::VirtualService(service) => index.add_virtual_service(service, reports),
                 Resource::BackendTlsPolicy(policy) => index.add_policy(policy, namespace, &entries, reports),
                 _ => {}
@@ -137,37 +137,8 @@ impl<'d> Index<'d> {
         }
     }
 
-    fn add_destination_rule(&mut self, rule: &'d DestinationRule, namespace: Namespace<'d>, reports: &mut Reports) {
-        // What a cluster's own services have, be it in several namespaces, is no business of ours.
-        let is_of_mesh = self.is_of_mesh(&rule.host.value);
+    fn add_destination_rule(&mut self, rule: &'d DestinationRule, namespace: Namespace<'d>) {
         let destinations = self.destinations.entry(&rule.host.value, || Destinations { rules: Vec::new() });
-        if let Some((first, _)) = destinations.rules.first().filter(|_| !is_of_mesh) {
-            let (host, place) = (&rule.host.value, &first.host.location);
-            let is_decided = destinations.rules.iter().any(|(rule, _)| rule.traffic_policy.is_some());
-            reports.at(
-                &rule.host,
-                if is_decided && rule.traffic_policy.is_some() {
-                    Code::Conflict.because(format!(
-                        "{host} has a DestinationRule already, at {place}; make one of the two"
-                    ))
-                } else {
-                    Code::Merged.because(format!(
-                        "{host} has a DestinationRule already, at {place}: as in Istio, the subsets of both are in force, and \
-                         the one trafficPolicy; make one of the two"
-                    ))
-                },
-            );
-            let known: Vec<_> = destinations.subsets().map(|(subset, _)| subset).collect();
-            for subset in &rule.subsets {
-                if let Some(first) = known.iter().find(|first| first.name.value == subset.name.value) {
-                    let text = format!(
-                        "subset {} of {host} is already defined at {}; remove one of them",
-                        subset.name.value, first.name.location,
-                    );
-                    reports.at(&subset.name, Code::Conflict.because(text));
-                }
-            }
-        }
         destinations.rules.push((rule, namespace));
     }
 

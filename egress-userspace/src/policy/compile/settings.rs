@@ -86,6 +86,13 @@ impl<'d> Destinations<'d> {
 }
 
 impl<'d> Settings<'d> {
+    /// What one policy says of a port.
+    pub(super) fn of(policy: &'d TrafficPolicy, port: NonZeroU16, namespace: Namespace<'d>) -> Self {
+        let mut settings = Self::default();
+        settings.apply(Some(policy), port, namespace);
+        settings
+    }
+
     /// What `policy` says counts from now on. As in Istio it replaces field by field, and its settings for a port replace
     /// all four of theirs, even by nothing.
     fn apply(&mut self, policy: Option<&'d TrafficPolicy>, port: NonZeroU16, namespace: Namespace<'d>) {

@@ -23,7 +23,9 @@ fn services_of_several_namespaces_have_the_same_name() {
         + &resource("DestinationRule", "b", "host: reviews, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}");
     assert_eq!(outcome_beside(&rules), "");
     // With an entry it is one host.
-    let conflict = "@9: spec.host: reviews has a DestinationRule already, at @4; make one of the two";
+    let conflict = "@9: spec.host: reviews has a DestinationRule already, at @4, which differs in loadBalancer, and in Istio the namespace of \
+                    the client would decide; make one of the two";
+    let rules = rules.replace("loadBalancer", "tls: {mode: SIMPLE}, loadBalancer");
     assert_eq!(outcome_beside(&(rules + &entry("reviews", HTTP))), conflict);
 
     let service = |namespace: &str, to: &str| {
