@@ -66,6 +66,12 @@ impl<'d> Index<'d> {
     pub(super) fn excepted(&self, service: Service<'d>, wider: &HostPattern) -> Option<&'d Located<Tls>> {
         self.disabled(service, wider).filter(|disabled| disabled.limit.is_none()).map(|disabled| disabled.tls)
     }
+
+    /// Whether any rule says of some port of a host that there is to be none.
+    pub(super) fn is_disabled_for(&self, host: &HostPattern) -> bool {
+        let mut rules = self.destinations.covering(host).flat_map(|(_, destinations)| &destinations.rules);
+        rules.any(|(rule, _)| disables(rule))
+    }
 }
 
 /// The exception for a port that is to have no TLS, unless there are routes that answer what is sent there: what is left alone gets past

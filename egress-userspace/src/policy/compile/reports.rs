@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::index::Index;
+use super::{check::disables, index::Index};
 use crate::config::{
     Code, Diagnostic, Document, Foreign, Located, Message, Resource, Severity, Unread,
     destination_rule::{DestinationRule, Tls, WorkloadSelector},
@@ -97,10 +97,19 @@ pub(super) fn report_no_effect(
     index: &Index<'_>,
     reports: &mut Reports,
 ) {
-    const KUBERNETES: &str = "is in force in Kubernetes alone: here this holds for all applications";
+    let limited = |what: &str| {
+        let is_disabled = match &document.resource {
+            Resource::ServiceEntry(entry) => entry.hosts.iter().any(|host| index.is_disabled_for(&host.value)),
+            Resource::DestinationRule(rule) => disables(rule),
+            _ => false,
+        };
+        let but = if is_disabled { ", but mode DISABLE makes no exception by it to the TLS of a wildcard" } else { "" };
+        Code::NoEffect
+            .because(format!("{what} is in force in Kubernetes alone: here this holds for all applications{but}"))
+    };
     let mut visible = |export_to: &Option<Located<Vec<String>>>| {
         if let Some(place) = restricted(export_to) {
-            reports.at(place, Code::NoEffect.because(format!("exportTo {KUBERNETES}")));
+            reports.at(place, limited("exportTo"));
         }
     };
     match &document.resource {
@@ -111,7 +120,7 @@ pub(super) fn report_no_effect(
         Resource::DestinationRule(rule) => {
             visible(&rule.export_to);
             if let Some(selector) = &rule.workload_selector {
-                reports.at(selector, Code::NoEffect.because(format!("workloadSelector {KUBERNETES}")));
+                reports.at(selector, limited("workloadSelector"));
             } else {
                 report_credentials(rule, reports);
             }

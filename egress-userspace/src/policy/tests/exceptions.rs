@@ -119,11 +119,22 @@ fn what_disables_tls_for_some_pods_makes_no_exception_for_all() {
         (own.clone() + &limited(&disabled, "exportTo: ['.']"), "exportTo at @19"),
         (exported + &disabled, "exportTo at @14"),
         (own.clone() + &limited(&disabled, "exportTo: ['*']"), ""),
+        // What asks for TLS holds for all of them.
+        (own.replace("spec: {", "spec: {exportTo: [team], "), ""),
+        (own.clone() + &limited(&destination("www.a.com", SIMPLE), "exportTo: [team]"), ""),
     ] {
         let found = outcome(&(wildcard.clone() + &text));
         let by_wildcard = "*.a.com:80 -> original:443 verify=request (@9)\n";
-        assert!(found.starts_with(by_wildcard), "{found}");
-        assert_eq!(found.contains("www.a.com:80 in clear"), limit.is_empty(), "{found}");
+        assert!(found.contains(by_wildcard), "{found}");
+        let is_disabled = text.contains("DISABLE");
+        assert_eq!(found.contains("www.a.com:80 in clear"), limit.is_empty() && is_disabled, "{found}");
+        if let Some(said) = found.lines().find(|line| line.contains("is in force in Kubernetes alone")) {
+            let all = "here this holds for all applications";
+            let but = ", but mode DISABLE makes no exception by it to the TLS of a wildcard";
+            assert!(said.ends_with(&format!("{all}{}", if is_disabled { but } else { "" })), "{found}");
+        } else {
+            assert!(text.contains("exportTo: ['*']"), "{found}");
+        }
         let expected = format!(
             "requests for www.a.com and port 80 go over TLS all the same, by what is said of *.a.com at @9, which has them too, as mode \
              DISABLE at @19 is for some pods alone by the {limit}, and here one rule is for all; remove that if they are to leave in clear \
