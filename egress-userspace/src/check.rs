@@ -8,7 +8,7 @@ use serde::Serialize;
 use self::probe::ProbeReport;
 use crate::{
     config::{self, Diagnostic, Errors, Location, Severity, Source},
-    policy::{HostName, Policy},
+    policy::{Exception, HostName, Policy},
     upstream::tls::{Clients, Workshop},
 };
 
@@ -22,6 +22,8 @@ mod tests;
 pub struct Report {
     /// What becomes of requests, in the order of host and port; empty where a document cannot be read.
     pub rules: Vec<RuleReport>,
+    /// What rules for wildcards are not for, in the same order.
+    pub exceptions: Vec<ExceptionReport>,
     /// What was seen of the rules' upstreams, if they were probed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<Vec<ProbeReport>>,
@@ -44,6 +46,17 @@ pub struct RuleReport {
     pub location: Place,
     /// The routes, of which the first that a request matches counts.
     pub routes: Vec<RouteReport>,
+}
+
+/// A port of a host that is left in clear, though a rule for a wildcard has it.
+#[derive(Debug, Serialize)]
+pub struct ExceptionReport {
+    /// The host, or a wildcard.
+    pub host: String,
+    /// The port that applications connect to.
+    pub port: u16,
+    /// Where that is written.
+    pub location: Place,
 }
 
 /// A route in words.
@@ -129,15 +142,21 @@ impl Report {
     fn new(policy: &Policy, mut diagnostics: Vec<Diagnostic>, probes: Option<Vec<ProbeReport>>) -> Self {
         diagnostics.sort();
         diagnostics.dedup();
-        let exceptions = policy.exceptions().iter();
-        let described = policy.rules().map(|rule| ((&rule.host, rule.port), summary::describe(rule)));
-        let mut rules: Vec<_> =
-            described.chain(exceptions.map(|it| ((&it.host, it.port), summary::describe_exception(it)))).collect();
-        rules.sort_by_key(|(place, _)| *place);
-        let rules = rules.into_iter().map(|(_, rule)| rule).collect();
         let errors = diagnostics.iter().filter(|found| found.severity() == Severity::Error).count();
-        let warnings = diagnostics.len() - errors;
-        Self { rules, probes, diagnostics: diagnostics.into_iter().map(Finding::from).collect(), errors, warnings }
+        Self {
+            rules: policy.rules().map(|rule| summary::describe(rule)).collect(),
+            exceptions: policy.exceptions().iter().map(ExceptionReport::from).collect(),
+            probes,
+            warnings: diagnostics.len() - errors,
+            diagnostics: diagnostics.into_iter().map(Finding::from).collect(),
+            errors,
+        }
+    }
+}
+
+impl From<&Exception> for ExceptionReport {
+    fn from(Exception { host, port, location }: &Exception) -> Self {
+        Self { host: host.to_string(), port: *port, location: Place::from(location) }
     }
 }
 
@@ -189,6 +208,12 @@ impl fmt::Display for RuleReport {
     }
 }
 
+impl fmt::Display for ExceptionReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}:{} -> left in clear, by mode DISABLE ({})", self.host, self.port, self.location)
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} [{} {}] ({}", self.severity, self.code, self.name, self.location)?;
@@ -208,6 +233,9 @@ impl fmt::Display for Report {
         for rule in &self.rules {
             writeln!(f, "{rule}")?;
         }
+        for exception in &self.exceptions {
+            writeln!(f, "{exception}")?;
+        }
         for probe in self.probes.iter().flatten() {
             writeln!(f, "{probe}")?;
         }
@@ -218,12 +246,10 @@ impl fmt::Display for Report {
             writeln!(f, "there is no host with TLS origination: nothing would be intercepted")?;
         }
         let plural = |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-        write!(
-            f,
-            "{}, {}, {}",
-            plural(self.rules.len(), "rule"),
-            plural(self.errors, "error"),
-            plural(self.warnings, "warning"),
-        )
+        write!(f, "{}, ", plural(self.rules.len(), "rule"))?;
+        if !self.exceptions.is_empty() {
+            write!(f, "{}, ", plural(self.exceptions.len(), "exception"))?;
+        }
+        write!(f, "{}, {}", plural(self.errors, "error"), plural(self.warnings, "warning"))
     }
 }

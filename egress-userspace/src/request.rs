@@ -301,6 +301,7 @@ impl Conversation {
         if let Some(route) = route {
             return self.by_rule(&route, host, head, content, record).await;
         }
+        record.exception(self.worker.routes.load().exception(host.as_str(), port));
         let sending = Sending {
             routed: Routed::PassThrough { http2: head.version == Version::HTTP_2 },
             trailers: headers::takes_trailers(head.version, &head.fields),

@@ -95,21 +95,25 @@ enum Said {
     /// Its requests go by this route.
     Route(Arc<Route>),
     /// They are left as they are, whatever is said of a wildcard.
-    Excepted(u16),
+    Excepted {
+        port: u16,
+        /// The line that says so.
+        by: Arc<str>,
+    },
 }
 
 impl Said {
     fn port(&self) -> u16 {
         match self {
             Self::Route(route) => route.rule.port,
-            Self::Excepted(port) => *port,
+            Self::Excepted { port, .. } => *port,
         }
     }
 
     fn route(&self) -> Option<&Arc<Route>> {
         match self {
             Self::Route(route) => Some(route),
-            Self::Excepted(_) => None,
+            Self::Excepted { .. } => None,
         }
     }
 }
@@ -176,12 +180,25 @@ impl RouteTable {
     /// The most specific rule for that port counts, as in Istio. An IP address stands for the host of the rule that lists it
     /// among its addresses; of several, that of the smallest network, and of those with the same one the first by name.
     pub fn route(&self, host: &str, port: u16) -> Option<&Arc<Route>> {
-        let wildcards = parents(host).filter_map(|parent| self.wildcards.get(parent));
-        let mut covering = self.exact.get(host).into_iter().chain(wildcards).flatten();
-        match covering.find(|said| said.port() == port) {
+        match self.said(host, port) {
             Some(said) => said.route(),
             None => self.route_by_address(host.trim_matches(['[', ']']).parse::<IpAddr>().ok()?.to_canonical(), port),
         }
+    }
+
+    /// Where it is said that requests to `host` on `port` are left as they are, though they are among those of a wildcard.
+    pub fn exception(&self, host: &str, port: u16) -> Option<&Arc<str>> {
+        match self.said(host, port)? {
+            Said::Excepted { by, .. } => Some(by),
+            Said::Route(_) => None,
+        }
+    }
+
+    /// The most specific that is said of a port.
+    fn said(&self, host: &str, port: u16) -> Option<&Said> {
+        let wildcards = parents(host).filter_map(|parent| self.wildcards.get(parent));
+        let mut covering = self.exact.get(host).into_iter().chain(wildcards).flatten();
+        covering.find(|said| said.port() == port)
     }
 
     /// The route for the one host that has this address, as far as is known without what applications were told. None if others have
@@ -278,7 +295,8 @@ impl RouteTable {
             table.add(rule, clusters, previous);
         }
         for exception in policy.exceptions() {
-            table.say(&exception.host, Said::Excepted(exception.port));
+            let by = exception.location.to_string().into();
+            table.say(&exception.host, Said::Excepted { port: exception.port, by });
         }
         table
     }

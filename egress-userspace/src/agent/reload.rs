@@ -259,6 +259,7 @@ impl Agent {
         self.metrics.policy_applied.inc();
         self.metrics.configuration_current.set(1);
         self.metrics.rules.set(rules as i64);
+        self.metrics.exceptions.set(self.policy.exceptions().len() as i64);
         let times = self.routes.load().times();
         self.metrics.expirations(&times);
         self.certificates.set(times);

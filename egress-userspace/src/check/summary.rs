@@ -6,9 +6,9 @@ use super::{Place, RouteReport, RuleReport};
 use crate::{
     head::host_of,
     policy::{
-        Abort, Action, EndpointAddress, Exception, Fault, HeaderChanges, HeaderMatch, HeaderOperations, HostName,
-        HostPattern, HttpRoute, Match, PathRewrite, PinsMode, Redirect, RedirectPath, RedirectPort, Requirements,
-        Rewrite, Roots, Rule, Share, Targets, TextMatch, TlsSettings, TlsVersion, Upstream, Verify, Weighted,
+        Abort, Action, EndpointAddress, Fault, HeaderChanges, HeaderMatch, HeaderOperations, HostName, HostPattern,
+        HttpRoute, Match, PathRewrite, PinsMode, Redirect, RedirectPath, RedirectPort, Requirements, Rewrite, Roots,
+        Rule, Share, Targets, TextMatch, TlsSettings, TlsVersion, Upstream, Verify, Weighted,
     },
     upstream::tunnel,
 };
@@ -20,17 +20,6 @@ pub(super) fn describe(rule: &Rule) -> RuleReport {
         port: rule.port,
         location: Place::from(&rule.location),
         routes: rule.routes.iter().map(|route| describe_route(rule, route)).collect(),
-    }
-}
-
-/// What is left as it is though a rule for a wildcard has it.
-pub(super) fn describe_exception(exception: &Exception) -> RuleReport {
-    let then = format!("left in clear, by mode DISABLE ({})", exception.location);
-    RuleReport {
-        host: exception.host.to_string(),
-        port: exception.port,
-        location: Place::from(&exception.location),
-        routes: vec![RouteReport { when: None, then, location: Place::from(&exception.location) }],
     }
 }
 

@@ -101,6 +101,27 @@ fn json_has_all_of_it() {
     assert_eq!(json["rules"][0]["routes"][0]["when"], serde_json::Value::Null);
     assert_eq!(json["rules"][0]["routes"][0]["location"]["line"], 28);
 
+    // What is left in clear is no rule.
+    let directory = tempfile::tempdir().expect("a directory");
+    let resources = |host: &str, resolution: &str, mode: &str| {
+        format!(
+            "kind: ServiceEntry\napiVersion: networking.istio.io/v1\nmetadata: {{name: x}}\nspec: {{hosts: ['{host}'], ports: [{{number: 80, \
+             name: a, protocol: HTTP}}], resolution: {resolution}}}\n---\nkind: DestinationRule\napiVersion: networking.istio.io/v1\nmetadata: \
+             {{name: x}}\nspec: {{host: '{host}', trafficPolicy: {{tls: {{mode: {mode}}}}}}}\n---\n"
+        )
+    };
+    let text = resources("*.a.com", "NONE", "SIMPLE") + &resources("b.a.com", "DNS", "DISABLE");
+    fs::write(directory.path().join("rules.yaml"), text).expect("a file");
+    let report = check(&[Source::Path(directory.path().to_owned())]);
+    let json = serde_json::to_value(&report).expect("JSON");
+    let hosts = |list: &str| {
+        let list = json[list].as_array().into_iter().flatten();
+        list.map(|one| (one["host"].clone(), one["location"]["line"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(hosts("rules"), [("*.a.com".into(), 9.into())]);
+    assert_eq!(hosts("exceptions"), [("b.a.com".into(), 19.into())]);
+    assert!(report.to_string().ends_with("\n1 rule, 1 exception, 0 errors, 1 warning"), "{report}");
+
     let report = check(&[Source::Path("src/check/tests/nowhere.yaml".into())]);
     let finding = &serde_json::to_value(&report).expect("JSON")["diagnostics"][0];
     assert_eq!(finding["code"], "EG0001");

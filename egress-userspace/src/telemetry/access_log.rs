@@ -25,7 +25,7 @@ use crate::{
 pub enum Outcome {
     /// Sent over TLS to a configured host.
     Upgraded,
-    /// Sent on as it came: no rule names its host.
+    /// Sent on as it came: no rule names its host, or one says that it is left as it is.
     PassedThrough,
     /// Answered by its route, which asks no origin.
     Answered,
@@ -97,6 +97,7 @@ pub struct Record {
     received: u64,
     sent: u64,
     route: Option<Arc<str>>,
+    exception: Option<Arc<str>>,
     retries: u32,
     upstream: Option<(Rc<ConnectionInfo>, bool)>,
     /// What the outcome is if the response reaches its end.
@@ -121,6 +122,7 @@ impl Record {
             received: 0,
             sent: 0,
             route: None,
+            exception: None,
             retries: 0,
             upstream: None,
             intended: Outcome::Aborted,
@@ -139,6 +141,11 @@ impl Record {
     /// Notes the name of the route that it falls under, if that has one.
     pub fn route(&mut self, name: Option<&Arc<str>>) {
         self.route = name.cloned();
+    }
+
+    /// Notes where it is said that it is left as it is, if that is why it is.
+    pub fn exception(&mut self, by: Option<&Arc<str>>) {
+        self.exception = by.cloned();
     }
 
     /// Counts that it is sent again, as its route wants.
@@ -243,6 +250,9 @@ impl Drop for Record {
             });
             if let Some(route) = &self.route {
                 line.text(name!("route"), route);
+            }
+            if let Some(exception) = &self.exception {
+                line.text(name!("exception"), exception);
             }
             if self.retries > 0 {
                 line.number(name!("retries"), self.retries.into());

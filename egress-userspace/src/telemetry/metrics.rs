@@ -69,6 +69,8 @@ pub struct Metrics {
     revocation_lists: Family<FileLabel, Gauge>,
     /// Rules in force.
     pub rules: Gauge,
+    /// What rules for wildcards are not for.
+    pub exceptions: Gauge,
     /// Addresses and networks that are intercepted.
     pub destinations: Gauge,
     /// Addresses that are intercepted in single namespaces, as applications there were told of them; counted once a minute.
@@ -217,6 +219,12 @@ impl Metrics {
         );
         let rules = Gauge::default();
         registry.register("rules", "Rules in force", rules.clone());
+        let exceptions = Gauge::default();
+        registry.register(
+            "exceptions",
+            "Ports of hosts that are left in clear, as it is said of them, though a rule for a wildcard has them",
+            exceptions.clone(),
+        );
         let destinations = Gauge::default();
         registry.register("destinations", "Addresses and networks that are intercepted", destinations.clone());
         let learned = Gauge::default();
@@ -271,6 +279,7 @@ impl Metrics {
             certificates,
             revocation_lists,
             rules,
+            exceptions,
             destinations,
             learned,
             namespaces,

@@ -309,6 +309,13 @@ fn a_host_below_a_wildcard_is_left_in_clear_where_its_own_rule_says_so() -> Resu
         Ok(())
     };
     check("in clear: plain.cnn.com\n")?;
+    let said = format!("{}:", config.path().join("plain.yaml").display());
+    for record in agent.wait_for_records(3)? {
+        let is_excepted = record.text("exception").starts_with(&said);
+        ensure!(is_excepted == (record.text("outcome") == "passed_through"), "{record:?}");
+    }
+    let metrics = agent.metrics()?;
+    ensure!(metrics.sum("egress_rules", &[]) == 1.0 && metrics.sum("egress_exceptions", &[]) == 1.0);
     // Without a word of it it is like all others.
     let silent = rules(PLAIN).replace("tls:\n          mode: SIMPLE", "connectionPool: {tcp: {maxConnections: 9}}");
     agent.apply(|| config.write("plain.yaml", &silent))?;
