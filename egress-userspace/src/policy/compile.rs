@@ -6,6 +6,7 @@ mod exceptions;
 mod host_map;
 mod http;
 mod index;
+mod namespaces;
 mod reach;
 mod reports;
 mod routes;
@@ -49,6 +50,7 @@ pub(super) fn compile<'d>(
     compiler.compile();
     compiler.check_twice();
     compiler.check_same_host();
+    compiler.check_namespaces();
     compiler.leave_tls_alone();
     for service in compiler.check_covered() {
         compiler.check_clear_text(service);
@@ -341,7 +343,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
         upstream
     }
 
-    fn check_same_port(&mut self, Service { host, port, entry }: Service<'d>, upstream: &Shared) {
+    fn check_same_port(&mut self, Service { host, port, entry, .. }: Service<'d>, upstream: &Shared) {
         let number = port.number.value.get();
         let is_same_port = match &upstream.targets {
             Targets::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.port == number),

@@ -121,7 +121,7 @@ impl<'d> Compiler<'_, 'd> {
                          leave its port out"
                     ),
                     Some((disabled, (what, limit))) => format!(
-                        "as mode DISABLE at {disabled} is for some pods alone by the {what} at {limit}, and here one rule is for all; remove \
+                        "as mode DISABLE at {disabled} is for some pods alone by the {what} at {limit}, and here one rule is for all; change \
                          that if they are to leave in clear from all pods"
                     ),
                 };

@@ -12,7 +12,7 @@ use super::{
     Compiler,
     check::{asks_for_tls, disables, wildcard_rules},
     host_map::HostMap,
-    index::{Index, Service},
+    index::{Index, Namespace, Service},
     is_http,
     reports::{Reports, restricted},
     routes::applicable,
@@ -36,7 +36,7 @@ pub(super) struct Disabled<'d> {
 }
 
 /// A field that limits, and where it is.
-type Limit<'d> = (&'static str, &'d Location);
+pub(super) type Limit<'d> = (&'static str, &'d Location);
 
 impl<'d> Index<'d> {
     /// Where it is said of a port of a host that there is to be no TLS, closer to it than at `wider`. What limits all that says so is
@@ -53,7 +53,8 @@ impl<'d> Index<'d> {
                 }
                 continue;
             };
-            let limit = limit_of_all(destinations).or(exported(&service.entry.export_to));
+            let limit_of_one = |rule, namespace| limit(rule).or_else(|| self.outside(rule, namespace, service));
+            let limit = limit_of_all(destinations, limit_of_one).or(exported(&service.entry.export_to));
             if limit.is_none() {
                 return Some(Disabled { tls, limit });
             }
@@ -109,9 +110,12 @@ pub(super) fn limit(rule: &DestinationRule) -> Option<Limit<'_>> {
 }
 
 /// The same where several say it: one that holds for all pods is enough.
-fn limit_of_all<'d>(destinations: &Destinations<'d>) -> Option<Limit<'d>> {
-    let mut limits =
-        destinations.rules.iter().filter(|(rule, _)| rule.traffic_policy.is_some()).map(|(rule, _)| limit(rule));
+fn limit_of_all<'d>(
+    destinations: &Destinations<'d>,
+    limit: impl Fn(&'d DestinationRule, Namespace<'d>) -> Option<Limit<'d>>,
+) -> Option<Limit<'d>> {
+    let deciding = destinations.rules.iter().filter(|(rule, _)| rule.traffic_policy.is_some());
+    let mut limits = deciding.map(|&(rule, namespace)| limit(rule, namespace));
     let first = limits.next()??;
     limits.all(|other| other.is_some()).then_some(first)
 }
@@ -126,9 +130,8 @@ impl Compiler<'_, '_> {
     pub(super) fn check_disabled(&mut self, ports: &HashMap<*const DestinationRule, BTreeSet<NonZeroU16>>) {
         let wildcards = wildcard_rules(&self.rules);
         for (host, destinations) in self.index.destinations.iter() {
-            let Some((rule, _)) =
-                destinations.main().filter(|(rule, _)| disables(rule) && limit_of_all(destinations).is_none())
-            else {
+            let is_for_all = limit_of_all(destinations, |rule, _| limit(rule)).is_none();
+            let Some((rule, _)) = destinations.main().filter(|(rule, _)| disables(rule) && is_for_all) else {
                 continue;
             };
             let known = ports.get(&ptr::from_ref(rule));

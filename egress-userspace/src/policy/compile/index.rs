@@ -35,6 +35,8 @@ pub(super) struct Index<'d> {
     pub(super) virtual_services: HostMap<'d, Vec<Routed<'d>>>,
     /// Ports that several entries have: what the first says, which counts, and what another does.
     pub(super) twice: Vec<(Service<'d>, Service<'d>)>,
+    /// The namespaces of those others, by host.
+    pub(super) others: HashMap<&'d HostPattern, Vec<Namespace<'d>>>,
     /// Hosts of which a `BackendTLSPolicy` means a port by its name.
     pub(super) sections: HashSet<&'d HostPattern>,
     policies: HashMap<(&'d HostPattern, NonZeroU16), TlsPolicy<'d>>,
@@ -49,6 +51,7 @@ pub(super) struct Service<'d> {
     pub(super) host: &'d HostPattern,
     pub(super) entry: &'d ServiceEntry,
     pub(super) port: &'d ServicePort,
+    pub(super) namespace: Namespace<'d>,
 }
 
 /// A `VirtualService` for a host.
@@ -99,7 +102,7 @@ impl<'d> Index<'d> {
             match &document.resource {
                 Resource::ServiceEntry(entry) => {
                     entries.insert((namespace, name), entry);
-                    index.add_service_entry(entry);
+                    index.add_service_entry(entry, namespace);
                 }
                 Resource::Secret(store) => {
                     index.add_store((StoreKind::Secret, namespace, name), store, &document.location, reports);
@@ -123,15 +126,18 @@ impl<'d> Index<'d> {
         index
     }
 
-    fn add_service_entry(&mut self, entry: &'d ServiceEntry) {
+    fn add_service_entry(&mut self, entry: &'d ServiceEntry, namespace: Namespace<'d>) {
         for host in entry.hosts.iter() {
             self.parents.extend(parents(host.value.name().as_str()));
             let services = self.services.entry(&host.value, BTreeMap::new);
             for port in entry.ports.iter() {
-                let service = Service { host: &host.value, entry, port };
+                let service = Service { host: &host.value, entry, port, namespace };
                 match services.entry(port.number.value) {
                     btree_map::Entry::Vacant(vacant) => _ = vacant.insert(service),
-                    btree_map::Entry::Occupied(first) => self.twice.push((*first.get(), service)),
+                    btree_map::Entry::Occupied(first) => {
+                        self.twice.push((*first.get(), service));
+                        self.others.entry(&host.value).or_default().push(namespace);
+                    }
                 }
             }
         }

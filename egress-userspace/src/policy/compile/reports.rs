@@ -103,7 +103,7 @@ pub(super) fn report_no_effect(
             Resource::DestinationRule(rule) => disables(rule),
             _ => false,
         };
-        let but = if is_disabled { ", but mode DISABLE makes no exception by it to the TLS of a wildcard" } else { "" };
+        let but = but_exceptions(is_disabled);
         Code::NoEffect
             .because(format!("{what} is in force in Kubernetes alone: here this holds for all applications{but}"))
     };
@@ -136,6 +136,11 @@ pub(super) fn report_no_effect(
         Resource::Foreign(foreign) => report_foreign(document, foreign, selectors, index, reports),
         Resource::VirtualService(_) | Resource::BackendTlsPolicy(_) | Resource::Secret(_) | Resource::ConfigMap(_) => {}
     }
+}
+
+/// What is not for all pods by what is said for some of them.
+pub(super) fn but_exceptions(is_disabled: bool) -> &'static str {
+    if is_disabled { ", but mode DISABLE makes no exception by it to the TLS of a wildcard" } else { "" }
 }
 
 /// An `exportTo` that does not say that what has it is in force in all namespaces.

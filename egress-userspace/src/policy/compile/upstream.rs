@@ -36,7 +36,7 @@ pub(super) fn build<'d>(
     index: &Index<'d>,
     reports: &mut Reports,
 ) -> Upstream {
-    let Service { host, entry, port } = service;
+    let Service { host, entry, port, .. } = service;
     let balancer = settings.balancer.and_then(|balancer| balancer.simple.as_ref()).map(|simple| simple.value);
     let http = settings.pool.and_then(|pool| pool.http.as_ref());
     let annotations = settings.annotations.cloned().unwrap_or_default();

@@ -135,3 +135,36 @@ fn who_gives_no_namespace_is_in_the_one_called_default() {
                     add it";
     assert!(outcome(&text(", namespace: b")).contains(expected), "{}", outcome(&text(", namespace: b")));
 }
+
+/// In Istio it is the namespace of the client that decides, and here one rule is for all.
+#[test]
+fn a_rule_in_another_namespace_than_its_entry_is_named() {
+    let ports = "ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}], resolution: DNS";
+    let entry = |namespace: &str| resource("ServiceEntry", namespace, &format!("hosts: [b.com], {ports}"));
+    let rule = |namespace: &str, mode: &str| {
+        resource("DestinationRule", namespace, &format!("host: b.com, trafficPolicy: {{tls: {{mode: {mode}}}}}"))
+    };
+    let said = "warning @9: spec.host: in Istio this is for clients in namespace b alone, as the ServiceEntry at @4 is in namespace a, while \
+                here it holds for all applications";
+    let move_it = "; move it there if it is meant for all";
+    let but = ", but mode DISABLE makes no exception by it to the TLS of a wildcard";
+    let balanced = resource("DestinationRule", "b", "host: b.com, trafficPolicy: {loadBalancer: {simple: RANDOM}}");
+    for (documents, expected) in [
+        (entry("a") + &rule("b", "SIMPLE"), format!("{said}{move_it}")),
+        (entry("a") + &rule("b", "DISABLE"), format!("{said}{but}{move_it}")),
+        (entry("a") + &rule("a", "SIMPLE"), String::new()),
+        (entry("a") + &rule("istio-system", "SIMPLE"), String::new()),
+        (entry("a") + &balanced, String::new()),
+        // Another entry for the host is where the rule is.
+        (entry("a") + &rule("b", "SIMPLE") + &entry("b"), String::new()),
+        // So is one of those that a wildcard has.
+        (
+            entry("a") + &rule("b", "SIMPLE").replace("b.com", "'*.com'") + &entry("b").replace("b.com", "c.com"),
+            String::new(),
+        ),
+    ] {
+        let found = outcome_beside(&documents);
+        let found: Vec<_> = found.lines().filter(|line| line.contains("in Istio this")).collect();
+        assert_eq!(found.concat(), expected, "{documents}");
+    }
+}

@@ -119,6 +119,12 @@ fn what_disables_tls_for_some_pods_makes_no_exception_for_all() {
         (own.clone() + &limited(&disabled, "exportTo: ['.']"), "exportTo at @19"),
         (exported + &disabled, "exportTo at @14"),
         (own.clone() + &limited(&disabled, "exportTo: ['*']"), ""),
+        (
+            own.clone() + &disabled.replace("{name: x}", "{name: x, namespace: team}"),
+            "namespace of the DestinationRule at @19",
+        ),
+        (own.clone() + &disabled.replace("{name: x}", "{name: x, namespace: istio-system}"), ""),
+        ([&own, &disabled].map(|text| text.replace("{name: x}", "{name: x, namespace: team}")).concat(), ""),
         // What asks for TLS holds for all of them.
         (own.replace("spec: {", "spec: {exportTo: [team], "), ""),
         (own.clone() + &limited(&destination("www.a.com", SIMPLE), "exportTo: [team]"), ""),
@@ -133,11 +139,11 @@ fn what_disables_tls_for_some_pods_makes_no_exception_for_all() {
             let but = ", but mode DISABLE makes no exception by it to the TLS of a wildcard";
             assert!(said.ends_with(&format!("{all}{}", if is_disabled { but } else { "" })), "{found}");
         } else {
-            assert!(text.contains("exportTo: ['*']"), "{found}");
+            assert!(["exportTo: ['*']", "namespace: "].iter().any(|it| text.contains(it)), "{found}");
         }
         let expected = format!(
             "requests for www.a.com and port 80 go over TLS all the same, by what is said of *.a.com at @9, which has them too, as mode \
-             DISABLE at @19 is for some pods alone by the {limit}, and here one rule is for all; remove that if they are to leave in clear \
+             DISABLE at @19 is for some pods alone by the {limit}, and here one rule is for all; change that if they are to leave in clear \
              from all pods"
         );
         assert_eq!(found.contains(&expected), !limit.is_empty(), "{found}");
