@@ -7,6 +7,7 @@ mod host_map;
 mod http;
 mod index;
 mod namespaces;
+mod ports;
 mod reach;
 mod reports;
 mod routes;
@@ -20,19 +21,15 @@ use std::{num::NonZeroU16, sync::Arc};
 use foldhash::{HashMap, HashSet};
 
 use self::{
-    check::led_to,
     index::{Index, Routed, Service},
     reports::{Reports, report_no_effect, selectors},
     settings::{Asked, AskedBy},
     upstream::Shared,
 };
-use super::{Exception, HttpRoute, Rule, Targets, Upstream};
+use super::{Exception, HttpRoute, Rule};
 use crate::config::{
-    Code, Diagnostic, Document, HostPattern, Located, Location, Message,
-    annotations::Annotations,
-    destination_rule::Subset,
-    service_entry::{Protocol as Spoken, Resolution},
-    virtual_service::RequestMatch,
+    Code, Diagnostic, Document, HostPattern, Located, Location, Message, annotations::Annotations,
+    destination_rule::Subset, service_entry::Protocol as Spoken, virtual_service::RequestMatch,
 };
 
 /// The rules that the documents ask for, the exceptions to them, and all that there is to say about them in the order of files and
@@ -55,7 +52,7 @@ pub(super) fn compile<'d>(
     for service in compiler.check_covered() {
         compiler.check_clear_text(service);
     }
-    compiler.check_without_protocol();
+    compiler.check_spoken();
     compiler.check_destinations();
     compiler.check_wildcards();
     compiler.check_number_of_ports();
@@ -222,9 +219,17 @@ impl<'i, 'd> Compiler<'i, 'd> {
             }
             Some(protocol @ (Spoken::Https | Spoken::Tls)) => {
                 if !self.led_to.contains(&(host, number)) {
-                    let text =
-                        format!("port {number} of {host} is {} as it is, and gets no TLS around it", protocol.name());
-                    self.without_tls.push((service, Some((place, Code::AlreadyTls.because(text)))));
+                    let name = protocol.name();
+                    let message = if number == HTTP {
+                        Code::NotOriginated.because(format!(
+                            "port 80 of {host} has protocol {name}, so what is sent there is left as it is, HTTP in clear; say so by protocol \
+                             HTTP if that is spoken there"
+                        ))
+                    } else {
+                        Code::AlreadyTls
+                            .because(format!("port {number} of {host} is {name} as it is, and gets no TLS around it"))
+                    };
+                    self.without_tls.push((service, Some((place, message))));
                 }
             }
             Some(Spoken::Opaque(protocol)) if asked.for_this_port => {
@@ -241,51 +246,6 @@ impl<'i, 'd> Compiler<'i, 'd> {
                 );
                 self.without_tls.push((service, Some((place, Code::NotOriginated.because(text)))));
             }
-        }
-    }
-
-    /// Port 443 is one for TLS if a `VirtualService` leads to it, and what applications send there themselves is none of our business:
-    /// HTTPS is not intercepted. Any other that is said to be HTTP is one for both, as in Istio.
-    fn leave_tls_alone(&mut self) {
-        let is_other = |rule: &Rule, to: &Upstream| (&to.host, to.port) != (&rule.host, rule.port);
-        let hosts: HashSet<_> = self
-            .rules
-            .iter()
-            .flat_map(|rule| led_to(rule).filter(|to| to.port == HTTPS.get() && is_other(rule, to)))
-            .map(|to| to.host.clone())
-            .collect();
-        let is_itself = |rule: &Rule, to: &Upstream| to.host == rule.host && to.target_port == rule.port;
-        let left_alone = self.rules.extract_if(.., |rule| {
-            rule.port == HTTPS.get() && hosts.contains(&rule.host) && led_to(rule).any(|to| is_itself(rule, to))
-        });
-        for rule in left_alone {
-            let Some(service) = self.index.services.get(&rule.host).and_then(|ports| ports.get(&HTTPS)) else {
-                continue;
-            };
-            let text = format!(
-                "port 443 of {} is left alone, as a VirtualService leads to it: what applications send there themselves must be TLS \
-                 already; say so by protocol HTTPS",
-                rule.host,
-            );
-            self.reports.at(&service.port.number, Code::AlreadyTls.because(text));
-        }
-    }
-
-    /// Says what a port without a protocol is taken for, once for all hosts that have it. What a wildcard's TLS is not for is
-    /// intercepted with the others all the same.
-    fn check_without_protocol(&mut self) {
-        let rules = self.rules.iter().map(|rule| (&rule.host, rule.port));
-        for (host, number) in rules.chain(self.exceptions.iter().map(|exception| (&exception.host, exception.port))) {
-            let ports = self.index.services.get(host);
-            let service = NonZeroU16::new(number).and_then(|number| ports?.get(&number));
-            let Some(port) = service.map(|service| service.port).filter(|port| port.protocol.is_none()) else {
-                continue;
-            };
-            let text = format!(
-                "port {number} has no protocol and is taken for HTTP: anything else is refused there; say so by protocol HTTP, or by \
-                 TCP or HTTPS if it is that"
-            );
-            self.reports.at(&port.number, Code::Questionable.because(text));
         }
     }
 
@@ -341,32 +301,6 @@ impl<'i, 'd> Compiler<'i, 'd> {
         let upstream = Arc::new(upstream::build(service, subset, &settings, asked, self.index, &mut self.reports));
         self.upstreams.insert(key, upstream.clone());
         upstream
-    }
-
-    fn check_same_port(&mut self, Service { host, port, entry, .. }: Service<'d>, upstream: &Shared) {
-        let number = port.number.value.get();
-        let is_same_port = match &upstream.targets {
-            Targets::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.port == number),
-            Targets::Resolve(_) | Targets::Original => upstream.target_port == number,
-        };
-        // What is wrong with 443 is that it is taken for HTTP, which is said.
-        let is_guess = port.protocol.is_none() && port.number.value == HTTPS;
-        if is_same_port && !is_guess {
-            let text = format!(
-                "TLS is originated to port {number} itself, while servers mostly have it on 443; name its port as targetPort"
-            );
-            self.reports.at(&port.number, Code::SamePort.because(text));
-        }
-        if host.is_exact() && entry.resolution() == Resolution::None && entry.addresses.is_empty() {
-            let text = format!(
-                "with resolution NONE, Istio's default, requests for {host} go to whatever address the application has \
-                 connected to; use DNS"
-            );
-            match &entry.resolution {
-                Some(resolution) => self.reports.at(resolution, Code::ResolutionNone.because(text)),
-                None => self.reports.at(&entry.hosts, Code::ResolutionNone.because(text)),
-            }
-        }
     }
 }
 
