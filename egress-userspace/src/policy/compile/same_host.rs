@@ -4,7 +4,11 @@
 //! is the client that decides. Files do not tell which is the oldest, and here one is for all. So the first counts where it makes no
 //! difference, and else none does.
 
-use std::{collections::BTreeSet, num::NonZeroU16, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU16,
+    path::PathBuf,
+};
 
 use foldhash::HashMap;
 
@@ -18,7 +22,7 @@ use super::{
 use crate::config::{
     Code, HostPattern, Located,
     destination_rule::{ClientIdentity, Credential, Origination, Subset},
-    traffic_policy::{LoadBalancer, TrafficPolicy},
+    traffic_policy::{LoadBalancer, PortPolicy, TrafficPolicy},
 };
 
 /// What is said, and the namespace of who says it.
@@ -99,7 +103,7 @@ impl Compiler<'_, '_> {
     }
 }
 
-/// What the other says otherwise.
+/// What the other says otherwise, or in other words: what comes of those depends on what is said of the host.
 fn difference_of_subsets(
     (first, of_first): (&Subset, Namespace<'_>),
     (other, of_other): (&Subset, Namespace<'_>),
@@ -108,25 +112,31 @@ fn difference_of_subsets(
         return Some("labels".to_owned());
     }
     match (&first.traffic_policy, &other.traffic_policy) {
-        (Some(first), Some(other)) => difference((first, of_first), (other, of_other)),
+        (Some(first), Some(other)) => difference((first, of_first), (other, of_other)).or_else(|| {
+            let is_same = settings_of_ports(first).keys().eq(settings_of_ports(other).keys());
+            (!is_same).then(|| "portLevelSettings".to_owned())
+        }),
         (None, None) => None,
         (Some(_), None) | (None, Some(_)) => Some("trafficPolicy".to_owned()),
     }
 }
 
-/// The same of what holds for a host, or for a subset of it.
-fn difference(first: Said<'_>, other: Said<'_>) -> Option<String> {
-    let of_ports = [first, other].into_iter().flat_map(|(policy, _)| &policy.port_level_settings);
-    let named: BTreeSet<_> = of_ports.map(|settings| settings.port.number.value).collect();
-    let unnamed = (1..=u16::MAX).filter_map(NonZeroU16::new).find(|port| !named.contains(port));
-    let differing = |port: &NonZeroU16| {
-        let [one, two] = [first, other].map(|(policy, namespace)| Settings::of(policy, *port, namespace));
-        one.difference(&two)
+/// What comes of the other otherwise, for whatever port, where nothing else is said.
+fn difference((first, of_first): Said<'_>, (other, of_other): Said<'_>) -> Option<String> {
+    let [of_ports, other_of_ports] = [first, other].map(settings_of_ports);
+    let differing = |one: Option<&PortPolicy>, two: Option<&PortPolicy>| {
+        Settings::of(first, one, of_first).difference(&Settings::of(other, two, of_other))
     };
-    match unnamed.as_ref().and_then(differing) {
-        Some(what) => Some(what.to_owned()),
-        None => named.iter().find_map(|port| Some(format!("{} for port {port}", differing(port)?))),
-    }
+    let named: BTreeSet<_> = of_ports.keys().chain(other_of_ports.keys()).collect();
+    let of_port = |port: &NonZeroU16| {
+        let what = differing(of_ports.get(port).copied(), other_of_ports.get(port).copied())?;
+        Some(format!("{what} for port {port}"))
+    };
+    differing(None, None).map(str::to_owned).or_else(|| named.into_iter().find_map(of_port))
+}
+
+fn settings_of_ports(policy: &TrafficPolicy) -> BTreeMap<NonZeroU16, &PortPolicy> {
+    policy.port_level_settings.iter().map(|settings| (settings.port.number.value, settings)).collect()
 }
 
 impl Settings<'_> {
@@ -137,7 +147,8 @@ impl Settings<'_> {
             (Some(one), Some(other)) => one.is_like(other),
             (one, other) => one.is_none() && other.is_none(),
         };
-        let simple = |balancer: Option<&LoadBalancer>| balancer.and_then(|it| it.simple.as_deref().copied());
+        // One that says nothing takes away what is said of the host.
+        let simple = |balancer: Option<&LoadBalancer>| balancer.map(|it| it.simple.as_deref().copied());
         [
             ("tls", is_same_tls && disabled.is_some() == other.disabled.is_some()),
             ("connectionPool", *pool == other.pool),

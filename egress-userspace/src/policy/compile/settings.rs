@@ -8,7 +8,7 @@ use crate::config::{
     annotations::Annotations,
     backend_tls_policy::BackendTlsPolicy,
     destination_rule::{DestinationRule, Origination, Subset, Tls},
-    traffic_policy::{ConnectionPool, LoadBalancer, OutlierDetection, TrafficPolicy, Tunnel},
+    traffic_policy::{ConnectionPool, LoadBalancer, OutlierDetection, PortPolicy, TrafficPolicy, Tunnel},
 };
 
 /// The rules for a host: the first with a `trafficPolicy`, and the subsets of all.
@@ -65,10 +65,10 @@ impl<'d> Destinations<'d> {
         let mut settings = Settings::default();
         if let Some((rule, namespace)) = self.main() {
             settings.annotations = Some(&rule.annotations);
-            settings.apply(rule.traffic_policy.as_ref(), port, namespace);
+            settings.apply_for(port, rule.traffic_policy.as_ref(), namespace);
             // It can be another rule's, which can be in another namespace.
             if let Some((subset, namespace)) = subset.and_then(|subset| self.subset(&subset.name.value)) {
-                settings.apply(subset.traffic_policy.as_ref(), port, namespace);
+                settings.apply_for(port, subset.traffic_policy.as_ref(), namespace);
             }
         }
         settings
@@ -86,17 +86,22 @@ impl<'d> Destinations<'d> {
 }
 
 impl<'d> Settings<'d> {
-    /// What one policy says of a port.
-    pub(super) fn of(policy: &'d TrafficPolicy, port: NonZeroU16, namespace: Namespace<'d>) -> Self {
+    /// What one policy says of a port, by its settings for it if it has any.
+    pub(super) fn of(policy: &'d TrafficPolicy, of_port: Option<&'d PortPolicy>, namespace: Namespace<'d>) -> Self {
         let mut settings = Self::default();
-        settings.apply(Some(policy), port, namespace);
+        settings.apply(policy, of_port, namespace);
         settings
+    }
+
+    fn apply_for(&mut self, port: NonZeroU16, policy: Option<&'d TrafficPolicy>, namespace: Namespace<'d>) {
+        let Some(policy) = policy else { return };
+        let of_port = policy.port_level_settings.iter().find(|settings| settings.port.number.value == port);
+        self.apply(policy, of_port, namespace);
     }
 
     /// What `policy` says counts from now on. As in Istio it replaces field by field, and its settings for a port replace
     /// all four of theirs, even by nothing.
-    fn apply(&mut self, policy: Option<&'d TrafficPolicy>, port: NonZeroU16, namespace: Namespace<'d>) {
-        let Some(policy) = policy else { return };
+    fn apply(&mut self, policy: &'d TrafficPolicy, of_port: Option<&'d PortPolicy>, namespace: Namespace<'d>) {
         let mut apply_tls = |tls: Option<&'d Located<Tls>>, for_this_port| {
             (self.tls, self.disabled) = match tls.map(|tls| (tls, &tls.value)) {
                 Some((tls, Tls::Originate(origination))) => {
@@ -113,7 +118,7 @@ impl<'d> Settings<'d> {
         self.outlier_detection = policy.outlier_detection.as_ref().map(|it| &it.value).or(self.outlier_detection);
         self.balancer = policy.load_balancer.as_ref().or(self.balancer);
         self.tunnel = policy.tunnel.as_ref().map(|tunnel| &tunnel.value).or(self.tunnel);
-        if let Some(settings) = policy.port_level_settings.iter().find(|settings| settings.port.number.value == port) {
+        if let Some(settings) = of_port {
             apply_tls(settings.tls.as_ref(), true);
             self.pool = settings.connection_pool.as_ref().map(|pool| &pool.value);
             self.outlier_detection = settings.outlier_detection.as_ref().map(|it| &it.value);

@@ -161,18 +161,34 @@ fn subsets_of_one_name_must_be_the_same() {
     let subset = |more: &str| rule("", &format!("subsets: [{{name: s{more}}}]"));
     let tls = ", trafficPolicy: {tls: {mode: SIMPLE}}";
     let before = "spec.subsets[0].name: subset s of a.com is already defined at @9";
-    for (one, other, expected) in [
-        (tls, tls, format!("warning @14: {before}, in the same way; remove one of them")),
-        (tls, "", format!("@14: {before}, which differs in trafficPolicy; make one of the two")),
-        (
-            tls,
-            ", trafficPolicy: {tls: {mode: SIMPLE, sni: b.com}}",
-            format!("@14: {before}, which differs in tls; make one of the two"),
-        ),
-        ("", ", labels: {a: b}", format!("@14: {before}, which differs in labels; make one of the two")),
+    let random = ", trafficPolicy: {loadBalancer: {simple: RANDOM}}";
+    // What a port's settings leave out is taken away from what is said of the host.
+    let random_on_80 = ", trafficPolicy: {loadBalancer: {simple: RANDOM}, portLevelSettings: [{port: {number: 80}, loadBalancer: {simple: \
+                        RANDOM}}]}";
+    let tls_on_80 =
+        ", trafficPolicy: {tls: {mode: SIMPLE}, portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]}";
+    for (one, other, difference) in [
+        (tls, tls, ""),
+        (random, random, ""),
+        (tls_on_80, tls_on_80, ""),
+        (tls, "", "trafficPolicy"),
+        (tls, ", trafficPolicy: {tls: {mode: SIMPLE, sni: b.com}}", "tls"),
+        ("", ", labels: {a: b}", "labels"),
+        (random, random_on_80, "portLevelSettings"),
+        (tls, tls_on_80, "portLevelSettings"),
+        (", trafficPolicy: {}", ", trafficPolicy: {loadBalancer: {}}", "loadBalancer"),
     ] {
-        let said = outcome(&(entry("a.com", HTTP) + &subset(one) + &subset(other) + service));
-        assert!(said.lines().any(|line| line == expected), "{said}");
-        assert_eq!(said.contains("a.com:80 -> 443 verify=a.com"), expected.starts_with("warning"), "{said}");
+        for (one, other) in [(one, other), (other, one)] {
+            let policy = "trafficPolicy: {tls: {mode: SIMPLE}, loadBalancer: {simple: ROUND_ROBIN}}";
+            let first = subset(one).replace("host: a.com,", &format!("host: a.com, {policy},"));
+            for first in [subset(one), first] {
+                let said = outcome(&(entry("a.com", HTTP) + &first + &subset(other) + service));
+                let expected = match difference {
+                    "" => format!("warning @14: {before}, in the same way; remove one of them"),
+                    _ => format!("@14: {before}, which differs in {difference}; make one of the two"),
+                };
+                assert!(said.lines().any(|line| line == expected), "{said}\n{one}\n{other}");
+            }
+        }
     }
 }
