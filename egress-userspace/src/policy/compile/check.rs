@@ -308,6 +308,15 @@ pub(super) fn asks_for_tls(rule: &DestinationRule) -> bool {
     tls_blocks(rule).any(originates)
 }
 
+/// Whether it originates TLS on a port.
+pub(super) fn asks_for_tls_on(rule: &DestinationRule, port: NonZeroU16) -> bool {
+    let tls = rule.traffic_policy.as_ref().and_then(|policy| {
+        let of_port = policy.port_level_settings.iter().find(|settings| settings.port.number.value == port);
+        of_port.map_or(policy.tls.as_ref(), |settings| settings.tls.as_ref())
+    });
+    tls.is_some_and(originates)
+}
+
 /// Whether it, or a subset of it, says that there is to be no TLS.
 pub(super) fn disables(rule: &DestinationRule) -> bool {
     tls_blocks(rule).any(|tls| tls.value == Tls::Disable)

@@ -53,8 +53,10 @@ impl<'d> Index<'d> {
                 }
                 continue;
             };
-            let limit_of_one = |rule, namespace| limit(rule).or_else(|| self.outside(rule, namespace, service));
-            let limit = limit_of_all(destinations, limit_of_one).or(exported(&service.entry.export_to));
+            let limit = match unlimited(destinations) {
+                Err(limit) => Some(limit),
+                Ok(rules) => exported(service.exported_to).or_else(|| self.limit_of_namespaces(&rules, service)),
+            };
             if limit.is_none() {
                 return Some(Disabled { tls, limit });
             }
@@ -106,22 +108,21 @@ fn is_answered(route: &Route) -> bool {
 /// What has a rule hold for some pods alone.
 pub(super) fn limit(rule: &DestinationRule) -> Option<Limit<'_>> {
     let selector = rule.workload_selector.as_ref().map(|selector| ("workloadSelector", &selector.location));
-    selector.or(exported(&rule.export_to))
+    selector.or(exported(restricted(&rule.export_to)))
 }
 
-/// The same where several say it: one that holds for all pods is enough.
-fn limit_of_all<'d>(
-    destinations: &Destinations<'d>,
-    limit: impl Fn(&'d DestinationRule, Namespace<'d>) -> Option<Limit<'d>>,
-) -> Option<Limit<'d>> {
+/// Those of several that say it which have no such limit, or that of the first.
+fn unlimited<'d>(destinations: &Destinations<'d>) -> Result<Vec<(&'d DestinationRule, Namespace<'d>)>, Limit<'d>> {
     let deciding = destinations.rules.iter().filter(|(rule, _)| rule.traffic_policy.is_some());
-    let mut limits = deciding.map(|&(rule, namespace)| limit(rule, namespace));
-    let first = limits.next()??;
-    limits.all(|other| other.is_some()).then_some(first)
+    let rules: Vec<_> = deciding.clone().filter(|(rule, _)| limit(rule).is_none()).copied().collect();
+    match deciding.clone().find_map(|(rule, _)| limit(rule)).filter(|_| rules.is_empty()) {
+        Some(limit) => Err(limit),
+        None => Ok(rules),
+    }
 }
 
-fn exported(export_to: &Option<Located<Vec<String>>>) -> Option<Limit<'_>> {
-    restricted(export_to).map(|names| ("exportTo", &names.location))
+fn exported(to: Option<&Located<Vec<String>>>) -> Option<Limit<'_>> {
+    to.map(|names| ("exportTo", &names.location))
 }
 
 impl Compiler<'_, '_> {
@@ -130,7 +131,7 @@ impl Compiler<'_, '_> {
     pub(super) fn check_disabled(&mut self, ports: &HashMap<*const DestinationRule, BTreeSet<NonZeroU16>>) {
         let wildcards = wildcard_rules(&self.rules);
         for (host, destinations) in self.index.destinations.iter() {
-            let is_for_all = limit_of_all(destinations, |rule, _| limit(rule)).is_none();
+            let is_for_all = unlimited(destinations).is_ok();
             let Some((rule, _)) = destinations.main().filter(|(rule, _)| disables(rule) && is_for_all) else {
                 continue;
             };

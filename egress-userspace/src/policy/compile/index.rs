@@ -8,6 +8,7 @@ use std::num::NonZeroU16;
 use super::{
     Reports,
     host_map::HostMap,
+    reports::restricted,
     settings::{Destinations, Settings},
 };
 use crate::config::{
@@ -35,8 +36,8 @@ pub(super) struct Index<'d> {
     pub(super) virtual_services: HostMap<'d, Vec<Routed<'d>>>,
     /// Ports that several entries have: what the first says, which counts, and what another does.
     pub(super) twice: Vec<(Service<'d>, Service<'d>)>,
-    /// The namespaces of those others, by host.
-    pub(super) others: HashMap<&'d HostPattern, Vec<Namespace<'d>>>,
+    /// The namespaces of hosts that have entries in several.
+    pub(super) shared: HashMap<&'d HostPattern, HashSet<Namespace<'d>>>,
     /// Hosts of which a `BackendTLSPolicy` means a port by its name.
     pub(super) sections: HashSet<&'d HostPattern>,
     policies: HashMap<(&'d HostPattern, NonZeroU16), TlsPolicy<'d>>,
@@ -52,6 +53,8 @@ pub(super) struct Service<'d> {
     pub(super) entry: &'d ServiceEntry,
     pub(super) port: &'d ServicePort,
     pub(super) namespace: Namespace<'d>,
+    /// What has any of the entries for it be there for some namespaces alone.
+    pub(super) exported_to: Option<&'d Located<Vec<String>>>,
 }
 
 /// A `VirtualService` for a host.
@@ -130,13 +133,19 @@ impl<'d> Index<'d> {
         for host in entry.hosts.iter() {
             self.parents.extend(parents(host.value.name().as_str()));
             let services = self.services.entry(&host.value, BTreeMap::new);
+            let known = services.values().next().map(|service| service.namespace);
+            if let Some(known) = known.filter(|known| *known != namespace) {
+                self.shared.entry(&host.value).or_default().extend([known, namespace]);
+            }
             for port in entry.ports.iter() {
-                let service = Service { host: &host.value, entry, port, namespace };
+                let exported_to = restricted(&entry.export_to);
+                let service = Service { host: &host.value, entry, port, namespace, exported_to };
                 match services.entry(port.number.value) {
                     btree_map::Entry::Vacant(vacant) => _ = vacant.insert(service),
                     btree_map::Entry::Occupied(first) => {
-                        self.twice.push((*first.get(), service));
-                        self.others.entry(&host.value).or_default().push(namespace);
+                        let first = first.into_mut();
+                        first.exported_to = first.exported_to.or(exported_to);
+                        self.twice.push((*first, service));
                     }
                 }
             }

@@ -2,11 +2,11 @@
 //!
 //! In Istio a client has the rules of its own namespace, then those of the `ServiceEntry`'s, then those of the root namespace.
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 
 use super::{
     Compiler,
-    check::{asks_for_tls, disables},
+    check::{asks_for_tls, asks_for_tls_on, disables},
     exceptions::{Limit, limit},
     index::{Index, Namespace, Service},
     reports::but_exceptions,
@@ -17,16 +17,37 @@ use crate::config::{Code, destination_rule::DestinationRule};
 const ROOT_NAMESPACE: &str = "istio-system";
 
 impl<'d> Index<'d> {
-    /// What has a rule hold for the clients of its namespace alone, as it is not that of the service.
-    pub(super) fn outside(
+    /// Whether a rule in a namespace is for all who have none of their own, as that is one of the service, or the root's.
+    fn is_for_all(&self, namespace: Namespace<'d>, service: Service<'d>) -> bool {
+        let is_of_service = match self.shared.get(service.host) {
+            None => namespace == service.namespace,
+            Some(several) => several.contains(namespace),
+        };
+        is_of_service || namespace == ROOT_NAMESPACE
+    }
+
+    /// What has `rules`, which say the same of a service and have no limit of their own, hold for the clients of some namespaces alone:
+    /// that a client can have the service of another namespace, or TLS by the rule of another.
+    pub(super) fn limit_of_namespaces(
         &self,
-        rule: &'d DestinationRule,
-        namespace: Namespace<'d>,
+        rules: &[(&'d DestinationRule, Namespace<'d>)],
         service: Service<'d>,
     ) -> Option<Limit<'d>> {
-        let is_other = || self.others.get(service.host).is_some_and(|others| others.contains(&namespace));
-        let is_for_all = namespace == ROOT_NAMESPACE || namespace == service.namespace || is_other();
-        (!is_for_all).then_some(("namespace of the DestinationRule", &rule.host.location))
+        let (first, _) = rules.first()?;
+        let namespaces: HashSet<_> = rules.iter().map(|(_, namespace)| *namespace).collect();
+        let is_for_all = match self.shared.get(service.host) {
+            None => namespaces.contains(service.namespace),
+            Some(several) => several.is_subset(&namespaces),
+        };
+        if !is_for_all && !namespaces.contains(ROOT_NAMESPACE) {
+            return Some(("namespace of the DestinationRule", &first.host.location));
+        }
+        let mut covering = self.destinations.covering(service.host).flat_map(|(_, destinations)| &destinations.rules);
+        let otherwise = covering.find(|(rule, namespace)| {
+            let is_other = *namespace != ROOT_NAMESPACE && !namespaces.contains(namespace);
+            is_other && asks_for_tls_on(rule, service.port.number.value)
+        });
+        otherwise.map(|(rule, _)| ("namespace of the DestinationRule with TLS", &rule.host.location))
     }
 }
 
@@ -42,7 +63,7 @@ impl<'d> Compiler<'_, 'd> {
             for &(rule, namespace) in rules.filter(|(rule, _)| limit(rule).is_none()) {
                 for &service in services.values() {
                     let first = elsewhere.entry(&raw const *rule).or_insert(Some((rule, namespace, service)));
-                    if self.index.outside(rule, namespace, service).is_none() {
+                    if self.index.is_for_all(namespace, service) {
                         *first = None;
                     }
                 }

@@ -123,8 +123,6 @@ fn what_disables_tls_for_some_pods_makes_no_exception_for_all() {
             own.clone() + &disabled.replace("{name: x}", "{name: x, namespace: team}"),
             "namespace of the DestinationRule at @19",
         ),
-        (own.clone() + &disabled.replace("{name: x}", "{name: x, namespace: istio-system}"), ""),
-        ([&own, &disabled].map(|text| text.replace("{name: x}", "{name: x, namespace: team}")).concat(), ""),
         // What asks for TLS holds for all of them.
         (own.replace("spec: {", "spec: {exportTo: [team], "), ""),
         (own.clone() + &limited(&destination("www.a.com", SIMPLE), "exportTo: [team]"), ""),
@@ -139,7 +137,7 @@ fn what_disables_tls_for_some_pods_makes_no_exception_for_all() {
             let but = ", but mode DISABLE makes no exception by it to the TLS of a wildcard";
             assert!(said.ends_with(&format!("{all}{}", if is_disabled { but } else { "" })), "{found}");
         } else {
-            assert!(["exportTo: ['*']", "namespace: "].iter().any(|it| text.contains(it)), "{found}");
+            assert!(["exportTo: ['*']", "namespace: team"].iter().any(|it| text.contains(it)), "{found}");
         }
         let expected = format!(
             "requests for www.a.com and port 80 go over TLS all the same, by what is said of *.a.com at @9, which has them too, as mode \
@@ -147,6 +145,52 @@ fn what_disables_tls_for_some_pods_makes_no_exception_for_all() {
              from all pods"
         );
         assert_eq!(found.contains(&expected), !limit.is_empty(), "{found}");
+    }
+}
+
+/// In Istio a client has the rules of its own namespace first, then those of the service's, then those of the root namespace.
+#[test]
+fn what_disables_tls_is_for_all_if_no_namespace_has_it_otherwise() {
+    let clear = HTTP.replace(", targetPort: 443", "");
+    let within =
+        |namespace: &str, text: String| text.replace("{name: x}", &format!("{{name: x, namespace: {namespace}}}"));
+    let all = |namespace: &str| within(namespace, entry("*.a.com", NONE));
+    let tls = |namespace: &str| within(namespace, destination("*.a.com", SIMPLE));
+    let own = |namespace: &str| within(namespace, entry("www.a.com", &clear));
+    let here = |namespace: &str| own(namespace).replace("spec: {", "spec: {exportTo: [.], ");
+    let other_port = |namespace: &str| own(namespace).replace("80", "8080");
+    let disabled = |namespace: &str| within(namespace, destination("www.a.com", "tls: {mode: DISABLE}"));
+    for (documents, is_excepted) in [
+        (vec![all("a"), tls("a"), own("a"), disabled("a")], true),
+        // Where the services are.
+        (vec![all("a"), tls("a"), own("a"), own("b"), disabled("b")], false),
+        (vec![all("a"), tls("a"), own("a"), here("b"), disabled("b")], false),
+        (vec![all("a"), tls("a"), own("b"), other_port("a"), disabled("a")], false),
+        (vec![all("a"), tls("a"), own("a"), own("b"), disabled("b"), disabled("a")], true),
+        (vec![all("a"), tls("a"), own("a"), here("a"), disabled("a")], false),
+        (vec![all("a"), tls("a"), here("a"), disabled("a")], false),
+        // Where the TLS is.
+        (vec![all("b"), tls("b"), own("a"), disabled("a")], false),
+        (vec![all("b"), tls("b"), own("a"), disabled("a"), disabled("b")], true),
+        (vec![all("a"), tls("a"), tls("b"), own("a"), disabled("a")], false),
+        (vec![all("b"), tls("istio-system"), own("a"), disabled("a")], true),
+        (vec![all("a"), tls("a"), own("a"), disabled("istio-system")], false),
+        (vec![all("a"), tls("istio-system"), own("a"), own("b"), disabled("istio-system")], true),
+    ] {
+        let backwards: Vec<_> = documents.iter().rev().cloned().collect();
+        for text in [documents.concat(), backwards.concat()] {
+            let found = outcome(&text);
+            assert!(found.contains("*.a.com:80 -> original:443"), "{found}\n{text}");
+            assert_eq!(found.contains("www.a.com:80 in clear"), is_excepted, "{found}\n{text}");
+            let kept = "requests for www.a.com and port 80 go over TLS all the same";
+            let why = [
+                "namespace of the DestinationRule at @",
+                "namespace of the DestinationRule with TLS at @",
+                "exportTo at @",
+            ];
+            let is_named = found.contains(kept) && why.iter().any(|why| found.contains(why));
+            assert_ne!(is_named, is_excepted, "{found}\n{text}");
+        }
     }
 }
 
