@@ -232,14 +232,16 @@ impl<'i, 'd> Compiler<'i, 'd> {
                     self.without_tls.push((service, Some((place, message))));
                 }
             }
-            Some(Spoken::Opaque(protocol)) if asked.for_this_port => {
-                let text = format!(
-                    "TLS can be originated only for HTTP, and port {number} of {host} has protocol {protocol}; if HTTP is spoken \
-                     there, say so by protocol HTTP"
-                );
-                self.reports.at(&place, Code::WrongProtocol.because(text));
-            }
             Some(Spoken::Opaque(protocol)) => {
+                let destinations = self.index.destinations(host);
+                if let Some(tls) = destinations.and_then(|destinations| destinations.tls_of_port(number)) {
+                    let text = format!(
+                        "TLS can be originated only for HTTP, and port {number} of {host} has protocol {protocol}; if HTTP is spoken \
+                         there, say so by protocol HTTP"
+                    );
+                    self.reports.at(tls, Code::WrongProtocol.because(text));
+                    return;
+                }
                 let text = format!(
                     "port {number} of {host} has protocol {protocol}, which gets no TLS: what is sent there leaves in clear; if HTTP \
                      is spoken there, say so by protocol HTTP, and if applications make TLS themselves, by protocol TLS"
@@ -286,7 +288,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
             );
             self.reports.at(&policy.policy.validation, Code::Conflict.because(text));
         }
-        Some(Asked { by: AskedBy::Policy(policy.policy), for_this_port: false, namespace: policy.namespace })
+        Some(Asked { by: AskedBy::Policy(policy.policy), namespace: policy.namespace })
     }
 
     /// The upstream for a port that TLS is asked for on.

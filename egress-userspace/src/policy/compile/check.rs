@@ -329,7 +329,7 @@ fn tls_blocks(rule: &DestinationRule) -> impl Iterator<Item = &Located<Tls>> {
     })
 }
 
-fn originates(tls: &Located<Tls>) -> bool {
+pub(super) fn originates(tls: &Located<Tls>) -> bool {
     matches!(tls.value, Tls::Originate(_))
 }
 

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU16;
 
-use super::index::Namespace;
+use super::{check::originates, index::Namespace};
 use crate::config::{
     Located,
     annotations::Annotations,
@@ -33,8 +33,6 @@ pub(super) struct Settings<'d> {
 #[derive(Clone, Copy)]
 pub(super) struct Asked<'d> {
     pub(super) by: AskedBy<'d>,
-    /// Whether that names the port, rather than to be there for all of them.
-    pub(super) for_this_port: bool,
     pub(super) namespace: Namespace<'d>,
 }
 
@@ -74,6 +72,14 @@ impl<'d> Destinations<'d> {
         settings
     }
 
+    /// Where any of them names a port to ask for TLS on it. Of those that are taken for one it can be another than the first.
+    pub(super) fn tls_of_port(&self, port: NonZeroU16) -> Option<&'d Located<Tls>> {
+        let policies = self.rules.iter().filter_map(|(rule, _)| rule.traffic_policy.as_ref());
+        let settings = policies.flat_map(|policy| &policy.port_level_settings);
+        let of_port = settings.filter(|settings| settings.port.number.value == port);
+        of_port.filter_map(|settings| settings.tls.as_ref()).find(|tls| originates(tls))
+    }
+
     /// The subsets of all, and the namespaces of their rules.
     pub(super) fn subsets(&self) -> impl Iterator<Item = (&'d Subset, Namespace<'d>)> {
         self.rules.iter().flat_map(|(rule, namespace)| rule.subsets.iter().map(|subset| (subset, *namespace)))
@@ -102,24 +108,24 @@ impl<'d> Settings<'d> {
     /// What `policy` says counts from now on. As in Istio it replaces field by field, and its settings for a port replace
     /// all four of theirs, even by nothing.
     fn apply(&mut self, policy: &'d TrafficPolicy, of_port: Option<&'d PortPolicy>, namespace: Namespace<'d>) {
-        let mut apply_tls = |tls: Option<&'d Located<Tls>>, for_this_port| {
+        let mut apply_tls = |tls: Option<&'d Located<Tls>>| {
             (self.tls, self.disabled) = match tls.map(|tls| (tls, &tls.value)) {
                 Some((tls, Tls::Originate(origination))) => {
-                    (Some(Asked { by: AskedBy::Rule(tls, origination), for_this_port, namespace }), None)
+                    (Some(Asked { by: AskedBy::Rule(tls, origination), namespace }), None)
                 }
                 Some((tls, Tls::Disable)) => (None, Some(tls)),
                 None => (None, None),
             };
         };
         if policy.tls.is_some() {
-            apply_tls(policy.tls.as_ref(), false);
+            apply_tls(policy.tls.as_ref());
         }
         self.pool = policy.connection_pool.as_ref().map(|pool| &pool.value).or(self.pool);
         self.outlier_detection = policy.outlier_detection.as_ref().map(|it| &it.value).or(self.outlier_detection);
         self.balancer = policy.load_balancer.as_ref().or(self.balancer);
         self.tunnel = policy.tunnel.as_ref().map(|tunnel| &tunnel.value).or(self.tunnel);
         if let Some(settings) = of_port {
-            apply_tls(settings.tls.as_ref(), true);
+            apply_tls(settings.tls.as_ref());
             self.pool = settings.connection_pool.as_ref().map(|pool| &pool.value);
             self.outlier_detection = settings.outlier_detection.as_ref().map(|it| &it.value);
             self.balancer = settings.load_balancer.as_ref();

@@ -62,6 +62,22 @@ fn the_same_thing_twice_is_one() {
     }
 }
 
+/// Be it the second that asks for what there is no TLS for.
+#[test]
+fn a_port_that_one_of_two_names_is_asked_for() {
+    let ports =
+        "ports: [{number: 80, name: a, protocol: HTTP}, {number: 8080, name: b, protocol: TCP}], resolution: DNS";
+    let names = policy("tls: {mode: SIMPLE}, portLevelSettings: [{port: {number: 8080}, tls: {mode: SIMPLE}}]");
+    for (rules, line) in [(names.clone() + &policy(SIMPLE), 9), (policy(SIMPLE) + &names, 14)] {
+        let said = outcome(&(entry("a.com", ports) + &rules));
+        let expected = format!(
+            "@{line}: spec.trafficPolicy.portLevelSettings[0].tls: TLS can be originated only for HTTP, and port 8080 of a.com has protocol TCP; if \
+             HTTP is spoken there, say so by protocol HTTP"
+        );
+        assert!(said.lines().any(|line| line == expected), "{said}");
+    }
+}
+
 #[test]
 fn what_makes_a_difference_is_refused_by_name() {
     const OLDER: &str = "and Istio would take the older one";
