@@ -67,7 +67,7 @@ impl<'d> Compiler<'_, 'd> {
     /// Of several rules for a host it is one whose annotations count. What others ask for must not be lost without a word.
     fn check_annotations(&mut self, host: &HostPattern, destinations: &Destinations<'_>, is_known: bool) {
         let Some((main, _)) = destinations.main() else { return };
-        // Of those with a trafficPolicy as well it is said already that they differ.
+        // Of those with a trafficPolicy as well it is said already that they differ, or that no ServiceEntry has the host.
         let others = destinations.rules.iter().map(|(rule, _)| rule).filter(|rule| rule.traffic_policy.is_none());
         let others = others.filter(|rule| is_annotated(rule));
         for rule in others.filter(|rule| rule.annotations != main.annotations) {
