@@ -49,8 +49,8 @@ pub(super) fn compile<'d>(
     compiler.check_same_host();
     compiler.check_namespaces();
     compiler.leave_tls_alone();
-    for service in compiler.check_covered() {
-        compiler.check_clear_text(service);
+    for (service, is_excepted) in compiler.check_covered() {
+        compiler.check_clear_text(service, is_excepted);
     }
     compiler.check_spoken();
     compiler.check_destinations();

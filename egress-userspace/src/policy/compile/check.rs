@@ -89,8 +89,8 @@ impl<'d> Compiler<'_, 'd> {
     }
 
     /// Of the ports without TLS of their own says which have that of a wildcard, and gives the others: those that no wildcard has, or
-    /// for which there is to be none.
-    pub(super) fn check_covered(&mut self) -> Vec<Service<'d>> {
+    /// for which there is to be none, and whether it is that.
+    pub(super) fn check_covered(&mut self) -> Vec<(Service<'d>, bool)> {
         let wildcards = wildcard_rules(&self.rules);
         let (mut others, mut kept) = (Vec::new(), Vec::new());
         for (service, otherwise) in std::mem::take(&mut self.without_tls) {
@@ -100,14 +100,14 @@ impl<'d> Compiler<'_, 'd> {
             let Some(wider) = rules.into_iter().find(|rule| rule.port == number.get()) else {
                 match otherwise {
                     Some((place, message)) => self.reports.at(&place, message),
-                    None => others.push(service),
+                    None => others.push((service, false)),
                 }
                 continue;
             };
             let disabled = self.index.disabled(service, &wider.host);
             if let Some(Disabled { tls, limit: None }) = disabled {
                 self.exceptions.push(except(service, tls, self.index, &mut self.reports));
-                others.push(service);
+                others.push((service, true));
                 continue;
             }
             if is_http(service) {
@@ -149,7 +149,7 @@ impl<'d> Compiler<'_, 'd> {
     }
 
     /// Half of the seed's pair is the mistake to look for: a target port, and no TLS to it.
-    pub(super) fn check_clear_text(&mut self, service: Service<'d>) {
+    pub(super) fn check_clear_text(&mut self, service: Service<'d>, is_excepted: bool) {
         let Service { host, port, .. } = service;
         let number = port.number.value;
         let is_stream = match port.protocol.as_ref().map(|protocol| protocol.value) {
@@ -176,7 +176,8 @@ impl<'d> Compiler<'_, 'd> {
                 self.remedy_for_clear_text(host, number),
             );
             self.reports.at(target, Code::NotOriginated.because(text));
-        } else if number == HTTPS && port.protocol.is_some() {
+        } else if number == HTTPS && port.protocol.is_some() && !is_excepted {
+            // An exception is intercepted, and what follows from that is said with the rules.
             let text = format!(
                 "port 443 of {host} is said to be HTTP and nothing originates TLS for it, so what is sent there in clear stays \
                  so; use protocol HTTPS, or add a DestinationRule"

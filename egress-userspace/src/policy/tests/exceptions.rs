@@ -68,6 +68,18 @@ fn a_host_below_a_wildcard_with_tls_leaves_in_clear_if_the_user_says_so() {
                  HTTP: anything else is refused there; say so by protocol HTTP, or by TCP or HTTPS if it is that"
             ),
         ),
+        // What makes TLS there itself is refused.
+        (
+            entry("*.a.com", "ports: [{number: 443, name: a, protocol: HTTP}], resolution: NONE")
+                + &destination("*.a.com", SIMPLE)
+                + &entry("www.a.com", "ports: [{number: 443, name: a, protocol: HTTP}], resolution: DNS")
+                + &destination("www.a.com", DISABLE),
+            format!(
+                "*.a.com:443 -> original:443 verify=request (@9)\nwww.a.com:443 in clear (@19)\nwarning @4: {said}\nwarning @14: {said}",
+                said = "spec.ports[0].number: port 443 is said to be HTTP: TLS that applications make there themselves is refused; use protocol \
+                        HTTPS if they do"
+            ),
+        ),
         // Its routes are its own, too.
         (
             wildcard.clone()
