@@ -4,7 +4,7 @@ use std::{num::NonZeroU16, time::Duration};
 
 use super::{
     Code, Errors, Located, Message,
-    decode::{Decode, Text, choose, shape},
+    decode::{Decode, Fields, Text, choose, shape},
     destination_rule::{PortSelector, Tls},
     node::Node,
     service_entry::EndpointAddress,
@@ -217,8 +217,28 @@ shape! {
     pub struct LoadBalancer {
         /// The algorithm.
         "simple" => simple: Option<Located<Simple>>,
+        /// Whether all addresses are equally near.
+        "localityLbSetting" => locality: Option<NoLocality>,
     }
-    refused ["consistentHash", "localityLbSetting", "warmup", "warmupDurationSecs", "zoneAwareLbSetting"]
+    refused ["consistentHash", "warmup", "warmupDurationSecs", "zoneAwareLbSetting"]
+}
+
+/// `loadBalancer.localityLbSetting` that says that there is to be none of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoLocality;
+
+impl Decode for NoLocality {
+    fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
+        let mut fields = Fields::of(node, path, errors)?;
+        let enabled: Option<bool> = fields.take("enabled", errors)?;
+        if enabled == Some(false) {
+            fields.finish(&["distribute", "failover", "failoverPriority"], errors);
+            return Some(Self);
+        }
+        let text = "Istio has this field, egress implements only `enabled: false` of it; set that, or remove it";
+        errors.push(node.location.clone(), path, Code::Unsupported.because(text));
+        None
+    }
 }
 
 /// `loadBalancer.simple`.

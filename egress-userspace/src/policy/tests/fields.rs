@@ -148,7 +148,7 @@ fn traffic_policies_are_compiled() {
     let passthrough = upstream(&format!("{SIMPLE}, loadBalancer: {{simple: PASSTHROUGH}}"), "", "");
     assert_eq!((&passthrough.targets, passthrough.balancer), (&Targets::Original, None));
     // There is nothing to choose from.
-    let single = upstream(SIMPLE, "", "loadBalancer: {simple: UNSPECIFIED}");
+    let single = upstream(SIMPLE, "", "loadBalancer: {simple: UNSPECIFIED, localityLbSetting: {enabled: false}}");
     assert_eq!(single.balancer, None);
 }
 

@@ -18,6 +18,15 @@ fn destination_rule() {
                 "@6: spec.trafficPolicy.loadBalancer.consistentHash: Istio has this field, egress does not implement it; remove it",
             ),
             (
+                "host: a.com\ntrafficPolicy: {loadBalancer: {localityLbSetting: {failover: []}}}",
+                "@6: spec.trafficPolicy.loadBalancer.localityLbSetting: Istio has this field, egress implements only `enabled: false` of it; \
+                 set that, or remove it",
+            ),
+            (
+                "host: a.com\ntrafficPolicy: {loadBalancer: {localityLbSetting: {enabled: false, failover: []}}}",
+                "@6: spec.trafficPolicy.loadBalancer.localityLbSetting.failover: Istio has this field, egress does not implement it; remove it",
+            ),
+            (
                 "host: a.com\ntrafficPolicy: {loadBalancer: {simple: LEAST_CONN}}",
                 "@6: spec.trafficPolicy.loadBalancer.simple: Istio has LEAST_CONN, egress does not implement it: Istio calls it \
                  LEAST_REQUEST now; use that",
