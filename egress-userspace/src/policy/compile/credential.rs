@@ -2,7 +2,8 @@
 
 use super::{
     Reports,
-    index::{Index, Namespace, StoreKind},
+    index::{Index, StoreKind},
+    namespaces::Namespace,
 };
 use crate::{
     config::{Code, Located, destination_rule::Credential},

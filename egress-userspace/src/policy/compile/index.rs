@@ -8,11 +8,12 @@ use std::num::NonZeroU16;
 use super::{
     Reports,
     host_map::HostMap,
+    namespaces::Namespace,
     reports::restricted,
     settings::{Destinations, Settings},
 };
 use crate::config::{
-    Code, Document, HostPattern, Located, Location, Metadata, Resource,
+    Code, Document, HostPattern, Located, Location, Resource,
     backend_tls_policy::{BackendTlsPolicy, TargetKind},
     destination_rule::{DestinationRule, Subset},
     parents,
@@ -20,12 +21,6 @@ use crate::config::{
     store::Store,
     virtual_service::{MeshService, VirtualService},
 };
-
-/// A namespace.
-pub(super) type Namespace<'d> = &'d str;
-
-/// The one of resources that give none.
-const DEFAULT_NAMESPACE: &str = "default";
 
 /// All documents.
 #[derive(Default)]
@@ -96,10 +91,7 @@ impl<'d> Index<'d> {
     pub(super) fn of(documents: impl IntoIterator<Item = &'d Document> + Clone, reports: &mut Reports) -> Self {
         let mut index = Self::default();
         let mut entries: HashMap<(Namespace<'d>, &'d str), &'d ServiceEntry> = HashMap::default();
-        let named = |document: &'d Document| {
-            let Metadata { name, namespace, .. } = &document.metadata;
-            (name.as_str(), namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE))
-        };
+        let named = |document: &'d Document| (document.metadata.name.as_str(), Namespace::of(&document.metadata));
         for document in documents.clone() {
             let (name, namespace) = named(document);
             match &document.resource {
@@ -251,7 +243,7 @@ impl<'d> Index<'d> {
     /// Where there is no `Secret` or `ConfigMap` of a name, and where there is one.
     pub(super) fn place_without_store(&self, kind: StoreKind, namespace: Namespace<'_>, name: &str) -> String {
         let others = self.stores.keys().filter(|(other, _, called)| (*other, *called) == (kind, name));
-        match others.map(|(_, other, _)| other).min() {
+        match others.map(|(_, other, _)| other.name()).min() {
             Some(other) => format!("in namespace {namespace}, while there is one in namespace {other}"),
             None => format!("in namespace {namespace} in these files"),
         }

@@ -2,28 +2,73 @@
 //!
 //! In Istio a client has the rules of its own namespace, then those of the `ServiceEntry`'s, then those of the root namespace.
 
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+};
+
 use foldhash::{HashMap, HashSet};
 
 use super::{
     Compiler,
     check::{asks_for_tls, asks_for_tls_on, disables},
     exceptions::{Limit, limit},
-    index::{Index, Namespace, Service},
+    index::{Index, Service},
     reports::but_exceptions,
 };
-use crate::config::{Code, destination_rule::DestinationRule};
+use crate::config::{Code, Metadata, destination_rule::DestinationRule};
 
-/// Whose rules are for all namespaces, as Istio is installed.
-const ROOT_NAMESPACE: &str = "istio-system";
+/// A namespace. That of a resource that gives none is taken for `default`, though `kubectl -n` can have it in any.
+#[derive(Clone, Copy)]
+pub(super) struct Namespace<'d>(Option<&'d str>);
+
+impl<'d> Namespace<'d> {
+    /// Whose rules are for all namespaces, as Istio is installed.
+    const ROOT: Self = Self(Some("istio-system"));
+
+    /// That of a resource.
+    pub(super) fn of(metadata: &'d Metadata) -> Self {
+        Self(metadata.namespace.as_deref())
+    }
+
+    /// What it is called, or taken to be.
+    pub(super) fn name(self) -> &'d str {
+        self.0.unwrap_or("default")
+    }
+
+    fn is_written(self) -> bool {
+        self.0.is_some()
+    }
+}
+
+impl PartialEq for Namespace<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Namespace<'_> {}
+
+impl Hash for Namespace<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name().hash(state);
+    }
+}
+
+impl fmt::Display for Namespace<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 impl<'d> Index<'d> {
     /// Whether a rule in a namespace is for all who have none of their own, as that is one of the service, or the root's.
     fn is_for_all(&self, namespace: Namespace<'d>, service: Service<'d>) -> bool {
         let is_of_service = match self.shared.get(service.host) {
             None => namespace == service.namespace,
-            Some(several) => several.contains(namespace),
+            Some(several) => several.contains(&namespace),
         };
-        is_of_service || namespace == ROOT_NAMESPACE
+        is_of_service || namespace == Namespace::ROOT
     }
 
     /// What has `rules`, which say the same of a service and have no limit of their own, hold for the clients of some namespaces alone:
@@ -33,21 +78,32 @@ impl<'d> Index<'d> {
         rules: &[(&'d DestinationRule, Namespace<'d>)],
         service: Service<'d>,
     ) -> Option<Limit<'d>> {
-        let (first, _) = rules.first()?;
+        let (first, of_first) = *rules.first()?;
         let namespaces: HashSet<_> = rules.iter().map(|(_, namespace)| *namespace).collect();
         let is_for_all = match self.shared.get(service.host) {
-            None => namespaces.contains(service.namespace),
+            None => namespaces.contains(&service.namespace),
             Some(several) => several.is_subset(&namespaces),
         };
-        if !is_for_all && !namespaces.contains(ROOT_NAMESPACE) {
-            return Some(("namespace of the DestinationRule", &first.host.location));
+        if !is_for_all && !namespaces.contains(&Namespace::ROOT) {
+            let what = if of_first.is_written() && service.namespace.is_written() {
+                "namespace of the DestinationRule"
+            } else {
+                "namespace, default where none is written, of the DestinationRule"
+            };
+            return Some((what, &first.host.location));
         }
         let mut covering = self.destinations.covering(service.host).flat_map(|(_, destinations)| &destinations.rules);
         let otherwise = covering.find(|(rule, namespace)| {
-            let is_other = *namespace != ROOT_NAMESPACE && !namespaces.contains(namespace);
+            let is_other = *namespace != Namespace::ROOT && !namespaces.contains(namespace);
             is_other && asks_for_tls_on(rule, service.port.number.value)
         });
-        otherwise.map(|(rule, _)| ("namespace of the DestinationRule with TLS", &rule.host.location))
+        let (rule, namespace) = otherwise?;
+        let what = if of_first.is_written() && namespace.is_written() {
+            "namespace of the DestinationRule with TLS"
+        } else {
+            "namespace, default where none is written, of the DestinationRule with TLS"
+        };
+        Some((what, &rule.host.location))
     }
 }
 
@@ -71,9 +127,16 @@ impl<'d> Compiler<'_, 'd> {
         }
         let elsewhere = elsewhere.into_values().flatten().filter(|(rule, ..)| asks_for_tls(rule) || disables(rule));
         for (rule, namespace, service) in elsewhere {
+            let of_rule = if namespace.is_written() { "" } else { "it gives none and " };
+            let of_entry = if service.namespace.is_written() { "is in" } else { "gives none and so is taken to be in" };
+            let remedy = if namespace.is_written() && service.namespace.is_written() {
+                "move it there if it is meant for all"
+            } else {
+                "write the namespaces of both, which are the same if it is meant for all"
+            };
             let text = format!(
-                "in Istio this is for clients in namespace {namespace} alone, as the ServiceEntry at {} is in namespace {}, while here it \
-                 holds for all applications{}; move it there if it is meant for all",
+                "in Istio this is for clients in namespace {namespace} alone, as {of_rule}the ServiceEntry at {} {of_entry} namespace {}, \
+                 while here it holds for all applications{}; {remedy}",
                 service.port.number.location,
                 service.namespace,
                 but_exceptions(disables(rule)),

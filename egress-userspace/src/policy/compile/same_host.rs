@@ -16,7 +16,7 @@ use super::{
     Compiler,
     check::{asks_for_tls, disables},
     exceptions::limit,
-    index::Namespace,
+    namespaces::Namespace,
     settings::{Asked, AskedBy, Destinations, Settings},
 };
 use crate::config::{

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU16;
 
-use super::{check::originates, index::Namespace};
+use super::{check::originates, namespaces::Namespace};
 use crate::config::{
     Located,
     annotations::Annotations,

@@ -4,7 +4,8 @@ use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     Reports, credential,
-    index::{Index, Namespace, Service, StoreKind},
+    index::{Index, Service, StoreKind},
+    namespaces::Namespace,
     settings::{Asked, AskedBy, Settings},
 };
 use crate::{

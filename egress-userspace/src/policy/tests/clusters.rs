@@ -167,4 +167,20 @@ fn a_rule_in_another_namespace_than_its_entry_is_named() {
         let found: Vec<_> = found.lines().filter(|line| line.contains("in Istio this")).collect();
         assert_eq!(found.concat(), expected, "{documents}");
     }
+    // One that is not written can be any.
+    let [of_rule, of_entry] = [
+        (entry("a"), rule("b", "SIMPLE").replace(", namespace: b", "")),
+        (entry("a").replace(", namespace: a", ""), rule("b", "SIMPLE")),
+    ];
+    let write = "; write the namespaces of both, which are the same if it is meant for all";
+    for ((entry, rule), alone) in [
+        (of_rule, "default alone, as it gives none and the ServiceEntry at @4 is in namespace a"),
+        (of_entry, "b alone, as the ServiceEntry at @4 gives none and so is taken to be in namespace default"),
+    ] {
+        let found = outcome_beside(&(entry + &rule));
+        let said = format!(
+            "in Istio this is for clients in namespace {alone}, while here it holds for all applications{write}"
+        );
+        assert!(found.contains(&said), "{found}");
+    }
 }

@@ -133,7 +133,7 @@ fn what_disables_tls_for_some_pods_makes_no_exception_for_all() {
         (own.clone() + &limited(&disabled, "exportTo: ['*']"), ""),
         (
             own.clone() + &disabled.replace("{name: x}", "{name: x, namespace: team}"),
-            "namespace of the DestinationRule at @19",
+            "namespace, default where none is written, of the DestinationRule at @19",
         ),
         // What asks for TLS holds for all of them.
         (own.replace("spec: {", "spec: {exportTo: [team], "), ""),
