@@ -1,7 +1,7 @@
 //! From a rule's TLS settings to a client that verifies what they say, and says what was wrong.
 //!
 //! ```text
-//! settings -> material (files) -> originator (clients, shared) -> handshake -> a stream
+//! settings -> material (files), roots -> originator (clients, shared) -> handshake -> a stream
 //!                                   verify: whom to trust            |
 //!                    certificate, witness: the facts -> explain, refusal: a cause and a text
 //!                    observe: the same for those who only want to look
@@ -16,6 +16,7 @@ mod observe;
 mod originator;
 mod read_ahead;
 mod refusal;
+mod roots;
 mod sessions;
 mod stream;
 mod verify;
@@ -26,10 +27,11 @@ use rustls::crypto::aws_lc_rs;
 pub use self::{
     certificate::{Dated, Facts, Validity, date, listed, rfc3339},
     handshake::{HTTP2, handshake},
-    material::{RootsError, TlsError, root_places},
+    material::TlsError,
     observe::{Observation, observe, observe_anyone},
     originator::{Clients, Originator, Workshop},
     refusal::{Refusal, alert_name},
+    roots::{RootsError, root_places},
     stream::TlsStream,
     verify::PinMismatch,
     witness::{Seen, ServerHello, Witness, Witnessed},

@@ -128,8 +128,11 @@ fn roots_of_the_machine_that_change_count_for_the_next_request() -> Result<()> {
     let roots = bed.dir().join("roots/ca.crt");
     fs::create_dir(bed.dir().join("roots"))?;
     fs::copy(bed.pki().client_ca_file(), &roots)?;
-    let variable = roots.display().to_string();
-    let mut agent = Agent::start(&bed, &AgentOptions::new(config.path()).env("SSL_CERT_FILE", &variable))?;
+    // One that never can be looked at is in nobody's way.
+    let (variable, never) = (roots.display().to_string(), bed.dir().join("never").display().to_string());
+    symlink("never", &never)?;
+    let options = AgentOptions::new(config.path()).env("SSL_CERT_FILE", &variable).env("SSL_CERT_DIR", &never);
+    let mut agent = Agent::start(&bed, &options)?;
     let ask = || bed.curl("http://edition.cnn.com/")?.run();
     check_failure(&ask()?, 502, "tls_certificate_error", "among this machine's")?;
     agent.apply(|| Ok(fs::copy(bed.pki().ca_file(), &roots).map(drop)?))?;

@@ -3,13 +3,12 @@
 use std::{
     cmp::Reverse,
     collections::{HashMap, HashSet},
-    env, fs, io,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use rustls::RootCertStore;
-use rustls_native_certs::ErrorKind;
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
     pem::{self, PemObject},
@@ -17,7 +16,10 @@ use rustls_pki_types::{
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::{prelude::FromDer as _, revocation_list::CertificateRevocationList};
 
-use super::Validity;
+use super::{
+    Validity,
+    roots::{RootsError, SystemRoots},
+};
 use crate::{
     config::{Code, Diagnostic, Located, Location, Progress},
     policy::{Pem, Roots, TlsSettings},
@@ -59,17 +61,6 @@ pub enum TlsError {
     },
 }
 
-/// Why the roots that this machine trusts cannot be had: the same for all rules.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum RootsError {
-    /// There are none.
-    #[error("no root certificates found; install the package ca-certificates, or set SSL_CERT_FILE or SSL_CERT_DIR")]
-    Missing,
-    /// Some cannot be read for now. Origins would be refused that they vouch for.
-    #[error("cannot read the root certificates: {0}")]
-    Unread(String),
-}
-
 impl TlsError {
     /// What there is to say about it, as of all that is wrong with a configuration.
     pub fn diagnostic(&self) -> Diagnostic {
@@ -102,9 +93,7 @@ type Content = Arc<[u8]>;
 pub(super) struct Store {
     contents: HashMap<Pem, Content>,
     /// None before they are read.
-    system_roots: Option<Result<Arc<RootCertStore>, RootsError>>,
-    /// Where they were found when they were last read.
-    places: Vec<PathBuf>,
+    system_roots: Option<Result<SystemRoots, RootsError>>,
 }
 
 /// Reads into a store what is not there yet.
@@ -134,69 +123,12 @@ impl Reader<'_> {
         Ok(content)
     }
 
-    /// The roots that this machine trusts: those of SSL_CERT_FILE or SSL_CERT_DIR where set, else the system's.
     fn system_roots(&mut self) -> Result<Arc<RootCertStore>, RootsError> {
         let Self { store, before, progress } = self;
-        if let Some(roots) = &store.system_roots {
-            return roots.clone();
-        }
-        // Which of them it is at, the library does not tell.
-        let places = root_places();
-        let (found, hidden) = progress.at(&PathBuf::from(env::join_paths(&places).unwrap_or_default()), || {
-            let found = rustls_native_certs::load_native_certs();
-            (found, before.places.iter().find_map(|place| hidden(place)))
-        });
-        let unread = found.errors.iter().find(|error| is_passing(error)).map(ToString::to_string).or(hidden);
-        store.places = if unread.is_some() { before.places.clone() } else { places };
-        let roots = match unread {
-            Some(why) => Err(RootsError::Unread(why)),
-            None => {
-                for error in &found.errors {
-                    tracing::warn!(%error, "a root certificate could not be loaded");
-                }
-                let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(found.certs);
-                match before.system_roots.iter().flatten().find(|old| old.roots == roots.roots) {
-                    Some(same) => Ok(same.clone()),
-                    None if roots.is_empty() => Err(RootsError::Missing),
-                    None => Ok(Arc::new(roots)),
-                }
-            }
-        };
-        store.system_roots = Some(roots.clone());
-        roots
+        let before = before.system_roots.as_ref().and_then(|before| before.as_ref().ok());
+        let read = store.system_roots.get_or_insert_with(|| SystemRoots::read(before, progress));
+        read.as_ref().map(|read| read.roots.clone()).map_err(RootsError::clone)
     }
-}
-
-/// Why it cannot be said whether a place is there. The library takes it for one that is not.
-fn hidden(place: &Path) -> Option<String> {
-    let error = fs::metadata(place).err()?;
-    let is_gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
-    (!is_gone).then(|| format!("{error} at '{}'", place.display()))
-}
-
-/// Whether a certificate was not read for what may pass, and says nothing of it: others that are missing, or are none, are
-/// done without.
-fn is_passing(error: &rustls_native_certs::Error) -> bool {
-    const PASSING: [libc::c_int; 6] =
-        [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EIO, libc::ESTALE, libc::ETIMEDOUT];
-    match &error.kind {
-        ErrorKind::Io { inner, .. } => inner.raw_os_error().is_some_and(|code| PASSING.contains(&code)),
-        _ => false,
-    }
-}
-
-/// The files and directories that this machine's roots come from, as `rustls_native_certs` has them.
-pub fn root_places() -> Vec<PathBuf> {
-    let file = env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let directories = env::var_os("SSL_CERT_DIR").unwrap_or_default();
-    let mut places: Vec<PathBuf> = env::split_paths(&directories).filter(|path| !path.as_os_str().is_empty()).collect();
-    places.extend(file);
-    if places.is_empty() {
-        let probed = openssl_probe::probe();
-        places.extend(probed.cert_file.into_iter().chain(probed.cert_dir));
-    }
-    places
 }
 
 /// What a client is made of besides its settings.

@@ -15,8 +15,9 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use super::{
     Dated, TlsError, Validity,
     handshake::{HTTP1, HTTP2},
-    material::{Material, Reader, RootsError, Store, content, parse_chain, parse_crls, parse_key, parse_roots},
+    material::{Material, Reader, Store, content, parse_chain, parse_crls, parse_key, parse_roots},
     refusal::Offer,
+    roots::RootsError,
     sessions::{OF_A_SERVER, Sessions},
     verify::{Expected, PeerVerifier, PinMismatch, Trust},
 };
