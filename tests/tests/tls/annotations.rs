@@ -228,6 +228,36 @@ fn a_revocation_list_that_changes_counts_for_the_next_request() -> Result<()> {
 }
 
 #[test]
+fn what_is_revoked_is_refused_while_the_roots_of_the_machine_are_those_from_before() -> Result<()> {
+    const HOST: &str = "edition.cnn.com";
+    const SERIAL: u64 = 78;
+    let bed = TestBed::new("tls-crl-roots")?;
+    let tls = ServerTls::new(bed.pki().numbered(&[HOST], SERIAL)?);
+    let _origin = bed.embedded_origin().handler(|_| Reply::ok("fine")).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let config = configure(&bed, &[])?;
+    let list = |revoked: &[u64]| bed.pki().revocation_list(revoked, 2019..2124);
+    config.write("crl.pem", &list(&[])?)?;
+    config.write("rules.yaml", &rule(HOST, DNS, "{mode: SIMPLE, caCrl: crl.pem}"))?;
+    let roots = bed.dir().join("roots");
+    fs::create_dir(&roots)?;
+    fs::copy(bed.pki().ca_file(), roots.join("ca.crt"))?;
+    let variable = roots.display().to_string();
+    let mut agent = Agent::start(&bed, &AgentOptions::new(config.path()).env("SSL_CERT_DIR", &variable))?;
+    let ask = || bed.curl("http://edition.cnn.com/")?.run();
+    ensure!(ask()?.statuses() == [200]);
+
+    fs::rename(&roots, bed.dir().join("hidden"))?;
+    symlink("roots", &roots)?;
+    agent.process().wait_for_line("what follows", |line| line.contains("before stays in use"))?;
+    ensure!(ask()?.statuses() == [200]);
+    config.write("crl.pem", &list(&[SERIAL])?)?;
+    wait_until("it to be refused", PATIENCE, || ask().is_ok_and(|response| response.statuses() == [502]))?;
+    check_failure(&ask()?, 502, "tls_certificate_error", "is revoked: ")?;
+    ensure!(agent.metrics()?.sum("egress_configuration_current", &[]) == 0.0);
+    Ok(())
+}
+
+#[test]
 fn a_revocation_list_whose_time_is_nearly_over_is_told_of_until_there_is_a_newer_one() -> Result<()> {
     const METRIC: &str = "egress_revocation_list_expiration_timestamp_seconds";
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);

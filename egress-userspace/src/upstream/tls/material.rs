@@ -101,13 +101,15 @@ pub(super) struct Reader<'a> {
     pub store: &'a mut Store,
     /// That of the policy before.
     pub before: &'a Store,
+    /// Why something is as it was before.
+    pub kept: &'a mut Vec<TlsError>,
     pub progress: &'a Progress,
 }
 
 impl Reader<'_> {
     /// What is in there.
     fn content(&mut self, pem: &Located<Pem>) -> Result<Content, TlsError> {
-        let Self { store, before, progress } = self;
+        let Self { store, before, progress, .. } = self;
         if let Some(content) = store.contents.get(&pem.value) {
             return Ok(content.clone());
         }
@@ -123,10 +125,17 @@ impl Reader<'_> {
         Ok(content)
     }
 
+    /// Those from before while they cannot be had: what else a client is made of is to be renewed meanwhile.
     fn system_roots(&mut self) -> Result<Arc<RootCertStore>, RootsError> {
-        let Self { store, before, progress } = self;
+        let Self { store, before, kept, progress } = self;
         let before = before.system_roots.as_ref().and_then(|before| before.as_ref().ok());
-        let read = store.system_roots.get_or_insert_with(|| SystemRoots::read(before, progress));
+        let read = store.system_roots.get_or_insert_with(|| {
+            SystemRoots::read(before, progress).or_else(|error| {
+                let before = before.ok_or_else(|| error.clone())?;
+                kept.push(error.into());
+                Ok(before.clone())
+            })
+        });
         read.as_ref().map(|read| read.roots.clone()).map_err(RootsError::clone)
     }
 }

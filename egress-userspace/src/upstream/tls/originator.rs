@@ -1,6 +1,6 @@
 //! TLS clients, made once for all rules that want the same.
 
-use std::{collections::BTreeMap, mem, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use foldhash::HashMap;
 
@@ -181,11 +181,7 @@ impl<'a> Workshop<'a> {
 
     /// What was made, and why some of it is as it was before.
     pub fn finish(self) -> (Clients, Vec<TlsError>) {
-        let Self { clients, mut kept, .. } = self;
-        // The same for all of them.
-        let mut is_told = false;
-        kept.retain(|error| !matches!(error, TlsError::SystemRoots(_)) || !mem::replace(&mut is_told, true));
-        (clients, kept)
+        (self.clients, self.kept)
     }
 
     /// What originates TLS for `host` by its settings.
@@ -234,8 +230,9 @@ impl<'a> Workshop<'a> {
         location: &Location,
     ) -> Result<Arc<Client>, TlsError> {
         let verifies = recipe.names != Names::Any;
-        let Self { before: Clients { store: old, .. }, clients, progress, .. } = self;
-        let material = Material::read(settings, verifies, Reader { store: &mut clients.store, before: old, progress })?;
+        let Self { before: Clients { store: old, .. }, clients, kept, progress } = self;
+        let reader = Reader { store: &mut clients.store, before: old, kept, progress };
+        let material = Material::read(settings, verifies, reader)?;
         match before.filter(|before| before.material.is(&material)) {
             Some(same) => Ok(same.clone()),
             None => Ok(Arc::new(Client::build(recipe, settings, material, location)?)),
