@@ -10,9 +10,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, CustomExtension, DnType,
-    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints,
-    PublicKeyData, RevokedCertParams, SerialNumber, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, CrlDistributionPoint,
+    CrlIssuingDistributionPoint, CrlScope, CustomExtension, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints, PublicKeyData, RevokedCertParams, SerialNumber,
+    date_time_ymd,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -249,6 +250,18 @@ impl Pki {
     /// The same of nobody, due to be replaced after this time, in whole seconds.
     pub fn revocation_list_due_in(&self, validity: Duration) -> Result<String> {
         self.trusted.revocation_list(&[], |list| list.next_update = (SystemTime::now() + validity).into())
+    }
+
+    /// The same, in which no certificates but those of authorities are looked up.
+    pub fn revocation_list_of_authorities_due_in(&self, validity: Duration) -> Result<String> {
+        let uris = vec!["http://crl.example/authorities".to_owned()];
+        self.trusted.revocation_list(&[], |list| {
+            list.next_update = (SystemTime::now() + validity).into();
+            list.issuing_distribution_point = Some(CrlIssuingDistributionPoint {
+                distribution_point: CrlDistributionPoint { uris },
+                scope: Some(CrlScope::CaCertsOnly),
+            });
+        })
     }
 
     /// The revocation list of an authority that has not issued what is to be looked up.

@@ -263,9 +263,11 @@ fn a_revocation_list_whose_time_is_nearly_over_is_told_of_until_there_is_a_newer
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     let bed = TestBed::new("tls-crl-ending")?;
     let config = configure(&bed, &[])?;
-    // Of one authority, of which only the newer list counts.
+    let of_authorities = |days| bed.pki().revocation_list_of_authorities_due_in(days * DAY);
+    // Of one authority, of which only the newer list counts for the same certificates.
     let old = bed.pki().revocation_list(&[], 2018..2020)?;
-    config.write("crl.pem", &[old, bed.pki().revocation_list_due_in(3 * DAY)?].concat())?;
+    let lists = [old, of_authorities(100)?, bed.pki().revocation_list_due_in(3 * DAY)?, of_authorities(1)?];
+    config.write("crl.pem", &lists.concat())?;
     config.write("rules.yaml", &rule("edition.cnn.com", DNS, "{mode: SIMPLE, caCrl: crl.pem}"))?;
     let mut agent = bed.agent(&config)?;
     let file = config.path().join("crl.pem").display().to_string();

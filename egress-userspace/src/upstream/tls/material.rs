@@ -209,7 +209,7 @@ pub(super) fn parse_roots(file: &Located<Pem>, pem: &[u8]) -> Result<RootCertSto
 /// Revocation lists; at least one.
 #[derive(Debug)]
 pub(super) struct RevocationLists {
-    /// The newest first. Of several that an authority has made only the first is looked at.
+    /// The newest first. Of several that an authority has made for the same certificates only the first is looked at.
     pub lists: Vec<CertRevocationList<'static>>,
     /// The time of the one of these that is to be replaced first.
     pub validity: Option<Validity>,
@@ -231,7 +231,10 @@ pub(super) fn parse_crls(file: &Located<Pem>, pem: &[u8]) -> Result<RevocationLi
     }
     lists.sort_by_key(|(made, ..)| Reverse(*made));
     let mut seen = HashSet::new();
-    let newest = lists.iter().filter(|(.., list)| seen.insert(list.issuer()));
+    let newest = lists.iter().filter(|(.., list)| {
+        let (authority, part) = (list.issuer(), list.issuing_distribution_point());
+        !seen.contains(&(authority, None)) && seen.insert((authority, part))
+    });
     let validity = newest.filter_map(|(_, validity, _)| *validity).min_by_key(|time| time.not_after);
     let lists = lists.into_iter().map(|(.., list)| list).collect();
     Ok(RevocationLists { lists, validity, place: file.value.to_string() })
