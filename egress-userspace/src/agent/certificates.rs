@@ -15,8 +15,18 @@ const PART: i64 = 5;
 #[derive(Default)]
 pub(super) struct Certificates {
     used: BTreeMap<(Dated, String), Validity>,
-    /// When they were warned of, within the last day.
-    told: BTreeMap<(Dated, String), i64>,
+    /// When they were warned of, within the last day: that they are nearly over, and that they are.
+    told: BTreeMap<((Dated, String), bool), i64>,
+}
+
+/// One whose time is nearly over, or is over.
+pub(super) struct Ending<'a> {
+    pub(super) what: Dated,
+    /// What it is called.
+    pub(super) file: &'a str,
+    /// In seconds since 1970.
+    pub(super) until: i64,
+    pub(super) is_over: bool,
 }
 
 impl Certificates {
@@ -25,8 +35,8 @@ impl Certificates {
         self.used = used;
     }
 
-    /// Those to warn of, as their time is nearly over, or is over: each once a day. `now` is in seconds since 1970.
-    pub(super) fn look(&mut self, now: i64) -> Vec<(Dated, &str, Validity)> {
+    /// Those to warn of: each once a day, and when it is over. `now` is in seconds since 1970.
+    pub(super) fn look(&mut self, now: i64) -> Vec<Ending<'_>> {
         self.told.retain(|_, told| now - *told < DAY);
         let is_ending = |validity: &Validity| {
             let notice = NOTICE.min(validity.not_after.saturating_sub(validity.not_before) / PART);
@@ -34,9 +44,10 @@ impl Certificates {
         };
         let mut due = Vec::new();
         for (name, validity) in self.used.iter().filter(|(_, validity)| is_ending(validity)) {
-            if let Entry::Vacant(told) = self.told.entry(name.clone()) {
+            let (until, is_over) = (validity.not_after, validity.not_after < now);
+            if let Entry::Vacant(told) = self.told.entry((name.clone(), is_over)) {
                 told.insert(now);
-                due.push((name.0, name.1.as_str(), *validity));
+                due.push(Ending { what: name.0, file: &name.1, until, is_over });
             }
         }
         due
@@ -48,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_that_ends_soon_is_told_of_once_a_day_until_it_is_renewed() {
+    fn one_that_ends_soon_is_told_of_once_a_day_and_when_it_is_over_until_it_is_renewed() {
         let validity =
             |not_before: i64, not_after: i64| Validity { not_before: not_before * DAY, not_after: not_after * DAY };
         let mut certificates = Certificates::default();
@@ -57,13 +68,15 @@ mod tests {
             [("long", validity(0, 400)), ("short", validity(380, 385))].map(|(name, is)| (named(name), is)).into();
         let mut look = |used: &BTreeMap<(Dated, String), Validity>, hour: i64| {
             certificates.set(used.clone());
-            certificates.look(hour * DAY / 24).into_iter().map(|(_, name, _)| name.to_owned()).collect::<Vec<_>>()
+            certificates.look(hour * DAY / 24).into_iter().map(|ending| ending.file.to_owned()).collect::<Vec<_>>()
         };
         let none: [&str; 0] = [];
         assert_eq!(look(&used, 24 * 383), none);
-        assert_eq!(look(&used, 24 * 384 + 1), ["short"], "in the last fifth");
+        assert_eq!(look(&used, 24 * 384 + 2), ["short"], "in the last fifth");
         assert_eq!(look(&used, 24 * 385), none, "a day is not over");
-        assert_eq!(look(&used, 24 * 386 + 1), ["long", "short"], "one is over");
+        assert_eq!(look(&used, 24 * 385 + 1), ["short"], "it is over");
+        assert_eq!(look(&used, 24 * 386), none, "it was told");
+        assert_eq!(look(&used, 24 * 386 + 1), ["long", "short"]);
         used.insert(named("short"), validity(386, 391));
         assert_eq!(look(&used, 24 * 386 + 2), none);
         assert_eq!(look(&used, 24 * 387 + 1), ["long"]);

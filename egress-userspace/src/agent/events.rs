@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Agent, interception::Step, prepare::Reading, succession};
+use super::{Agent, certificates::Ending, interception::Step, prepare::Reading, succession};
 use crate::{
     existing::Look,
     handover::{START_LIMIT, Successor},
@@ -190,8 +190,8 @@ impl Agent {
     /// Says which of the certificates that origins are shown are nearly over, and which revocation lists.
     fn look_at_certificates(&mut self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
-        for (what, file, validity) in self.certificates.look(now) {
-            let text = match (what, validity.not_after < now) {
+        for Ending { what, file, until, is_over } in self.certificates.look(now) {
+            let text = match (what, is_over) {
                 (Dated::Certificate, true) => "the time of a client certificate is over, and origins refuse it",
                 (Dated::Certificate, false) => "the time of a client certificate is nearly over; renew it",
                 (Dated::RevocationList, true) => {
@@ -199,7 +199,7 @@ impl Agent {
                 }
                 (Dated::RevocationList, false) => "the time of a revocation list is nearly over; get a new one",
             };
-            tracing::warn!(file, until = date(validity.not_after), "{text}");
+            tracing::warn!(file, until = date(until), "{text}");
         }
     }
 
