@@ -242,9 +242,7 @@ impl Pki {
 
     /// The trusted authority's revocation list, made and due to be replaced at the beginning of these years.
     pub fn revocation_list(&self, revoked: &[u64], years: Range<i32>) -> Result<String> {
-        self.trusted.revocation_list(revoked, |list| {
-            (list.this_update, list.next_update) = (date_time_ymd(years.start, 1, 1), date_time_ymd(years.end, 1, 1));
-        })
+        self.trusted.revocation_list(revoked, made_in(years))
     }
 
     /// The same of nobody, due to be replaced after this time, in whole seconds.
@@ -264,9 +262,9 @@ impl Pki {
         })
     }
 
-    /// The revocation list of an authority that has not issued what is to be looked up.
-    pub fn foreign_revocation_list(&self) -> Result<String> {
-        self.untrusted.revocation_list(&[], |_| {})
+    /// The same of an authority that has not issued what is to be looked up.
+    pub fn foreign_revocation_list(&self, years: Range<i32>) -> Result<String> {
+        self.untrusted.revocation_list(&[], made_in(years))
     }
 
     /// A client's certificate with this common name.
@@ -304,6 +302,12 @@ impl Pki {
         fs::write(&identity.certificate_file, certificate.pem() + chain)?;
         fs::write(&identity.key_file, key.serialize_pem())?;
         Ok(identity)
+    }
+}
+
+fn made_in(years: Range<i32>) -> impl FnOnce(&mut CertificateRevocationListParams) {
+    move |list| {
+        (list.this_update, list.next_update) = (date_time_ymd(years.start, 1, 1), date_time_ymd(years.end, 1, 1));
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Certificates {
 
 /// One whose time is nearly over, or is over.
 pub(super) struct Ending<'a> {
-    pub(super) what: Dated,
+    pub(super) what: &'a Dated,
     /// What it is called.
     pub(super) file: &'a str,
     /// In seconds since 1970.
@@ -47,7 +47,7 @@ impl Certificates {
             let (until, is_over) = (validity.not_after, validity.not_after < now);
             if let Entry::Vacant(told) = self.told.entry((name.clone(), is_over)) {
                 told.insert(now);
-                due.push(Ending { what: name.0, file: &name.1, until, is_over });
+                due.push(Ending { what: &name.0, file: &name.1, until, is_over });
             }
         }
         due

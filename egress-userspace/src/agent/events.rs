@@ -191,15 +191,18 @@ impl Agent {
     fn look_at_certificates(&mut self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
         for Ending { what, file, until, is_over } in self.certificates.look(now) {
-            let text = match (what, is_over) {
-                (Dated::Certificate, true) => "the time of a client certificate is over, and origins refuse it",
-                (Dated::Certificate, false) => "the time of a client certificate is nearly over; renew it",
-                (Dated::RevocationList, true) => {
-                    "the time of a revocation list is over, and origins are refused for it"
+            let (text, authority) = match (what, is_over) {
+                (Dated::Certificate, true) => ("the time of a client certificate is over, and origins refuse it", None),
+                (Dated::Certificate, false) => ("the time of a client certificate is nearly over; renew it", None),
+                (Dated::RevocationList(authority), true) => (
+                    "the time of a revocation list is over, and origins are refused that its authority vouches for",
+                    Some(authority),
+                ),
+                (Dated::RevocationList(authority), false) => {
+                    ("the time of a revocation list is nearly over; get a new one", Some(authority))
                 }
-                (Dated::RevocationList, false) => "the time of a revocation list is nearly over; get a new one",
             };
-            tracing::warn!(file, until = date(until), "{text}");
+            tracing::warn!(file, authority, until = date(until), "{text}");
         }
     }
 

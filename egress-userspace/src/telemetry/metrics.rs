@@ -66,7 +66,7 @@ pub struct Metrics {
     /// Network namespaces that cannot be served.
     pub namespaces_unserved: Gauge,
     certificates: Family<FileLabel, Gauge>,
-    revocation_lists: Family<FileLabel, Gauge>,
+    revocation_lists: Family<ListLabel, Gauge>,
     /// Rules in force.
     pub rules: Gauge,
     /// What rules for wildcards are not for.
@@ -107,6 +107,12 @@ struct CauseLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FileLabel {
     file: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListLabel {
+    file: String,
+    authority: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -211,10 +217,10 @@ impl Metrics {
             "When the certificates that origins are shown are over, by the file or Secret that has them",
             certificates.clone(),
         );
-        let revocation_lists = Family::<FileLabel, Gauge>::default();
+        let revocation_lists = Family::<ListLabel, Gauge>::default();
         registry.register(
             "revocation_list_expiration_timestamp_seconds",
-            "When the revocation lists that origins are looked up in are over, by the file or Secret that has them",
+            "When the revocation lists that origins are looked up in are over, by the file or Secret that has them, and by the authority",
             revocation_lists.clone(),
         );
         let rules = Gauge::default();
@@ -317,11 +323,14 @@ impl Metrics {
         self.certificates.clear();
         self.revocation_lists.clear();
         for ((what, file), validity) in times {
-            let family = match what {
-                Dated::Certificate => &self.certificates,
-                Dated::RevocationList => &self.revocation_lists,
-            };
-            family.get_or_create(&FileLabel { file: file.clone() }).set(validity.not_after);
+            let file = file.clone();
+            match what {
+                Dated::Certificate => self.certificates.get_or_create(&FileLabel { file }),
+                Dated::RevocationList(authority) => {
+                    self.revocation_lists.get_or_create(&ListLabel { file, authority: authority.clone() })
+                }
+            }
+            .set(validity.not_after);
         }
     }
 

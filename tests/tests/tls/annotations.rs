@@ -266,18 +266,22 @@ fn a_revocation_list_whose_time_is_nearly_over_is_told_of_until_there_is_a_newer
     let of_authorities = |days| bed.pki().revocation_list_of_authorities_due_in(days * DAY);
     // Of one authority, of which only the newer list counts for the same certificates.
     let old = bed.pki().revocation_list(&[], 2018..2020)?;
-    let lists = [old, of_authorities(100)?, bed.pki().revocation_list_due_in(3 * DAY)?, of_authorities(1)?];
+    // The end of one that is over tells nothing of another authority's.
+    let foreign = bed.pki().foreign_revocation_list(2018..2020)?;
+    let lists = [old, of_authorities(100)?, bed.pki().revocation_list_due_in(3 * DAY)?, of_authorities(1)?, foreign];
     config.write("crl.pem", &lists.concat())?;
     config.write("rules.yaml", &rule("edition.cnn.com", DNS, "{mode: SIMPLE, caCrl: crl.pem}"))?;
     let mut agent = bed.agent(&config)?;
     let file = config.path().join("crl.pem").display().to_string();
+    let authority = "CN=egress test authority: trusted";
     let days_left = |agent: &Agent<'_>| -> Result<f64> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
-        Ok((agent.metrics()?.sum(METRIC, &[("file", &file)]) - now) / DAY.as_secs_f64())
+        Ok((agent.metrics()?.sum(METRIC, &[("file", &file), ("authority", authority)]) - now) / DAY.as_secs_f64())
     };
     let left = days_left(&agent)?;
     ensure!((2.9..3.1).contains(&left), "{left}");
-    let told = |line: &str| line.contains("the time of a revocation list is nearly over") && line.contains(&file);
+    let is_named = |line: &str| line.contains(&file) && line.contains(authority);
+    let told = |line: &str| line.contains("the time of a revocation list is nearly over") && is_named(line);
     agent.process().wait_for_line("the warning", told)?;
     agent.apply(|| config.write("crl.pem", &bed.pki().revocation_list_due_in(100 * DAY)?))?;
     let left = days_left(&agent)?;

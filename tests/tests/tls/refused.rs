@@ -112,7 +112,7 @@ fn write_files(pki: &Pki, config: &ConfigDir) -> Result<()> {
     let lists = [pki.revocation_list(&[], 2018..2124)?, pki.revocation_list(&[REVOKED], 2019..2124)?];
     config.write("crl.pem", &lists.concat())?;
     config.write("old-crl.pem", &pki.revocation_list(&[], 2019..2020)?)?;
-    config.write("foreign-crl.pem", &pki.foreign_revocation_list()?)?;
+    config.write("foreign-crl.pem", &pki.foreign_revocation_list(2019..2124)?)?;
     config.write("foreign.crt", &fs::read_to_string(&foreign.certificate_file)?)?;
     config.write("foreign.key", &fs::read_to_string(&foreign.key_file)?)
 }

@@ -84,12 +84,12 @@ impl Facts {
 }
 
 /// What has its time, after which it is of no use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dated {
     /// What origins are shown.
     Certificate,
-    /// What they are looked up in.
-    RevocationList,
+    /// What those are looked up in for whom this authority vouches.
+    RevocationList(String),
 }
 
 /// The time of a certificate, or of a revocation list, in seconds since 1970.
@@ -175,7 +175,8 @@ pub fn shown(text: &str) -> String {
     shown
 }
 
-fn name(name: &X509Name<'_>) -> String {
+/// Whom a certificate or a revocation list names.
+pub fn name(name: &X509Name<'_>) -> String {
     match name.to_string() {
         empty if empty.is_empty() => "nobody".to_owned(),
         text => shown(&text),

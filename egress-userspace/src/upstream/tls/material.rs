@@ -18,6 +18,7 @@ use x509_parser::{prelude::FromDer as _, revocation_list::CertificateRevocationL
 
 use super::{
     Validity,
+    certificate::name,
     roots::{RootsError, SystemRoots},
 };
 use crate::{
@@ -211,8 +212,8 @@ pub(super) fn parse_roots(file: &Located<Pem>, pem: &[u8]) -> Result<RootCertSto
 pub(super) struct RevocationLists {
     /// The newest first. Of several that an authority has made for the same certificates only the first is looked at.
     pub lists: Vec<CertRevocationList<'static>>,
-    /// The time of the one of these that is to be replaced first.
-    pub validity: Option<Validity>,
+    /// The times of these, by the authority.
+    pub times: Vec<(String, Validity)>,
     /// What they are called.
     pub place: String,
 }
@@ -227,7 +228,8 @@ pub(super) fn parse_crls(file: &Located<Pem>, pem: &[u8]) -> Result<RevocationLi
         let (_, read) = CertificateRevocationList::from_der(der).map_err(|error| useless(error.to_string()))?;
         let (made, replaced) = (read.last_update().timestamp(), read.next_update());
         let validity = replaced.map(|replaced| Validity { not_before: made, not_after: replaced.timestamp() });
-        lists.push((made, validity, CertRevocationList::Owned(list)));
+        let time = validity.map(|validity| (name(read.issuer()), validity));
+        lists.push((made, time, CertRevocationList::Owned(list)));
     }
     lists.sort_by_key(|(made, ..)| Reverse(*made));
     let mut seen = HashSet::new();
@@ -235,9 +237,9 @@ pub(super) fn parse_crls(file: &Located<Pem>, pem: &[u8]) -> Result<RevocationLi
         let (authority, part) = (list.issuer(), list.issuing_distribution_point());
         !seen.contains(&(authority, None)) && seen.insert((authority, part))
     });
-    let validity = newest.filter_map(|(_, validity, _)| *validity).min_by_key(|time| time.not_after);
+    let times = newest.filter_map(|(_, time, _)| time.clone()).collect();
     let lists = lists.into_iter().map(|(.., list)| list).collect();
-    Ok(RevocationLists { lists, validity, place: file.value.to_string() })
+    Ok(RevocationLists { lists, times, place: file.value.to_string() })
 }
 
 /// A private key.

@@ -148,7 +148,10 @@ impl Clients {
             Some(((Dated::Certificate, certificate.to_string()), client.shown?))
         });
         let lists = self.clients.values().filter_map(|client| client.verifier.expected.as_ref()?.crls.as_ref());
-        let lists = lists.filter_map(|crls| Some(((Dated::RevocationList, crls.place.clone()), crls.validity?)));
+        let lists = lists.flat_map(|crls| {
+            let dated = |authority: &String| (Dated::RevocationList(authority.clone()), crls.place.clone());
+            crls.times.iter().map(move |(authority, validity)| (dated(authority), *validity))
+        });
         first_to_end(shown.chain(lists))
     }
 
