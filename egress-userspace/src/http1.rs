@@ -13,7 +13,7 @@ mod target;
 use std::io;
 
 pub use self::{
-    decode::{Decoder, Progress, TRAILERS, chunk_size},
+    decode::{Decoder, Progress, chunk_size},
     encode::{Encoder, request_head, response_head},
     framing::{Framing, announced, end_in_chunks, is_bare, is_coded, of_http2, of_request, of_response},
     head::{Head, Limits, may_be_request, may_be_response, request, response},

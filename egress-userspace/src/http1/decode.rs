@@ -11,7 +11,7 @@ use crate::head::{Fields, Names};
 /// The longest line with the size of a chunk, extensions included, in bytes.
 const MAX_SIZE_LINE: usize = 4096;
 /// What trailers are taken.
-pub const TRAILERS: Limits = Limits { head: 64 * 1024, fields: 256 };
+const TRAILERS: Limits = Limits { head: 64 * 1024, fields: 256 };
 /// What may not come after content: who merges it into the head must not be misled (RFC 9110 section 6.5.1).
 const NOT_TRAILERS: Names = Names::new(&["content-length", "transfer-encoding", "host"]);
 

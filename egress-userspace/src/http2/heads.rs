@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     head::{Builder, Fields, Names, ResponseHead},
-    http1::{Fault, Limits, TRAILERS},
+    http1::{Fault, Limits},
 };
 
 /// Fields that only HTTP/1.1 has (section 8.2.2).
@@ -201,15 +201,13 @@ pub(super) fn request(decoder: &mut Decoder, block: &[u8], limits: &Limits) -> R
     }))
 }
 
-/// Trailers, which may be as long as over HTTP/1.1, and no longer than heads.
+/// Trailers, which may be as long as heads: that is what the other end is told.
 pub(super) fn trailers(
     decoder: &mut Decoder,
     block: &[u8],
     limits: &Limits,
 ) -> Result<Result<Fields, Error>, Undecodable> {
-    let (head, fields) = (limits.head.min(TRAILERS.head), limits.fields.min(TRAILERS.fields));
-    let limits = Limits { head, fields };
-    let mut taken = Taken::new(&limits);
+    let mut taken = Taken::new(limits);
     let is_sound = decoder.decode(block, |name, value, is_secret| match name {
         [b':', ..] => taken.is_message = false,
         _ => taken.field(name, value, is_secret),

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     head::{Fields, ResponseHead},
-    http1::{Fault, Limits, Output, TRAILERS},
+    http1::{Fault, Limits, Output},
 };
 
 const WINDOW: u32 = 64 * 1024;
@@ -171,7 +171,7 @@ fn what_is_wrong_with_one_stream_ends_no_other() {
         ([head(1, OK, false), head(1, b"\x00\x01a\x011", false)].concat(), Reason::PROTOCOL_ERROR),
         ([head(1, OK, false), head(1, OK, true)].concat(), Reason::PROTOCOL_ERROR),
         (
-            [head(1, OK, false), head(1, &b"\x00\x01a\x011".repeat(TRAILERS.fields + 1), true)].concat(),
+            [head(1, OK, false), head(1, &b"\x00\x01a\x011".repeat(HEADS.fields + 1), true)].concat(),
             Reason::PROTOCOL_ERROR,
         ),
         ([head(3, OK, true), data(3, b"x", false)].concat(), Reason::STREAM_CLOSED),
@@ -194,6 +194,18 @@ fn what_is_wrong_with_one_stream_ends_no_other() {
         let other = core.streams.iter_mut().find(|(_, stream)| stream.id == 5).expect("it has its users").1;
         assert!(other.error.is_none() && other.is_received && other.queue.pop().is_some_and(|piece| piece == "fine"));
     }
+}
+
+/// The other end is told how long, and not that it is for heads alone.
+#[test]
+fn trailers_may_be_as_long_as_heads() {
+    let mut client = client();
+    let key = key(&client, 1);
+    let trailers = b"\x00\x01a\x011".repeat(HEADS.fields);
+    feed(&mut client, &[head(1, OK, false), head(1, &trailers, true)].concat()).expect("it is in order");
+    let stream = &client.streams[key];
+    assert!(stream.error.is_none(), "{:?}", stream.error);
+    assert_eq!(stream.trailers.as_ref().map(|trailers| trailers.listed().len()), Some(HEADS.fields));
 }
 
 #[test]
