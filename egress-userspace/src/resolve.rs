@@ -108,8 +108,8 @@ struct Loaded {
 }
 
 impl Resolver {
-    /// A resolver by the system's files, of which it tells which one it is reading. Where resolv.conf names no server, only the hosts file
-    /// answers.
+    /// A resolver by the system's files, of which `progress` says which one is being read until there is one. Where resolv.conf names no
+    /// server, only the hosts file answers.
     ///
     /// # Errors
     /// A file cannot be read, or is malformed.
@@ -122,7 +122,8 @@ impl Resolver {
         // Taken first: a change in between is then seen the next time.
         let read = Mutex::new(Read { stamp: files.stamp(), in_vain: false });
         let current = ArcSwap::from_pointee(load(&files, &marker)?);
-        Ok(Self { files, current, read, changed: watch::Sender::new(()), marker })
+        // Later they are looked at for each look-up, by the thread that would have to say for what it waits.
+        Ok(Self { files: files.untold(), current, read, changed: watch::Sender::new(()), marker })
     }
 
     /// Has the sockets by which it asks marked as ours from now on.
