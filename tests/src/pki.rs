@@ -1,8 +1,9 @@
 //! Certificates of the test's own: an authority that the agent and the clients trust, and one that they do not.
 
+mod revocation;
+
 use std::{
     fs,
-    ops::Range,
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, SystemTime},
@@ -10,10 +11,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, CrlDistributionPoint,
-    CrlIssuingDistributionPoint, CrlScope, CustomExtension, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
-    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints, PublicKeyData, RevokedCertParams, SerialNumber,
-    date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, GeneralSubtree,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PublicKeyData, SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -240,33 +239,6 @@ impl Pki {
         })
     }
 
-    /// The trusted authority's revocation list, made and due to be replaced at the beginning of these years.
-    pub fn revocation_list(&self, revoked: &[u64], years: Range<i32>) -> Result<String> {
-        self.trusted.revocation_list(revoked, made_in(years))
-    }
-
-    /// The same of nobody, due to be replaced after this time, in whole seconds.
-    pub fn revocation_list_due_in(&self, validity: Duration) -> Result<String> {
-        self.trusted.revocation_list(&[], |list| list.next_update = (SystemTime::now() + validity).into())
-    }
-
-    /// The same, in which no certificates but those of authorities are looked up.
-    pub fn revocation_list_of_authorities_due_in(&self, validity: Duration) -> Result<String> {
-        let uris = vec!["http://crl.example/authorities".to_owned()];
-        self.trusted.revocation_list(&[], |list| {
-            list.next_update = (SystemTime::now() + validity).into();
-            list.issuing_distribution_point = Some(CrlIssuingDistributionPoint {
-                distribution_point: CrlDistributionPoint { uris },
-                scope: Some(CrlScope::CaCertsOnly),
-            });
-        })
-    }
-
-    /// The same of an authority that has not issued what is to be looked up.
-    pub fn foreign_revocation_list(&self, years: Range<i32>) -> Result<String> {
-        self.untrusted.revocation_list(&[], made_in(years))
-    }
-
     /// A client's certificate with this common name.
     pub fn client(&self, name: &str) -> Result<Identity> {
         self.issue(&self.clients, &client_params(name)?)
@@ -302,12 +274,6 @@ impl Pki {
         fs::write(&identity.certificate_file, certificate.pem() + chain)?;
         fs::write(&identity.key_file, key.serialize_pem())?;
         Ok(identity)
-    }
-}
-
-fn made_in(years: Range<i32>) -> impl FnOnce(&mut CertificateRevocationListParams) {
-    move |list| {
-        (list.this_update, list.next_update) = (date_time_ymd(years.start, 1, 1), date_time_ymd(years.end, 1, 1));
     }
 }
 
@@ -374,29 +340,6 @@ impl Authority {
         fs::write(&pem, certificate.pem()).with_context(|| format!("writing {}", pem.display()))?;
         fs::write(&key_file, key.serialize_pem())?;
         Ok(Self { certificate: certificate.der().clone(), issuer: Issuer::new(params, key), pem, key_file })
-    }
-
-    fn revocation_list(
-        &self,
-        revoked: &[u64],
-        change: impl FnOnce(&mut CertificateRevocationListParams),
-    ) -> Result<String> {
-        let revoked_certs = revoked.iter().map(|serial| RevokedCertParams {
-            serial_number: SerialNumber::from(*serial),
-            revocation_time: date_time_ymd(2019, 1, 1),
-            reason_code: None,
-            invalidity_date: None,
-        });
-        let mut list = CertificateRevocationListParams {
-            this_update: date_time_ymd(2019, 1, 1),
-            next_update: date_time_ymd(2124, 1, 1),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: revoked_certs.collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        change(&mut list);
-        Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 }
 
