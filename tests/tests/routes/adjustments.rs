@@ -76,6 +76,27 @@ fn copies_are_adjusted_by_where_they_go() -> Result<()> {
     Ok(())
 }
 
+/// A server may take all that follows on its connection for what its client asks for.
+#[test]
+fn a_copy_with_credentials_of_a_connection_leaves_it_to_nobody() -> Result<()> {
+    const COUNT: usize = 6;
+    let bed = bed("authenticated-copy")?;
+    let origin = origin_http1(&bed, echo)?;
+    let rules = entry(HOST, "resolution: DNS")
+        + &destination(HOST, "", "", "")
+        + &entry(SECOND, "resolution: DNS")
+        + &destination(SECOND, "", "", "")
+        + &service(&format!("  - route: [{{destination: {{host: {HOST}}}}}]\n    mirror: {{host: {SECOND}}}\n"));
+    let (_agent, _config) = agent(&bed, &rules)?;
+    for asked in 1..=COUNT {
+        let (status, ..) = get(&bed, "/", &["-H", "Authorization: NTLM TlRMTVNTUAAB"])?;
+        ensure!(status == 200);
+        origin.wait_for_requests(2 * asked)?;
+    }
+    ensure!(origin.connections() == 2 * COUNT, "{} connections", origin.connections());
+    Ok(())
+}
+
 /// Whoever is not asked to does not tell a client to go on.
 #[test]
 fn a_client_may_send_content_where_the_origin_is_not_asked_for_leave() -> Result<()> {

@@ -26,10 +26,10 @@ const SLOW: u64 = 1024 * 1024;
 pub struct Batch {
     /// The socket wakes nobody for less, in bytes; 0 if it does for anything.
     set: u64,
-    /// Since when nothing has come, while that is so.
-    since: Option<Instant>,
     /// How much has come since there was nothing, in bytes.
     got: u64,
+    /// Since when nothing has come, while that is so.
+    since: Option<Instant>,
     /// When that becomes too long, at the earliest. There while it is set.
     timer: Option<Pin<Box<Sleep>>>,
     /// Whether the last one has come in time.
