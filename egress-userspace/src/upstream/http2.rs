@@ -123,7 +123,7 @@ impl Shared {
 
     /// Whether it is of no use to anybody: it has ended, or it is silent and no request is left that waits for it.
     pub fn is_dead(&self) -> bool {
-        self.is_closed() || self.is_silent() && self.streams() == 0
+        self.is_closed() || self.streams() == 0 && self.is_silent()
     }
 
     /// When it was made.
@@ -252,7 +252,9 @@ struct User(Rc<Load>);
 impl Drop for User {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get() - 1);
-        self.0.idle_since.set(Instant::now());
+        if self.0.streams.get() == 0 {
+            self.0.idle_since.set(Instant::now());
+        }
         self.0.changed();
     }
 }
