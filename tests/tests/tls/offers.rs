@@ -146,6 +146,31 @@ fn a_second_connection_resumes_the_session() -> Result<()> {
     Ok(())
 }
 
+/// A ticket is used once, so as many are needed as connections are made at the same time. Of rustls' own cache most would find none.
+#[test]
+fn connections_that_are_made_at_the_same_time_resume_sessions_as_well() -> Result<()> {
+    const COUNT: usize = 24;
+    // A handshake takes so long that all have begun before the first has ended.
+    let bed = TestBed::builder("tls-tickets").host(HOST).delay(Duration::from_millis(50)).build()?;
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?).http1_only();
+    let _origin = bed.embedded_origin().handler(closing).tls(&bed.sockets(HOST, 443), &tls)?.start()?;
+    let config = configure(&bed, &[rule(HOST, DNS, SIMPLE)])?;
+    let agent = bed.agent(&config)?;
+    let parallel = ["-q", "-sS", "--max-time", "15", "--parallel", "--parallel-immediate", "--parallel-max"];
+    let round = || {
+        let urls = vec![URL; COUNT];
+        bed.client_command("curl")?.args(parallel).args([COUNT.to_string()]).args(urls).run()?.success()?;
+        let metrics = agent.metrics()?;
+        let handshakes = |result| metrics.sum("egress_upstream_handshakes_total", &[("result", result)]);
+        anyhow::Ok([handshakes("full"), handshakes("resumed")])
+    };
+    // Nobody has known that so many are needed before the second round.
+    let (_, before, after) = (round()?, round()?, round()?);
+    let made = [after[0] - before[0], after[1] - before[1]];
+    ensure!(made == [0.0, COUNT as f64], "{before:?}, {after:?}");
+    Ok(())
+}
+
 /// A session can be resumed for ever, as each time there is a new ticket; its certificate is shown but once.
 #[test]
 fn a_session_ends_with_the_certificate_that_it_began_with() -> Result<()> {

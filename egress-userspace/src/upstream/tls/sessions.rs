@@ -2,7 +2,7 @@
 //! and tickets are renewed without end (RFC 8446 section 4.6.1).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,22 +15,41 @@ use rustls_pki_types::{ServerName, UnixTime};
 
 use super::{certificate::Facts, verify::Presented};
 
-/// rustls counts so many sessions for each server.
+/// rustls' own cache counts so many sessions for each server.
 pub(super) const OF_A_SERVER: usize = 8;
+
+/// How many TLS 1.3 tickets are kept of a server, each of which is used once, at first and at most: where connections that are made at the
+/// same time find none it is twice as many from then on, up to as many as the pool has made at the same time. Each has a copy of
+/// the server's certificates.
+const TICKETS: usize = 8;
+const MOST_TICKETS: usize = 64;
 
 /// Sessions with servers, by their names.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    kept: ClientSessionMemoryCache,
-    /// When the first certificate expires that a server was verified by. Sessions with others are not resumed.
-    ends: Mutex<HashMap<ServerName<'static>, UnixTime>>,
+    /// Servers that were verified. Sessions with others are not resumed.
+    verified: Mutex<HashMap<ServerName<'static>, Verified>>,
+    /// How many of them there may be.
     servers: usize,
+    /// Sessions of TLS 1.2, and which key exchange servers take.
+    others: ClientSessionMemoryCache,
+}
+
+/// What is known of a server.
+#[derive(Debug)]
+struct Verified {
+    /// When the first certificate expires that it was verified by.
+    end: UnixTime,
+    /// From the oldest on.
+    tickets: VecDeque<Tls13ClientSessionValue>,
+    /// How many of them are kept.
+    room: usize,
 }
 
 impl Sessions {
     /// Sessions with so many servers at most.
     pub(super) fn new(servers: usize) -> Self {
-        Self { kept: ClientSessionMemoryCache::new(servers * OF_A_SERVER), ends: Mutex::default(), servers }
+        Self { verified: Mutex::default(), servers, others: ClientSessionMemoryCache::new(servers * OF_A_SERVER) }
     }
 
     /// Notes what a server was verified by, from now on for all its sessions.
@@ -38,68 +57,89 @@ impl Sessions {
         let end = |certificate| Facts::read(certificate).and_then(|facts| u64::try_from(facts.not_after).ok());
         // Of the others some may be no part of the verified chain, such as what has expired already.
         let others = presented.intermediates.iter().filter_map(end).filter(|end| *end >= now.as_secs());
-        let mut ends = self.ends();
+        let mut verified = self.lock();
         let Some(end) = end(presented.end_entity).map(|own| others.fold(own, u64::min)) else {
-            ends.remove(&server.to_owned());
+            verified.remove(&server.to_owned());
             return;
         };
-        if ends.len() >= self.servers && !ends.contains_key(&server.to_owned()) {
-            ends.retain(|_, end| *end >= now);
-            let any = ends.keys().next().filter(|_| ends.len() >= self.servers).cloned();
-            any.map(|any| ends.remove(&any));
+        if verified.len() >= self.servers && !verified.contains_key(&server.to_owned()) {
+            verified.retain(|_, server| server.end >= now);
+            let any = verified.keys().next().filter(|_| verified.len() >= self.servers).cloned();
+            any.map(|any| verified.remove(&any));
         }
         let end = UnixTime::since_unix_epoch(Duration::from_secs(end));
         // Servers of one name may have certificates of their own.
-        ends.entry(server.to_owned())
-            .and_modify(|known| *known = if *known < now { end } else { end.min(*known) })
-            .or_insert(end);
+        verified
+            .entry(server.to_owned())
+            .and_modify(|known| known.end = if known.end < now { end } else { end.min(known.end) })
+            .or_insert_with(|| Verified { end, tickets: VecDeque::new(), room: TICKETS });
     }
 
-    fn may_resume(&self, server: &ServerName<'_>) -> bool {
-        self.ends().get(server).is_some_and(|end| *end >= UnixTime::now())
-    }
-
-    fn ends(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, UnixTime>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, Verified>> {
         // Nobody panics while holding it.
-        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Verified {
+    fn may_resume(&self) -> bool {
+        self.end >= UnixTime::now()
+    }
+
+    fn keep(&mut self, ticket: Tls13ClientSessionValue) {
+        if self.tickets.len() >= self.room {
+            self.tickets.pop_front();
+        }
+        self.tickets.push_back(ticket);
+    }
+
+    /// The youngest.
+    fn take(&mut self) -> Option<Tls13ClientSessionValue> {
+        if !self.may_resume() {
+            self.tickets.clear();
+            return None;
+        }
+        let ticket = self.tickets.pop_back();
+        if ticket.is_none() {
+            self.room = (2 * self.room).min(MOST_TICKETS);
+        }
+        ticket
     }
 }
 
 impl ClientSessionStore for Sessions {
     fn set_kx_hint(&self, server: ServerName<'static>, group: NamedGroup) {
-        self.kept.set_kx_hint(server, group);
+        self.others.set_kx_hint(server, group);
     }
 
     fn kx_hint(&self, server: &ServerName<'_>) -> Option<NamedGroup> {
-        self.kept.kx_hint(server)
+        self.others.kx_hint(server)
     }
 
     fn set_tls12_session(&self, server: ServerName<'static>, session: Tls12ClientSessionValue) {
-        self.kept.set_tls12_session(server, session);
+        self.others.set_tls12_session(server, session);
     }
 
     fn tls12_session(&self, server: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        if self.may_resume(server) {
-            return self.kept.tls12_session(server);
+        if self.lock().get(server).is_some_and(Verified::may_resume) {
+            return self.others.tls12_session(server);
         }
-        self.kept.remove_tls12_session(&server.to_owned());
+        self.others.remove_tls12_session(&server.to_owned());
         None
     }
 
     fn remove_tls12_session(&self, server: &ServerName<'static>) {
-        self.kept.remove_tls12_session(server);
+        self.others.remove_tls12_session(server);
     }
 
     fn insert_tls13_ticket(&self, server: ServerName<'static>, ticket: Tls13ClientSessionValue) {
-        self.kept.insert_tls13_ticket(server, ticket);
+        if let Some(known) = self.lock().get_mut(&server) {
+            known.keep(ticket);
+        }
     }
 
     fn take_tls13_ticket(&self, server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        if self.may_resume(server) {
-            return self.kept.take_tls13_ticket(server);
-        }
-        while self.kept.take_tls13_ticket(server).is_some() {}
-        None
+        self.lock().get_mut(server)?.take()
     }
 }
 
@@ -119,12 +159,12 @@ mod tests {
         for number in 0..10 {
             let server = ServerName::try_from(format!("{number}.example")).expect("a name");
             sessions.verified(&server, &presented, before);
-            assert!(sessions.ends().contains_key(&server) && sessions.ends().len() <= 3);
+            assert!(sessions.lock().contains_key(&server) && sessions.lock().len() <= 3);
         }
         let late = Sessions::new(3);
         let server = ServerName::try_from("late.example").expect("a name");
         late.verified(&server, &presented, before);
         late.verified(&server, &Presented { end_entity: &CertificateDer::from(vec![0]), intermediates: &[] }, before);
-        assert!(late.ends().is_empty(), "nobody can say when it ends");
+        assert!(late.lock().is_empty(), "nobody can say when it ends");
     }
 }
