@@ -66,7 +66,8 @@ fn connections_beyond_a_limit_are_told_so() -> Result<()> {
         Ok(())
     };
     is_refused(here, "this pod has 3 connections already")?;
-    ensure!(is_served(&other)?, "one pod is in the way of the other");
+    // Until the agent has noticed the pod, its connects are refused.
+    wait_until("one pod not to be in the way of the other", PATIENCE, || is_served(&other).is_ok_and(|served| served))?;
     held.push(hold(&bed, &other)?);
     is_refused(&other, "the agent has 4 connections already")?;
     let count = |limit| Ok::<_, anyhow::Error>(agent.metrics()?.sum(TURNED_AWAY, &[("limit", limit)]));
