@@ -188,9 +188,9 @@ pub fn chunk_size(line: &[u8]) -> Result<u64, Fault> {
     u64::from_str_radix(digits, 16).map_err(|_| Fault::ChunkSize)
 }
 
-/// Whether a field of this name may come after content. HTTP/2 may have others in its names than HTTP/1.1 has.
+/// Whether a field of this name may come after content.
 pub(super) fn may_be_trailer(name: &[u8]) -> bool {
-    !NOT_TRAILERS.has(name) && !name.contains(&b'"')
+    !NOT_TRAILERS.has(name)
 }
 
 /// The trailers, once their end has come, which is not within what was `scanned`.

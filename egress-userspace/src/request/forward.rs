@@ -103,7 +103,8 @@ impl Conversation {
     ) {
         for mirror in selected.mirrors.iter().filter(|mirror| is_drawn(mirror.share)) {
             let Some(copy) = content.copy() else {
-                tracing::debug!(host = host.as_str(), "a request is too large to be mirrored");
+                let why = "it is too large, has trailers, or was still being sent";
+                tracing::debug!(host = host.as_str(), why, "a request is not mirrored");
                 break;
             };
             // It was answered: what is wrong with a copy is nobody's business.
