@@ -264,6 +264,7 @@ impl Conversation {
         };
         match result {
             Ok(Reply::Upstream(answer)) => {
+                content.forget();
                 let ends_by_close = !knows_chunks && !answer.response.head.fields.contains(&header::CONTENT_LENGTH);
                 let (response, tunnel) = respond(*answer, record);
                 Served { response, tunnel, ends_by_close }

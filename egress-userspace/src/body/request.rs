@@ -2,6 +2,8 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
+    mem,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -27,6 +29,8 @@ pub struct Content {
     kept: RefCell<Kept>,
     /// Which body may read on: the last one.
     body: Cell<u32>,
+    /// How many of the chunks that are kept it has passed on.
+    passed: Cell<usize>,
     bytes: Cell<u64>,
     complete: Cell<bool>,
 }
@@ -37,6 +41,8 @@ enum Kept {
     Off,
     /// All of it, which takes so many bytes.
     All(Vec<Bytes>, usize),
+    /// What the last body has still to pass on, as it will not be sent again.
+    Rest(VecDeque<Bytes>),
     /// Not all of it.
     Lost,
 }
@@ -49,6 +55,7 @@ impl Content {
             incoming: RefCell::new(Some(incoming)),
             kept: RefCell::new(Kept::Off),
             body: Cell::new(0),
+            passed: Cell::new(0),
             bytes: Cell::new(0),
             complete,
         })
@@ -69,13 +76,14 @@ impl Content {
         let kept = match &*self.kept.borrow() {
             Kept::All(chunks, size) => Kept::All(chunks.clone(), *size),
             Kept::Off if self.is_empty() => Kept::All(Vec::new(), 0),
-            Kept::Off | Kept::Lost => return None,
+            Kept::Off | Kept::Rest(_) | Kept::Lost => return None,
         };
         self.is_complete().then(|| {
             Rc::new(Self {
                 incoming: RefCell::new(None),
                 kept: RefCell::new(kept),
                 body: Cell::new(0),
+                passed: Cell::new(0),
                 bytes: Cell::new(self.bytes.get()),
                 complete: Cell::new(true),
             })
@@ -112,7 +120,8 @@ impl Content {
     /// A body that carries it from the beginning. Earlier ones come to an end.
     pub fn body(self: &Rc<Self>) -> RequestBody {
         self.body.set(self.body.get() + 1);
-        RequestBody { content: self.clone(), number: self.body.get(), replayed: 0 }
+        self.passed.set(0);
+        RequestBody { content: self.clone(), number: self.body.get() }
     }
 
     /// Keeps what is read from now on, up to a limit, so that it can be sent again.
@@ -123,12 +132,46 @@ impl Content {
         }
     }
 
+    /// Keeps it no longer, as it will not be sent again.
+    pub fn forget(&self) {
+        let mut kept = self.kept.borrow_mut();
+        *kept = match mem::replace(&mut *kept, Kept::Lost) {
+            Kept::All(mut chunks, _) if chunks.len() > self.passed.get() => {
+                Kept::Rest(chunks.drain(self.passed.get()..).collect())
+            }
+            Kept::Rest(rest) => Kept::Rest(rest),
+            Kept::All(..) | Kept::Off | Kept::Lost => Kept::Lost,
+        };
+    }
+
+    /// What was kept, and the last body has still to pass on.
+    fn next_kept(&self) -> Option<Bytes> {
+        match &mut *self.kept.borrow_mut() {
+            Kept::All(chunks, _) => {
+                let chunk = chunks.get(self.passed.get())?;
+                self.passed.set(self.passed.get() + 1);
+                Some(chunk.clone())
+            }
+            Kept::Rest(rest) => rest.pop_front(),
+            Kept::Off | Kept::Lost => None,
+        }
+    }
+
+    /// Whether there is any.
+    fn has_kept(&self) -> bool {
+        match &*self.kept.borrow() {
+            Kept::All(chunks, _) => chunks.len() > self.passed.get(),
+            Kept::Rest(rest) => !rest.is_empty(),
+            Kept::Off | Kept::Lost => false,
+        }
+    }
+
     /// Whether a new body would carry all of it.
     pub fn is_repeatable(&self) -> bool {
         match *self.kept.borrow() {
             Kept::All(..) => true,
             Kept::Off => self.bytes.get() == 0,
-            Kept::Lost => false,
+            Kept::Rest(_) | Kept::Lost => false,
         }
     }
 
@@ -170,12 +213,14 @@ impl Content {
             let mut kept = self.kept.borrow_mut();
             match (&mut *kept, data) {
                 (Kept::All(chunks, size), Some(data)) if *size + data.len() <= KEPT => {
+                    // Whoever reads it passes it on.
+                    self.passed.set(self.passed.get() + 1);
                     chunks.push(if data.len() < SHORT { Bytes::copy_from_slice(data) } else { data.clone() });
                     *size += data.len() + PIECE;
                 }
                 // Too much, or trailers.
                 (Kept::All(..), _) => *kept = Kept::Lost,
-                (Kept::Off | Kept::Lost, _) => {}
+                (Kept::Off | Kept::Rest(_) | Kept::Lost, _) => {}
             }
         }
         Poll::Ready(frame)
@@ -186,8 +231,6 @@ impl Content {
 pub struct RequestBody {
     content: Rc<Content>,
     number: u32,
-    /// How many of the chunks that were kept it has passed on.
-    replayed: usize,
 }
 
 impl RequestBody {
@@ -195,38 +238,21 @@ impl RequestBody {
     pub fn content(&self) -> &Rc<Content> {
         &self.content
     }
-
-    /// How many bytes earlier bodies have read that this one has still to pass on.
-    fn ahead(&self) -> usize {
-        match &*self.content.kept.borrow() {
-            Kept::All(chunks, _) => chunks.iter().skip(self.replayed).map(Bytes::len).sum(),
-            Kept::Off | Kept::Lost => 0,
-        }
-    }
 }
 
 impl Body for RequestBody {
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         if self.number != self.content.body.get() {
             return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
-        let kept = match &*self.content.kept.borrow() {
-            Kept::All(chunks, _) => chunks.get(self.replayed).cloned(),
-            Kept::Off | Kept::Lost => None,
-        };
-        self.replayed += 1;
-        if let Some(chunk) = kept {
+        if let Some(chunk) = self.content.next_kept() {
             return Poll::Ready(Some(Ok(Frame::Data(chunk))));
         }
-        let read = self.content.poll_read(cx);
-        if read.is_pending() {
-            self.replayed -= 1;
-        }
-        read
+        self.content.poll_read(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ahead() == 0 && self.content.is_at_end()
+        !self.content.has_kept() && self.content.is_at_end()
     }
 
     fn reason(&self, error: &BodyError) -> Reason {

@@ -201,6 +201,10 @@ impl Connection {
         loop {
             let decoded = io.content.decode(&mut io.input.bytes);
             io.note_end(cx);
+            if io.content.is_end() {
+                // Its response can take long.
+                io.input.calm();
+            }
             match decoded {
                 Ok(Progress::Data(data)) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
                 Ok(Progress::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::Trailers(trailers)))),

@@ -2,6 +2,7 @@
 
 mod announced;
 mod switched;
+mod waited;
 
 use std::{
     fs,
