@@ -1,10 +1,10 @@
 //! Sources to texts, and texts to documents: on all processors where there is much of it.
 
 use std::{
-    collections::HashMap,
-    fs,
+    collections::{HashMap, HashSet},
+    fs::{self, File},
     hash::{BuildHasher as _, Hash as _, Hasher as _},
-    io,
+    io::{self, Read as _},
     num::NonZero,
     panic,
     path::{Path, PathBuf},
@@ -61,9 +61,10 @@ impl Texts {
     /// Reads all files of all sources.
     pub fn read(sources: &[Source], progress: &Progress) -> Self {
         let mut texts = Self { items: Vec::new(), errors: Errors::default() };
+        let mut seen = HashSet::new();
         for source in sources {
             match source {
-                Source::Path(path) => texts.read_path(path, progress),
+                Source::Path(path) => texts.read_path(path, &mut seen, progress),
                 Source::Host(host) => texts.items.push(Item::Host(host.clone())),
             }
         }
@@ -116,15 +117,17 @@ impl Texts {
         errors.or(documents)
     }
 
-    fn read_path(&mut self, path: &Path, progress: &Progress) {
+    /// Reads those files that were not `seen`: a file can be named more than once, and be in a directory that is.
+    fn read_path(&mut self, path: &Path, seen: &mut HashSet<PathBuf>, progress: &Progress) {
         let files = progress.at(path, || if path.is_dir() { list(path) } else { Ok(vec![path.to_owned()]) });
         match files {
             // A volume that is not mounted looks like this, and that nobody wants any rule is not to be guessed.
             Ok(files) if files.is_empty() => self.unreadable(path, NO_FILES.to_owned()),
             Ok(files) => {
                 for file in files {
-                    match progress.at(&file, || fs::read_to_string(&file)) {
-                        Ok(text) => self.items.push(Item::File(Location::whole(file), text)),
+                    match progress.at(&file, || read_file(&file, seen)) {
+                        Ok(None) => {}
+                        Ok(Some(text)) => self.items.push(Item::File(Location::whole(file), text)),
                         Err(error) => self.unreadable(&file, format!("cannot read the file: {error}")),
                     }
                 }
@@ -137,6 +140,23 @@ impl Texts {
         self.errors.push(Location::whole(path), "", Code::Unreadable.because(why));
     }
 }
+
+/// What a file says. None if it was read already.
+fn read_file(path: &Path, seen: &mut HashSet<PathBuf>) -> io::Result<Option<String>> {
+    if fs::canonicalize(path).is_ok_and(|real| !seen.insert(real)) {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    File::open(path)?.take(LARGEST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST {
+        let what = format!("it is larger than {} MiB", LARGEST / 1024 / 1024);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    Ok(Some(text))
+}
+
+/// What a file may have, in bytes: 100,000 hosts take a quarter of it.
+const LARGEST: u64 = 256 * 1024 * 1024;
 
 /// What ends the names of configuration files.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
