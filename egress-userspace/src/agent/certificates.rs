@@ -37,7 +37,8 @@ impl Certificates {
 
     /// Those to warn of: each once a day, and when it is over. `now` is in seconds since 1970.
     pub(super) fn look(&mut self, now: i64) -> Vec<Ending<'_>> {
-        self.told.retain(|_, told| now - *told < DAY);
+        // Since then the clock may have been put back.
+        self.told.retain(|_, told| (now - *told).abs() < DAY);
         let is_ending = |validity: &Validity| {
             let notice = NOTICE.min(validity.not_after.saturating_sub(validity.not_before) / PART);
             validity.not_after.saturating_sub(now) < notice
@@ -80,5 +81,7 @@ mod tests {
         used.insert(named("short"), validity(386, 391));
         assert_eq!(look(&used, 24 * 386 + 2), none);
         assert_eq!(look(&used, 24 * 387 + 1), ["long"]);
+        assert_eq!(look(&used, 24 * 800), ["long", "short"], "the clock is ahead");
+        assert_eq!(look(&used, 24 * 388 + 2), ["long"]);
     }
 }
