@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli::{RunOptions, USAGE, report},
+    cli::{RunOptions, USAGE, complain, report},
     descriptors::Descriptors,
 };
 
@@ -42,7 +42,7 @@ pub(crate) fn run(options: RunOptions) -> ExitCode {
     let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("egress: cannot start: {error}");
+            complain(format_args!("cannot start: {error}"));
             return ExitCode::from(FAILURE);
         }
     };
@@ -69,6 +69,9 @@ async fn serve(options: RunOptions, descriptors: Descriptors) -> Result<(), Agen
         interrupt: signal(SignalKind::interrupt()).map_err(io_error("cannot handle SIGINT"))?,
     };
     let mut usr2 = signal(SignalKind::user_defined2()).map_err(io_error("cannot handle SIGUSR2"))?;
+    // They end who does not ask for them, and are what other servers are told to reload and to open their logs anew by.
+    let mut hup = signal(SignalKind::hangup()).map_err(io_error("cannot handle SIGHUP"))?;
+    let mut usr1 = signal(SignalKind::user_defined1()).map_err(io_error("cannot handle SIGUSR1"))?;
     let timeout = options.drain_timeout;
     let mut agent = tokio::select! {
         agent = start(options, descriptors) => agent?,
@@ -80,8 +83,11 @@ async fn serve(options: RunOptions, descriptors: Descriptors) -> Result<(), Agen
     let (end, test) = (CancellationToken::new(), Notify::new());
     let tests = async {
         loop {
-            usr2.recv().await;
-            test.notify_one();
+            tokio::select! {
+                _ = usr2.recv() => test.notify_one(),
+                _ = hup.recv() => tracing::info!("SIGHUP does nothing: files are read again whenever they change"),
+                _ = usr1.recv() => tracing::info!("SIGUSR1 does nothing: there is no log file to be opened anew"),
+            }
         }
     };
     let relieved = tokio::select! {

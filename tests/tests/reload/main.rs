@@ -17,6 +17,7 @@ use harness::{
     process::Running,
     wait::{PATIENCE, wait_until},
 };
+use nix::sys::signal::Signal;
 
 const HOST: &str = "edition.cnn.com";
 const OTHER: &str = "other.example";
@@ -63,6 +64,22 @@ fn a_good_change_takes_effect_and_leaves_open_connections_alone() -> Result<()> 
     let metrics = agent.metrics()?;
     ensure!(metrics.sum("egress_connects_total", &[("outcome", "redirected")]) == 3.0, "{metrics:?}");
     ensure!(metrics.sum("egress_policy_applied_total", &[]) == 3.0, "{metrics:?}");
+    Ok(())
+}
+
+/// They would end who does not ask for them.
+#[test]
+fn signals_that_other_servers_are_reloaded_by_change_nothing() -> Result<()> {
+    let bed = TestBed::builder("signals").host(HOST).host(OTHER).build()?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    for (signal, line) in [(Signal::SIGHUP, "SIGHUP does nothing"), (Signal::SIGUSR1, "SIGUSR1 does nothing")] {
+        agent.process().signal(signal)?;
+        agent.process().wait_for_line(line, |text| text.contains(line))?;
+        check_way(&bed, HOST, "over TLS")?;
+    }
     Ok(())
 }
 
