@@ -11,7 +11,7 @@ use egress::{
 };
 use tokio::runtime::Builder;
 
-use crate::cli::{CheckOptions, OutputFormat};
+use crate::cli::{CheckOptions, OutputFormat, complain};
 
 pub(crate) fn check(options: &CheckOptions) -> ExitCode {
     if options.list_codes {
@@ -22,7 +22,7 @@ pub(crate) fn check(options: &CheckOptions) -> ExitCode {
         let runtime = match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
-                eprintln!("egress: cannot probe: {error}");
+                complain(format_args!("cannot probe: {error}"));
                 return ExitCode::FAILURE;
             }
         };
@@ -35,7 +35,7 @@ pub(crate) fn check(options: &CheckOptions) -> ExitCode {
         OutputFormat::Json => match serde_json::to_string_pretty(&report) {
             Ok(json) => json,
             Err(error) => {
-                eprintln!("egress: cannot write the report: {error}");
+                complain(format_args!("cannot write the report: {error}"));
                 return ExitCode::FAILURE;
             }
         },

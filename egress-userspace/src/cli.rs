@@ -3,7 +3,15 @@
 mod limits;
 mod log;
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    fmt,
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use egress::{
@@ -236,14 +244,19 @@ pub(crate) struct DetachOptions {
 /// Bad usage or configuration (EX_USAGE of sysexits.h).
 pub(crate) const USAGE: u8 = 64;
 
+/// Says so on standard error. Where nobody can read it the command still ends with the code that tells.
+pub(crate) fn complain(what: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "egress: {what}");
+}
+
 /// Prints why the agent failed; gives [`USAGE`] if the configuration is at fault, else `otherwise`.
 pub(crate) fn report(error: &AgentError, otherwise: u8) -> ExitCode {
     let diagnostics = if let AgentError::Config(error) = error { error.diagnostics() } else { Vec::new() };
     for found in &diagnostics {
-        eprintln!("egress: {found} [{}]", found.code.id());
+        complain(format_args!("{found} [{}]", found.code.id()));
     }
     for line in error.to_string().lines().filter(|_| diagnostics.is_empty()) {
-        eprintln!("egress: {line}");
+        complain(line);
     }
     ExitCode::from(if matches!(error, AgentError::Config(_)) { USAGE } else { otherwise })
 }

@@ -1,25 +1,29 @@
 //! `egress detach`.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use egress::kernel::pins;
 
-use crate::cli::DetachOptions;
+use crate::cli::{DetachOptions, complain};
 
 pub(crate) fn detach(options: &DetachOptions) -> ExitCode {
     match pins::detach(&options.pin_dir, options.force) {
-        Ok(removed) if removed.is_empty() => {
-            println!("nothing to detach: {} has no pins", options.pin_dir.display());
-            ExitCode::SUCCESS
-        }
         Ok(removed) => {
+            // What was done is done, whether or not anybody reads of it.
+            let mut out = io::stdout();
+            if removed.is_empty() {
+                let _ = writeln!(out, "nothing to detach: {} has no pins", options.pin_dir.display());
+            }
             for path in removed {
-                println!("removed {}", path.display());
+                let _ = writeln!(out, "removed {}", path.display());
             }
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("egress: {error}");
+            complain(error);
             ExitCode::FAILURE
         }
     }

@@ -20,7 +20,7 @@ use self::{
     guardian::Guardian,
 };
 use crate::{
-    cli::{ExecOptions, report},
+    cli::{ExecOptions, complain, report},
     descriptors::Descriptors,
 };
 
@@ -81,7 +81,7 @@ pub(crate) fn exec(options: ExecOptions) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(ExecError::Agent(error)) => report(&error, FAILURE),
         Err(error) => {
-            eprintln!("egress: {error}");
+            complain(&error);
             ExitCode::from(match &error {
                 ExecError::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => NOT_FOUND,
                 ExecError::Spawn { .. } => CANNOT_EXECUTE,

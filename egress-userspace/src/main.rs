@@ -7,7 +7,10 @@ mod detach;
 mod exec;
 mod run;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use egress::{memory, self_test};
 
@@ -34,7 +37,7 @@ fn main() -> ExitCode {
         Command::SelfTest => match self_test::connect() {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
-                eprintln!("{failure}");
+                let _ = writeln!(io::stderr(), "{failure}");
                 ExitCode::FAILURE
             }
         },

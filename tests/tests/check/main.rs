@@ -57,6 +57,37 @@ fn the_exit_code_says_whether_rules_can_be_used() -> Result<()> {
 }
 
 #[test]
+fn a_file_that_is_named_twice_is_read_once() -> Result<()> {
+    let bed = TestBed::new("check-twice")?;
+    let (file, directory) = (bed.dir().join("rules.yaml"), bed.dir());
+    fs::write(&file, SEED)?;
+    let output = Command::new(binary()?).arg("check").args(["--strict"]).args([directory, &file, &file]).run()?;
+    ensure!(output.code() == 0 && output.text().contains("1 rule, 0 errors, 0 warnings"), "{output:?}");
+    Ok(())
+}
+
+#[test]
+fn what_has_no_end_is_not_read_to_it() -> Result<()> {
+    let piped = Command::new(binary()?).args(["check", "/dev/stdin"]).stdin(SEED).run()?;
+    ensure!(piped.code() == 0 && piped.text().contains("1 rule"), "{piped:?}");
+    let endless = Command::new(binary()?).args(["check", "/dev/zero"]).run()?;
+    ensure!(endless.code() == 1 && endless.text().contains("it is larger than 256 MiB"), "{endless:?}");
+    Ok(())
+}
+
+#[test]
+fn the_exit_code_is_true_where_nobody_can_read_why() -> Result<()> {
+    let bed = TestBed::new("check-full")?;
+    let missing = bed.dir().join("missing");
+    for (arguments, code) in [("run --config", 64), ("check", 1), ("run --log-level warning --config", 64)] {
+        let command = format!("{} {arguments} {} >/dev/full 2>&1", binary()?.display(), missing.display());
+        let output = Command::new("sh").args(["-c", &command]).run()?;
+        ensure!(output.code() == code, "{arguments}: {output:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_can_be_found_is_listed_by_code() -> Result<()> {
     let output = Command::new(binary()?).args(["check", "--list-codes"]).run()?.success()?;
     let lines: Vec<_> = output.text().lines().map(str::to_owned).collect();
