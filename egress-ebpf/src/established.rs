@@ -21,33 +21,32 @@ use crate::maps::{self, Socket};
 pub fn on_event(ctx: &SockOpsContext) -> Result<(), ()> {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            let Some((socket, origin)) = redirected(ctx) else { return Ok(()) };
-            let flow = flow(ctx, &origin);
+            let Some(origin) = redirected(ctx) else { return Ok(()) };
+            let flow = flow(ctx, origin);
             // The callback tells when the connect has ended.
             let told = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).map_err(drop);
-            let published = told.and_then(|()| maps::publish(socket, flow, origin));
+            let published = told.and_then(|()| maps::publish(&flow, origin));
             if published.is_err() {
                 // The connect goes on, and must not be taken for one before it that had the same port.
-                maps::withdraw(flow);
+                maps::withdraw(&flow);
             }
             published
         }
         BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_SYN_SENT => {
-            let Some((socket, origin)) = redirected(ctx) else { return Ok(()) };
-            let flow = flow(ctx, &origin);
+            let Some(origin) = redirected(ctx) else { return Ok(()) };
             // Only a connect that failed is withdrawn. A client that connected, sent and closed at once is still to be
             // accepted, and is owed its request.
             if ctx.arg(1) == BPF_TCP_CLOSE {
-                maps::withdraw(flow);
+                maps::withdraw(&flow(ctx, origin));
             }
-            maps::connect_ended(socket, flow.netns);
+            maps::connect_ended(origin, netns(ctx));
             Ok(())
         }
         // Told without being asked for, where somebody else's program has put another callback in place of ours. Of connects that fail
         // there we are not told; the agent counts anew where they seem to be many.
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
-            if let Some(socket) = socket(ctx) {
-                maps::connect_ended(socket, netns(ctx));
+            if let Some(origin) = redirected(ctx) {
+                maps::connect_ended(origin, netns(ctx));
             }
             Ok(())
         }
@@ -55,17 +54,11 @@ pub fn on_event(ctx: &SockOpsContext) -> Result<(), ()> {
     }
 }
 
-/// The socket, if it was redirected, and where it was going.
+/// Where the socket was going, if it was redirected.
 #[inline(always)]
-fn redirected(ctx: &SockOpsContext) -> Option<(Socket, Origin)> {
-    let socket = socket(ctx)?;
-    Some((socket, maps::origin_of(socket)?))
-}
-
-#[inline(always)]
-fn socket(ctx: &SockOpsContext) -> Option<Socket> {
+fn redirected(ctx: &SockOpsContext) -> Option<&'static mut Origin> {
     // SAFETY: an aligned read of the context's socket pointer, which is null where there is no full socket.
-    Socket::from_ptr(unsafe { (*ctx.ops).__bindgen_anon_2.sk })
+    Socket::from_ptr(unsafe { (*ctx.ops).__bindgen_anon_2.sk }).and_then(maps::origin_of)
 }
 
 #[inline(always)]

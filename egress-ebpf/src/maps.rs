@@ -198,8 +198,8 @@ pub fn is_own(socket: Socket) -> bool {
 }
 
 #[inline(always)]
-pub fn origin_of(socket: Socket) -> Option<Origin> {
-    stored(&ORIGINS, socket).copied()
+pub fn origin_of(socket: Socket) -> Option<&'static mut Origin> {
+    stored(&ORIGINS, socket)
 }
 
 /// Records the origin of a socket that has none.
@@ -220,33 +220,36 @@ pub fn forget_origin(socket: Socket) {
     unsafe { bpf_sk_storage_delete(handle(&ORIGINS), socket.0.cast()) };
 }
 
-/// Publishes the flow of a socket that begins to connect. It fails when there is no room, or when the network namespace has as
-/// many such sockets as it may have: what is dropped on its way back to one is never accepted.
+/// Publishes the flow of a socket that begins to connect, with what it has recorded. It fails when there is no room, or when the
+/// network namespace has as many such sockets as it may have: what is dropped on its way back to one is never accepted.
 #[inline(always)]
-pub fn publish(socket: Socket, flow: Flow, origin: Origin) -> Result<(), ()> {
-    if CONNECTING.get_ptr(flow.netns).is_none() {
-        // Another CPU can be first.
-        let _ = CONNECTING.insert(flow.netns, 0, BPF_NOEXIST.into());
-    }
-    let count = CONNECTING.get_ptr_mut(flow.netns).ok_or(())?;
+pub fn publish(flow: &Flow, origin: &mut Origin) -> Result<(), ()> {
+    let count = match CONNECTING.get_ptr_mut(flow.netns) {
+        Some(count) => count,
+        None => {
+            // Another CPU can be first.
+            let _ = CONNECTING.insert(flow.netns, 0, BPF_NOEXIST.into());
+            CONNECTING.get_ptr_mut(flow.netns).ok_or(())?
+        }
+    };
     // Of less than none, as below, there is still room.
     // SAFETY: the pointer is valid for the program's run.
     if unsafe { ptr::read_volatile(count) }.cast_signed() >= CONNECTING_PER_NETNS.cast_signed() {
         return Err(());
     }
-    FLOWS.insert(flow, origin, BPF_ANY.into()).map_err(drop)?;
-    if let Some(stored) = stored(&ORIGINS, socket) {
-        stored.connecting = 1;
-        add(count, 1);
-    }
+    FLOWS.insert(flow, *origin, BPF_ANY.into()).map_err(drop)?;
+    origin.connecting = 1;
+    add(count, 1);
     Ok(())
 }
 
-/// The connect of a socket has ended, be it in vain. It may be said again.
+/// The connect of a socket with this record has ended, be it in vain. It may be said again.
 #[inline(always)]
-pub fn connect_ended(socket: Socket, netns: u64) {
-    let Some(stored) = stored(&ORIGINS, socket).filter(|stored| stored.connecting == 1) else { return };
-    stored.connecting = 0;
+pub fn connect_ended(origin: &mut Origin, netns: u64) {
+    if origin.connecting != 1 {
+        return;
+    }
+    origin.connecting = 0;
     if let Some(count) = CONNECTING.get_ptr_mut(netns) {
         // There may be less than was counted if the agent has let go of the namespace meanwhile.
         add(count, -1);
@@ -261,7 +264,7 @@ fn add(count: *mut u64, by: i64) {
 }
 
 #[inline(always)]
-pub fn withdraw(flow: Flow) {
+pub fn withdraw(flow: &Flow) {
     // That the listener has taken it already is the normal case.
     let _ = FLOWS.remove(flow);
 }
