@@ -2,7 +2,7 @@
 
 use crate::{address::IpBytes, map_type};
 
-/// Key of the `FLOWS` map: the client's end of a redirected connection.
+/// What an origin is found by: the client's end of a redirected connection.
 ///
 /// The port alone would not do: two network namespaces use the same one at the same time.
 #[repr(C)]

@@ -6,6 +6,7 @@
 //! - [`learned`]: what DNS answers add to that.
 //! - [`origin`]: where an application was going when it was redirected, and who it was.
 //! - [`flow`]: how an accepted connection finds its origin.
+//! - [`slot`]: where most origins wait for that.
 //! - [`listener`]: the agent's listening ports in one network namespace.
 //! - [`outcome`]: what the programs decided, counted.
 //! - [`self_test`]: where the agent connects to see whether it is intercepted.
@@ -27,9 +28,10 @@ pub mod names;
 pub mod origin;
 pub mod outcome;
 pub mod self_test;
+pub mod slot;
 
 /// Version of the map layouts in this crate.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Network namespaces that there is room for.
 pub const MAX_NETNS: usize = 16_384;

@@ -10,7 +10,9 @@ pub mod map {
     pub const OWN_SOCKETS: &str = "OWN_SOCKETS";
     /// Socket storage that holds the [`Origin`](crate::origin::Origin) of a redirected client socket.
     pub const ORIGINS: &str = "ORIGINS";
-    /// Hash from [`Flow`](crate::flow::Flow) to [`Origin`](crate::origin::Origin), until the connection is accepted.
+    /// Array of [`Slot`](crate::slot::Slot), which the agent maps: origins, each until its connection is accepted.
+    pub const SLOTS: &str = "SLOTS";
+    /// Hash from [`Flow`](crate::flow::Flow) to [`Origin`](crate::origin::Origin), likewise: those whose slot another has.
     pub const FLOWS: &str = "FLOWS";
     /// Hash from network namespace cookie to the number of its redirected sockets that are connecting.
     pub const CONNECTING: &str = "CONNECTING";
@@ -36,11 +38,12 @@ pub mod map {
     pub const SCRATCH: &str = "SCRATCH";
 
     /// Those that outlive the agent.
-    pub const PINNED: [&str; 14] = [
+    pub const PINNED: [&str; 15] = [
         DESTINATIONS,
         LISTENERS,
         OWN_SOCKETS,
         ORIGINS,
+        SLOTS,
         FLOWS,
         CONNECTING,
         OUTCOMES,

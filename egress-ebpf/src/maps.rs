@@ -1,15 +1,16 @@
 //! The maps. They are private here; the rest sees typed getters.
 
+mod flows;
 mod names;
 
 use core::{arch::asm, ffi::c_void, mem, ptr};
 
+pub use self::flows::remove as withdraw;
 pub use self::names::{Scratch, asker, count_learning, learn, name_rule, note_asker, scratch};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock,
-        bpf_sock_tuple,
+        BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple,
     },
     btf_maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key},
     helpers::generated::{
@@ -42,10 +43,6 @@ static OWN_SOCKETS: SkStorage<u32> = SkStorage::new();
 /// Where a redirected client socket was going.
 #[btf_map]
 static ORIGINS: SkStorage<Origin> = SkStorage::new();
-
-/// Origins on their way to the listener. A plain hash: an LRU would evict, which is to lose a destination.
-#[btf_map]
-static FLOWS: HashMap<Flow, Origin, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// How many redirected sockets of a network namespace are connecting.
 #[btf_map]
@@ -237,7 +234,7 @@ pub fn publish(flow: &Flow, origin: &mut Origin) -> Result<(), ()> {
     if unsafe { ptr::read_volatile(count) }.cast_signed() >= CONNECTING_PER_NETNS.cast_signed() {
         return Err(());
     }
-    FLOWS.insert(flow, *origin, BPF_ANY.into()).map_err(drop)?;
+    flows::insert(flow, origin)?;
     origin.connecting = 1;
     add(count, 1);
     Ok(())
@@ -261,12 +258,6 @@ pub fn connect_ended(origin: &mut Origin, netns: u64) {
 fn add(count: *mut u64, by: i64) {
     // SAFETY: callers have the count from a map: it is aligned, and valid for the program's run.
     unsafe { asm!("lock *(u64 *)({count} + 0) += {by}", count = in(reg) count, by = in(reg) by, options(nostack)) };
-}
-
-#[inline(always)]
-pub fn withdraw(flow: &Flow) {
-    // That the listener has taken it already is the normal case.
-    let _ = FLOWS.remove(flow);
 }
 
 #[inline(always)]

@@ -13,7 +13,7 @@
 //!   serves                 ◄──────  Relieved; stops accepting, drains, ends
 //! ```
 //!
-//! Meanwhile both accept from the same queues, and find their flows in the same map. A successor that fails before
+//! Meanwhile both accept from the same queues, and find their flows in the same maps. A successor that fails before
 //! `Taking` has changed nothing; one that fails after it is undone by its predecessor, which goes on.
 //!
 //! Neither waits for the other without limit. A successor that takes too long is told so (`Late`), undone, and undone

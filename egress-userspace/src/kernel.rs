@@ -5,6 +5,7 @@ mod destinations;
 mod error;
 mod events;
 mod features;
+mod flows;
 mod learned;
 mod load;
 mod maps;
@@ -23,7 +24,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::Map;
+use aya::maps::{Map, MapData};
 use egress_common::names::{self, map, program};
 
 pub use self::{
@@ -31,9 +32,10 @@ pub use self::{
     error::{KernelError, capabilities, privilege_hint},
     events::{KernelLog, ThreadEvents},
     features::FeatureError,
+    flows::Flows,
     learned::{LearnedNames, NameRules, Room},
     load::LoadError,
-    maps::{Counters, Flows, Listeners, Marks, OwnSockets},
+    maps::{Counters, Listeners, Marks, OwnSockets},
 };
 use self::{features::Features, load::Linked, maps::Scopes, pins::Pins, programs::Program};
 
@@ -128,7 +130,7 @@ impl Redirector {
         )?;
         let learnings = Counters::new(take(map::LEARNINGS)?, map::LEARNINGS)?;
         let listeners = Listeners::new(take(map::LISTENERS)?, take(map::CONNECTING)?)?;
-        let flows = Flows::new(shared(take(map::FLOWS)?, map::FLOWS)?)?;
+        let flows = Flows::new(&array(take(map::SLOTS)?, map::SLOTS)?, shared(take(map::FLOWS)?, map::FLOWS)?)?;
         let own_sockets = OwnSockets::new(shared(take(map::OWN_SOCKETS)?, map::OWN_SOCKETS)?)?;
         let outcomes = Counters::new(take(map::OUTCOMES)?, map::OUTCOMES)?;
         let threads = ThreadEvents::new(take(map::THREADS_SEEN)?)?;
@@ -316,6 +318,11 @@ fn shared(map: Map, name: &'static str) -> Result<maps::SharedMap, KernelError> 
     }
 }
 
+/// The data of a map whose elements are not asked for one by one.
+fn array(map: Map, name: &'static str) -> Result<MapData, KernelError> {
+    if let Map::Array(data) = map { Ok(data) } else { Err(KernelError::Missing(name)) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -335,11 +342,12 @@ mod tests {
     /// An agent takes pinned maps over from one of the same layout. Whoever changes a map has to say that it is another.
     #[test]
     fn the_layout_version_follows_the_maps() {
-        let expected = "layout 4: name, type, key, value, entries, flags\n\
+        let expected = "layout 5: name, type, key, value, entries, flags\n\
             DESTINATIONS 11 24 1 1048576 1\n\
             LISTENERS 1 8 4 16384 1\n\
             OWN_SOCKETS 24 4 4 0 1\n\
             ORIGINS 24 4 56 0 1\n\
+            SLOTS 2 4 96 4096 1024\n\
             FLOWS 1 32 56 65536 1\n\
             CONNECTING 1 8 8 16384 1\n\
             OUTCOMES 6 4 8 11 0\n\

@@ -169,6 +169,7 @@ fn fill(map: BorrowedFd<'_>, definition: &aya_obj::Map) -> io::Result<()> {
 
 fn typed(name: &str, map_type: bpf_map_type, map: MapData) -> Result<Map, MapError> {
     Ok(match map_type {
+        bpf_map_type::BPF_MAP_TYPE_ARRAY => Map::Array(map),
         bpf_map_type::BPF_MAP_TYPE_HASH => Map::HashMap(map),
         bpf_map_type::BPF_MAP_TYPE_LPM_TRIE => Map::LpmTrie(map),
         bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY => Map::PerCpuArray(map),

@@ -6,7 +6,6 @@ use std::{
     fmt,
     hash::Hash,
     io,
-    net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::Arc,
     time::Duration,
@@ -16,10 +15,10 @@ use aya::{
     Pod,
     maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
 };
-use egress_common::{address::IpBytes, flow::Flow, listener::ListenerPorts, names::map, origin::Origin};
+use egress_common::{listener::ListenerPorts, names::map};
 use nix::{errno::Errno, time::ClockId};
 
-use super::{KernelError, syscall::take_element};
+use super::KernelError;
 use crate::netns::NetnsCookie;
 
 /// An insertion that replaces nothing: BPF_NOEXIST of linux/bpf.h.
@@ -86,6 +85,10 @@ impl SharedMap {
 
     pub(super) fn open(&self) -> Result<MapData, MapError> {
         MapData::from_fd(self.as_fd().try_clone_to_owned().map_err(MapError::IoError)?)
+    }
+
+    pub(super) fn id(&self) -> Result<u32, MapError> {
+        self.0.info().map(|info| info.id())
     }
 }
 
@@ -183,86 +186,6 @@ impl Scopes {
             ignore_absent(self.0.remove(&id)).map_err(error(map::SCOPES))?;
         }
         ids.iter().try_for_each(|id| self.0.insert(*id, 1, 0)).map_err(error(map::SCOPES))
-    }
-}
-
-/// Origins of redirected connections that are still to be accepted.
-pub struct Flows {
-    map: RefCell<HashMap<MapData, Flow, Origin>>,
-    shared: SharedMap,
-}
-
-impl Flows {
-    pub(super) fn new(shared: SharedMap) -> Result<Self, KernelError> {
-        let map = shared.open().and_then(|data| HashMap::try_from(Map::HashMap(data))).map_err(error(map::FLOWS))?;
-        Ok(Self { map: RefCell::new(map), shared })
-    }
-
-    /// Another handle, for another thread.
-    ///
-    /// # Errors
-    /// Out of descriptors.
-    pub fn try_clone(&self) -> Result<Self, KernelError> {
-        Self::new(self.shared.clone())
-    }
-
-    /// The kernel's name of the map. Maps are pinned and taken over together: who has this one has all of them.
-    ///
-    /// # Errors
-    /// The kernel does not tell.
-    pub fn id(&self) -> Result<u32, KernelError> {
-        self.shared.0.info().map(|info| info.id()).map_err(error(map::FLOWS))
-    }
-
-    /// Takes the origin of the connection that the client at `client` made in `netns`: looks it up and deletes it. None if
-    /// there is none.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn take(&self, netns: NetnsCookie, client: SocketAddr) -> Result<Option<Origin>, KernelError> {
-        self.take_flow(&Flow::new(netns.0, IpBytes::from(client.ip().to_canonical()), client.port()))
-    }
-
-    fn take_flow(&self, flow: &Flow) -> Result<Option<Origin>, KernelError> {
-        // SAFETY: the map is from flows to origins, as it was opened.
-        let taken = unsafe { take_element(self.shared.as_fd(), flow) };
-        taken.map_err(MapError::IoError).map_err(error(map::FLOWS))
-    }
-
-    /// Removes flows older than `age` that nobody accepted, and says how many: connections that the listener's queue
-    /// dropped.
-    ///
-    /// # Errors
-    /// The map cannot be read, or the kernel refuses to change it.
-    pub fn sweep(&self, age: Duration) -> Result<usize, KernelError> {
-        let now = since_boot();
-        let mut map = self.map.borrow_mut();
-        let old = map
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, origin)| now.saturating_sub(Duration::from_nanos(origin.recorded_ns)) > age)
-            .collect::<Vec<_>>();
-        let mut removed = 0;
-        for (flow, read) in &old {
-            match self.take_flow(flow)? {
-                Some(taken) if taken.recorded_ns == read.recorded_ns => removed += 1,
-                // The same client's next connection has come since.
-                Some(newer) => insert_new(&mut map, flow, newer).map_err(error(map::FLOWS))?,
-                // It was accepted, or has failed.
-                None => {}
-            }
-        }
-        Ok(removed)
-    }
-
-    /// How many flows are waiting.
-    pub fn len(&self) -> usize {
-        self.map.borrow().keys().count()
-    }
-
-    /// Whether none is waiting.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

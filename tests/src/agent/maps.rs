@@ -3,12 +3,12 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
 };
 
 use anyhow::{Context, Result};
 use aya::maps::{
-    HashMap, Map, MapData, MapError, MapInfo,
+    Array, HashMap, Map, MapData, MapError, MapInfo,
     lpm_trie::{Key, LpmTrie},
 };
 use egress_common::{
@@ -19,15 +19,25 @@ use egress_common::{
     listener::ListenerPorts,
     names::map,
     origin::Origin,
+    slot::{Slot, State},
 };
 
 use super::Agent;
 
 impl Agent<'_> {
-    /// How many redirected connections wait to be accepted: entries of the map `FLOWS`.
+    /// How many redirected connections wait to be accepted.
     pub fn flows(&self) -> Result<usize> {
-        let flows = HashMap::<_, Flow, Origin>::try_from(Map::HashMap(self.map(map::FLOWS)?))?;
-        Ok(flows.keys().count())
+        Ok(self.waiting()?.map(|flows| flows.len()).iter().sum())
+    }
+
+    /// The redirected connections that wait to be accepted, and where they were going: those of the map `SLOTS`, and those of `FLOWS`.
+    pub fn waiting(&self) -> Result<[Vec<(Flow, SocketAddr)>; 2]> {
+        let slots =
+            Array::<_, Slot>::try_from(Map::Array(self.map(map::SLOTS)?))?.iter().collect::<Result<Vec<_>, _>>()?;
+        let full = slots.into_iter().filter(|slot| State(slot.state).is_full());
+        let rest = HashMap::<_, Flow, Origin>::try_from(Map::HashMap(self.map(map::FLOWS)?))?;
+        let rest = rest.iter().map(|entry| entry.map(|(flow, origin)| (flow, origin.socket_addr())));
+        Ok([full.map(|slot| (slot.flow, slot.origin.socket_addr())).collect(), rest.collect::<Result<_, _>>()?])
     }
 
     /// How many network namespaces connections are redirected in: entries of the map `LISTENERS`.

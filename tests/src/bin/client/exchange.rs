@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead, Read, Write},
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     sync::Barrier,
     thread,
     time::Duration,
@@ -116,6 +116,29 @@ fn pending(target: &Target) -> Result<Socket> {
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
         other => bail!("connected to {}: {other:?}", target.address()),
     }
+}
+
+pub(crate) fn queue(addresses: &[SocketAddr], request: &Request, port: u16, count: u16) -> Result<()> {
+    allow_sockets(count.into())?;
+    let connect = |(port, address): (u16, &SocketAddr)| {
+        let socket = Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
+        let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        socket.bind(&SocketAddr::new(any, port).into()).with_context(|| format!("binding port {port}"))?;
+        socket.connect(&(*address).into()).with_context(|| format!("connecting from port {port}"))?;
+        Ok(TcpStream::from(socket))
+    };
+    let connected =
+        (port..).zip(addresses.iter().cycle()).take(count.into()).map(connect).collect::<Result<Vec<_>>>()?;
+    println!("connected");
+    io::stdin().lock().read_line(&mut String::new())?;
+    connected.iter().try_for_each(|mut stream| stream.write_all(&request.bytes(true)))?;
+    for mut stream in connected {
+        let response = read_response(&mut stream)?;
+        let text = String::from_utf8_lossy(&response);
+        let (head, body) = text.split_once("\r\n\r\n").context("half a head")?;
+        println!("{} {}", head.get(9..12).unwrap_or_default(), body.trim_end());
+    }
+    Ok(())
 }
 
 pub(crate) fn raw(target: &Target, half_close: bool) -> Result<()> {

@@ -127,6 +127,21 @@ enum Command {
         #[arg(long)]
         count: usize,
     },
+    /// Connects from this port and those after it, to the addresses in turn, prints `connected`, and sends a request on each when a line
+    /// comes on standard input; prints a status and the content for each.
+    Queue {
+        /// Where to.
+        #[arg(required = true)]
+        addresses: Vec<SocketAddr>,
+        #[command(flatten)]
+        request: Request,
+        /// The first port.
+        #[arg(long)]
+        port: u16,
+        /// How many.
+        #[arg(long)]
+        count: u16,
+    },
     /// Requests without pause until standard input closes; prints a status or an error for each.
     Repeat {
         #[command(flatten)]
@@ -192,6 +207,7 @@ fn run(command: Command) -> Result<()> {
         Command::Post { target, host, length } => http2::post(&target, &host, length),
         Command::Connect { target } => target.connect(&[]).map(drop),
         Command::Pend { target, count } => exchange::pend(&target, count),
+        Command::Queue { addresses, request, port, count } => exchange::queue(&addresses, &request, port, count),
         Command::Repeat { target, request, keep_alive, count } => repeat::repeat(target, request, keep_alive, count),
         Command::Once { target, host, count, clients } => once::once(target, &host, count, clients),
         Command::Listen { address } => exchange::listen(address),

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Write},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     os::fd::AsRawFd,
     path::PathBuf,
 };
@@ -40,6 +40,9 @@ pub(crate) struct Target {
     /// The source address.
     #[arg(long)]
     bind: Option<IpAddr>,
+    /// The source port; any if 0.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
     /// The network device.
     #[arg(long)]
     device: Option<String>,
@@ -82,8 +85,10 @@ impl Target {
         if let Some(device) = &self.device {
             socket.bind_device(Some(device.as_bytes())).context("SO_BINDTODEVICE")?;
         }
-        if let Some(source) = self.bind {
-            socket.bind(&self.mapped(SocketAddr::new(source, 0)).into()).context("bind")?;
+        if self.bind.is_some() || self.port != 0 {
+            let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let source = SocketAddr::new(self.bind.unwrap_or(any), self.port);
+            socket.bind(&self.mapped(source).into()).context("bind")?;
         }
         Ok(socket)
     }

@@ -15,12 +15,13 @@ use aya::{
     programs::{ProgramFd, ProgramInfo, loaded_programs},
     sys::{Stats, enable_stats},
 };
-use egress_common::{address::IpBytes, flow::Flow, listener::ListenerPorts, names::map, origin::Origin};
+use egress_common::{address::IpBytes, flow::Flow, listener::ListenerPorts, names::map, origin::Origin, slot::Slots};
 
 /// The agent's maps, in which this process takes the agent's place.
 pub(crate) struct Maps {
     listeners: RefCell<HashMap<MapData, u64, ListenerPorts>>,
     own_sockets: RefCell<SkStorage<MapData, u32>>,
+    slots: Slots,
     flows: RefCell<HashMap<MapData, Flow, Origin>>,
     netns: u64,
     ids: HashSet<u32>,
@@ -36,6 +37,7 @@ impl Maps {
         Ok(Self {
             listeners: RefCell::new(HashMap::try_from(Map::HashMap(open(map::LISTENERS)?))?),
             own_sockets: RefCell::new(SkStorage::try_from(Map::SkStorage(open(map::OWN_SOCKETS)?))?),
+            slots: Slots::map(open(map::SLOTS)?.fd().as_fd()).context("mapping the slots")?,
             flows: RefCell::new(HashMap::try_from(Map::HashMap(open(map::FLOWS)?))?),
             netns,
             ids: map::PINNED.iter().map(|name| Ok(open(name)?.info()?.id())).collect::<Result<_>>()?,
@@ -54,13 +56,16 @@ impl Maps {
         listeners.insert(self.netns, ports, 0).context("announcing the listener")
     }
 
-    /// Takes the origin of a connection: looks it up and deletes it, as the agent does.
+    /// Takes the origin of a connection, as the agent does.
     pub(crate) fn take_origin(&self, client: SocketAddr) -> Result<Option<SocketAddr>> {
         let flow = Flow::new(self.netns, IpBytes::from(client.ip()), client.port());
+        if let Some(origin) = self.slots.take(&flow) {
+            return Ok(Some(origin.socket_addr()));
+        }
         let mut flows = self.flows.borrow_mut();
-        let Ok(Origin { address, port, .. }) = flows.get(&flow, 0) else { return Ok(None) };
+        let Ok(origin) = flows.get(&flow, 0) else { return Ok(None) };
         flows.remove(&flow)?;
-        Ok(Some(SocketAddr::new(address.into(), u16::from_be_bytes(port))))
+        Ok(Some(origin.socket_addr()))
     }
 
     /// What the programs run and take while `work` is done. The kernel's own figures, which cost while they are on.
