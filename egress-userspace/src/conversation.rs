@@ -5,6 +5,7 @@ mod http2;
 use std::{
     cell::Cell,
     future::{Future, pending, poll_fn},
+    mem,
     pin::{Pin, pin},
     rc::Rc,
     task::Poll,
@@ -13,7 +14,6 @@ use std::{
 
 use bytes::BytesMut;
 use tokio::{
-    net::TcpStream,
     sync::watch,
     time::{Instant, Sleep, sleep, timeout},
 };
@@ -25,7 +25,7 @@ use crate::{
     head::{RequestHead, Response, ResponseHead},
     http1::{
         Error,
-        server::{Asked, Connection, Switched, Waited},
+        server::{Asked, ClientStream, Connection, Switched, Waited},
     },
     limits::{Beyond, Limits},
     memory::boxed,
@@ -35,6 +35,9 @@ use crate::{
 
 /// When draining, how long a connection has to send the first request, which it was made for.
 const DRAIN_GRACE: Duration = Duration::from_millis(250);
+/// How long a connection can go unwatched whose first request is served: nobody knows for so long that its client has reset it, and most
+/// are served sooner.
+const UNWATCHED: Duration = Duration::from_millis(100);
 /// For how long what a client sends is read after the last response, and for how long without a byte: what is left unread when the
 /// connection is closed makes the kernel reset it, and a client that is still sending would never see the response. Many look for it
 /// only when they have sent everything.
@@ -49,7 +52,7 @@ const TURN_AWAY: Duration = Duration::from_secs(1);
 /// load.
 pub fn hold(
     worker: Rc<Worker>,
-    stream: TcpStream,
+    stream: ClientStream,
     begun: BytesMut,
     accepted: Accepted,
     load: Load,
@@ -68,7 +71,7 @@ pub fn hold(
 }
 
 /// Answers the first request of a connection that is one too many, and ends it.
-pub async fn turn_away(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted, why: Beyond) {
+pub async fn turn_away(worker: Rc<Worker>, stream: ClientStream, accepted: Accepted, why: Beyond) {
     let connection = Connection::new(stream, BytesMut::new(), worker.limits.head);
     let conversation = Conversation::new(worker, accepted);
     let request = timeout(TURN_AWAY, poll_fn(|cx| connection.poll_request(cx))).await;
@@ -141,7 +144,7 @@ async fn serve(
     connection: &Rc<Connection>,
     load: &Load,
     draining: &watch::Receiver<Drain>,
-    patience: &mut Patience,
+    patience: &mut Patience<'_>,
     head: Box<RequestHead>,
     asked: Asked,
 ) -> bool {
@@ -198,7 +201,12 @@ async fn serve(
 }
 
 /// Answers what is no request, after which nobody knows what else comes.
-async fn refuse(conversation: &Conversation, connection: &Connection, patience: &mut Patience, failed: Failed) -> bool {
+async fn refuse(
+    conversation: &Conversation,
+    connection: &Connection,
+    patience: &mut Patience<'_>,
+    failed: Failed,
+) -> bool {
     let response = match failed {
         Failed::Late => conversation.late(),
         Failed::Beyond(why) => conversation.refuse_beyond(why),
@@ -216,7 +224,7 @@ async fn end_with(
     response: Response<ResponseBody>,
     conversation: &Conversation,
     connection: &Connection,
-    patience: &mut Patience,
+    patience: &mut Patience<'_>,
     asked: Asked,
 ) -> bool {
     let Response { head, body } = response;
@@ -235,7 +243,7 @@ async fn respond(
     body: Pin<&mut ResponseBody>,
     asked: Asked,
     last: bool,
-    patience: &mut Patience,
+    patience: &mut Patience<'_>,
     gone: impl Fn(),
 ) -> Result<bool, BodyError> {
     let stalled = pin!(patience.stalled(connection));
@@ -247,7 +255,7 @@ async fn respond(
 async fn end(connection: &Connection, heard: bool, enough: impl Future<Output = ()>) {
     if !heard {
         let lingering = timeout(LINGER, async {
-            connection.shut_down().await?;
+            connection.shut_down()?;
             connection.discard(LINGER_SILENCE).await
         });
         tokio::select! {
@@ -287,15 +295,16 @@ enum Failed {
 }
 
 /// How long is waited for a client. One timer does for all its requests: it is looked at only when it has run out.
-struct Patience {
+struct Patience<'a> {
     timer: Pin<Box<Sleep>>,
-    idle: Duration,
-    head: Duration,
+    limits: &'a Limits,
+    /// Whether the connection is to be watched once the timer has run out, if nobody has waited for the client before.
+    watches: bool,
 }
 
-impl Patience {
-    fn new(limits: &Limits) -> Self {
-        Self { timer: Box::pin(sleep(limits.idle)), idle: limits.idle, head: limits.head_time }
+impl<'a> Patience<'a> {
+    fn new(limits: &'a Limits) -> Self {
+        Self { timer: Box::pin(sleep(UNWATCHED)), limits, watches: true }
     }
 
     /// Waits for the next request. Tells when it `begins`, if not all of its head comes with that, and has what has come held.
@@ -305,9 +314,9 @@ impl Patience {
         mut begins: impl FnMut(),
         hold: impl Fn(usize) -> Result<(), Beyond>,
     ) -> Result<Waited, Failed> {
-        let since = Instant::now();
-        if self.timer.deadline() > since + self.idle {
-            self.timer.as_mut().reset(since + self.idle);
+        let (since, limits) = (Instant::now(), self.limits);
+        if self.timer.deadline() > since + limits.idle {
+            self.timer.as_mut().reset(since + limits.idle);
         }
         let mut begun = None;
         poll_fn(|cx| {
@@ -321,9 +330,14 @@ impl Patience {
             if begun.is_none() && length > 0 {
                 begun = Some(Instant::now());
                 begins();
-                self.timer.as_mut().reset(Instant::now() + self.head);
+                self.timer.as_mut().reset(Instant::now() + limits.head_time);
             }
-            let end = begun.map_or(since + self.idle, |begun| begun + self.head);
+            let end = begun.map_or(since + limits.idle, |begun| begun + limits.head_time);
+            if mem::take(&mut self.watches) {
+                // As a rule it is by now.
+                connection.watch();
+                self.timer.as_mut().reset(end);
+            }
             while self.timer.as_mut().poll(cx).is_ready() {
                 if Instant::now() >= end {
                     return Poll::Ready(begun.map_or(Ok(Waited::Closed), |_| Err(Failed::Late)));
@@ -338,14 +352,19 @@ impl Patience {
     /// Waits until nothing has come or gone for as long as a connection may be idle, which is what it gives. That is looked at only
     /// when the timer has run out, and known when it has done so again.
     async fn stalled(&mut self, connection: &Connection) -> Duration {
+        let idle = self.limits.idle;
         let mut moved = None;
         loop {
             self.timer.as_mut().await;
-            let before = moved.replace(connection.moved());
-            if before == moved {
-                return self.idle;
+            if mem::take(&mut self.watches) {
+                connection.watch();
+            } else {
+                let before = moved.replace(connection.moved());
+                if before == moved {
+                    return idle;
+                }
             }
-            self.timer.as_mut().reset(Instant::now() + self.idle);
+            self.timer.as_mut().reset(Instant::now() + idle);
         }
     }
 }

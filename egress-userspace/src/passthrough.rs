@@ -6,7 +6,7 @@
 mod relay;
 pub mod requests;
 
-use std::{io, pin::pin, time::Duration};
+use std::{io, net, pin::pin, time::Duration};
 
 use bytes::{Buf as _, BytesMut};
 use socket2::SockRef;
@@ -42,7 +42,7 @@ const BUFFER: usize = 16 * 1024;
 /// What became of a connection.
 pub enum Passed {
     /// Its first request is for a configured host.
-    Configured(TcpStream, BytesMut),
+    Configured(net::TcpStream, BytesMut),
     /// It has been passed on to its end.
     On,
 }
@@ -120,7 +120,7 @@ pub async fn pass(
         relay(&mut client, upstream, outbound, Some(first)).await.map(|()| None)
     };
     Ok(match passed.await? {
-        Some(begun) => Passed::Configured(client, begun),
+        Some(begun) => Passed::Configured(client.into_std()?, begun),
         None => {
             socket::close_in_order(&client);
             Passed::On

@@ -2,14 +2,12 @@
 //! connect or be found, so that the connect hooks leave it alone.
 
 use std::{
-    io,
-    mem::{self, MaybeUninit},
+    io, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd as _},
     time::Duration,
 };
 
-use bytes::BytesMut;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
@@ -25,9 +23,6 @@ const BACKLOG: i32 = 4096;
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
-
-/// What is read of a connection at once before anybody waits for it, in bytes.
-const FIRST: usize = 4 * 1024;
 
 /// What is kept for an application that does not read on, in bytes. The kernel doubles it, for what a packet takes beside its content.
 const UNSENT: usize = 128 * 1024;
@@ -122,20 +117,6 @@ impl SocketFactory {
 pub fn close_in_order(socket: &impl AsFd) {
     // This cannot fail on a socket.
     let _ = SockRef::from(socket).set_linger(None);
-}
-
-/// What has come on a socket that nobody waits for yet; of very much the beginning.
-pub fn read_now(socket: &impl AsFd) -> BytesMut {
-    let (mut come, mut room) = (BytesMut::new(), [MaybeUninit::uninit(); FIRST]);
-    loop {
-        // That it has ended, be it by an error, is seen by whoever waits.
-        let count = SockRef::from(socket).recv_with_flags(&mut room, libc::MSG_DONTWAIT).unwrap_or_default();
-        // SAFETY: so many bytes have been filled.
-        come.extend_from_slice(unsafe { room[..count].assume_init_ref() });
-        if count < FIRST || come.len() >= 16 * FIRST {
-            return come;
-        }
-    }
 }
 
 /// Has the kernel keep little of what the application has not read yet: else it is up to 4 MiB (`net.ipv4.tcp_wmem`), which are in

@@ -32,6 +32,7 @@ pub(crate) use self::vital::Vital;
 use crate::{
     conversation,
     drain::Drain,
+    http1::server::ClientStream,
     kernel::{Flows, KernelError, OwnSockets},
     limits::{Beyond, Limits},
     listener::{self, Listener},
@@ -40,7 +41,7 @@ use crate::{
     passthrough::{self, PassError, Passed},
     request::Accepted,
     route::RouteTable,
-    socket::{self, SocketFactory},
+    socket::SocketFactory,
     telemetry::{access_log, metrics::Metrics},
     upstream::{connect::Connector, pool::Pool, tls, warm::Warm},
 };
@@ -308,9 +309,7 @@ impl Worker {
         let worker = self.clone();
         worker.turned_away.set(worker.turned_away.get() + 1);
         tokio::task::spawn_local(async move {
-            if let Ok(stream) = TcpStream::from_std(stream) {
-                conversation::turn_away(worker.clone(), stream, accepted, why).await;
-            }
+            conversation::turn_away(worker.clone(), ClientStream::new(stream), accepted, why).await;
             worker.turned_away.set(worker.turned_away.get() - 1);
         });
     }
@@ -322,17 +321,15 @@ impl Worker {
         load: Load,
         draining: watch::Receiver<Drain>,
     ) {
-        // As a rule a client has sent its request by now, and need not be waited for.
-        let begun = if accepted.origin.by_port_alone() { BytesMut::new() } else { socket::read_now(&stream) };
-        let stream = match TcpStream::from_std(stream) {
-            Ok(stream) => stream,
-            Err(error) => return tracing::warn!(%error, "an accepted connection cannot be served"),
-        };
         // What each connection has for as long as it is idle is this task, so it has nothing in it but what it then needs.
         if accepted.origin.by_port_alone() {
-            tokio::task::spawn_local(self.pass(stream, accepted, load, draining));
+            match TcpStream::from_std(stream) {
+                Ok(stream) => _ = tokio::task::spawn_local(self.pass(stream, accepted, load, draining)),
+                Err(error) => tracing::warn!(%error, "an accepted connection cannot be served"),
+            }
         } else {
-            tokio::task::spawn_local(conversation::hold(self, stream, begun, accepted, load, draining));
+            let stream = ClientStream::new(stream);
+            tokio::task::spawn_local(conversation::hold(self, stream, BytesMut::new(), accepted, load, draining));
         }
     }
 
@@ -351,7 +348,7 @@ impl Worker {
         match passed {
             Ok(Passed::On) => self.metrics.passed_on(true),
             Ok(Passed::Configured(stream, begun)) => {
-                conversation::hold(self, stream, begun, accepted, load, draining).await;
+                conversation::hold(self, ClientStream::new(stream), begun, accepted, load, draining).await;
             }
             Err(error) => {
                 self.metrics.passed_on(false);

@@ -2,6 +2,7 @@
 
 mod asked;
 mod outgoing;
+mod stream;
 mod switched;
 mod told;
 
@@ -10,6 +11,7 @@ use std::{
     future::poll_fn,
     io,
     mem::{self, MaybeUninit},
+    net::Shutdown,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -18,13 +20,9 @@ use std::{
 use bytes::{BufMut as _, BytesMut};
 use http::{Method, StatusCode, Version, header};
 use socket2::SockRef;
-use tokio::{
-    io::AsyncWrite,
-    net::TcpStream,
-    time::{Instant, Sleep, sleep, timeout},
-};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
-pub use self::{asked::Asked, switched::Switched};
+pub use self::{asked::Asked, stream::ClientStream, switched::Switched};
 use super::{
     Decoder, Error, Fault, Framing, Head, Input, Limits, Output, Progress, may_be_request, of_request, request,
 };
@@ -51,7 +49,7 @@ pub struct Connection {
 }
 
 struct Io {
-    stream: TcpStream,
+    stream: ClientStream,
     input: Input,
     output: Output,
     head: Head,
@@ -106,7 +104,7 @@ impl Io {
 
 impl Connection {
     /// A connection of which `read` has been read already.
-    pub fn new(stream: TcpStream, read: BytesMut, limits: Limits) -> Self {
+    pub fn new(stream: ClientStream, read: BytesMut, limits: Limits) -> Self {
         let (input, output, head) = (Input::new(read), Output::default(), Head::default());
         let content = Decoder::new(Framing::Length(0));
         let io = Io {
@@ -240,7 +238,13 @@ impl Connection {
         waits
     }
 
-    /// Does something for as long as the client has not reset the connection. One that only sends no more waits for its response.
+    /// Has the connection watched from now on. That it cannot be keeps nobody from being answered.
+    pub fn watch(&self) {
+        let _ = self.io.borrow_mut().stream.watch();
+    }
+
+    /// Does something for as long as the client has not reset the connection, which nobody notices before that is watched. One that
+    /// only sends no more waits for its response.
     ///
     /// # Errors
     /// It has.
@@ -276,7 +280,7 @@ impl Connection {
     fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let io = &mut *self.io.borrow_mut();
         io.poll_inform(cx);
-        while !io.is_at_end && io.input.bytes.len() < AHEAD {
+        while io.stream.is_watched() && !io.is_at_end && io.input.bytes.len() < AHEAD {
             // This needs no system call, and no buffer, while nothing has come.
             if let Err(error) = ready!(io.stream.poll_read_ready(cx)) {
                 return Poll::Ready(error);
@@ -317,8 +321,12 @@ impl Connection {
     ///
     /// # Errors
     /// The connection has failed.
-    pub async fn shut_down(&self) -> io::Result<()> {
-        poll_fn(|cx| Pin::new(&mut self.io.borrow_mut().stream).poll_shutdown(cx)).await
+    pub fn shut_down(&self) -> io::Result<()> {
+        match SockRef::from(&self.io.borrow().stream).shutdown(Shutdown::Write) {
+            // It has ended by itself.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done,
+        }
     }
 
     /// Reads what still comes, until nothing has come for as long as `silence`, and forgets it.

@@ -247,6 +247,7 @@ mod tests {
         const REQUEST: &str = "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\n\r\nhello";
         let (mut client, accepted) = pair().await;
         client.write_all(REQUEST.as_bytes()).await.expect("somebody reads");
+        let accepted = server::ClientStream::new(accepted.into_std().expect("a connection"));
         let accepted = Rc::new(server::Connection::new(accepted, BytesMut::new(), LIMITS));
         let Ok(Waited::Request(head, _)) = poll_fn(|cx| accepted.poll_request(cx)).await else { panic!("no request") };
         let host = RequestHost::of(&head).expect("a host");

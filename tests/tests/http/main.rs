@@ -1,6 +1,7 @@
 //! HTTP on its way through: what the origin and the application see of each other.
 
 mod addresses;
+mod at_once;
 mod authenticated;
 mod broken;
 mod fidelity;

@@ -124,7 +124,7 @@ fn a_client_that_resets_its_connection_while_the_origin_takes_no_more_is_noticed
 }
 
 /// What is queued on the connections in the pod, where something is (/proc/net/tcp).
-fn unacknowledged(bed: &TestBed) -> String {
+pub(super) fn unacknowledged(bed: &TestBed) -> String {
     let table = bed.client().run(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp")?)).unwrap_or_default();
     let queues = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(4));
     queues.filter(|queue| *queue != "00000000:00000000").collect::<Vec<_>>().join(" ")

@@ -29,7 +29,7 @@ impl Io {
 
     /// Writes what there is, after which the connection may be ended at once.
     fn poll_write(&mut self, is_last: bool, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.output.poll_write(&mut Outgoing { stream: &self.stream, is_last }, cx)
+        self.output.poll_write(&mut Outgoing { stream: &mut self.stream, is_last }, cx)
     }
 
     /// Sends interim responses on. What does not go before the response goes with that.
