@@ -28,7 +28,7 @@ fn matches(wanted: &Match, head: &RequestHead, authority: &str) -> bool {
         && is(&wanted.method, head.method.as_str(), false)
         && is(&wanted.authority, authority, false)
         && wanted.headers.iter().all(|field| has_field(&head.fields, field))
-        && !wanted.without_headers.iter().any(|field| has_field(&head.fields, field))
+        && !wanted.without_headers.iter().any(|field| has_unwanted_field(&head.fields, field))
         && wanted.query.iter().all(|parameter| has_parameter(head.uri().query(), parameter))
 }
 
@@ -46,6 +46,12 @@ fn has_field(fields: &Fields, wanted: &HeaderMatch) -> bool {
             matcher.matches(&all.join(","), false)
         }
     }
+}
+
+/// As in Istio a field that is not there counts as an empty one, unless it is unwanted whatever it says.
+fn has_unwanted_field(fields: &Fields, unwanted: &HeaderMatch) -> bool {
+    let takes_empty = unwanted.value.as_ref().is_some_and(|matcher| matcher.matches("", false));
+    has_field(fields, unwanted) || takes_empty && fields.get_all(&unwanted.name).next().is_none()
 }
 
 /// Parameters count as they are written, `%` and all; of several of one name the first counts, as in Envoy.
@@ -96,19 +102,27 @@ mod tests {
     #[test]
     fn fields_are_matched_by_value_or_by_being_there() {
         let field = |name: &'static str, value| HeaderMatch { name: http::HeaderName::from_static(name), value };
-        for (name, value, expected) in [
-            ("x-user", None, true),
-            ("x-user", exact("ann"), true),
-            ("x-user", exact("bob"), false),
-            ("x-tag", exact("a,b"), true),
-            ("x-tag", exact("a"), false),
-            ("x-empty", None, true),
-            ("x-empty", exact(""), true),
-            ("x-other", None, false),
-            ("x-other", exact(""), false),
+        let regex = |source| Some(TextMatch::Regex(Pattern::whole(source).expect("an expression")));
+        // Whether it is there as is wanted, and whether it is as it must not be.
+        for (name, value, is_wanted, is_unwanted) in [
+            ("x-user", None, true, true),
+            ("x-user", exact("ann"), true, true),
+            ("x-user", exact("bob"), false, false),
+            ("x-user", exact(""), false, false),
+            ("x-tag", exact("a,b"), true, true),
+            ("x-tag", exact("a"), false, false),
+            ("x-empty", None, true, true),
+            ("x-empty", exact(""), true, true),
+            ("x-other", None, false, false),
+            ("x-other", exact("a"), false, false),
+            ("x-other", regex(".+"), false, false),
+            // One that is not there is empty where it must not be.
+            ("x-other", exact(""), false, true),
+            ("x-other", Some(TextMatch::Prefix("".into())), false, true),
+            ("x-other", regex(".*"), false, true),
         ] {
-            check(&Match { headers: vec![field(name, value.clone())], ..Match::default() }, expected);
-            check(&Match { without_headers: vec![field(name, value)], ..Match::default() }, !expected);
+            check(&Match { headers: vec![field(name, value.clone())], ..Match::default() }, is_wanted);
+            check(&Match { without_headers: vec![field(name, value)], ..Match::default() }, !is_unwanted);
         }
     }
 

@@ -39,6 +39,9 @@ const ROUTES: &str = "  - name: moved
     match: [{uri: {regex: \"/item/[0-9]+\"}}]
     rewrite: {uriRegexRewrite: {match: \"^/item/([0-9]+)\", rewrite: \"/i?id=\\\\1\"}}
     route: [{destination: {host: edition.cnn.com}}]
+  - name: anonymous
+    match: [{uri: {exact: /anyone}, withoutHeaders: {x-user: {regex: \".*\"}}}]
+    route: [{destination: {host: edition.cnn.com}}]
   - name: politics
     match: [{uri: {prefix: /politics}}]
     route: [{destination: {host: edition.cnn.com}}]
@@ -75,6 +78,8 @@ fn requests_follow_the_first_route_that_they_match() -> Result<()> {
     // Without the method that it names, and without a route.
     check("/robots.txt", &["-d", "x"], 404, "no route")?;
     check("/", &[], 404, "no route")?;
+    // A field that is not there is empty where it must not be, as in Istio.
+    check("/anyone", &[], 404, "no route")?;
 
     origin.take_requests();
     let response =
@@ -87,7 +92,7 @@ fn requests_follow_the_first_route_that_they_match() -> Result<()> {
     ensure!(added == ["0", "two"] && request.header("x-set") == Some("one"), "{request:?}");
     ensure!(request.header("x-gone").is_none(), "{request:?}");
 
-    wait_until("all records", PATIENCE, || agent.records().len() == 13)?;
+    wait_until("all records", PATIENCE, || agent.records().len() == 14)?;
     for (path, outcome) in
         [("/moved", "answered"), ("/broken/x", "answered"), ("/old/a", "upgraded"), ("/", "answered")]
     {
