@@ -6,6 +6,7 @@ mod exceptions;
 mod fields;
 mod nothing_lost;
 mod same_host;
+mod tls_policies;
 mod twice;
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::config::{
     Code, Document, HostPattern, Located, Location, Resource,
-    backend_tls_policy::{BackendTlsPolicy, TargetKind},
+    backend_tls_policy::{BackendTlsPolicy, TargetKind, TargetRef},
     destination_rule::{DestinationRule, Subset},
     parents,
     service_entry::{Endpoint, ServiceEntry, ServicePort},
@@ -35,7 +35,8 @@ pub(super) struct Index<'d> {
     pub(super) shared: HashMap<&'d HostPattern, HashSet<Namespace<'d>>>,
     /// Hosts of which a `BackendTLSPolicy` means a port by its name.
     pub(super) sections: HashSet<&'d HostPattern>,
-    policies: HashMap<(&'d HostPattern, NonZeroU16), TlsPolicy<'d>>,
+    /// One for each port, or two of which one is for that port alone.
+    policies: HashMap<(&'d HostPattern, NonZeroU16), Vec<TlsPolicy<'d>>>,
     /// The names that hosts of `ServiceEntry`s are below of.
     parents: HashSet<&'d str>,
     stores: HashMap<StoreKey<'d>, (&'d Store, &'d Location)>,
@@ -64,6 +65,19 @@ pub(super) struct Routed<'d> {
 pub(super) struct TlsPolicy<'d> {
     pub(super) policy: &'d BackendTlsPolicy,
     pub(super) namespace: Namespace<'d>,
+    /// By which of its targets.
+    target: &'d TargetRef,
+}
+
+impl TlsPolicy<'_> {
+    /// Whether one of the two is for a port of what the other is for as a whole. Then it counts there, as in the Gateway API's tests of
+    /// conformance.
+    fn is_beside(self, other: Self) -> bool {
+        let (one, another) = (self.target, other.target);
+        let is_same =
+            self.namespace == other.namespace && one.kind.value == another.kind.value && one.name == another.name;
+        is_same && one.section.is_some() != another.section.is_some()
+    }
 }
 
 /// Where certificates can be.
@@ -217,13 +231,16 @@ impl<'d> Index<'d> {
                 }
                 for service in services.iter().filter(chosen) {
                     let key = (service.host, service.port.number.value);
-                    if let Some(first) = self.policies.insert(key, TlsPolicy { policy, namespace }) {
+                    let policy = TlsPolicy { policy, namespace, target: &target.value };
+                    let others = self.policies.entry(key).or_default();
+                    if let Some(first) = others.iter().find(|first| !first.is_beside(policy)) {
                         let text = format!(
                             "port {} of {host} has a BackendTLSPolicy already, at {}; remove one of them",
                             key.1, first.policy.targets.location,
                         );
                         reports.at(target, Code::Conflict.because(text));
                     }
+                    others.push(policy);
                 }
             }
         }
@@ -272,6 +289,7 @@ impl<'d> Index<'d> {
 
     /// The `BackendTLSPolicy` for a port.
     pub(super) fn policy(&self, host: &'d HostPattern, port: NonZeroU16) -> Option<TlsPolicy<'d>> {
-        self.policies.get(&(host, port)).copied()
+        let policies = self.policies.get(&(host, port))?;
+        policies.iter().find(|policy| policy.target.section.is_some()).or(policies.first()).copied()
     }
 }
