@@ -145,11 +145,16 @@ impl<'i, 'd> Compiler<'i, 'd> {
             for routed in if is_of_mesh { several } else { &several[..1] } {
                 let place = &raw const routed.host.value;
                 if in_force.contains(&place) {
+                    // On other ports, or for other hosts.
+                    self.check_answers(routed);
                     continue;
                 }
                 let is_known = concerned.contains(&place);
                 match if is_known { Outcome::NotConcerned } else { self.compile_unknown(routed) } {
-                    Outcome::NotConcerned => unused.push(routed),
+                    Outcome::NotConcerned => {
+                        self.check_answers(routed);
+                        unused.push(routed);
+                    }
                     Outcome::Rule | Outcome::Wrong => _ = in_force.insert(place),
                 }
             }

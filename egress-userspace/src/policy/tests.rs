@@ -44,7 +44,7 @@ fn outcome(text: &str) -> String {
 /// A rule on one line, without what is as it mostly is.
 fn describe(rule: &super::Rule) -> String {
     let mut line = format!("{}:{} -> ", rule.host, rule.port);
-    let upstream = rule.upstreams.first().expect("a rule leads somewhere");
+    let Some(upstream) = rule.upstreams.first() else { return format!("{line}answered ({})", rule.location) };
     match &upstream.targets {
         Targets::Resolve(_) => line += &upstream.target_port.to_string(),
         Targets::Original => line += &format!("original:{}", upstream.target_port),

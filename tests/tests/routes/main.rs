@@ -3,6 +3,7 @@
 mod adjustments;
 mod choices;
 mod early;
+mod exceptions;
 mod failover;
 mod limits;
 mod matching;

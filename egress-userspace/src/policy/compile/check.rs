@@ -215,10 +215,10 @@ impl<'d> Compiler<'_, 'd> {
         let wildcards = wildcard_rules(&self.rules);
         for routed in unused {
             let host = &routed.host.value;
-            let ports = self.index.services.get(host);
             let is_excepted = |rule: &Rule| {
-                let service = NonZeroU16::new(rule.port).and_then(|number| ports?.get(&number));
-                service.is_some_and(|service| self.index.excepted(*service, &rule.host).is_some())
+                let closest =
+                    NonZeroU16::new(rule.port).and_then(|number| self.index.http_services(host, number).next());
+                closest.is_some_and(|service| self.index.excepted(service, &rule.host).is_some())
             };
             let wider = wildcards.covering(host).flat_map(|(_, rules)| rules);
             let wider: Vec<_> = wider.filter(|rule| !is_excepted(rule)).collect();

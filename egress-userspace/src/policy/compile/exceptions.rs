@@ -9,10 +9,10 @@ use std::{
 use foldhash::HashMap;
 
 use super::{
-    Compiler,
+    Compiler, HTTP,
     check::{asks_for_tls, disables, wildcard_rules},
     host_map::HostMap,
-    index::{Index, Service},
+    index::{Index, Routed, Service},
     is_http,
     namespaces::Namespace,
     reports::{Reports, restricted},
@@ -78,8 +78,8 @@ impl<'d> Index<'d> {
     }
 }
 
-/// The exception for a port that is to have no TLS, unless there are routes that answer what is sent there: what is left alone gets past
-/// them.
+/// The exception for a port that is to have no TLS, unless there are routes that answer some of what is sent there: what is left alone
+/// gets past them.
 pub(super) fn except<'d>(
     Service { host, port, .. }: Service<'d>,
     tls: &Located<Tls>,
@@ -87,9 +87,22 @@ pub(super) fn except<'d>(
     reports: &mut Reports,
 ) -> Exception {
     let number = port.number.value;
-    let routed = index.virtual_services.covering(host).next().map(|(_, several)| &several[0]);
-    let routes = routed.into_iter().flat_map(|routed| &routed.service.http);
-    for route in routes.filter(|route| applicable(route, number).is_some() && is_answered(route)) {
+    if let Some((_, several)) = index.virtual_services.covering(host).next() {
+        refuse_answers(&several[0], host, number, tls, reports);
+    }
+    Exception { host: host.clone(), port: number.get(), location: tls.location.clone() }
+}
+
+/// Refuses the routes that answer what is left in clear by the word at `tls`.
+fn refuse_answers(
+    routed: &Routed<'_>,
+    host: &HostPattern,
+    number: NonZeroU16,
+    tls: &Located<Tls>,
+    reports: &mut Reports,
+) {
+    let routes = routed.service.http.iter().filter(|route| applicable(route, number).is_some());
+    for route in routes.filter(|route| is_answered(route)) {
         let text = format!(
             "requests for port {number} of {host} would leave in clear, by mode DISABLE at {}, and not be answered by this; remove this \
              route, or have TLS originated for {host}",
@@ -97,7 +110,6 @@ pub(super) fn except<'d>(
         );
         reports.at(route, Code::ClearText.because(text));
     }
-    Exception { host: host.clone(), port: number.get(), location: tls.location.clone() }
 }
 
 /// Whether there is an answer to some of its requests that is not that of their destination.
@@ -126,7 +138,18 @@ fn exported(to: Option<&Located<Vec<String>>>) -> Option<Limit<'_>> {
     to.map(|names| ("exportTo", &names.location))
 }
 
-impl Compiler<'_, '_> {
+impl<'d> Compiler<'_, 'd> {
+    /// Refuses routes that answer for a host without a port of its own, which is left in clear by the exception of a wildcard.
+    pub(super) fn check_answers(&mut self, routed: &Routed<'d>) {
+        let host = &routed.host.value;
+        if self.index.services.get(host).is_some_and(|ports| ports.contains_key(&HTTP)) {
+            return;
+        }
+        if let Some((_, Some(tls))) = self.covering_tls(host, HTTP) {
+            refuse_answers(routed, host, HTTP, tls, &mut self.reports);
+        }
+    }
+
     /// As in Istio, who wants a wildcard's TLS not to be for a host has to say as well which ports that has. The `ports` are those of
     /// the hosts that each rule covers.
     pub(super) fn check_disabled(&mut self, ports: &HashMap<*const DestinationRule, BTreeSet<NonZeroU16>>) {

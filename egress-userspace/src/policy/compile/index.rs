@@ -8,6 +8,7 @@ use std::num::NonZeroU16;
 use super::{
     Reports,
     host_map::HostMap,
+    is_http,
     namespaces::Namespace,
     reports::restricted,
     settings::{Destinations, Settings},
@@ -275,6 +276,12 @@ impl<'d> Index<'d> {
     pub(super) fn has_services_of(&self, host: &HostPattern) -> bool {
         let is_above = !host.is_exact() && self.parents.contains(host.name().as_str());
         is_above || self.services.covering(host).next().is_some()
+    }
+
+    /// The ports of this number, and for HTTP, of all that stands for a host, the most specific first.
+    pub(super) fn http_services(&self, host: &HostPattern, port: NonZeroU16) -> impl Iterator<Item = Service<'d>> {
+        let covering = self.services.covering(host).filter_map(move |(_, ports)| ports.get(&port)).copied();
+        covering.filter(|service| is_http(*service))
     }
 
     /// The most specific rules that cover a host.

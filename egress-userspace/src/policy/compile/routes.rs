@@ -7,12 +7,12 @@ use super::{
     check::asks_for_tls,
     http,
     index::{Routed, Service},
-    is_http,
     upstream::Shared,
 };
 use crate::{
     config::{
         Code, HostPattern, Located,
+        destination_rule::Tls,
         service_entry::Protocol as Spoken,
         virtual_service::{Destination, RequestMatch, Route},
     },
@@ -26,6 +26,9 @@ enum Led<'d> {
     /// It has a host that no `ServiceEntry` has.
     Unknown(&'d Located<Destination>),
 }
+
+/// Where TLS is asked for, and where there is an exception to it.
+type CoveringTls<'d> = (String, Option<&'d Located<Tls>>);
 
 /// A route with the matches that can apply to the port.
 pub(super) struct Applicable<'d> {
@@ -50,7 +53,10 @@ impl<'d> Compiler<'_, 'd> {
         if self.reports.errors > errors {
             return Outcome::Wrong;
         }
-        let own = self.own_tls(host, port);
+        // What is answered here does not leave, whatever is said of TLS.
+        let is_answered = led.iter().all(Vec::is_empty);
+        let covering = self.covering_tls(host, port).filter(|(_, exception)| is_answered || exception.is_none());
+        let own = covering.map(|(place, _)| place);
         let first_tls = routes.iter().zip(&led).find_map(|(route, led)| {
             led.iter().any(|led| matches!(led, Led::Tls(_))).then(|| route.route.location.to_string())
         });
@@ -82,12 +88,16 @@ impl<'d> Compiler<'_, 'd> {
 
     /// Where TLS is originated for the port without any routes, or for a wildcard that has the host unless that is not to count.
     pub(super) fn own_tls(&mut self, host: &'d HostPattern, port: NonZeroU16) -> Option<String> {
-        let covering = self.index.services.covering(host).filter_map(|(_, ports)| ports.get(&port)).copied();
-        let mut covering = covering.filter(|service| is_http(*service)).peekable();
+        let (place, exception) = self.covering_tls(host, port)?;
+        exception.is_none().then_some(place)
+    }
+
+    /// The same whether that is to count or not, and where it is said that it is not.
+    pub(super) fn covering_tls(&mut self, host: &'d HostPattern, port: NonZeroU16) -> Option<CoveringTls<'d>> {
+        let mut covering = self.index.http_services(host, port).peekable();
         let closest = *covering.peek()?;
         let (wider, asked) = covering.find_map(|service| Some((service, self.asked(service, None)?)))?;
-        let is_excepted = self.index.excepted(closest, wider.host).is_some();
-        (!is_excepted).then(|| asked.place().location.to_string())
+        Some((asked.place().location.to_string(), self.index.excepted(closest, wider.host)))
     }
 
     /// Whether TLS is asked for on any port of any of its destinations.

@@ -233,24 +233,81 @@ fn a_host_that_asks_for_tls_is_not_left_in_clear_by_a_wildcard_within_the_wildca
 fn what_is_to_be_left_in_clear_has_no_routes_that_answer() {
     let clear = HTTP.replace(", targetPort: 443", "");
     let wildcard = entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE);
-    let own = entry("www.a.com", &clear) + &destination("www.a.com", "tls: {mode: DISABLE}");
-    let refused = "@24: spec.http[0]: requests for port 80 of www.a.com would leave in clear, by mode DISABLE at @19, and not be answered by \
-                   this; remove this route, or have TLS originated for www.a.com";
-    for (host, route, is_refused) in [
-        ("www.a.com", "{redirect: {scheme: https}}".to_owned(), true),
-        ("*.a.com", "{directResponse: {status: 403}}".to_owned(), true),
-        (
-            "www.a.com",
-            to("www.a.com").replace("{route", "{fault: {abort: {httpStatus: 503, percentage: {value: 9}}}, route"),
-            true,
-        ),
-        ("www.a.com", "{match: [{port: 81}], redirect: {scheme: https}}".to_owned(), false),
-        ("www.a.com", to("www.a.com"), false),
+    let refused = |host: &str| {
+        format!(
+            "@24: spec.http[0]: requests for port 80 of {host} would leave in clear, by mode DISABLE at @19, and not be answered by this; \
+             remove this route, or have TLS originated for {host}"
+        )
+    };
+    let aborted =
+        |to: String| to.replace("{route", "{fault: {abort: {httpStatus: 503, percentage: {value: 9}}}, route");
+    let both = format!("{{match: [{{uri: {{exact: /}}}}], redirect: {{scheme: https}}}}, {}", to("b.com"));
+    for (excepted, host, route, is_refused) in [
+        ("www.a.com", "www.a.com", aborted(to("www.a.com")), true),
+        ("www.a.com", "www.a.com", both.clone(), true),
+        ("www.a.com", "www.a.com", "{match: [{port: 81}], redirect: {scheme: https}}".to_owned(), false),
+        ("www.a.com", "www.a.com", to("www.a.com"), false),
+        // Of a host below, without a port of its own.
+        ("*.b.a.com", "*.b.a.com", both.clone(), true),
+        ("*.b.a.com", "www.b.a.com", aborted(to("b.com")), true),
+        ("*.b.a.com", "www.b.a.com", both.clone(), true),
+        ("*.b.a.com", "*.c.b.a.com", both.clone(), true),
+        ("*.b.a.com", "www.b.a.com", to("b.com"), false),
     ] {
-        let text = wildcard.clone() + &own + &service(host, &route);
-        let found = outcome(&text);
-        assert_eq!(found.contains(refused), is_refused, "{text}: {found}");
-        assert_ne!(found.contains("www.a.com:80 in clear"), is_refused, "{text}: {found}");
+        let own = entry(
+            excepted,
+            if excepted.starts_with('*') {
+                "ports: [{number: 80, name: a, protocol: HTTP}], resolution: NONE"
+            } else {
+                &clear
+            },
+        ) + &destination(excepted, "tls: {mode: DISABLE}");
+        let elsewhere = entry("b.com", "ports: [{number: 80, name: a, protocol: HTTP}], resolution: DNS");
+        let other_port = entry("www.b.a.com", "ports: [{number: 8080, name: a, protocol: HTTP}], resolution: DNS");
+        for more in [elsewhere.clone(), elsewhere + &other_port] {
+            let text = wildcard.clone() + &own + &service(host, &route) + &more;
+            let found = outcome(&text);
+            assert_eq!(found.contains(&refused(host)), is_refused, "{text}: {found}");
+            assert_ne!(found.contains(&format!("{excepted}:80 in clear (@19)")), is_refused, "{text}: {found}");
+            assert!(!found.contains("what is said of *.a.com at @9 counts"), "{text}: {found}");
+        }
+    }
+}
+
+/// As in Istio, whatever is said of TLS there: nothing leaves.
+#[test]
+fn what_is_only_answered_is_not_left_in_clear() {
+    let clear = HTTP.replace(", targetPort: 443", "");
+    let wildcard = entry("*.a.com", NONE) + &destination("*.a.com", SIMPLE);
+    let closer =
+        entry("*.b.a.com", &NONE.replace(", targetPort: 443", "")) + &destination("*.b.a.com", "tls: {mode: DISABLE}");
+    let own = entry("www.a.com", &clear) + &destination("www.a.com", "tls: {mode: DISABLE}");
+    let (by_wildcard, in_clear) = ("*.a.com:80 -> original:443 verify=request (@9)", "*.b.a.com:80 in clear (@19)");
+    for (own, host, answered, exception) in [
+        (&closer, "www.b.a.com", "www.b.a.com:80 -> answered (@24)", Some(in_clear)),
+        (&closer, "*.c.b.a.com", "*.c.b.a.com:80 -> answered (@24)", Some(in_clear)),
+        (&closer, "*.b.a.com", "*.b.a.com:80 -> answered (@24)", None),
+        (&own, "www.a.com", "www.a.com:80 -> answered (@24)", None),
+    ] {
+        for route in ["{redirect: {scheme: https}}", "{match: [{uri: {exact: /}}], directResponse: {status: 403}}"] {
+            let text = wildcard.clone() + own + &service(host, route);
+            let found = outcome(&text);
+            let lines: Vec<_> = found.lines().filter(|line| !line.starts_with("warning")).collect();
+            assert!(lines.contains(&by_wildcard), "{text}: {found}");
+            assert!(lines.contains(&answered), "{text}: {found}");
+            assert_eq!(found.contains("in clear (@"), exception.is_some(), "{text}: {found}");
+            assert_eq!(lines.len(), 2 + exception.iter().count(), "{text}: {found}");
+        }
+    }
+    // What has other ports of its own is answered on those alone.
+    const OTHER: &str = "ports: [{number: 8080, name: a, protocol: HTTP, targetPort: 443}], resolution: DNS";
+    let of_other = format!("portLevelSettings: [{{port: {{number: 8080}}, {SIMPLE}}}]");
+    for more in [String::new(), destination("www.b.a.com", &of_other)] {
+        let answered = service("www.b.a.com", "{redirect: {scheme: https}}");
+        let found = outcome(&(wildcard.clone() + &closer + &answered + &entry("www.b.a.com", OTHER) + &more));
+        let expected =
+            "@24: spec.http[0]: requests for port 80 of www.b.a.com would leave in clear, by mode DISABLE at @19";
+        assert!(found.contains(expected), "{found}");
     }
 }
 
