@@ -46,6 +46,7 @@ impl<'d> Compiler<'_, 'd> {
             self.check_annotations(host, destinations, is_known);
         }
         self.check_disabled(&ports);
+        self.check_tls_in_vain();
     }
 
     fn check_destination(&mut self, host: &HostPattern, rule: &DestinationRule, known: Option<&BTreeSet<NonZeroU16>>) {

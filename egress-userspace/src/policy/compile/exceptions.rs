@@ -10,7 +10,7 @@ use foldhash::HashMap;
 
 use super::{
     Compiler, HTTP,
-    check::{asks_for_tls, disables, wildcard_rules},
+    check::{asks_for_tls, asks_for_tls_on, disables, wildcard_rules},
     host_map::HostMap,
     index::{Index, Routed, Service},
     is_http,
@@ -187,10 +187,7 @@ impl<'d> Compiler<'_, 'd> {
 
     /// Refuses what has no exception of its own and is below a wildcard that has one.
     pub(super) fn check_excepted(&mut self, kept: &[(Service<'_>, HostPattern)]) {
-        let mut wildcards: HostMap<'_, Vec<&Exception>> = HostMap::default();
-        for exception in self.exceptions.iter().filter(|exception| !exception.host.is_exact()) {
-            wildcards.entry(&exception.host, Vec::new).push(exception);
-        }
+        let wildcards = wildcard_exceptions(&self.exceptions);
         for (Service { host, port, .. }, wider) in kept {
             let closer =
                 wildcards.covering(host).filter(|(by, _)| wider.covers(by)).flat_map(|(_, exceptions)| exceptions);
@@ -204,4 +201,46 @@ impl<'d> Compiler<'_, 'd> {
             }
         }
     }
+
+    /// Refuses TLS for a host without a port that it would be for, which is below a wildcard that has an exception.
+    pub(super) fn check_tls_in_vain(&mut self) {
+        let wildcards = wildcard_exceptions(&self.exceptions);
+        if wildcards.iter().next().is_none() {
+            return;
+        }
+        let mut ruled: HostMap<'_, BTreeSet<u16>> = HostMap::default();
+        for rule in &self.rules {
+            ruled.entry(&rule.host, BTreeSet::new).insert(rule.port);
+        }
+        for (host, destinations) in self.index.destinations.iter() {
+            let wider = wildcards.covering(host).filter(|(by, _)| *by != host).flat_map(|(_, exceptions)| exceptions);
+            for exception in wider {
+                let Exception { host: excepted, port, location } = exception;
+                let Some(number) = NonZeroU16::new(*port) else { continue };
+                // What is closer counts.
+                let mut services = self.index.services.covering(host).filter(|(_, ports)| ports.contains_key(&number));
+                let is_closer = |by: &HostPattern| by != excepted && excepted.covers(by);
+                let mut rules = ruled.covering(host).filter(|(_, ports)| ports.contains(port));
+                if services.any(|(by, _)| is_closer(by)) || rules.any(|(by, _)| is_closer(by)) {
+                    continue;
+                }
+                let asking = destinations.rules.iter().filter(|(rule, _)| asks_for_tls_on(rule, number));
+                for (rule, _) in asking {
+                    let text = format!(
+                        "requests for {host} and port {port} would leave in clear, by what is said of {excepted} at {location}, as no \
+                         ServiceEntry has this port of {host}; add one",
+                    );
+                    self.reports.at(&rule.host, Code::ClearText.because(text));
+                }
+            }
+        }
+    }
+}
+
+fn wildcard_exceptions(exceptions: &[Exception]) -> HostMap<'_, Vec<&Exception>> {
+    let mut wildcards: HostMap<'_, Vec<&Exception>> = HostMap::default();
+    for exception in exceptions.iter().filter(|exception| !exception.host.is_exact()) {
+        wildcards.entry(&exception.host, Vec::new).push(exception);
+    }
+    wildcards
 }

@@ -311,6 +311,40 @@ fn what_is_only_answered_is_not_left_in_clear() {
     }
 }
 
+/// Of a host with such a port it is said there.
+#[test]
+fn what_asks_for_tls_is_not_left_in_clear_by_a_wildcard_for_want_of_a_port() {
+    let closer = NONE.replace(", targetPort: 443", "");
+    let wildcards = entry("*.a.com", NONE)
+        + &destination("*.a.com", SIMPLE)
+        + &entry("*.b.a.com", &closer)
+        + &destination("*.b.a.com", "tls: {mode: DISABLE}");
+    let of_81 = format!("portLevelSettings: [{{port: {{number: 81}}, {SIMPLE}}}]");
+    let other_port =
+        entry("www.b.a.com", "ports: [{number: 81, name: a, protocol: HTTP, targetPort: 443}], resolution: DNS");
+    for (host, policy, more, is_refused) in [
+        ("www.b.a.com", SIMPLE, String::new(), true),
+        ("*.c.b.a.com", SIMPLE, String::new(), true),
+        ("www.b.a.com", SIMPLE, other_port, true),
+        // It is not for this port.
+        ("www.b.a.com", &of_81, String::new(), false),
+        ("www.b.a.com", "loadBalancer: {simple: RANDOM}", String::new(), false),
+        // What is closer is no exception.
+        ("www.b.a.com", SIMPLE, entry("www.b.a.com", HTTP), false),
+        ("www.b.a.com", SIMPLE, service("www.b.a.com", "{redirect: {scheme: https}}"), false),
+        ("www.a.com", SIMPLE, String::new(), false),
+    ] {
+        let text = wildcards.clone() + &destination(host, policy) + &more;
+        let found = outcome(&text);
+        let expected = format!(
+            "@24: spec.host: requests for {host} and port 80 would leave in clear, by what is said of *.b.a.com at @19, as no ServiceEntry has \
+             this port of {host}; add one"
+        );
+        assert_eq!(found.contains(&expected), is_refused, "{text}: {found}");
+        assert_ne!(found.contains("*.b.a.com:80 in clear (@19)"), is_refused, "{text}: {found}");
+    }
+}
+
 /// Files may be on their way.
 #[test]
 fn a_policy_with_another_exception_has_lost_something() {
