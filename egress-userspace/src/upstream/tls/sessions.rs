@@ -20,7 +20,7 @@ pub(super) const OF_A_SERVER: usize = 8;
 
 /// How many TLS 1.3 tickets are kept of a server, each of which is used once, at first and at most: where connections that are made at the
 /// same time find none it is twice as many from then on, up to as many as the pool has made at the same time. Each has a copy of
-/// the server's certificates.
+/// the server's certificates, so that all servers together have room for no more than if each had as many as at first.
 const TICKETS: usize = 8;
 const MOST_TICKETS: usize = 64;
 
@@ -69,10 +69,11 @@ impl Sessions {
         }
         let end = UnixTime::since_unix_epoch(Duration::from_secs(end));
         // Servers of one name may have certificates of their own.
-        verified
-            .entry(server.to_owned())
-            .and_modify(|known| known.end = if known.end < now { end } else { end.min(known.end) })
-            .or_insert_with(|| Verified { end, tickets: VecDeque::new(), room: TICKETS });
+        verified.entry(server.to_owned()).and_modify(|known| known.renew(end, now)).or_insert_with(|| Verified {
+            end,
+            tickets: VecDeque::new(),
+            room: TICKETS,
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, Verified>> {
@@ -84,6 +85,15 @@ impl Sessions {
 impl Verified {
     fn may_resume(&self) -> bool {
         self.end >= UnixTime::now()
+    }
+
+    fn renew(&mut self, end: UnixTime, now: UnixTime) {
+        if self.end < now {
+            // What began with a certificate that has expired is over.
+            self.tickets.clear();
+            self.end = end;
+        }
+        self.end = self.end.min(end);
     }
 
     fn keep(&mut self, ticket: Tls13ClientSessionValue) {
@@ -99,11 +109,7 @@ impl Verified {
             self.tickets.clear();
             return None;
         }
-        let ticket = self.tickets.pop_back();
-        if ticket.is_none() {
-            self.room = (2 * self.room).min(MOST_TICKETS);
-        }
-        ticket
+        self.tickets.pop_back()
     }
 }
 
@@ -139,7 +145,18 @@ impl ClientSessionStore for Sessions {
     }
 
     fn take_tls13_ticket(&self, server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        self.lock().get_mut(server)?.take()
+        let mut verified = self.lock();
+        let known = verified.get_mut(server)?;
+        if let Some(ticket) = known.take() {
+            return Some(ticket);
+        }
+        let (room, all) = (known.room, verified.values().map(|known| known.room).sum::<usize>());
+        if all + room <= self.servers * TICKETS
+            && let Some(known) = verified.get_mut(server)
+        {
+            known.room = (2 * room).min(MOST_TICKETS);
+        }
+        None
     }
 }
 
