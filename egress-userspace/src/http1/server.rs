@@ -91,6 +91,13 @@ pub enum Waited {
 }
 
 impl Io {
+    /// Lets the buffer go, if nothing is in it, that a request was read into which has come: its response can take long.
+    fn calm_at_end(&mut self) {
+        if self.content.is_end() {
+            self.input.calm();
+        }
+    }
+
     /// Tells a task that waits for all content to have come that it has. The one that reads it needs no telling.
     fn note_end(&mut self, cx: &Context<'_>) {
         if self.content.is_end()
@@ -154,6 +161,7 @@ impl Connection {
                 let expects =
                     head.fields.get(&header::EXPECT).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
                 io.expects = if expects && !io.content.is_end() { Expects::Origin } else { Expects::Nothing };
+                io.calm_at_end();
                 return Poll::Ready(Ok(Waited::Request(Box::new(head), asked)));
             }
             if !is_preface && !may_be_request(&io.input.bytes) {
@@ -199,10 +207,7 @@ impl Connection {
         loop {
             let decoded = io.content.decode(&mut io.input.bytes);
             io.note_end(cx);
-            if io.content.is_end() {
-                // Its response can take long.
-                io.input.calm();
-            }
+            io.calm_at_end();
             match decoded {
                 Ok(Progress::Data(data)) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
                 Ok(Progress::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::Trailers(trailers)))),

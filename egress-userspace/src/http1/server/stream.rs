@@ -83,7 +83,11 @@ impl ClientStream {
             ready!(poll_turn(cx));
             match send(SockRef::from(socket)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(count) if count < length => return Poll::Ready(self.watch().map(|()| count)),
+                Ok(count) if count < length => {
+                    // That it cannot be watched is said to whoever waits.
+                    let _ = self.watch();
+                    return Poll::Ready(Ok(count));
+                }
                 sent => return Poll::Ready(sent),
             }
         }

@@ -1,6 +1,6 @@
 //! What a client has sent takes no room while it waits for the rest of its response, be that for hours.
 
-use harness::origin::Frames;
+use harness::origin::{Frames, Script};
 
 use super::*;
 use crate::{agent_with_one_worker, origin_http2};
@@ -23,11 +23,11 @@ async fn begin_http2(mut frames: Frames) -> Result<()> {
     }
 }
 
-/// The same over HTTP/1.1.
-fn begin_http1() -> harness::origin::Script {
-    script(|mut wire| async move {
+/// The same over HTTP/1.1, with so much content.
+fn begin_http1(content: usize) -> Script {
+    script(move |mut wire| async move {
         let mut count = 0;
-        while count < SENT {
+        while count < content {
             count += wire.read().await?.len();
         }
         wire.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n").await?;
@@ -36,30 +36,43 @@ fn begin_http1() -> harness::origin::Script {
     })
 }
 
+/// Has clients with these arguments wait, and gives what each takes, in bytes.
+fn of_each(bed: &TestBed, arguments: &[&str]) -> Result<u64> {
+    let config = configure(bed)?;
+    let mut agent = agent_with_one_worker(bed, &config)?;
+    let begin = || {
+        let client = bed.client_command("curl")?.args(["-q", "-sSN"]).args(arguments).arg(URL).spawn()?;
+        client.wait_for_output("begun")?;
+        anyhow::Ok(client)
+    };
+    // Whatever the first needs that later ones share.
+    let _first = begin()?;
+    let before = memory(&mut agent)?;
+    let _others = (1..CLIENTS).map(|_| begin()).collect::<Result<Vec<_>>>()?;
+    Ok(memory(&mut agent)?.saturating_sub(before) / (CLIENTS as u64 - 1))
+}
+
 #[test]
 fn what_a_client_has_sent_is_not_kept_while_its_response_lasts() -> Result<()> {
     for version in ["HTTP/1.1", "HTTP/2"] {
         let bed = TestBed::new("http-waited")?;
         let _origin = match version {
-            "HTTP/1.1" => origin(&bed)?.scripts(|_| Some(begin_http1())).start()?,
+            "HTTP/1.1" => origin(&bed)?.scripts(|_| Some(begin_http1(SENT))).start()?,
             _ => origin_http2(&bed)?.frames(begin_http2).start()?,
         };
-        let config = configure(&bed)?;
-        let mut agent = agent_with_one_worker(&bed, &config)?;
         let file = bed.dir().join("content");
         fs::write(&file, vec![b'x'; SENT])?;
-        let content = format!("@{}", file.display());
-        let begin = || {
-            let client = bed.client_command("curl")?.args(["-q", "-sSN", "--data-binary", &content, URL]).spawn()?;
-            client.wait_for_output("begun")?;
-            anyhow::Ok(client)
-        };
-        // Whatever the first needs that later ones share.
-        let _first = begin()?;
-        let before = memory(&mut agent)?;
-        let _others = (1..CLIENTS).map(|_| begin()).collect::<Result<Vec<_>>>()?;
-        let growth = memory(&mut agent)?.saturating_sub(before) / (CLIENTS as u64 - 1);
+        let growth = of_each(&bed, &["--data-binary", &format!("@{}", file.display())])?;
         ensure!(growth < EACH, "{version}: {growth} bytes for each");
     }
+    Ok(())
+}
+
+#[test]
+fn nothing_of_a_large_head_is_kept_meanwhile() -> Result<()> {
+    let bed = TestBed::new("http-waited-head")?;
+    let _origin = origin(&bed)?.scripts(|_| Some(begin_http1(0))).start()?;
+    let growth = of_each(&bed, &["-H", &format!("Cookie: {}", "x".repeat(SENT))])?;
+    ensure!(growth < EACH, "{growth} bytes for each");
     Ok(())
 }
