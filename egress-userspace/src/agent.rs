@@ -147,7 +147,8 @@ impl Agent {
             learned,
             flows,
             thread_events: threads,
-            namespaces: Namespaces::new(scope, own_sockets, listeners).map_err(io_error("cannot watch the cgroups"))?,
+            namespaces: Namespaces::new(scope, own_sockets, listeners, !captured.is_by_port())
+                .map_err(io_error("cannot watch the cgroups"))?,
             captured,
             step: Step::default(),
             failure: None,

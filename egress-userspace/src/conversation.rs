@@ -21,7 +21,7 @@ use tokio::{
 pub use self::http2::translate;
 use crate::{
     body::{BodyError, Incoming, ResponseBody},
-    drain::Drain,
+    drain::{Drain, GRACE},
     head::{RequestHead, Response, ResponseHead},
     http1::{
         Error,
@@ -33,11 +33,9 @@ use crate::{
     worker::{Load, Worker},
 };
 
-/// When draining, how long a connection has to send the first request, which it was made for.
-const DRAIN_GRACE: Duration = Duration::from_millis(250);
 /// How long a connection can go unwatched whose first request is served: nobody knows for so long that its client has reset it, and most
-/// are served sooner.
-const UNWATCHED: Duration = Duration::from_millis(100);
+/// are served sooner. A shorter timer would wake a worker that has nothing to do, only to be set.
+const UNWATCHED: Duration = Duration::from_secs(1);
 /// For how long what a client sends is read after the last response, and for how long without a byte: what is left unread when the
 /// connection is closed makes the kernel reset it, and a client that is still sending would never see the response. Many look for it
 /// only when they have sent everything.
@@ -278,7 +276,7 @@ async fn drained(mut draining: watch::Receiver<Drain>, connection: &Connection, 
     // The agent is there for as long as its connections.
     let _ = draining.wait_for(|drain| *drain == Drain::Now).await;
     if first.get() {
-        Box::pin(sleep(DRAIN_GRACE)).await;
+        Box::pin(sleep(GRACE)).await;
     }
     // A request of which some has come is the last one, and has the time that its head may take.
     poll_fn(|_| if connection.begun() > 0 { Poll::Pending } else { Poll::Ready(()) }).await;

@@ -1,5 +1,10 @@
 //! How client connections are brought to an end.
 
+use std::time::Duration;
+
+/// How long a connection has to send the first request, which it was made for.
+pub const GRACE: Duration = Duration::from_millis(250);
+
 /// What connections are told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Drain {

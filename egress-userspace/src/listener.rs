@@ -66,7 +66,8 @@ pub struct Handle {
     _open: Vec<oneshot::Sender<()>>,
 }
 
-/// Listens on both loopback addresses of a network namespace, where another agent has not left a socket that does.
+/// Listens on both loopback addresses of a network namespace, where another agent has not left a socket that does. Whether it `defers`
+/// connections on which nothing has come depends on who speaks first on them.
 ///
 /// # Errors
 /// Neither family is there, or one that is cannot be listened on.
@@ -74,6 +75,7 @@ pub fn open(
     sockets: &SocketFactory,
     netns: &Netns,
     inherited: Vec<net::TcpListener>,
+    defers: bool,
 ) -> io::Result<(Handle, Vec<Listener>)> {
     let gone = CancellationToken::new();
     let load = Arc::<PodLoad>::default();
@@ -104,6 +106,7 @@ pub fn open(
         };
         // Accepted sockets have it from the listener, which may be another agent's. This cannot fail on a socket.
         let _ = SockRef::from(&*socket).set_tcp_nodelay(true);
+        socket::defer_accept(&*socket, defers);
         let port = socket.local_addr()?.port();
         match address {
             IpAddr::V4(_) => handle.v4 = port,

@@ -4,7 +4,7 @@
 use std::{
     fmt, fs, future,
     io::{self, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{self, Stdio},
     time::Duration,
@@ -312,6 +312,8 @@ fn exchange(address: SocketAddr) -> io::Result<Vec<u8>> {
     socket.set_read_timeout(Some(STEP))?;
     let mut answer = vec![0; ANSWER.len()];
     let mut stream = TcpStream::from(socket);
+    // A connection is accepted when something has come on it, be it its end.
+    stream.shutdown(Shutdown::Write)?;
     let mut length = 0;
     while length < answer.len() {
         match stream.read(&mut answer[length..])? {

@@ -130,7 +130,7 @@ pub fn limit_unsent(socket: &impl AsFd) {
 /// for (SO_RCVLOWAT of socket(7); `tcp_epollin_ready` of the kernel).
 pub fn wake_for(socket: &impl AsFd, bytes: u32) {
     // This cannot fail on a socket.
-    let _ = set(socket, libc::SO_RCVLOWAT, bytes);
+    let _ = set(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes);
 }
 
 /// How many bytes have come on a TCP connection that were not read (FIONREAD, which is SIOCINQ of tcp(7)).
@@ -184,17 +184,25 @@ fn info(socket: &impl AsFd) -> libc::tcp_info {
     info
 }
 
-fn bind_to_device(socket: &Socket, index: u32) -> io::Result<()> {
-    set(socket, libc::SO_BINDTOIFINDEX, index)
+/// Has a listening socket's connections be accepted when something has come on them, be it their end, or after a second
+/// (TCP_DEFER_ACCEPT of tcp(7)): else whoever serves one is woken for nothing first. Or at once, also those that have come already: when
+/// something comes on them, or within the second.
+pub fn defer_accept(listener: &impl AsFd, defers: bool) {
+    // This cannot fail on a socket. Without it they are accepted at once.
+    let _ = set(listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, defers.into());
 }
 
-/// Sets an option of all sockets.
-fn set(socket: &impl AsFd, option: libc::c_int, value: u32) -> io::Result<()> {
+fn bind_to_device(socket: &Socket, index: u32) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, index)
+}
+
+/// Sets an option of this level.
+fn set(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: u32) -> io::Result<()> {
     // SAFETY: the pointer is to a live integer of the length that is given.
     let status = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
+            level,
             option,
             (&raw const value).cast(),
             size_of_val(&value) as libc::socklen_t,

@@ -1,12 +1,12 @@
 //! The network namespaces that are served, each with its listeners.
 
+mod served;
+
 use std::{
     collections::{HashMap, HashSet},
     io, mem,
     net::TcpListener,
-    os::fd::AsFd as _,
     path::PathBuf,
-    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -20,11 +20,12 @@ use crate::{
         discover::{self, Found, Look},
         inode_of_thread,
         population::Population,
-        sock_diag::{Connection, Protocol, SockDiag},
     },
-    socket::SocketFactory,
+    socket::{self, SocketFactory},
     worker::Workers,
 };
+
+use self::served::{Served, is_in};
 
 /// Of how many namespaces the kernel is asked for the connections in one walk: it looks through all of the machine's for each.
 const ASKED_AT_ONCE: usize = 4;
@@ -53,6 +54,8 @@ pub(super) struct Namespaces {
     inherited: HashMap<NetnsCookie, Vec<TcpListener>>,
     /// Served even if no process in scope lives in it.
     kept: Option<NetnsInode>,
+    /// Whether connections wait for their first byte before they are accepted, as clients speak first on all of them.
+    defers: bool,
 }
 
 struct Unserved {
@@ -61,25 +64,25 @@ struct Unserved {
     witness: ThreadSeen,
 }
 
-struct Served {
-    handle: Handle,
-    /// By which it was found. A walk sees only the namespaces of processes; a thread can be in one of its own.
-    witness: ThreadSeen,
-    /// The last walk found no process in it. One may have come in while it went on, which the kernel does not report of a
-    /// namespace that is served: so it takes two.
-    was_empty: bool,
-    /// When the kernel was last asked for its connections.
-    asked: Option<Instant>,
-    /// How many connecting sockets were counted that were not there when it was last looked.
-    miscounted: u64,
-}
-
 impl Namespaces {
-    pub(super) fn new(scope: Scope, own_sockets: OwnSockets, kernel: Listeners) -> io::Result<Self> {
+    pub(super) fn new(scope: Scope, own_sockets: OwnSockets, kernel: Listeners, defers: bool) -> io::Result<Self> {
         let (served, unserved, inherited) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (marks, sockets, population) = (own_sockets.marks(), SocketFactory::new(own_sockets), Population::new()?);
         let (passes_over, look, kept) = (false, Look::Processes, None);
-        Ok(Self { scope, sockets, marks, kernel, served, unserved, population, passes_over, look, inherited, kept })
+        Ok(Self {
+            scope,
+            sockets,
+            marks,
+            kernel,
+            served,
+            unserved,
+            population,
+            passes_over,
+            look,
+            inherited,
+            kept,
+            defers,
+        })
     }
 
     pub(super) fn cgroups(&self) -> &[PathBuf] {
@@ -149,6 +152,19 @@ impl Namespaces {
     /// Our listening sockets.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &mio::net::TcpListener> {
         self.served.values().flat_map(|served| &served.handle.sockets).map(AsRef::as_ref)
+    }
+
+    /// Has no more connections come to our listeners.
+    pub(super) fn refuse(&mut self) {
+        self.served.values().for_each(|served| refuse(&mut self.kernel, &served.handle));
+    }
+
+    /// Has all connections be accepted that have come, and says whether there may be some on which nothing has.
+    pub(super) fn defer_no_more(&self) -> bool {
+        self.sockets().for_each(|socket| socket::defer_accept(socket, false));
+        // To look at many takes longer than to wait for them.
+        let is_used = |served: &Served| served.has_clients(&self.marks);
+        self.defers && (self.served.len() > ASKED_AT_ONCE || self.served.values().any(is_used))
     }
 
     /// Says again where the listeners are, in case another agent has said otherwise.
@@ -325,7 +341,7 @@ impl Namespaces {
             return Ok(());
         }
         let inherited = self.inherited.remove(&netns.cookie()).unwrap_or_default();
-        let (handle, listeners) = listener::open(&self.sockets, netns, inherited)?;
+        let (handle, listeners) = listener::open(&self.sockets, netns, inherited, self.defers)?;
         for listener in listeners {
             workers.listen(listener);
         }
@@ -339,10 +355,8 @@ impl Namespaces {
     fn close(&mut self, inode: NetnsInode, workers: &Workers, why: Why) {
         let Some(Served { handle, .. }) = self.served.remove(&inode) else { return };
         let netns = handle.netns.cookie();
-        if why != Why::HandedOver
-            && let Err(error) = self.kernel.remove(netns, handle.v4, handle.v6)
-        {
-            tracing::warn!(?netns, %error, "a listener is left in the kernel's map; its connects are refused");
+        if why != Why::HandedOver {
+            refuse(&mut self.kernel, &handle);
         }
         if why == Why::Gone {
             // Nobody is left to read what its connections would still bring, and they would keep the namespace alive.
@@ -354,38 +368,11 @@ impl Namespaces {
     }
 }
 
-impl Served {
-    /// Whether the witness still is in this namespace, so that somebody is left to be served.
-    fn is_used(&self) -> bool {
-        is_in(self.witness, self.handle.netns.inode())
+/// Has no more connections come to listeners.
+fn refuse(kernel: &mut Listeners, Handle { netns, v4, v6, .. }: &Handle) {
+    if let Err(error) = kernel.remove(netns.cookie(), *v4, *v6) {
+        tracing::warn!(netns = ?netns.cookie(), %error, "a listener is left in the kernel's map; its connects are refused");
     }
-
-    /// Whether connections to us have yet to end.
-    fn has_connections(&self) -> bool {
-        self.handle.load.connections.load(Ordering::Relaxed) > 0
-    }
-
-    /// Whether somebody has one of them, as far as we know: a process can have gone to another namespace, and keeps its sockets.
-    fn has_clients(&self, marks: &Marks) -> bool {
-        self.clients(marks).map_or(true, |mut clients| clients.any(|client| client.held))
-    }
-
-    /// The sockets that were redirected to us, or are being so.
-    fn clients(&self, marks: &Marks) -> io::Result<impl Iterator<Item = Connection>> {
-        let Handle { netns, v4, v6, .. } = &self.handle;
-        let ports = [*v4, *v6];
-        let all = SockDiag::open(netns).and_then(|kernel| kernel.connections(Protocol::Tcp, marks.as_fd()));
-        let all =
-            all.inspect_err(|error| tracing::debug!(netns = ?netns.cookie(), %error, "cannot list connections"))?;
-        let is_ours =
-            move |socket: &Connection| socket.remote.ip().is_loopback() && ports.contains(&socket.remote.port());
-        Ok(all.into_iter().filter(is_ours))
-    }
-}
-
-/// Whether a thread is in a network namespace, as far as we know: one that cannot be looked at is where it was.
-fn is_in(ThreadSeen { pid, tid }: ThreadSeen, netns: NetnsInode) -> bool {
-    inode_of_thread(pid, tid).map_or_else(|error| error.kind() != io::ErrorKind::NotFound, |inode| inode == netns)
 }
 
 /// Why listeners are closed.

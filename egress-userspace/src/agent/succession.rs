@@ -12,7 +12,7 @@ use tokio::time;
 use super::{Agent, AgentError, interception::Step, io_error, namespaces::Why, prepare::names_to_learn};
 use crate::{
     admin,
-    drain::Drain,
+    drain::{self, Drain},
     handover::{Legacy, Predecessor, StateDir, Successor, Successors, descriptors},
     kernel::KernelError,
     netns::{self, Netns},
@@ -21,6 +21,9 @@ use crate::{
 
 /// How long a connection may be on its way to our listeners after the hooks have ceased to send any there.
 const ON_THE_WAY: Duration = Duration::from_millis(250);
+
+/// The same where it may have to be asked for, which the kernel does within a second, as nothing has come on it.
+const DEFERRED: Duration = Duration::from_millis(1250);
 
 /// How long it may take to close connections that are not in use.
 const LEAVE: Duration = Duration::from_millis(500);
@@ -272,6 +275,13 @@ impl Agent {
         let Succession::Complete { shared } = self.succession else {
             let why = if let Succession::None = self.succession { Why::Stopping } else { Why::HandedOver };
             self.workers.drain(Drain::Now);
+            if why == Why::Stopping {
+                self.namespaces.refuse();
+                // Who has connected as the last one has as long to send a request as who was accepted.
+                if self.namespaces.defer_no_more() {
+                    time::sleep(drain::GRACE).await;
+                }
+            }
             self.namespaces.close_all(&self.workers, why);
             return self.workers.ended(limit).await;
         };
@@ -281,7 +291,8 @@ impl Agent {
             if let Err(error) = self.withdraw() {
                 tracing::error!(%error, "our programs are left, and refuse connects until `egress detach`");
             }
-            time::sleep(ON_THE_WAY).await;
+            let deferred = self.namespaces.defer_no_more();
+            time::sleep(if deferred { DEFERRED } else { ON_THE_WAY }).await;
         }
         self.namespaces.close_all(&self.workers, Why::HandedOver);
         if self.workers.ended(limit).await > 0 {

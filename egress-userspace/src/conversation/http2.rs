@@ -13,9 +13,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::stream::translate;
-use super::DRAIN_GRACE;
 use crate::{
-    drain::Drain,
+    drain::{Drain, GRACE},
     http1::server::{Connection, Switched},
     http2::{self, Config, Link, Reader, Requested, Role, Writer},
     limits::Beyond,
@@ -162,7 +161,7 @@ impl Life<'_> {
         // The agent is there for as long as its connections.
         let _ = draining.wait_for(|drain| *drain != Drain::Off).await;
         if self.last.get().is_none() {
-            sleep(DRAIN_GRACE).await;
+            sleep(GRACE).await;
         }
     }
 

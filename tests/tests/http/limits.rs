@@ -1,6 +1,7 @@
 //! What is taken of applications.
 
 use std::{
+    fs,
     io::Read as _,
     net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
@@ -365,11 +366,17 @@ fn raw(bed: &TestBed, request: impl Into<Vec<u8>>) -> Result<Output> {
     bed.client_command(CLIENT)?.args(["raw", &bed.sockets(HOST, 80)[0].to_string()]).stdin(request).run()
 }
 
-/// A client that has connected, and is to send a request when a line comes.
+/// A client that has connected, and is to send a request when a line comes. It is accepted, within a second, as it sends nothing.
 pub(crate) fn hold(bed: &TestBed, pod: &Netns) -> Result<Running> {
     let arguments = ["hold", &bed.sockets(HOST, 80)[0].to_string(), "--host", HOST];
     let client = bed.pod_command(pod, CLIENT)?.in_cgroup(bed.cgroup())?.args(arguments).spawn()?;
     client.wait_for_output("connected\n")?;
+    // Before that the kernel has a mere request for a connection (TCP_NEW_SYN_RECV).
+    let is_accepted = || {
+        let sockets = pod.run(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp")?));
+        sockets.is_ok_and(|sockets| sockets.lines().all(|line| line.split_whitespace().nth(3) != Some("03")))
+    };
+    wait_until("the client to be accepted", PATIENCE, is_accepted)?;
     Ok(client)
 }
 

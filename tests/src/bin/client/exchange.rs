@@ -72,10 +72,14 @@ pub(crate) fn crowd(target: &Target, hosts: &[String], clients: usize, count: us
     })
 }
 
+/// How long a connection on which nothing comes is not accepted (TCP_DEFER_ACCEPT), and some more.
+const DEFERRED: Duration = Duration::from_millis(1300);
+
 pub(crate) fn throng(target: &Target, request: &Request, clients: usize) -> Result<()> {
     allow_sockets(clients)?;
     let sockets = (0..clients).map(|_| target.open()).collect::<Result<Vec<_>>>()?;
     let connected: Vec<_> = sockets.iter().map(|socket| socket.connect(&target.address().into())).collect();
+    thread::sleep(DEFERRED);
     for (socket, connected) in sockets.into_iter().zip(connected) {
         let mut stream = TcpStream::from(socket);
         let asked = connected.and_then(|()| stream.write_all(&request.bytes(true))).context("not sent");

@@ -77,7 +77,8 @@ enum Command {
         #[arg(long, default_value_t = 3)]
         count: usize,
     },
-    /// Many connections, all made before the first request is sent; prints for each a line: the status, or why there is none.
+    /// Many connections, all made before the first request is sent, and silent for as long as it takes until they are accepted nevertheless;
+    /// prints for each a line: the status, or why there is none.
     Throng {
         #[command(flatten)]
         target: Target,
