@@ -10,7 +10,7 @@
 //!   writer wrote, all of it, and is the only one who has it: another worker, agent, or a program that withdraws the flow has not.
 //! - *The newest origin of a flow is the only one.* It is written over an older one, in the slot or in `FLOWS`, and if it is in the slot, an
 //!   older one in `FLOWS` is removed before the connection can be accepted. It is not in `FLOWS` while an older one is in the
-//!   slot. A flow has no two connects at a time, since a client's port leads to a listener once.
+//!   slot. A flow has no two connects at a time, as there is but one connection from a client's port to a listener's.
 
 use crate::{flow::Flow, map_type, origin::Origin};
 
@@ -120,7 +120,7 @@ mod tests {
     fn ports_in_turn_have_slots_of_their_own() {
         let slots = |netns, first: u16, step: usize, count: usize| {
             let ports = (first..).step_by(step).take(count);
-            ports.map(|port| Flow::new(netns, IpBytes::LOOPBACK4, port).slot()).collect::<Vec<_>>()
+            ports.map(|port| Flow::new(netns, IpBytes::LOOPBACK4, port, 1).slot()).collect::<Vec<_>>()
         };
         for netns in [1, 2, 4097, 1 << 40] {
             for (first, step) in [(32_768, 1), (32_768, 2), (45_001, 2)] {

@@ -82,6 +82,8 @@ fn flow(ctx: &SockOpsContext, origin: &Origin) -> Flow {
             IpBytes(bytes)
         }
     };
-    // Unlike remote_port, local_port is in host order.
-    Flow::new(netns(ctx), address, ctx.local_port() as u16)
+    // SAFETY: an aligned four-byte read of a readable field, which the compiler must not make narrower.
+    let listener = unsafe { ptr::read_volatile(&raw const (*ctx.ops).remote_port) };
+    // A word in network order: on machines of the other order the port is in its upper half. Unlike it, local_port is in host order.
+    Flow::new(netns(ctx), address, ctx.local_port() as u16, u32::from_be(listener) as u16)
 }

@@ -42,6 +42,8 @@ const ACCEPT_AT_ONCE: usize = 64;
 pub struct Listener {
     netns: Netns,
     socket: Arc<TcpListener>,
+    /// Its port.
+    port: u16,
     /// Resolves when the handle is dropped.
     closed: oneshot::Receiver<()>,
     gone: CancellationToken,
@@ -116,7 +118,7 @@ pub fn open(
         let (open, closed) = oneshot::channel();
         handle._open.push(open);
         let (gone, load) = (gone.clone(), load.clone());
-        listeners.push(Listener { netns: netns.clone(), socket, closed, gone, load });
+        listeners.push(Listener { netns: netns.clone(), socket, port, closed, gone, load });
     }
     match failure {
         Some(error) if listeners.is_empty() => Err(error),
@@ -131,8 +133,8 @@ fn is_disabled(error: &io::Error) -> bool {
 
 /// Accepts connections until the listener's handle is dropped.
 pub async fn accept(worker: Rc<Worker>, listener: Listener, draining: watch::Receiver<Drain>) {
-    let Listener { netns, socket, mut closed, gone, load } = listener;
-    let here = Namespace { netns, gone, load };
+    let Listener { netns, socket, port, mut closed, gone, load } = listener;
+    let here = Here { netns, port, gone, load };
     let _vital = Vital;
     let mut failures = Failures::default();
     let socket = loop {
@@ -170,7 +172,7 @@ struct Failures {
 }
 
 impl Failures {
-    async fn pause_after(&mut self, worker: &Worker, here: &Namespace, error: &io::Error) {
+    async fn pause_after(&mut self, worker: &Worker, here: &Here, error: &io::Error) {
         worker.metrics.accept_failures.inc();
         if self.warned.is_none_or(|warned| warned.elapsed() > WARNED) {
             self.warned = Some(Instant::now());
@@ -180,9 +182,10 @@ impl Failures {
     }
 }
 
-/// The network namespace that connections are accepted in.
-struct Namespace {
+/// Where connections are accepted: a network namespace, and the listener's port there.
+struct Here {
     netns: Netns,
+    port: u16,
     gone: CancellationToken,
     /// What of it is being served.
     load: Arc<PodLoad>,
@@ -192,7 +195,7 @@ struct Namespace {
 /// much as a connection does, as the kernel makes the socket first, and then looks whether there is one.
 async fn accept_all(
     worker: &Rc<Worker>,
-    here: &Namespace,
+    here: &Here,
     socket: &TcpListener,
     draining: &watch::Receiver<Drain>,
 ) -> io::Result<()> {
@@ -223,12 +226,12 @@ async fn accept_all(
 /// could go to.
 fn admit(
     worker: &Rc<Worker>,
-    here: &Namespace,
+    here: &Here,
     mut stream: net::TcpStream,
     client: SocketAddr,
     draining: &watch::Receiver<Drain>,
 ) {
-    let origin = match worker.flows.take(here.netns.cookie(), client) {
+    let origin = match worker.flows.take(here.netns.cookie(), client, here.port) {
         Ok(Some(origin)) => origin,
         Ok(None) => {
             worker.metrics.unknown_origin.inc();

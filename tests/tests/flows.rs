@@ -1,5 +1,7 @@
 //! Where a connection was going follows it to the agent: its own origin, whatever else waits beside it or had its port before.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use egress_common::{address::IpBytes, flow::Flow};
 use harness::{
@@ -30,7 +32,7 @@ fn connections_of_one_slot_go_to_their_own_origins() -> Result<()> {
     for family in [0, 1] {
         agent.process().stop()?;
         let mut clients = Vec::new();
-        let slot = flow(bed.client(), family, 20_000)?.slot();
+        let slot = slot(bed.client(), family)?;
         // While the first of the queue connects, so that it is not the one whose origin is in the slot.
         let mut before = Some(pend(&bed, HOSTS[0], family, 20_000)?);
         for netns in [bed.client(), &pod] {
@@ -67,11 +69,12 @@ fn what_had_the_port_before_is_forgotten() -> Result<()> {
     let mut agent = agent(&bed)?;
     let [a, b] = HOSTS;
     for family in [0, 1] {
-        let slot = flow(bed.client(), family, 20_000)?.slot();
-        let all = ports(bed.client(), family, slot)?;
+        let all = ports(bed.client(), family, slot(bed.client(), family)?)?;
+        let listener = agent.listener_ports(bed.client().cookie()?)?[family];
         let [first, second] = *all.first_chunk().context("too few ports")?;
-        let to =
-            |host, port| Ok::<_, anyhow::Error>((flow(bed.client(), family, port)?, bed.sockets(host, 80)[family]));
+        let to = |host, port| {
+            Ok::<_, anyhow::Error>((flow(bed.client(), family, port, listener)?, bed.sockets(host, 80)[family]))
+        };
         agent.process().stop()?;
 
         // Of those that fail nothing is left, wherever it was.
@@ -116,8 +119,7 @@ fn what_a_killed_agent_had_not_accepted_is_swept() -> Result<()> {
     let bed = bed("swept")?;
     let mut agent = agent(&bed)?;
     agent.process().stop()?;
-    let slot = flow(bed.client(), 0, 20_000)?.slot();
-    for port in ports(bed.client(), 0, slot)?.into_iter().take(3) {
+    for port in ports(bed.client(), 0, slot(bed.client(), 0)?)?.into_iter().take(3) {
         reset(&bed, HOSTS[0], 0, port)?;
     }
     ensure!(agent.waiting()?.map(|flows| flows.len()) == [1, 2], "{:?}", agent.waiting()?);
@@ -178,20 +180,66 @@ fn origins(bed: &TestBed) -> Result<Vec<Origin>> {
     HOSTS.iter().map(origin).collect()
 }
 
+/// One hangs, and the other has come in its place: each has a listener. What waits for the first is still its own.
+#[test]
+fn a_port_leads_to_two_agents_at_once() -> Result<()> {
+    let bed = bed("two-agents")?;
+    let _origins = origins(&bed)?;
+    let mut hung = agent(&bed)?;
+    hung.process().stop()?;
+    let connect = |host: &'static str| {
+        let clients = [0, 1].map(|family| {
+            let client = hold(&bed, bed.client(), host, family, 20_000 + family as u16)?;
+            client.wait_for_output("connected\n")?;
+            Ok((client, host))
+        });
+        clients.into_iter().collect::<Result<Vec<_>>>()
+    };
+    let mut clients = connect(HOSTS[0])?;
+    let config = bed.config_dir()?;
+    let mut agent = Agent::spawn(&bed, &options(config.path()))?;
+    agent.process().wait_for_line("its attachment", |line| line.contains("\"attached\""))?;
+    agent.process().stop()?;
+    clients.extend(connect(HOSTS[1])?);
+    let netns = bed.client().cookie()?;
+    let waiting = agent.waiting()?.concat().iter().filter(|(flow, _)| flow.netns == netns).count();
+    ensure!(waiting == 4, "{:?}", agent.waiting()?);
+    for agent in [&mut agent, &mut hung] {
+        agent.process().signal(Signal::SIGCONT)?;
+    }
+    for (client, host) in &mut clients {
+        client.close_stdin();
+        ensure!(client.wait(PATIENCE)?.success(), "{host}: {:?}", client.stderr());
+        ensure!(client.stdout().ends_with(&format!("\r\n\r\nby {host}\n")), "{host}: {}", client.stdout());
+    }
+    ensure!(hung.wait()?.code() == Some(0), "{}", hung.log_text());
+    ensure!(agent.flows()? == 0, "{:?}", agent.waiting()?);
+    Ok(())
+}
+
 fn agent(bed: &TestBed) -> Result<Agent<'_>> {
     let config = bed.config_dir()?;
-    Agent::start(bed, &AgentOptions::new(config.path()).args(&HOSTS.map(|host| ["--host", host]).concat()))
+    Agent::start(bed, &options(config.path()))
+}
+
+fn options(config: &Path) -> AgentOptions {
+    AgentOptions::new(config).args(&HOSTS.map(|host| ["--host", host]).concat())
 }
 
 /// The flow of a client's port, to a listener of that family.
-fn flow(netns: &Netns, family: usize, port: u16) -> Result<Flow> {
-    Ok(Flow::new(netns.cookie()?, [IpBytes::LOOPBACK4, IpBytes::LOOPBACK6][family], port))
+fn flow(netns: &Netns, family: usize, port: u16, listener: u16) -> Result<Flow> {
+    Ok(Flow::new(netns.cookie()?, [IpBytes::LOOPBACK4, IpBytes::LOOPBACK6][family], port, listener))
+}
+
+/// A slot of a namespace, whatever the listener.
+fn slot(netns: &Netns, family: usize) -> Result<u32> {
+    Ok(flow(netns, family, 20_000, 0)?.slot())
 }
 
 /// Ports that have this slot, and that the kernel does not give out by itself.
 fn ports(netns: &Netns, family: usize, slot: u32) -> Result<Vec<u16>> {
-    let flow = flow(netns, family, 0)?;
-    Ok((2_000..32_000).filter(|&port| Flow::new(flow.netns, flow.address, port).slot() == slot).collect())
+    let flow = flow(netns, family, 0, 0)?;
+    Ok((2_000..32_000).filter(|&port| Flow::new(flow.netns, flow.address, port, 0).slot() == slot).collect())
 }
 
 /// A connection that asks once its standard input is closed.

@@ -147,7 +147,7 @@ mod tests {
     }
 
     fn flow(port: u16) -> Flow {
-        Flow::new(7, IpBytes::LOOPBACK4, port)
+        Flow::new(7, IpBytes::LOOPBACK4, port, 1)
     }
 
     /// Does what the program does.

@@ -82,8 +82,8 @@ impl Agent {
             state.publish()?;
         }
 
-        if predecessor.is_none() {
-            // Nobody listens any more where they lead.
+        if predecessor.is_none() && !hangs {
+            // Nobody listens any more where they lead. One that hangs still does.
             let removed = self.flows.sweep(self.started.elapsed())?;
             tracing::debug!(removed, "removed flows of an earlier agent");
         }

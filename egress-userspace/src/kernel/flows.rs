@@ -47,13 +47,13 @@ impl Flows {
         self.shared.id().map_err(error(map::FLOWS))
     }
 
-    /// Takes the origin of the connection that the client at `client` made in `netns`: nobody finds it again. None if there is
-    /// none.
+    /// Takes the origin of the connection that the client at `client` made in `netns` to our listener at that port: nobody finds it
+    /// again. None if there is none.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn take(&self, netns: NetnsCookie, client: SocketAddr) -> Result<Option<Origin>, KernelError> {
-        let flow = Flow::new(netns.0, IpBytes::from(client.ip().to_canonical()), client.port());
+    pub fn take(&self, netns: NetnsCookie, client: SocketAddr, listener: u16) -> Result<Option<Origin>, KernelError> {
+        let flow = Flow::new(netns.0, IpBytes::from(client.ip().to_canonical()), client.port(), listener);
         match self.slots.take(&flow) {
             None => self.take_rest(&flow),
             found => Ok(found),

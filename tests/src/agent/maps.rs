@@ -46,6 +46,14 @@ impl Agent<'_> {
         Ok(listeners.keys().count())
     }
 
+    /// The ports that connections are redirected to in the network namespace with this cookie, as the map `LISTENERS` has them: on 127.0.0.1,
+    /// and on ::1.
+    pub fn listener_ports(&self, netns: u64) -> Result<[u16; 2]> {
+        let listeners = HashMap::<_, u64, ListenerPorts>::try_from(Map::HashMap(self.map(map::LISTENERS)?))?;
+        let ports = listeners.get(&netns, 0)?;
+        Ok([ports.v4, ports.v6].map(u16::from_be_bytes))
+    }
+
     /// How many redirected sockets are connecting, by the map `CONNECTING`.
     pub fn connecting(&self) -> Result<u64> {
         let counts = HashMap::<_, u64, u64>::try_from(Map::HashMap(self.map(map::CONNECTING)?))?;

@@ -40,7 +40,7 @@ pub(crate) struct Target {
     /// The source address.
     #[arg(long)]
     bind: Option<IpAddr>,
-    /// The source port; any if 0.
+    /// The source port, which may be in use by connections to elsewhere; any if 0.
     #[arg(long, default_value_t = 0)]
     port: u16,
     /// The network device.
@@ -88,6 +88,7 @@ impl Target {
         if self.bind.is_some() || self.port != 0 {
             let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
             let source = SocketAddr::new(self.bind.unwrap_or(any), self.port);
+            socket.set_reuse_address(self.port != 0)?;
             socket.bind(&self.mapped(source).into()).context("bind")?;
         }
         Ok(socket)

@@ -57,8 +57,8 @@ impl Maps {
     }
 
     /// Takes the origin of a connection, as the agent does.
-    pub(crate) fn take_origin(&self, client: SocketAddr) -> Result<Option<SocketAddr>> {
-        let flow = Flow::new(self.netns, IpBytes::from(client.ip()), client.port());
+    pub(crate) fn take_origin(&self, client: SocketAddr, listener: u16) -> Result<Option<SocketAddr>> {
+        let flow = Flow::new(self.netns, IpBytes::from(client.ip()), client.port(), listener);
         if let Some(origin) = self.slots.take(&flow) {
             return Ok(Some(origin.socket_addr()));
         }

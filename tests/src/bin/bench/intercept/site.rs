@@ -141,7 +141,7 @@ impl<'a> Site<'a> {
     /// Learns where a connection was going, as a proxy has to.
     pub(crate) fn learn_origin(&self, accepted: &TcpStream, client: SocketAddr) -> Result<()> {
         let origin = match self.way {
-            Way::LoopbackByEgress => self.maps.take_origin(client)?,
+            Way::LoopbackByEgress => self.maps.take_origin(client, self.listener.local_addr()?.port())?,
             Way::LoopbackByIptables => {
                 SockRef::from(accepted).original_dst_v4().context("SO_ORIGINAL_DST")?.as_socket()
             }
