@@ -26,10 +26,13 @@ pub struct Origin {
     pub capture: u8,
     /// 1 while the socket is connecting, and counted as such; 0 in a flow.
     pub connecting: u8,
+    /// In a flow, 1 if it was put in the place of another that nobody had taken: one of two connections of the flow was reset while it
+    /// waited to be accepted, and nobody can tell which of them this is the origin of. Else 0.
+    pub ambiguous: u8,
     /// Zero; keeps the layout free of padding.
-    pub reserved: [u8; 4],
+    pub reserved: [u8; 3],
 }
-map_type!(Origin, 8 + 16 + 16 + 4 + 4 + 2 + 1 + 1 + 4);
+map_type!(Origin, 8 + 16 + 16 + 4 + 4 + 2 + 1 + 1 + 1 + 3);
 
 #[cfg(feature = "user")]
 mod user {
@@ -45,6 +48,11 @@ mod user {
         /// Address and port that the application connected to.
         pub fn socket_addr(&self) -> SocketAddr {
             SocketAddr::new(IpAddr::from(self.address), u16::from_be_bytes(self.port))
+        }
+
+        /// Whether it may be another connection's.
+        pub fn is_ambiguous(&self) -> bool {
+            self.ambiguous != 0
         }
 
         /// Whether all that is known of the destination is its port, and not that a configured host has its address.
@@ -78,7 +86,8 @@ mod tests {
             port: 80u16.to_be_bytes(),
             capture: Capture::Host as u8,
             connecting: 0,
-            reserved: [0; 4],
+            ambiguous: 0,
+            reserved: [0; 3],
         };
         assert_eq!(origin.socket_addr(), ([203, 0, 113, 7], 80).into());
         assert_eq!(origin.process_name(), "curl");

@@ -11,6 +11,8 @@
 //! - *The newest origin of a flow is the only one.* It is written over an older one, in the slot or in `FLOWS`, and if it is in the slot, an
 //!   older one in `FLOWS` is removed before the connection can be accepted. It is not in `FLOWS` while an older one is in the
 //!   slot. A flow has no two connects at a time, as there is but one connection from a client's port to a listener's.
+//! - *It tells that it was written over another.* The connection of that was reset, and is still to be accepted: both would take it for
+//!   theirs. Whoever takes it refuses.
 
 use crate::{flow::Flow, map_type, origin::Origin};
 

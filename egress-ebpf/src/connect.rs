@@ -95,6 +95,7 @@ fn origin(destination: Destination, device: u32, capture: Capture) -> Origin {
         port: destination.port,
         capture: capture as u8,
         connecting: 0,
-        reserved: [0; 4],
+        ambiguous: 0,
+        reserved: [0; 3],
     }
 }

@@ -35,8 +35,8 @@ pub fn on_event(ctx: &SockOpsContext) -> Result<(), ()> {
         BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_SYN_SENT => {
             let Some(origin) = redirected(ctx) else { return Ok(()) };
             // Only a connect that failed is withdrawn. A client that connected, sent and closed at once is still to be
-            // accepted, and is owed its request.
-            if ctx.arg(1) == BPF_TCP_CLOSE {
+            // accepted, and is owed its request. So may be one before it; what is there in its place keeps it from another's origin.
+            if ctx.arg(1) == BPF_TCP_CLOSE && origin.ambiguous == 0 {
                 maps::withdraw(&flow(ctx, origin));
             }
             maps::connect_ended(origin, netns(ctx));

@@ -37,6 +37,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 const WARNED: Duration = Duration::from_secs(60);
 /// Connections that are accepted before others whom the worker serves have their turn.
 const ACCEPT_AT_ONCE: usize = 64;
+/// There were two, and one origin: nobody knows whose.
+const AMBIGUOUS: &str =
+    "closed a connection whose origin may be another's: one from its port was reset before it was accepted";
 
 /// A listening socket in a network namespace, for a worker.
 pub struct Listener {
@@ -223,7 +226,7 @@ async fn accept_all(
 }
 
 /// A connection whose origin the kernel does not know was not redirected by us, and is closed: there is no place that it
-/// could go to.
+/// could go to. So is one whose origin may be another's.
 fn admit(
     worker: &Rc<Worker>,
     here: &Here,
@@ -232,6 +235,11 @@ fn admit(
     draining: &watch::Receiver<Drain>,
 ) {
     let origin = match worker.flows.take(here.netns.cookie(), client, here.port) {
+        Ok(Some(origin)) if origin.is_ambiguous() => {
+            worker.metrics.unknown_origin.inc();
+            tracing::info!(netns = ?here.netns, %client, "{AMBIGUOUS}");
+            return;
+        }
         Ok(Some(origin)) => origin,
         Ok(None) => {
             worker.metrics.unknown_origin.inc();

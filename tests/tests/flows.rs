@@ -114,6 +114,59 @@ fn what_had_the_port_before_is_forgotten() -> Result<()> {
     Ok(())
 }
 
+/// One that is reset stays in the queue with its request, but its port is free for another.
+#[test]
+fn a_reset_connection_that_waits_does_not_get_the_next_one_s_origin() -> Result<()> {
+    let bed = bed("reset")?;
+    let origins = origins(&bed)?;
+    let mut agent = agent(&bed)?;
+    let [a, b] = HOSTS;
+    let mut refused = 0.0;
+    for family in [0, 1] {
+        let slot = slot(bed.client(), family)?;
+        let [before, moves, in_hash] = *ports(bed.client(), family, slot)?.first_chunk().context("too few ports")?;
+        let [in_slot, fails] = *ports(bed.client(), family, slot ^ 1)?.first_chunk().context("too few ports")?;
+        agent.process().stop()?;
+        // The slot is taken until that connect fails, so that the first origin waits elsewhere, and the second in the slot.
+        let mut before = pend(&bed, a, family, before)?;
+        let mut clients = Vec::new();
+        for port in [moves, in_hash, in_slot] {
+            ask_and_reset(&bed, a, family, port)?;
+            before.kill();
+            let client = hold(&bed, bed.client(), b, family, port)?;
+            client.wait_for_output("connected\n")?;
+            clients.push(client);
+        }
+        // Between those that are made is one that is not.
+        ask_and_reset(&bed, a, family, fails)?;
+        pend(&bed, b, family, fails)?.kill();
+        ask_and_reset(&bed, b, family, fails)?;
+        let [in_slots, rest] = agent.waiting()?;
+        ensure!(in_slots.len() == 2 && rest.len() == 2, "{in_slots:?} {rest:?}");
+        agent.process().signal(Signal::SIGCONT)?;
+        for client in &mut clients {
+            client.close_stdin();
+            ensure!(!client.wait(PATIENCE)?.success() && client.stdout() == "connected\n", "{}", client.stdout());
+        }
+        refused += 8.0;
+        let requests = || origins.iter().flat_map(Origin::requests).collect::<Vec<_>>();
+        wait_until("all of them to be refused", PATIENCE, || {
+            let metrics = agent.metrics();
+            metrics.is_ok_and(|found| found.sum("egress_connections_without_origin_total", &[]) == refused)
+                || !requests().is_empty()
+        })?;
+        ensure!(requests().is_empty(), "asked for nevertheless: {:?}", requests());
+        ensure!(agent.log_text().contains("whose origin may be another's"), "{}", agent.log_text());
+        ensure!(agent.flows()? == 0, "{:?}", agent.waiting()?);
+        // The port is none the worse for it.
+        let mut client = hold(&bed, bed.client(), b, family, in_slot)?;
+        client.close_stdin();
+        ensure!(client.wait(PATIENCE)?.success() && client.stdout().ends_with("by b.example\n"), "{}", client.stdout());
+        origins.iter().for_each(|origin| drop(origin.take_requests()));
+    }
+    Ok(())
+}
+
 #[test]
 fn what_a_killed_agent_had_not_accepted_is_swept() -> Result<()> {
     let bed = bed("swept")?;
@@ -125,6 +178,43 @@ fn what_a_killed_agent_had_not_accepted_is_swept() -> Result<()> {
     ensure!(agent.waiting()?.map(|flows| flows.len()) == [1, 2], "{:?}", agent.waiting()?);
     agent.kill();
     let agent = self::agent(&bed)?;
+    ensure!(agent.flows()? == 0, "{:?}", agent.waiting()?);
+    Ok(())
+}
+
+/// One hangs, and the other has come in its place: each has a listener. What waits for the first is still its own.
+#[test]
+fn a_port_leads_to_two_agents_at_once() -> Result<()> {
+    let bed = bed("two-agents")?;
+    let _origins = origins(&bed)?;
+    let mut hung = agent(&bed)?;
+    hung.process().stop()?;
+    let connect = |host: &'static str| {
+        let clients = [0, 1].map(|family| {
+            let client = hold(&bed, bed.client(), host, family, 20_000 + family as u16)?;
+            client.wait_for_output("connected\n")?;
+            Ok((client, host))
+        });
+        clients.into_iter().collect::<Result<Vec<_>>>()
+    };
+    let mut clients = connect(HOSTS[0])?;
+    let config = bed.config_dir()?;
+    let mut agent = Agent::spawn(&bed, &options(config.path()))?;
+    agent.process().wait_for_line("its attachment", |line| line.contains("\"attached\""))?;
+    agent.process().stop()?;
+    clients.extend(connect(HOSTS[1])?);
+    let netns = bed.client().cookie()?;
+    let waiting = agent.waiting()?.concat().iter().filter(|(flow, _)| flow.netns == netns).count();
+    ensure!(waiting == 4, "{:?}", agent.waiting()?);
+    for agent in [&mut agent, &mut hung] {
+        agent.process().signal(Signal::SIGCONT)?;
+    }
+    for (client, host) in &mut clients {
+        client.close_stdin();
+        ensure!(client.wait(PATIENCE)?.success(), "{host}: {:?}", client.stderr());
+        ensure!(client.stdout().ends_with(&format!("\r\n\r\nby {host}\n")), "{host}: {}", client.stdout());
+    }
+    ensure!(hung.wait()?.code() == Some(0), "{}", hung.log_text());
     ensure!(agent.flows()? == 0, "{:?}", agent.waiting()?);
     Ok(())
 }
@@ -180,43 +270,6 @@ fn origins(bed: &TestBed) -> Result<Vec<Origin>> {
     HOSTS.iter().map(origin).collect()
 }
 
-/// One hangs, and the other has come in its place: each has a listener. What waits for the first is still its own.
-#[test]
-fn a_port_leads_to_two_agents_at_once() -> Result<()> {
-    let bed = bed("two-agents")?;
-    let _origins = origins(&bed)?;
-    let mut hung = agent(&bed)?;
-    hung.process().stop()?;
-    let connect = |host: &'static str| {
-        let clients = [0, 1].map(|family| {
-            let client = hold(&bed, bed.client(), host, family, 20_000 + family as u16)?;
-            client.wait_for_output("connected\n")?;
-            Ok((client, host))
-        });
-        clients.into_iter().collect::<Result<Vec<_>>>()
-    };
-    let mut clients = connect(HOSTS[0])?;
-    let config = bed.config_dir()?;
-    let mut agent = Agent::spawn(&bed, &options(config.path()))?;
-    agent.process().wait_for_line("its attachment", |line| line.contains("\"attached\""))?;
-    agent.process().stop()?;
-    clients.extend(connect(HOSTS[1])?);
-    let netns = bed.client().cookie()?;
-    let waiting = agent.waiting()?.concat().iter().filter(|(flow, _)| flow.netns == netns).count();
-    ensure!(waiting == 4, "{:?}", agent.waiting()?);
-    for agent in [&mut agent, &mut hung] {
-        agent.process().signal(Signal::SIGCONT)?;
-    }
-    for (client, host) in &mut clients {
-        client.close_stdin();
-        ensure!(client.wait(PATIENCE)?.success(), "{host}: {:?}", client.stderr());
-        ensure!(client.stdout().ends_with(&format!("\r\n\r\nby {host}\n")), "{host}: {}", client.stdout());
-    }
-    ensure!(hung.wait()?.code() == Some(0), "{}", hung.log_text());
-    ensure!(agent.flows()? == 0, "{:?}", agent.waiting()?);
-    Ok(())
-}
-
 fn agent(bed: &TestBed) -> Result<Agent<'_>> {
     let config = bed.config_dir()?;
     Agent::start(bed, &options(config.path()))
@@ -263,6 +316,17 @@ fn reset(bed: &TestBed, host: &str, family: usize, port: u16) -> Result<()> {
     let address = bed.sockets(host, 80)[family].to_string();
     let reset = || bed.client_command(CLIENT)?.args(["talk", &address, "--reset", "--port", &port.to_string()]).run();
     retry(reset).map(drop)
+}
+
+/// Likewise, once it has asked.
+fn ask_and_reset(bed: &TestBed, host: &str, family: usize, port: u16) -> Result<()> {
+    let address = bed.sockets(host, 80)[family].to_string();
+    let request = format!("GET / HTTP/1.1\r\nhost: {UNLISTED}\r\n\r\n");
+    let ask = || {
+        let command = bed.client_command(CLIENT)?.args(["talk", &address, "--reset", "--port", &port.to_string()]);
+        command.stdin(request.clone()).run()
+    };
+    retry(ask).map(drop)
 }
 
 /// Within some milliseconds of a connect that failed, the listener takes another from the same port for a part of it, and resets both.

@@ -21,15 +21,19 @@ static SLOTS: Array<Slot, { slot::SLOTS }, { BPF_F_MMAPABLE as usize }> = Array:
 #[btf_map]
 static FLOWS: HashMap<Flow, Origin, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
-/// Publishes the origin of a flow in place of any before it. It fails when there is no room; then one before it may be there.
+/// Publishes the origin of a flow in place of any before it, and notes that there was one: its connection is in the listener's queue,
+/// and was reset, or its port would not be free. It fails when there is no room; then one before it may be there.
 #[inline(always)]
-pub fn insert(flow: &Flow, origin: &Origin) -> Result<(), ()> {
+pub fn insert(flow: &Flow, origin: &mut Origin) -> Result<(), ()> {
+    // To look costs less than to remove, which takes a lock.
+    let is_in_hash = FLOWS.get_ptr(flow).is_some();
     let Some(slot) = Claimed::of(flow) else {
+        origin.ambiguous = is_in_hash.into();
         return FLOWS.insert(flow, origin, BPF_ANY.into()).map_err(drop);
     };
+    origin.ambiguous = (is_in_hash || slot.was_full).into();
     slot.fill(flow, origin);
-    // To look costs less than to remove, which takes a lock.
-    if FLOWS.get_ptr(flow).is_some() {
+    if is_in_hash {
         remove_from_hash(flow);
     }
     Ok(())
@@ -56,6 +60,7 @@ fn remove_from_hash(flow: &Flow) {
 struct Claimed {
     slot: *mut Slot,
     state: State,
+    was_full: bool,
 }
 
 impl Claimed {
@@ -66,12 +71,12 @@ impl Claimed {
         let before = state(slot);
         let is_free = before.is_empty() || before.is_full() && holds(slot, before, flow);
         let state = before.claimed();
-        (is_free && exchange(slot, before, state)).then_some(Self { slot, state })
+        (is_free && exchange(slot, before, state)).then_some(Self { slot, state, was_full: before.is_full() })
     }
 
     #[inline(always)]
     fn fill(self, flow: &Flow, origin: &Origin) {
-        let Self { slot, state } = self;
+        let Self { slot, state, .. } = self;
         // SAFETY: the slot is a map's, and ours.
         unsafe {
             (*slot).flow = *flow;

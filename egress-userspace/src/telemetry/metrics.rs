@@ -158,7 +158,7 @@ impl Metrics {
         let unknown_origin = Counter::default();
         registry.register(
             "connections_without_origin",
-            "Accepted connections that were closed because the kernel knew no origin for them",
+            "Accepted connections that were closed because the kernel knew no origin for them, or could not tell theirs from another's",
             unknown_origin.clone(),
         );
         let not_http = Counter::default();

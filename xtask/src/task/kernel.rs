@@ -40,7 +40,7 @@ pub(crate) struct Kernel {
 const OLDEST: &[&str] = &[
     "requirements",
     "sockets=every_kind,redirected_and_left,bound_to_a_device,closes_at_once,leaves_nothing,share_the_port,without_ipv6",
-    "flows=one_slot,is_forgotten,is_swept",
+    "flows=one_slot,two_agents,reset_connection,is_forgotten,is_swept",
     "bystanders=never_end",
     "dns=in_every_form,count_together,touches_no_other,cannot_be_learned,dead_agent",
     "fail_closed=a_stranger,takes_over,was_replaced,let_go,layout_refuse",
@@ -52,7 +52,7 @@ const OLDEST: &[&str] = &[
 const NEWEST: &[&str] = &[
     "requirements",
     "sockets=every_kind,redirected_and_left,leaves_nothing,without_ipv6",
-    "flows=one_slot",
+    "flows=one_slot,two_agents,reset_connection",
     "dns=in_every_form,count_together,touches_no_other",
     "fail_closed=a_stranger,takes_over",
     "pods=a_pod_dies,first_connect",
