@@ -110,8 +110,21 @@ fn state(slot: *mut Slot) -> State {
 #[inline(always)]
 fn holds(slot: *mut Slot, state: State, flow: &Flow) -> bool {
     // It changes nothing; but what is read after it is not older.
-    // SAFETY: the slot is a map's. What is read while others write has no use: then the state is another.
-    exchange(slot, state, state) && unsafe { ptr::read_volatile(&raw const (*slot).flow) } == *flow
+    exchange(slot, state, state) && is_same(slot, flow)
+}
+
+/// Compares word by word: left to itself the compiler reads bytes.
+#[inline(always)]
+fn is_same(slot: *mut Slot, flow: &Flow) -> bool {
+    // SAFETY: a flow has the alignment of its first field.
+    let [there, flow] = unsafe { [(&raw const (*slot).flow).cast::<u64>(), ptr::from_ref(flow).cast()] };
+    for word in 0..size_of::<Flow>() / size_of::<u64>() {
+        // SAFETY: within the flows; the slot is a map's. What is read while others write has no use: then the state is another.
+        if unsafe { ptr::read_volatile(there.add(word)) != ptr::read(flow.add(word)) } {
+            return false;
+        }
+    }
+    true
 }
 
 /// Changes the state of a slot if it is `from`. Says whether it was. Nothing is read or written across it.
