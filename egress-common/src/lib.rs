@@ -30,7 +30,8 @@ pub mod outcome;
 pub mod self_test;
 pub mod slot;
 
-/// Version of the map layouts in this crate.
+/// Version of the map layouts in this crate, and of what programs and agents of different builds have to do alike there: which slot a
+/// flow has, and which states follow one another ([`slot`]).
 pub const LAYOUT_VERSION: u32 = 5;
 
 /// Network namespaces that there is room for.

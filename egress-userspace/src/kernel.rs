@@ -325,6 +325,8 @@ fn array(map: Map, name: &'static str) -> Result<MapData, KernelError> {
 
 #[cfg(test)]
 mod tests {
+    use egress_common::{address::IpBytes, flow::Flow, slot::State};
+
     use super::*;
 
     #[test]
@@ -357,7 +359,8 @@ mod tests {
             LEARNED 1 32 8 262144 1\n\
             LEARNED_COUNTS 1 8 4 16384 1\n\
             ASKERS 24 4 8 0 1\n\
-            LEARNINGS 6 4 8 2 0\n";
+            LEARNINGS 6 4 8 2 0\n\
+            slots [383, 1855, 3304, 3848], states [0, 5, 6, 9, 8]\n";
         let object = aya_obj::Object::parse(OBJECT).expect("the embedded object");
         let mut found = format!("layout {}: name, type, key, value, entries, flags\n", egress_common::LAYOUT_VERSION);
         for name in map::PINNED {
@@ -366,6 +369,12 @@ mod tests {
             let [entries, flags] = [map.max_entries(), map.map_flags()];
             found += &format!("{name} {kind} {key} {value} {entries} {flags}\n");
         }
+        let slots = [(1, 1), (1, 40_001), (4097, 32_768), (1 << 40, u16::MAX)];
+        let slots = slots.map(|(netns, port)| Flow::new(netns, IpBytes::LOOPBACK4, port, 15_001).slot());
+        let claimed = State(0).claimed();
+        let full = claimed.written();
+        let states = [State(0), claimed, full, full.claimed(), full.emptied()].map(|state| state.0);
+        found += &format!("slots {slots:?}, states {states:?}\n");
         assert_eq!(found, expected, "raise egress_common::LAYOUT_VERSION, and write down here what is new");
     }
 }
