@@ -150,13 +150,13 @@ mod tests {
         Flow::new(7, IpBytes::LOOPBACK4, port, 1)
     }
 
-    /// Does what the program does.
-    fn publish(slot: &SharedSlot, flow: Flow, number: u64) -> bool {
+    /// Does what the program does. Says whether it wrote over another, if it could.
+    fn publish(slot: &SharedSlot, flow: Flow, number: u64) -> Option<bool> {
         let state = slot.state();
         let free = state.is_empty() || state.is_full() && slot.flow() == flow;
         let claimed = state.claimed();
         if !free || slot.state.compare_exchange(state.0, claimed.0, SeqCst, SeqCst).is_err() {
-            return false;
+            return None;
         }
         // SAFETY: as where it is read.
         let words: [u64; FLOW_WORDS] = unsafe { transmute(flow) };
@@ -165,19 +165,19 @@ mod tests {
         }
         slot.origin.iter().for_each(|word| word.store(number, Relaxed));
         slot.state.swap(claimed.written().0, SeqCst);
-        true
+        Some(state.is_full())
     }
 
     #[test]
     fn a_slot_is_one_flow_s_until_its_origin_is_taken() {
         let slot = slot();
         assert!(slot.take(&flow(1)).is_none());
-        assert!(publish(&slot, flow(1), 1) && !publish(&slot, flow(2), 2));
+        assert_eq!((publish(&slot, flow(1), 1), publish(&slot, flow(2), 2)), (Some(false), None));
         assert!(slot.take(&flow(2)).is_none());
         // The same flow's next connection.
-        assert!(publish(&slot, flow(1), 3));
+        assert_eq!(publish(&slot, flow(1), 3), Some(true));
         assert_eq!(slot.take(&flow(1)).map(|origin| origin.recorded_ns), Some(3));
-        assert!(slot.take(&flow(1)).is_none() && publish(&slot, flow(2), 4));
+        assert!(slot.take(&flow(1)).is_none() && publish(&slot, flow(2), 4) == Some(false));
         assert!(!slot.remove_if(|origin| origin.recorded_ns != 4) && slot.state().is_full());
         assert!(slot.remove_if(|origin| origin.recorded_ns == 4) && slot.state().is_empty());
         assert!(slot.take(&flow(2)).is_none());
@@ -186,11 +186,11 @@ mod tests {
     #[test]
     fn what_is_being_written_is_not_there() {
         let slot = slot();
-        assert!(publish(&slot, flow(1), 1));
+        assert!(publish(&slot, flow(1), 1).is_some());
         let full = slot.state();
         // As a program does that is interrupted.
         slot.state.store(full.claimed().0, SeqCst);
-        assert!(slot.take(&flow(1)).is_none() && !publish(&slot, flow(1), 2) && !slot.remove_if(|_| true));
+        assert!(slot.take(&flow(1)).is_none() && publish(&slot, flow(1), 2).is_none() && !slot.remove_if(|_| true));
         // Whoever had begun to take what was there before has nothing.
         assert!(!slot.empty(full));
     }
@@ -209,7 +209,7 @@ mod tests {
     fn each_origin_is_taken_once_and_whole() {
         const COUNT: u64 = 200_000;
         let slot = &slot();
-        let [published, gone, writing] = &[0, 0, 2].map(AtomicUsize::new);
+        let [published, overwritten, gone, writing] = &[0, 0, 0, 2].map(AtomicUsize::new);
         thread::scope(|scope| {
             for parity in [0, 1] {
                 scope.spawn(move || {
@@ -219,8 +219,9 @@ mod tests {
                         // Each third connection fails at once.
                         let withdraws = number % 3 == 0;
                         let is_there = publish(slot, own, number);
-                        published.fetch_add(is_there.into(), SeqCst);
-                        if is_there
+                        published.fetch_add(is_there.is_some().into(), SeqCst);
+                        overwritten.fetch_add((is_there == Some(true)).into(), SeqCst);
+                        if is_there.is_some()
                             && withdraws
                             && let Some(origin) = slot.take(&own)
                         {
@@ -256,8 +257,8 @@ mod tests {
         });
         let left = usize::from(slot.state().is_full());
         let gone = gone.load(SeqCst) + left;
-        // What was written over was not taken.
-        assert!(gone > 0 && gone <= published.load(SeqCst), "{gone} of {published:?}");
+        let [published, overwritten] = [published, overwritten].map(|count| count.load(SeqCst));
+        assert!(gone > 0 && gone + overwritten == published, "{gone} and {overwritten} of {published}");
         assert!(left == 1 || slot.state().is_empty());
     }
 }
