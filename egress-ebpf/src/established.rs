@@ -6,7 +6,7 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED, BPF_TCP_SYN_SENT,
     },
     helpers::generated::bpf_get_netns_cookie,
     programs::SockOpsContext,
@@ -42,6 +42,15 @@ pub fn on_event(ctx: &SockOpsContext) -> Result<(), ()> {
             maps::connect_ended(origin, netns(ctx));
             Ok(())
         }
+        // Reset before it has sent anything, it is not accepted, as a listener waits for that.
+        BPF_SOCK_OPS_STATE_CB
+            if ctx.arg(0) == BPF_TCP_ESTABLISHED && ctx.arg(1) == BPF_TCP_CLOSE && data_segments_sent(ctx) == 0 =>
+        {
+            if let Some(origin) = redirected(ctx).filter(|origin| origin.ambiguous == 0) {
+                maps::withdraw(&flow(ctx, origin));
+            }
+            Ok(())
+        }
         // Told without being asked for, where somebody else's program has put another callback in place of ours. Of connects that fail
         // there we are not told; the agent counts anew where they seem to be many.
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
@@ -59,6 +68,12 @@ pub fn on_event(ctx: &SockOpsContext) -> Result<(), ()> {
 fn redirected(ctx: &SockOpsContext) -> Option<&'static mut Origin> {
     // SAFETY: an aligned read of the context's socket pointer, which is null where there is no full socket.
     Socket::from_ptr(unsafe { (*ctx.ops).__bindgen_anon_2.sk }).and_then(maps::origin_of)
+}
+
+#[inline(always)]
+fn data_segments_sent(ctx: &SockOpsContext) -> u32 {
+    // SAFETY: an aligned four-byte read of a readable field.
+    unsafe { ptr::read_volatile(&raw const (*ctx.ops).data_segs_out) }
 }
 
 #[inline(always)]

@@ -71,7 +71,7 @@ fn what_had_the_port_before_is_forgotten() -> Result<()> {
     for family in [0, 1] {
         let all = ports(bed.client(), family, slot(bed.client(), family)?)?;
         let listener = agent.listener_ports(bed.client().cookie()?)?[family];
-        let [first, second] = *all.first_chunk().context("too few ports")?;
+        let [first, second, third] = *all.first_chunk().context("too few ports")?;
         let to = |host, port| {
             Ok::<_, anyhow::Error>((flow(bed.client(), family, port, listener)?, bed.sockets(host, 80)[family]))
         };
@@ -85,19 +85,24 @@ fn what_had_the_port_before_is_forgotten() -> Result<()> {
         ensure!(agent.waiting()? == [vec![to(a, first)?], Vec::new()], "{:?}", agent.waiting()?);
 
         // It waits elsewhere, and then its next connection in the slot.
-        reset(&bed, a, family, second)?;
+        ask_and_reset(&bed, a, family, second)?;
         ensure!(agent.waiting()? == [[to(a, first)?], [to(a, second)?]], "{:?}", agent.waiting()?);
         pending.kill();
-        reset(&bed, b, family, second)?;
+        ask_and_reset(&bed, b, family, second)?;
         ensure!(agent.waiting()? == [vec![to(b, second)?], Vec::new()], "{:?}", agent.waiting()?);
         // Both times in the slot.
-        reset(&bed, a, family, second)?;
+        ask_and_reset(&bed, a, family, second)?;
         ensure!(agent.waiting()? == [vec![to(a, second)?], Vec::new()], "{:?}", agent.waiting()?);
         // Both times elsewhere.
         for host in HOSTS {
-            reset(&bed, host, family, first)?;
+            ask_and_reset(&bed, host, family, first)?;
             ensure!(agent.waiting()? == [[to(a, second)?], [to(host, first)?]], "{:?}", agent.waiting()?);
         }
+
+        // One that has sent nothing is never accepted.
+        let waiting = agent.waiting()?;
+        reset(&bed, a, family, third)?;
+        ensure!(agent.waiting()? == waiting, "{:?}", agent.waiting()?);
 
         agent.process().signal(Signal::SIGCONT)?;
         wait_until("the queue to be accepted", PATIENCE, || agent.flows().is_ok_and(|flows| flows == 0))?;
@@ -173,7 +178,7 @@ fn what_a_killed_agent_had_not_accepted_is_swept() -> Result<()> {
     let mut agent = agent(&bed)?;
     agent.process().stop()?;
     for port in ports(bed.client(), 0, slot(bed.client(), 0)?)?.into_iter().take(3) {
-        reset(&bed, HOSTS[0], 0, port)?;
+        ask_and_reset(&bed, HOSTS[0], 0, port)?;
     }
     ensure!(agent.waiting()?.map(|flows| flows.len()) == [1, 2], "{:?}", agent.waiting()?);
     agent.kill();

@@ -273,7 +273,7 @@ fn a_killed_agent_leaves_resets_and_nothing_in_the_maps() -> Result<()> {
     slow.wait_for_output("first\n")?;
     // Connections that are never accepted: their flows stay.
     agent.process().stop()?;
-    let mut queued = begin(&bed, "")?;
+    let mut queued = begin(&bed, "GET")?;
     wait_until("a connection in the queue", PATIENCE, || agent.flows().is_ok_and(|flows| flows == 1))?;
     agent.kill();
 
