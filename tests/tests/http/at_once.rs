@@ -145,7 +145,7 @@ fn a_connection_that_is_kept_is_good_for_more() -> Result<()> {
     let mut client = ask(&bed, &mut agent, &(ask_for("/one") + &ask_for("/two")), false)?;
     client.wait_for_output("\r\n\r\n/two")?;
     // For longer than a connection goes unwatched.
-    thread::sleep(Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(1200));
     client.write_stdin(ask_for("/three").as_bytes())?;
     client.wait_for_output("\r\n\r\n/three")?;
     ensure!(client.is_running() && origin.requests().len() == 3);
