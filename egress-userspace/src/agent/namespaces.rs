@@ -154,7 +154,7 @@ impl Namespaces {
         self.served.values().flat_map(|served| &served.handle.sockets).map(AsRef::as_ref)
     }
 
-    /// Has no more connections come to our listeners.
+    /// Has no more connections come to our listeners: connects to configured destinations are refused from now on.
     pub(super) fn refuse(&mut self) {
         self.served.values().for_each(|served| refuse(&mut self.kernel, &served.handle));
     }
@@ -268,7 +268,7 @@ impl Namespaces {
             }
         }
         for inode in gone {
-            self.close(inode, workers, Why::Gone);
+            self.close(inode, workers);
         }
         Ok(())
     }
@@ -305,11 +305,9 @@ impl Namespaces {
         }
     }
 
-    /// Closes all listeners. With `Why::Stopping`, connects to configured destinations are refused from now on.
-    pub(super) fn close_all(&mut self, workers: &Workers, why: Why) {
-        for inode in self.served.keys().copied().collect::<Vec<_>>() {
-            self.close(inode, workers, why);
-        }
+    /// Closes all listeners. Connections may finish.
+    pub(super) fn close_all(&mut self) {
+        self.served.clear();
     }
 
     /// Serves a namespace that a thread was seen in. That it cannot be is said once, until it can be or is gone.
@@ -352,17 +350,14 @@ impl Namespaces {
         Ok(())
     }
 
-    fn close(&mut self, inode: NetnsInode, workers: &Workers, why: Why) {
+    /// Lets a namespace go whose last process is gone.
+    fn close(&mut self, inode: NetnsInode, workers: &Workers) {
         let Some(Served { handle, .. }) = self.served.remove(&inode) else { return };
         let netns = handle.netns.cookie();
-        if why != Why::HandedOver {
-            refuse(&mut self.kernel, &handle);
-        }
-        if why == Why::Gone {
-            // Nobody is left to read what its connections would still bring, and they would keep the namespace alive.
-            handle.gone.cancel();
-            workers.forget(netns);
-        }
+        refuse(&mut self.kernel, &handle);
+        // Nobody is left to read what its connections would still bring, and they would keep the namespace alive.
+        handle.gone.cancel();
+        workers.forget(netns);
         drop(handle);
         tracing::debug!(?netns, "let a network namespace go");
     }
@@ -373,15 +368,4 @@ fn refuse(kernel: &mut Listeners, Handle { netns, v4, v6, .. }: &Handle) {
     if let Err(error) = kernel.remove(netns.cookie(), *v4, *v6) {
         tracing::warn!(netns = ?netns.cookie(), %error, "a listener is left in the kernel's map; its connects are refused");
     }
-}
-
-/// Why listeners are closed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Why {
-    /// The namespace's last process is gone.
-    Gone,
-    /// The agent stops; connections may finish.
-    Stopping,
-    /// The same, and what the kernel knows of the listeners is another agent's.
-    HandedOver,
 }

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time;
 
-use super::{Agent, AgentError, interception::Step, io_error, namespaces::Why, prepare::names_to_learn};
+use super::{Agent, AgentError, interception::Step, io_error, prepare::names_to_learn};
 use crate::{
     admin,
     drain::{self, Drain},
@@ -273,16 +273,16 @@ impl Agent {
         // Whoever starts now starts without us.
         self.successors = None;
         let Succession::Complete { shared } = self.succession else {
-            let why = if let Succession::None = self.succession { Why::Stopping } else { Why::HandedOver };
             self.workers.drain(Drain::Now);
-            if why == Why::Stopping {
+            // Else what the kernel knows of the listeners is another agent's.
+            if let Succession::None = self.succession {
                 self.namespaces.refuse();
                 // Who has connected as the last one has as long to send a request as who was accepted.
                 if self.namespaces.defer_no_more() {
                     time::sleep(drain::GRACE).await;
                 }
             }
-            self.namespaces.close_all(&self.workers, why);
+            self.namespaces.close_all();
             return self.workers.ended(limit).await;
         };
         self.admin = None;
@@ -294,7 +294,7 @@ impl Agent {
             let deferred = self.namespaces.defer_no_more();
             time::sleep(if deferred { DEFERRED } else { ON_THE_WAY }).await;
         }
-        self.namespaces.close_all(&self.workers, Why::HandedOver);
+        self.namespaces.close_all();
         if self.workers.ended(limit).await > 0 {
             // Of clients that asked for nothing for so long we take leave in order.
             self.workers.drain(Drain::Now);
