@@ -2,6 +2,8 @@
 //! connect or be found, so that the connect hooks leave it alone.
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     io, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd as _},
@@ -13,7 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     kernel::{KernelError, OwnSockets},
-    netns::Netns,
+    netns::{Netns, NetnsCookie},
 };
 
 /// As many pending connections as the kernel allows (`net.core.somaxconn` caps it).
@@ -26,6 +28,9 @@ const KEEPALIVE_PROBES: u32 = 4;
 
 /// What is kept for an application that does not read on, in bytes. The kernel doubles it, for what a packet takes beside its content.
 const UNSENT: usize = 128 * 1024;
+
+/// How many sockets are made at once at most.
+const MOST_AT_ONCE: usize = 16;
 
 /// The state of a TCP connection that has ended (`include/net/tcp_states.h`).
 const TCP_CLOSE: u8 = 7;
@@ -42,12 +47,33 @@ pub struct Place {
 /// Makes and marks sockets. One for each thread.
 pub struct SocketFactory {
     own: OwnSockets,
+    /// By namespace, and whether for IPv6.
+    spare: RefCell<HashMap<(NetnsCookie, bool), Spare>>,
+}
+
+/// Sockets that were made beside others. To enter a network namespace and come back costs more than to make a socket there, so where more
+/// are needed before long some are made at once.
+#[derive(Default)]
+struct Spare {
+    sockets: Vec<Socket>,
+    /// How many were needed since the last tidying.
+    needed: usize,
 }
 
 impl SocketFactory {
     /// A factory that marks with `own`.
     pub fn new(own: OwnSockets) -> Self {
-        Self { own }
+        Self { own, spare: RefCell::default() }
+    }
+
+    /// Lets go of what was made beside what was needed, which keeps network namespaces there. To be called each second or so.
+    pub fn tidy(&self) {
+        self.spare.take();
+    }
+
+    /// The same of one that is gone.
+    pub fn forget(&self, netns: NetnsCookie) {
+        self.spare.borrow_mut().retain(|(of, _), _| *of != netns);
     }
 
     /// Connects to `remote` from where the application would.
@@ -55,7 +81,7 @@ impl SocketFactory {
     /// # Errors
     /// The connect fails, or the socket cannot be made or marked; an unmarked socket is never used.
     pub async fn connect(&self, from: &Place, remote: SocketAddr) -> io::Result<TcpStream> {
-        let socket = from.netns.run(|| self.stream_socket(Domain::for_address(remote)))?;
+        let socket = self.socket_within(&from.netns, remote)?;
         if from.device != 0 {
             bind_to_device(&socket, from.device)?;
         }
@@ -98,6 +124,24 @@ impl SocketFactory {
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
             Ok(socket.into())
+        })
+    }
+
+    /// One that is there, or the first of some: as many more as were needed since the last tidying, so that no more than that are in vain.
+    fn socket_within(&self, netns: &Netns, remote: SocketAddr) -> io::Result<Socket> {
+        let mut spare = self.spare.borrow_mut();
+        let spare = spare.entry((netns.cookie(), remote.is_ipv6())).or_default();
+        let more = spare.needed.min(MOST_AT_ONCE - 1);
+        spare.needed += 1;
+        if let Some(socket) = spare.sockets.pop() {
+            return Ok(socket);
+        }
+        let make = || self.stream_socket(Domain::for_address(remote));
+        netns.run(|| {
+            let socket = make()?;
+            // Where there is no room for more, one is enough.
+            spare.sockets.extend((0..more).map_while(|_| make().ok()));
+            Ok(socket)
         })
     }
 

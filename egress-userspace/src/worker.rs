@@ -230,7 +230,7 @@ impl Worker {
                     Some(Command::Forget(netns)) => {
                         self.pool.forget(netns);
                         self.warm.forget(netns);
-                        self.connector.health.forget(netns);
+                        self.connector.forget(netns);
                     }
                     Some(Command::GiveUp(cluster)) => self.pool.give_up(cluster),
                     Some(Command::Stop) | None => return,
@@ -241,7 +241,7 @@ impl Worker {
                         self.warm.keep();
                     }
                     memory::tidy();
-                    self.connector.health.expire();
+                    self.connector.tidy();
                 }
             }
         }

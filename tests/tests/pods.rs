@@ -1,6 +1,7 @@
 //! Pods that come and go while the agent runs.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     os::fd::AsRawFd,
     path::PathBuf,
@@ -130,6 +131,44 @@ fn a_pod_dies_with_its_last_process() -> Result<()> {
     println!("{} pods died within {took:?}", 2 * ROUNDS);
     ensure!(took < WALK, "{took:?}");
     Ok(())
+}
+
+/// Some of its sockets are made at once then.
+#[test]
+fn pods_that_need_many_connections_are_told_apart() -> Result<()> {
+    const REQUESTS: usize = 100;
+    let mut bed = TestBed::new("many")?;
+    let pods = [bed.add_pod("pod0")?, bed.add_pod("pod1")?];
+    let tls = ServerTls::new(bed.pki().server(&[HOST])?).http1_only();
+    let origin = bed.embedded_origin().tls(&bed.sockets(HOST, 443), &tls)?;
+    let last = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let origin = origin.handler(|_| Reply::RawThenClose(last.to_vec())).start()?;
+    let agent = agent(&bed)?;
+    let stay = |pod| bed.pod_command(pod, "sleep")?.in_cgroup(bed.cgroup())?.args(["60"]).spawn();
+    let _staying = pods.iter().map(stay).collect::<Result<Vec<_>>>()?;
+    wait_until("listeners", PATIENCE, || pods.iter().all(|pod| pod.listening().is_ok_and(|ports| ports.len() == 2)))?;
+    let open = || agent.metrics().map(|metrics| metrics.sum("process_open_fds", &[]));
+    let before = open()?;
+    let ask = |pod| {
+        let url = format!("http://{HOST}/{pod}/[1-{REQUESTS}]");
+        let args =
+            ["-q", "-sS", "--max-time", "20", "--parallel", "--parallel-immediate", "--parallel-max", "20", &url];
+        bed.pod_command(&pods[pod], "curl")?.in_cgroup(bed.cgroup())?.args(args).spawn()
+    };
+    for mut client in [ask(0)?, ask(1)?] {
+        ensure!(client.wait(PATIENCE)?.success(), "{:?}", client.stderr());
+    }
+    let requests = origin.wait_for_requests(2 * REQUESTS)?;
+    let [of_first, of_second] = ["/0/", "/1/"].map(|pod| {
+        let own = requests.iter().filter(|request| request.target.starts_with(pod));
+        own.map(|request| request.client.ip()).collect::<HashSet<_>>()
+    });
+    ensure!(
+        !of_first.is_empty() && !of_second.is_empty() && of_first.is_disjoint(&of_second),
+        "{of_first:?} {of_second:?}"
+    );
+    // What was made and not needed does not stay.
+    wait_until("sockets to be closed", PATIENCE, || open().is_ok_and(|now| now <= before))
 }
 
 /// It keeps its sockets where they were made, when it goes back to its own network namespace.

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     http1::Limits,
+    netns::NetnsCookie,
     policy::{Keepalive, UpstreamProtocol},
     route::{Chosen, Cluster},
     socket::{Place, SocketFactory},
@@ -55,6 +56,18 @@ impl Connector {
     /// A connector that makes its sockets with `sockets`, for responses with heads within these limits.
     pub fn new(sockets: SocketFactory, metrics: Arc<Metrics>, heads: Limits) -> Self {
         Self { sockets, metrics, heads, unread: Rc::default(), health: Health::default() }
+    }
+
+    /// Forgets what is over, and lets go of what was not needed. To be called each second or so.
+    pub fn tidy(&self) {
+        self.health.expire();
+        self.sockets.tidy();
+    }
+
+    /// Forgets a network namespace that is gone.
+    pub fn forget(&self, netns: NetnsCookie) {
+        self.health.forget(netns);
+        self.sockets.forget(netns);
     }
 
     /// Connects to where the application was going, and adds nothing. `http2` says that HTTP/2 is understood there.
