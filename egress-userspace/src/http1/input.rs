@@ -21,22 +21,18 @@ pub struct Input {
     pub bytes: BytesMut,
     /// Whether more comes than a small read takes.
     is_large: bool,
-    /// Why no more than the bytes will come.
-    failure: Option<io::Error>,
 }
 
 impl Input {
     /// These bytes have come already.
     pub fn new(bytes: BytesMut) -> Self {
         let is_large = bytes.len() >= SMALL;
-        Self { bytes, is_large, failure: None }
+        Self { bytes, is_large }
     }
 
-    /// Reads what there is, up to a limit; gives the number of bytes, which is 0 at the end.
+    /// Reads once, up to a limit; gives the number of bytes, which is 0 at the end. What does not reach the limit is as a rule all that
+    /// there is, and to ask for more in vain has a client's connection watched.
     pub fn poll_fill<S: AsyncRead + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if let Some(failure) = self.failure.take() {
-            return Poll::Ready(Err(failure));
-        }
         let before = self.bytes.len();
         let read = if self.is_large {
             if !self.bytes.try_reclaim(LARGE) {
@@ -46,7 +42,7 @@ impl Input {
                 self.bytes = bytes;
             }
             let mut buffer = ReadBuf::uninit(self.bytes.spare_capacity_mut());
-            let read = fill(&mut buffer, stream, cx);
+            let read = Pin::new(stream).poll_read(cx, &mut buffer);
             let length = buffer.filled().len();
             // SAFETY: so many bytes beyond the length were filled.
             unsafe { self.bytes.set_len(self.bytes.len() + length) };
@@ -57,7 +53,6 @@ impl Input {
             // What is kept takes no more room than it needs.
             let mut room = [MaybeUninit::uninit(); SMALL];
             let mut buffer = ReadBuf::uninit(&mut room);
-            // What does not fill it is as a rule all that there is.
             let read = Pin::new(stream).poll_read(cx, &mut buffer);
             if self.bytes.is_empty() {
                 self.bytes = buffer.filled().into();
@@ -67,20 +62,10 @@ impl Input {
             self.is_large = buffer.remaining() == 0;
             read
         };
-        match (self.bytes.len() - before, read) {
-            (0, read) => {
-                if read.is_pending() {
-                    self.release();
-                }
-                read.map_ok(|()| 0)
-            }
-            (count, read) => {
-                if let Poll::Ready(Err(failure)) = read {
-                    self.failure = Some(failure);
-                }
-                Poll::Ready(Ok(count))
-            }
+        if read.is_pending() {
+            self.release();
         }
+        read.map_ok(|()| self.bytes.len() - before)
     }
 
     /// Gives some of what has come, and then what comes.
@@ -91,20 +76,12 @@ impl Input {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.bytes.is_empty() {
-            return match self.failure.take() {
-                Some(failure) => Poll::Ready(Err(failure)),
-                None => Pin::new(stream).poll_read(cx, buffer),
-            };
+            return Pin::new(stream).poll_read(cx, buffer);
         }
         let some = self.bytes.len().min(buffer.remaining());
         buffer.put_slice(&self.bytes.split_to(some));
         self.release();
         Poll::Ready(Ok(()))
-    }
-
-    /// Whether there is nothing, not even an error.
-    pub fn is_clean(&self) -> bool {
-        self.bytes.is_empty() && self.failure.is_none()
     }
 
     /// Lets the buffer go if nothing is in it.
@@ -118,17 +95,6 @@ impl Input {
     pub fn calm(&mut self) {
         self.is_large = false;
         self.release();
-    }
-}
-
-/// Reads until the buffer is full or nothing more is there.
-fn fill<S: AsyncRead + Unpin>(buffer: &mut ReadBuf<'_>, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    loop {
-        let before = buffer.filled().len();
-        match Pin::new(&mut *stream).poll_read(cx, buffer) {
-            Poll::Ready(Ok(())) if buffer.filled().len() > before && buffer.remaining() > 0 => {}
-            read => return read,
-        }
     }
 }
 
@@ -172,9 +138,9 @@ mod tests {
     }
 
     #[test]
-    fn short_reads_come_by_themselves_and_long_ones_together() {
+    fn what_each_read_gives_comes_by_itself() {
         assert_eq!(filled(vec![Ok(10), Ok(20)]), [Some(Ok(10)), Some(Ok(20)), None]);
-        assert_eq!(filled(vec![Ok(SMALL), Ok(10), Ok(20)]), [Some(Ok(SMALL)), Some(Ok(30)), None]);
+        assert_eq!(filled(vec![Ok(SMALL), Ok(10), Ok(20)]), [Some(Ok(SMALL)), Some(Ok(10)), Some(Ok(20)), None]);
         assert_eq!(filled(vec![Ok(10), Ok(0), Ok(0)]), [Some(Ok(10)), Some(Ok(0))]);
     }
 
@@ -191,7 +157,7 @@ mod tests {
         while input.poll_fill(&mut stream, &mut cx).is_ready() {
             pieces.push(input.bytes.split());
         }
-        assert_eq!(pieces.iter().map(BytesMut::len).collect::<Vec<_>>(), [SMALL, LARGE, 200]);
+        assert_eq!(pieces.iter().map(BytesMut::len).collect::<Vec<_>>(), [SMALL, LARGE, 100, 100]);
         stream.0.push_back(Ok(100));
         assert!(input.poll_fill(&mut stream, &mut cx).is_ready());
         assert_eq!((input.bytes.split().len(), input.bytes.capacity()), (100, 0));

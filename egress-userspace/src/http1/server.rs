@@ -198,7 +198,7 @@ impl Connection {
     pub fn has_unread(&self) -> bool {
         let io = self.io.borrow();
         let mut byte = [MaybeUninit::uninit()];
-        !io.input.is_clean() || SockRef::from(&io.stream).peek(&mut byte).is_ok_and(|count| count > 0)
+        !io.input.bytes.is_empty() || SockRef::from(&io.stream).peek(&mut byte).is_ok_and(|count| count > 0)
     }
 
     /// Reads the content of the current request.

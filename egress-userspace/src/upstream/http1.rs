@@ -125,7 +125,7 @@ impl Exclusive {
     /// Whether its last exchange has come to its end, and another can follow.
     pub fn is_reusable(&self) -> bool {
         let wire = self.wire.borrow();
-        wire.keep_alive && wire.content.is_end() && wire.is_sent() && wire.input.is_clean()
+        wire.keep_alive && wire.content.is_end() && wire.is_sent() && wire.input.bytes.is_empty()
     }
 
     /// Sends what is left of the request, of which all has come, after the response.

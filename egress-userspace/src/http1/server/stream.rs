@@ -162,11 +162,18 @@ fn poll_turn(cx: &mut Context<'_>) -> Poll<()> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::io::{Read as _, Write as _};
+    use std::{
+        future::poll_fn,
+        io::{Read as _, Write as _},
+    };
 
+    use bytes::BytesMut;
     use tokio::io::AsyncReadExt as _;
 
-    use super::*;
+    use super::{
+        super::{Connection, Limits, Waited},
+        *,
+    };
 
     /// Both ends of a connection.
     pub(crate) fn pair() -> (ClientStream, net::TcpStream) {
@@ -178,7 +185,7 @@ pub(super) mod tests {
     }
 
     async fn send(near: &mut ClientStream, bytes: &[u8]) -> io::Result<usize> {
-        std::future::poll_fn(|cx| near.poll_send(cx, bytes.len(), |socket| socket.send(bytes))).await
+        poll_fn(|cx| near.poll_send(cx, bytes.len(), |socket| socket.send(bytes))).await
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -220,6 +227,22 @@ pub(super) mod tests {
             drop(far);
             assert_eq!(near.read(&mut room).await.ok(), Some(0));
             assert_eq!(near.read(&mut room).await.ok(), Some(0));
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_request_that_has_come_needs_no_watching_however_long_it_is() {
+        let limits = Limits { head: 100_000, fields: 10 };
+        for (head, content) in [(100, 10), (5_000, 0), (20_000, 0), (100, 5_000), (5_000, 20_000)] {
+            let (near, mut far) = pair();
+            let value = "x".repeat(head);
+            let request = format!("POST / HTTP/1.1\r\nHost: a\r\nX: {value}\r\nContent-Length: {content}\r\n\r\n");
+            far.write_all(&[request.as_bytes(), &vec![b'x'; content]].concat()).expect("there is room");
+            let connection = Connection::new(near, BytesMut::new(), limits);
+            let waited = poll_fn(|cx| connection.poll_request(cx)).await;
+            assert!(matches!(waited, Ok(Waited::Request(..))), "{head} {content}");
+            while poll_fn(|cx| connection.poll_content(cx)).await.is_some() {}
+            assert!(connection.is_end() && !connection.io.borrow().stream.is_watched(), "{head} {content}");
         }
     }
 
