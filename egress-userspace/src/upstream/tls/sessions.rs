@@ -20,7 +20,8 @@ pub(super) const OF_A_SERVER: usize = 8;
 
 /// How many TLS 1.3 tickets are kept of a server, each of which is used once, at first and at most: where connections that are made at the
 /// same time find none it is twice as many from then on, up to as many as the pool has made at the same time. Each has a copy of
-/// the server's certificates, so that all servers together have room for no more than if each had as many as at first.
+/// the server's certificates, so that all servers that give any together have room for no more than if each of those that may be known
+/// had as many as at first.
 const TICKETS: usize = 8;
 const MOST_TICKETS: usize = 64;
 
@@ -42,7 +43,7 @@ struct Verified {
     end: UnixTime,
     /// From the oldest on.
     tickets: VecDeque<Tls13ClientSessionValue>,
-    /// How many of them are kept.
+    /// How many of them are kept; 0 of a server that has not given any.
     room: usize,
 }
 
@@ -72,7 +73,7 @@ impl Sessions {
         verified.entry(server.to_owned()).and_modify(|known| known.renew(end, now)).or_insert_with(|| Verified {
             end,
             tickets: VecDeque::new(),
-            room: TICKETS,
+            room: 0,
         });
     }
 
@@ -97,6 +98,7 @@ impl Verified {
     }
 
     fn keep(&mut self, ticket: Tls13ClientSessionValue) {
+        self.room = self.room.max(TICKETS);
         if self.tickets.len() >= self.room {
             self.tickets.pop_front();
         }
@@ -183,5 +185,16 @@ mod tests {
         late.verified(&server, &presented, before);
         late.verified(&server, &Presented { end_entity: &CertificateDer::from(vec![0]), intermediates: &[] }, before);
         assert!(late.lock().is_empty(), "nobody can say when it ends");
+    }
+
+    #[test]
+    fn a_server_that_gives_no_tickets_takes_the_room_of_none() {
+        let root = CertificateDer::from_pem_slice(include_bytes!("tests/root.pem")).expect("a certificate");
+        let sessions = Sessions::new(100);
+        let server = ServerName::try_from("mean.example").expect("a name");
+        let presented = Presented { end_entity: &root, intermediates: &[] };
+        sessions.verified(&server, &presented, UnixTime::now());
+        assert!((0..10).all(|_| sessions.take_tls13_ticket(&server).is_none()));
+        assert_eq!(sessions.lock()[&server].room, 0);
     }
 }
