@@ -33,7 +33,8 @@ fn get(version: &str) -> String {
     format!("GET / HTTP/{version}\r\nHost: {HOST}\r\nConnection: close\r\n\r\n")
 }
 
-/// It is not before the exchange has taken a while that it is looked for.
+/// Where nobody has had to wait for the client before, it is looked for when the exchange has taken a while. No one is left whom the
+/// origin could answer: the connection to it ends without the goodbye of TLS, as what breaks off does.
 #[test]
 fn a_client_that_resets_its_connection_while_the_origin_is_silent_is_noticed() -> Result<()> {
     let bed = TestBed::new("at-once-reset")?;
@@ -47,16 +48,27 @@ fn a_client_that_resets_its_connection_while_the_origin_is_silent_is_noticed() -
     let mut agent = bed.agent(&config)?;
     let post = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\n\r\nhello");
     let cases = [get("1.0"), get("1.1"), get("1.1").replace("GET /", "GET /begun"), get("1.1") + &get("1.1"), post];
-    for (done, request) in cases.iter().enumerate() {
-        let client = ask(&bed, &mut agent, request, true)?;
+    let cases = cases.iter().flat_map(|request| [(request, true), (request, false)]);
+    for (done, (request, at_once)) in cases.enumerate() {
+        let client = if at_once {
+            ask(&bed, &mut agent, request, true)?
+        } else {
+            let (first, rest) = request.split_at(10);
+            let client = ask(&bed, &mut agent, first, true)?;
+            wait_until("it to be read", PATIENCE, || unacknowledged(&bed).is_empty())?;
+            client.write_stdin(rest.as_bytes())?;
+            client
+        };
         origin.wait_for_requests(done + 1)?;
         if request.contains("/begun") {
             client.wait_for_output("half")?;
         }
         client.close_stdin();
-        wait_until("the origin's connection to end", Duration::from_secs(3), || origin.open_connections() == 0)?;
+        wait_until("the origin's connection to end", PATIENCE, || origin.open_connections() == 0)?;
         let record = &agent.wait_for_records(done + 1)?[done];
-        ensure!(record.text("outcome") == "aborted", "{request:?}: {record:?}");
+        ensure!(record.text("outcome") == "aborted", "{request:?} at once: {at_once}: {record:?}");
+        let broken_off = origin.failures().iter().filter(|failure| failure.contains("close_notify")).count();
+        ensure!(broken_off == done + 1, "{request:?} at once: {at_once}: {:?}", origin.failures());
     }
     Ok(())
 }
