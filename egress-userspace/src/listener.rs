@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use egress_common::{destination::Destination, self_test};
+use egress_common::{destination::Destination, origin::Origin, self_test};
 use mio::net::TcpListener;
 use socket2::SockRef;
 use tokio::{
@@ -234,23 +234,9 @@ fn admit(
     client: SocketAddr,
     draining: &watch::Receiver<Drain>,
 ) {
-    let origin = match worker.flows.take(here.netns.cookie(), client, here.port) {
-        Ok(Some(origin)) if origin.is_ambiguous() => {
-            worker.metrics.unknown_origin.inc();
-            tracing::info!(netns = ?here.netns, %client, "{AMBIGUOUS}");
-            return;
-        }
-        Ok(Some(origin)) => origin,
-        Ok(None) => {
-            worker.metrics.unknown_origin.inc();
-            tracing::debug!(netns = ?here.netns, %client, "closed a connection without origin");
-            return;
-        }
-        Err(error) => {
-            worker.metrics.unknown_origin.inc();
-            tracing::warn!(netns = ?here.netns, %client, %error, "closed a connection whose origin cannot be read");
-            return;
-        }
+    let Some(origin) = take_origin(worker, here, client) else {
+        worker.metrics.unknown_origin.inc();
+        return;
     };
     if Destination::new(origin.address, origin.port) == self_test::DESTINATION {
         // It fits into the socket's buffer. Without it the self-test says what is wrong.
@@ -260,4 +246,18 @@ fn admit(
     }
     let from = socket::Place { netns: here.netns.clone(), device: origin.device };
     worker.dispatch(stream, Accepted { from, gone: here.gone.clone(), origin }, &here.load, draining);
+}
+
+/// The origin of a connection, if it is sure to be its own. Else it is said why not.
+fn take_origin(worker: &Worker, here: &Here, client: SocketAddr) -> Option<Origin> {
+    let netns = &here.netns;
+    match worker.flows.take(netns.cookie(), client, here.port) {
+        Ok(Some(origin)) if origin.is_ambiguous() => tracing::info!(?netns, %client, "{AMBIGUOUS}"),
+        Ok(Some(origin)) => return Some(origin),
+        Ok(None) => tracing::debug!(?netns, %client, "closed a connection without origin"),
+        Err(error) => {
+            tracing::warn!(?netns, %client, %error, "closed a connection whose origin cannot be read");
+        }
+    }
+    None
 }
