@@ -7,12 +7,17 @@ use harness::{
     TestBed,
     agent::Agent,
     origin::Reply,
+    process::Running,
     wait::{PATIENCE, wait_until},
 };
 use nix::sys::signal::Signal;
+use serde_json::json;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use super::{CLIENT, HOST, URL, address, begin, options, origin, origin_with};
+use super::{
+    CLIENT, HOST, URL, address, begin, options, origin, origin_with,
+    peer::{NO_MAPS, ask, connect, hear, say},
+};
 
 #[test]
 fn what_is_under_way_is_finished_by_the_old_agent() -> Result<()> {
@@ -88,14 +93,11 @@ fn a_request_whose_head_is_still_arriving_is_answered() -> Result<()> {
     let _origin = origin(&bed)?;
     let mut agent = Agent::start(&bed, &options(&bed)?)?;
     let (first, rest) = (format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"), format!("Host: {HOST}\r\n\r\n"));
-    let begin = |bytes: &str| {
-        let mut client = bed.client_command(CLIENT)?.args(["talk", &address(&bed)]).spawn()?;
-        client.write_stdin(bytes.as_bytes())?;
-        client.wait_for_line("the connection", |line| line.starts_with("peername")).map(|_| client)
-    };
     let begun = "GET / HTTP/1.1\r\n";
-    let mut kept = begin(&format!("{first}{begun}"))?;
-    let mut new = begin(begun)?;
+    let mut kept = talk(&bed)?;
+    kept.write_stdin(format!("{first}{begun}").as_bytes())?;
+    let mut new = talk(&bed)?;
+    new.write_stdin(begun.as_bytes())?;
     kept.wait_for_output("over TLS\n")?;
     agent.process().signal(Signal::SIGTERM)?;
     agent.process().wait_for_line("the drain", |line| line.contains("draining"))?;
@@ -109,6 +111,57 @@ fn a_request_whose_head_is_still_arriving_is_answered() -> Result<()> {
     ensure!(texts[0].matches("over tls\n").count() == 2 && texts[1].matches("over tls\n").count() == 1, "{texts:?}");
     ensure!(texts.iter().all(|text| text.matches("connection: close").count() == 1), "{texts:?}");
     ensure!(agent.wait()?.success(), "{}", agent.log_text());
+    Ok(())
+}
+
+/// A client that has connected, and has sent nothing.
+fn talk(bed: &TestBed) -> Result<Running> {
+    let mut client = bed.client_command(CLIENT)?.args(["talk", &address(bed)]).spawn()?;
+    client.wait_for_line("the connection", |line| line.starts_with("peername"))?;
+    Ok(client)
+}
+
+/// The kernel has its connection, which nobody can accept before something has come, or a second has passed (TCP_DEFER_ACCEPT).
+#[test]
+fn a_client_that_has_only_connected_when_the_agent_is_told_to_end_is_answered() -> Result<()> {
+    let bed = TestBed::new("connected")?;
+    let _origin = origin(&bed)?;
+    let mut agent = Agent::start(&bed, &options(&bed)?)?;
+    let client = talk(&bed)?;
+    agent.process().signal(Signal::SIGTERM)?;
+    agent.process().wait_for_line("the drain", |line| line.contains("draining"))?;
+    // It does nothing between this and closing its listeners but to wait for such clients.
+    wait_until("connects to be refused", PATIENCE, || !agent.namespaces().is_ok_and(|count| count > 0))?;
+    check_last_answer(client)?;
+    ensure!(agent.wait()?.success(), "{}", agent.log_text());
+    Ok(())
+}
+
+/// Of an agent that shares no maps with the one before the listeners are others.
+#[test]
+fn a_client_that_has_only_connected_when_an_agent_with_other_maps_takes_over_is_answered() -> Result<()> {
+    let bed = TestBed::new("connected-before")?;
+    let _origin = origin(&bed)?;
+    let mut agent = Agent::start(&bed, &options(&bed)?)?;
+    let successor = connect(&bed)?;
+    ask(&successor, NO_MAPS)?;
+    say(&successor, &json!("taking"))?;
+    let client = talk(&bed)?;
+    say(&successor, &json!("done"))?;
+    ensure!(hear(&successor)? == Some(json!("relieved")), "{}", agent.log_text());
+    // Who has been accepted by then is served by the old agent to the end.
+    wait_until("the listeners to be closed", PATIENCE, || bed.client().listening().is_ok_and(|left| left.is_empty()))?;
+    check_last_answer(client)?;
+    ensure!(agent.wait()?.success(), "{}", agent.log_text());
+    Ok(())
+}
+
+/// A client that asks for something now is answered, and told that its connection ends with that.
+fn check_last_answer(mut client: Running) -> Result<()> {
+    client.write_stdin(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes())?;
+    ensure!(client.wait(PATIENCE)?.success(), "{client:?}");
+    let text = client.stdout().to_ascii_lowercase();
+    ensure!(text.ends_with("over tls\n") && text.contains("connection: close"), "{text}");
     Ok(())
 }
 
