@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use self::probe::ProbeReport;
 use crate::{
-    config::{self, Diagnostic, Errors, Location, Severity, Source},
+    config::{self, Diagnostic, Errors, Location, Progress, Severity, Source},
     policy::{Exception, HostName, Policy},
     upstream::tls::{Clients, Workshop},
 };
@@ -98,40 +98,40 @@ pub struct Finding {
     pub remedy: Option<String>,
 }
 
-/// Checks all sources together.
-pub fn check(sources: &[Source]) -> Report {
-    let (policy, diagnostics) = analyze(sources);
+/// Checks all sources together. `progress` has where it is while it reads.
+pub fn check(sources: &[Source], progress: &Progress) -> Report {
+    let (policy, diagnostics) = analyze(sources, progress);
     Report::new(&policy.unwrap_or_default(), diagnostics, None)
 }
 
-/// Checks all sources together, and shakes hands with each origin that they lead to, from the caller's network namespace.
+/// The same, and shakes hands with each origin that they lead to, from the caller's network namespace.
 /// `names` are hosts to take for wildcards, and to resolve for `resolution: NONE`.
-pub async fn check_and_probe(sources: &[Source], names: &[HostName]) -> Report {
-    let (policy, mut diagnostics) = analyze(sources);
+pub async fn check_and_probe(sources: &[Source], names: &[HostName], progress: &Progress) -> Report {
+    let (policy, mut diagnostics) = analyze(sources, progress);
     // What cannot be read may be what the names are for.
     let Some(policy) = policy else { return Report::new(&Policy::default(), diagnostics, Some(Vec::new())) };
-    let (probes, found) = probe::probe(&policy, names).await;
+    let (probes, found) = probe::probe(&policy, names, progress).await;
     diagnostics.extend(found);
     Report::new(&policy, diagnostics, Some(probes))
 }
 
 /// No policy where a document cannot be read.
-fn analyze(sources: &[Source]) -> (Option<Policy>, Vec<Diagnostic>) {
-    match config::load(sources) {
+fn analyze(sources: &[Source], progress: &Progress) -> (Option<Policy>, Vec<Diagnostic>) {
+    match config::load(sources, progress) {
         // What the other documents mean without the broken ones is anyone's guess.
         Err(errors) => (None, errors.into_iter().collect()),
         Ok(documents) => {
             let (policy, mut diagnostics) = Policy::analyze(&documents);
-            diagnostics.extend(check_files(&policy));
+            diagnostics.extend(check_files(&policy, progress));
             (Some(policy), diagnostics)
         }
     }
 }
 
 /// Reads all that the rules name, and tries whether TLS can be made of it.
-fn check_files(policy: &Policy) -> Errors {
+fn check_files(policy: &Policy, progress: &Progress) -> Errors {
     let nothing = Clients::default();
-    let mut workshop = Workshop::new(&nothing);
+    let mut workshop = Workshop::telling(&nothing, progress.clone());
     let upstreams = policy.rules().flat_map(|rule| &rule.upstreams);
     let problems =
         upstreams.filter_map(|upstream| workshop.originator(&upstream.host, &upstream.tls, &upstream.location).err());

@@ -3,11 +3,13 @@
 use std::{
     io::{self, Write as _},
     process::ExitCode,
+    thread,
 };
 
 use egress::{
+    again::{FIRST_PAUSE, MOST_PAUSE},
     check,
-    config::{Code, Source},
+    config::{Code, Progress, Source},
 };
 use tokio::runtime::Builder;
 
@@ -18,6 +20,7 @@ pub(crate) fn check(options: &CheckOptions) -> ExitCode {
         return list_codes();
     }
     let sources: Vec<_> = options.paths.iter().cloned().map(Source::Path).collect();
+    let progress = tell_what_takes_long();
     let report = if options.probe {
         let runtime = match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
@@ -26,9 +29,9 @@ pub(crate) fn check(options: &CheckOptions) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         };
-        runtime.block_on(check::check_and_probe(&sources, &options.probe_host))
+        runtime.block_on(check::check_and_probe(&sources, &options.probe_host, &progress))
     } else {
-        check::check(&sources)
+        check::check(&sources, &progress)
     };
     let text = match options.output {
         OutputFormat::Text => report.to_string(),
@@ -44,6 +47,28 @@ pub(crate) fn check(options: &CheckOptions) -> ExitCode {
     let _ = writeln!(io::stdout(), "{text}");
     let is_bad = report.errors > 0 || (options.strict && report.warnings > 0);
     ExitCode::from(u8::from(is_bad))
+}
+
+/// Where a reading is that takes long is said now and then, for as long as the process lives.
+fn tell_what_takes_long() -> Progress {
+    let progress = Progress::default();
+    let place = progress.clone();
+    let tell = move || {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            thread::sleep(pause);
+            if let Some(path) = place.place() {
+                let path = path.display();
+                complain(format_args!(
+                    "{path} takes long to read, as where a mount hangs, or nobody writes to a pipe; the check waits for it"
+                ));
+            }
+            pause = (2 * pause).min(MOST_PAUSE);
+        }
+    };
+    // Without it nobody is told.
+    let _ = thread::Builder::new().spawn(tell);
+    progress
 }
 
 fn list_codes() -> ExitCode {

@@ -86,8 +86,8 @@ pub enum Resource {
 }
 
 /// Reads all sources. Everything that is wrong with any of them is reported at once, and then nothing of them is used.
-pub fn load(sources: &[Source]) -> Result<Vec<Document>, Errors> {
-    Texts::read(sources, &Progress::default()).parse_alone().map(Documents::into_vec)
+pub fn load(sources: &[Source], progress: &Progress) -> Result<Vec<Document>, Errors> {
+    Texts::read(sources, progress).parse_alone().map(Documents::into_vec)
 }
 
 /// The documents of a text; `file` is what errors name as its place.

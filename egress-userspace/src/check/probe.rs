@@ -37,9 +37,13 @@ const ADDRESSES_AT_ONCE: usize = 4;
 
 /// Probes each upstream of the policy once, from the caller's network namespace. `names` are hosts to take for wildcards, and
 /// to resolve for `resolution: NONE`. Nothing but handshakes is sent, through tunnels where the rules have them.
-pub(super) async fn probe(policy: &Policy, names: &[HostName]) -> (Vec<ProbeReport>, Vec<Diagnostic>) {
+pub(super) async fn probe(
+    policy: &Policy,
+    names: &[HostName],
+    progress: &Progress,
+) -> (Vec<ProbeReport>, Vec<Diagnostic>) {
     let Plan { probes, mut problems } = plan(policy, names);
-    let resolver = match Resolver::from_system(Progress::default()) {
+    let resolver = match Resolver::from_system(progress.clone()) {
         Ok(resolver) => resolver,
         Err(error) => return (Vec::new(), vec![no_resolver(&error)]),
     };

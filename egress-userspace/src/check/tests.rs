@@ -1,21 +1,25 @@
 //! What the author of a configuration is told.
 
-use std::{fmt::Write as _, fs};
+use std::{fmt::Write as _, fs, path::PathBuf};
 
-use super::{Finding, check, check_and_probe};
-use crate::config::{Code, Source};
+use super::{Finding, Report, check_and_probe};
+use crate::config::{Code, Progress, Source};
 
 /// Documents, each followed by what is said of them. `UPDATE_EXPECT=1 cargo test check::` writes what is said now.
 const FILES: [&str; 2] = ["src/check/tests/broken.txt", "src/check/tests/traps.txt"];
 
 const ARROW: &str = "\n==> ";
 
+fn check(source: impl Into<PathBuf>) -> Report {
+    super::check(&[Source::Path(source.into())], &Progress::default())
+}
+
 /// The answer for a text.
 fn said(text: &str) -> String {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("rules.yaml");
     fs::write(&file, text).expect("a file");
-    let mut report = check(&[Source::Path(file)]);
+    let mut report = check(file);
     let is_error = |finding: &&Finding| finding.severity == "error";
     report.errors = report.diagnostics.iter().filter(is_error).count();
     report.to_string().replace(&format!("{}/", directory.path().display()), "")
@@ -72,7 +76,7 @@ fn every_code_has_a_case() {
 
 #[test]
 fn the_seed_is_explained() {
-    let seed = |name: &str| check(&[Source::Path(format!("src/config/tests/{name}").into())]).to_string();
+    let seed = |name: &str| check(format!("src/config/tests/{name}")).to_string();
     assert_eq!(
         seed("seed-access.yaml"),
         "there is no host with TLS origination: nothing would be intercepted\n0 rules, 0 errors, 0 warnings"
@@ -87,14 +91,14 @@ fn the_seed_is_explained() {
 #[tokio::test]
 async fn names_to_probe_are_not_judged_by_what_cannot_be_read() {
     let sources = [Source::Path("src/check/tests/nowhere.yaml".into())];
-    let report = check_and_probe(&sources, &["www.a.com".parse().expect("a host name")]).await;
+    let report = check_and_probe(&sources, &["www.a.com".parse().expect("a host name")], &Progress::default()).await;
     let codes: Vec<_> = report.diagnostics.iter().map(|finding| finding.code).collect();
     assert_eq!((codes.as_slice(), report.errors), (["EG0001"].as_slice(), 1));
 }
 
 #[test]
 fn json_has_all_of_it() {
-    let report = check(&[Source::Path("src/config/tests/seed-origination.yaml".into())]);
+    let report = check("src/config/tests/seed-origination.yaml");
     let json = serde_json::to_value(&report).expect("JSON");
     assert_eq!(json["rules"][0]["host"], "edition.cnn.com");
     assert_eq!(json["rules"][0]["port"], 80);
@@ -112,7 +116,7 @@ fn json_has_all_of_it() {
     };
     let text = resources("*.a.com", "NONE", "SIMPLE") + &resources("b.a.com", "DNS", "DISABLE");
     fs::write(directory.path().join("rules.yaml"), text).expect("a file");
-    let report = check(&[Source::Path(directory.path().to_owned())]);
+    let report = check(directory.path());
     let json = serde_json::to_value(&report).expect("JSON");
     let hosts = |list: &str| {
         let list = json[list].as_array().into_iter().flatten();
@@ -122,7 +126,7 @@ fn json_has_all_of_it() {
     assert_eq!(hosts("exceptions"), [("b.a.com".into(), 19.into())]);
     assert!(report.to_string().ends_with("\n1 rule, 1 exception, 0 errors, 1 warning"), "{report}");
 
-    let report = check(&[Source::Path("src/check/tests/nowhere.yaml".into())]);
+    let report = check("src/check/tests/nowhere.yaml");
     let finding = &serde_json::to_value(&report).expect("JSON")["diagnostics"][0];
     assert_eq!(finding["code"], "EG0001");
     assert_eq!(finding["name"], "unreadable");

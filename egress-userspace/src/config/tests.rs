@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process};
 
-use super::{Source, parse};
+use super::{Progress, Source, parse};
 
 mod refused;
 
@@ -159,7 +159,7 @@ fn directories() {
 }
 
 fn load(path: &Path) -> String {
-    match super::load(&[Source::Path(path.to_owned())]) {
+    match super::load(&[Source::Path(path.to_owned())], &Progress::default()) {
         Ok(documents) => format!("{} documents", documents.len()),
         Err(errors) => errors.to_string(),
     }

@@ -18,7 +18,7 @@ use super::{
     Requirements, Retries, RetryOn, Share, Targets, TlsVersion, TunnelMethod, Upstream, UpstreamIndex,
     UpstreamProtocol, Verify,
 };
-use crate::config::{self, Source};
+use crate::config::{self, Progress, Source};
 
 const SEED_ACCESS: &str = include_str!("../config/tests/seed-access.yaml");
 const SEED_ORIGINATION: &str = include_str!("../config/tests/seed-origination.yaml");
@@ -125,7 +125,7 @@ fn seed() {
     let (policy, _) = Policy::compile(&documents).expect("the seed is valid");
 
     let host = "Edition.CNN.com.".parse().expect("a host name");
-    let documents = config::load(&[Source::Host(host)]).expect("nothing to go wrong");
+    let documents = config::load(&[Source::Host(host)], &Progress::default()).expect("nothing to go wrong");
     let (short, warnings) = Policy::compile(&documents).expect("nothing to go wrong");
     assert_eq!(warnings, []);
     let same_place = |policy: &Policy| -> Vec<super::Rule> {

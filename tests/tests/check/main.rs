@@ -9,7 +9,9 @@ use harness::{
     TestBed,
     agent::binary,
     process::{Command, Output},
+    wait::PATIENCE,
 };
+use nix::{sys::stat::Mode, unistd::mkfifo};
 
 /// The example of Istio's page, which is the README's as well.
 const SEED: &str = include_str!("../../../egress-userspace/src/config/tests/seed-origination.yaml");
@@ -72,6 +74,30 @@ fn what_has_no_end_is_not_read_to_it() -> Result<()> {
     ensure!(piped.code() == 0 && piped.text().contains("1 rule"), "{piped:?}");
     let endless = Command::new(binary()?).args(["check", "/dev/zero"]).run()?;
     ensure!(endless.code() == 1 && endless.text().contains("it is larger than 256 MiB"), "{endless:?}");
+    Ok(())
+}
+
+/// Here it is a pipe, into which nobody writes for a while.
+#[test]
+fn a_file_that_takes_long_to_read_is_named() -> Result<()> {
+    let bed = TestBed::new("check-pipe")?;
+    let (file, authority) = (bed.dir().join("rules.yaml"), bed.dir().join("ca.pem"));
+    let with_authority = format!("mode: SIMPLE\n          caCertificates: {}", authority.display());
+    fs::write(&file, SEED.replace("mode: SIMPLE", &with_authority))?;
+    fs::copy(bed.pki().ca_file(), &authority)?;
+    for pipe in [&file, &authority] {
+        let content = fs::read(pipe)?;
+        fs::remove_file(pipe)?;
+        mkfifo(pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let mut checking = Command::new(binary()?).arg("check").arg(&file).spawn()?;
+        let named = format!("egress: {} takes long to read", pipe.display());
+        checking.wait_for_line("what it waits for", |line| line.starts_with(&named))?;
+        fs::write(pipe, &content)?;
+        ensure!(checking.wait(PATIENCE)?.success(), "{checking:?}");
+        ensure!(checking.stdout().contains("1 rule, 0 errors, 0 warnings"), "{checking:?}");
+        fs::remove_file(pipe)?;
+        fs::write(pipe, &content)?;
+    }
     Ok(())
 }
 
