@@ -86,9 +86,10 @@ impl Core {
         if bytes.len() < HEADER + header.length {
             return Ok(false);
         }
-        let mut frame = bytes.split_to(HEADER + header.length);
-        frame.advance(HEADER);
-        self.take_frame(header, &frame)?;
+        // What is split off would need a count of who uses what was read.
+        let end = HEADER + header.length;
+        self.take_frame(header, &bytes[HEADER..end])?;
+        bytes.advance(end);
         Ok(true)
     }
 
