@@ -17,6 +17,8 @@ use super::{
 };
 use crate::head::Fields;
 
+/// What most heads take at most, in bytes, which there is to be room for before they are written.
+const USUAL_HEAD: usize = 256;
 /// What waits to be written at most before nobody may add content to it, in bytes.
 const ROOM: usize = 64 * 1024;
 /// The same of all that is to be written: heads, and answers to frames. Beyond that nothing is read.
@@ -62,6 +64,7 @@ impl Core {
     pub(super) fn send_head(&mut self, key: usize, head: &Sent<'_>, is_last: bool) {
         let id = self.streams[key].id;
         let mut out = self.out.buffer();
+        out.reserve(USUAL_HEAD);
         let start = out.len() + HEADER;
         out.extend_from_slice(&[0; HEADER]);
         self.encoder.begin(&mut out);
