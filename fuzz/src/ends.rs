@@ -1,7 +1,7 @@
 //! Ends of connections of HTTP/2, with nothing between them but memory.
 
 use std::{
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
 };
@@ -54,10 +54,8 @@ impl End {
 
     /// The next request that has come, if there is one.
     pub fn accept(&mut self) -> Option<(Requested, Reader, Writer)> {
-        match pin!(self.connection.accept()).poll(&mut context()) {
-            Poll::Ready(Ok(accepted)) => accepted,
-            _ => None,
-        }
+        self.run();
+        self.connection.link().accepted()
     }
 
     /// The head of a response that is the last.

@@ -7,7 +7,7 @@
 use std::{
     collections::VecDeque,
     io, iter,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
 };
@@ -135,7 +135,7 @@ fn run<'a>(how: How, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
     let mut requests = Vec::new();
     // Not before all has come: those that are given up meanwhile nobody takes up.
     while role == Role::Server
-        && let Poll::Ready(Ok(Some((head, reader, writer)))) = pin!(connection.accept()).poll(&mut cx)
+        && let Some((head, reader, writer)) = connection.link().accepted()
     {
         requests.push(format!("{} {:?} {:?} {:?}", head.method, head.path, head.protocol, head.fault));
         streams.push((reader, writer, Seen::default()));

@@ -85,12 +85,17 @@ pub(super) async fn converse(
 /// Takes requests until the connection has ended.
 async fn accept<I: AsyncRead + AsyncWrite + Unpin>(
     serving: &mut http2::Connection<I>,
+    link: &Link,
     take: &impl Fn(Requested, Reader, Writer),
 ) -> Result<(), http2::Error> {
-    while let Some((head, reader, writer)) = serving.accept().await? {
-        take(head, reader, writer);
-    }
-    Ok(())
+    poll_fn(|cx| {
+        let polled = serving.poll(cx);
+        while let Some((head, reader, writer)) = link.accepted() {
+            take(head, reader, writer);
+        }
+        polled
+    })
+    .await
 }
 
 /// What a connection is judged by.
@@ -127,7 +132,7 @@ impl Life<'_> {
     ) -> Result<(), http2::Error> {
         let mut why = tokio::select! {
             biased;
-            ended = accept(serving, take) => return ended,
+            ended = accept(serving, self.link, take) => return ended,
             () = self.drained(draining) => None,
             why = self.outstayed() => Some(why),
         };
@@ -140,7 +145,7 @@ impl Life<'_> {
         loop {
             if let Some(why) = why {
                 if !matches!(why, Outstayed::Beyond | Outstayed::Gone)
-                    && let Ok(ended) = timeout(LAST_WORD, accept(serving, take)).await
+                    && let Ok(ended) = timeout(LAST_WORD, accept(serving, self.link, take)).await
                 {
                     return ended;
                 }
@@ -150,7 +155,7 @@ impl Life<'_> {
             }
             why = tokio::select! {
                 biased;
-                ended = accept(serving, take) => return ended,
+                ended = accept(serving, self.link, take) => return ended,
                 why = self.outstayed() => Some(why),
             };
         }

@@ -187,23 +187,6 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         }
         Poll::Ready(())
     }
-
-    /// Goes on until the other end begins a stream. None when the connection has ended.
-    ///
-    /// # Errors
-    /// It has not ended in order.
-    pub async fn accept(&mut self) -> Result<Option<(Requested, Reader, Writer)>, Error> {
-        poll_fn(|cx| {
-            let polled = self.poll(cx);
-            if let Some(accepted) = self.link.accepted() {
-                // There may be more.
-                cx.waker().wake_by_ref();
-                return Poll::Ready(Ok(Some(accepted)));
-            }
-            polled.map(|ended| ended.map(|()| None))
-        })
-        .await
-    }
 }
 
 impl<I> Drop for Connection<I> {
@@ -214,7 +197,9 @@ impl<I> Drop for Connection<I> {
 }
 
 impl Link {
-    fn accepted(&self) -> Option<(Requested, Reader, Writer)> {
+    /// The next stream that the other end has begun, if there is one that nobody has taken up: to be asked for whenever the connection has
+    /// gone on.
+    pub fn accepted(&self) -> Option<(Requested, Reader, Writer)> {
         let mut core = self.0.borrow_mut();
         while let Some(Accepted { key, head }) = core.accepted.pop_front() {
             if core.streams[key].error.is_none() {

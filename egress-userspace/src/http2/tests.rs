@@ -5,12 +5,14 @@ mod turns;
 mod windows;
 
 use std::{
+    future::poll_fn,
     rc::Rc,
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use tokio::io::DuplexStream;
 
 use super::{
     core::Core,
@@ -86,6 +88,18 @@ fn asked(fields: &Fields) -> Asked<'_> {
 
 fn feed(core: &mut Core, bytes: &[u8]) -> Result<(), Error> {
     core.receive(&mut BytesMut::from(bytes))
+}
+
+/// Waits for the other end to begin a stream. None when the connection has ended.
+async fn accept(serving: &mut Connection<DuplexStream>) -> Result<Option<(Requested, Reader, Writer)>, Error> {
+    poll_fn(|cx| {
+        let polled = serving.poll(cx);
+        match serving.link().accepted() {
+            Some(accepted) => Poll::Ready(Ok(Some(accepted))),
+            None => polled.map_ok(|()| None),
+        }
+    })
+    .await
 }
 
 /// All that is to be written.

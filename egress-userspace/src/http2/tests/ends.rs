@@ -1,10 +1,8 @@
 //! How connections end.
 
 use std::{
-    future::poll_fn,
     io,
     pin::{Pin, pin},
-    task::Poll,
     time::Duration,
 };
 
@@ -32,8 +30,8 @@ async fn who_ends_its_own_side_gives_up_what_was_not_asked_to_its_end() {
     let mut serving = Connection::new(own, Role::Server, config());
     let request = [PREFACE, &frame(kind::SETTINGS, 0, 0, b"")[..], &head(1, GET, true), &head(3, POST, false)].concat();
     peer.write_all(&request).await.expect("it is read");
-    let Ok(Some((_, _reader, writer))) = serving.accept().await else { panic!("no request") };
-    let Ok(Some(other)) = serving.accept().await else { panic!("no other request") };
+    let Ok(Some((_, _reader, writer))) = accept(&mut serving).await else { panic!("no request") };
+    let Ok(Some(other)) = accept(&mut serving).await else { panic!("no other request") };
     writer.respond(&ResponseHead::from(StatusCode::OK), false).expect("it is open");
     writer.send(&mut Bytes::from(vec![b'x'; 10_000]), true).expect("it is open");
     peer.shutdown().await.expect("it is open");
@@ -42,7 +40,7 @@ async fn who_ends_its_own_side_gives_up_what_was_not_asked_to_its_end() {
         peer.read_to_end(&mut all).await.expect("it comes to its end");
         all
     };
-    let (ended, all) = tokio::join!(serving.accept(), read);
+    let (ended, all) = tokio::join!(accept(&mut serving), read);
     assert!(matches!(ended, Ok(None)) && other.1.poll_data(&Context::from_waker(Waker::noop())).is_ready());
     assert!(all.windows(9000).any(|window| window.iter().all(|byte| *byte == b'x')), "{} bytes", all.len());
 }
@@ -57,7 +55,7 @@ async fn who_ends_its_own_side_gets_as_much_as_it_has_let_us_send() {
     peer.shutdown().await.expect("it is open");
     let mut writers = Vec::new();
     for _ in 0..3 {
-        let Ok(Some((_, _, writer))) = serving.accept().await else { panic!("no request") };
+        let Ok(Some((_, _, writer))) = accept(&mut serving).await else { panic!("no request") };
         writers.push(writer);
     }
     assert!(serving.poll(&mut Context::from_waker(Waker::noop())).is_pending(), "it is owed three responses");
@@ -78,7 +76,7 @@ async fn who_ends_its_own_side_gets_as_much_as_it_has_let_us_send() {
         peer.read_to_end(&mut all).await.expect("it comes to its end");
         all
     };
-    let (ended, (), all) = tokio::join!(serving.accept(), answering, read);
+    let (ended, (), all) = tokio::join!(accept(&mut serving), answering, read);
     assert!(matches!(ended, Ok(None)));
     let (mut ends, mut rest) = (Vec::new(), &all[..]);
     while let Some(Header { length, kind, flags, stream }) = Header::read(rest) {
@@ -116,7 +114,7 @@ async fn a_connection_that_its_client_has_ended_ends_with_its_last_stream() {
     peer.write_all(&[begin, end].concat()).await.expect("it is read");
     let mut served = Vec::new();
     for _ in 0..2 {
-        let Ok(Some((_, reader, writer))) = serving.accept().await else { panic!("no request") };
+        let Ok(Some((_, reader, writer))) = accept(&mut serving).await else { panic!("no request") };
         served.push((reader, writer));
     }
     // What is answered is the last PING.
@@ -124,7 +122,7 @@ async fn a_connection_that_its_client_has_ended_ends_with_its_last_stream() {
     for (_, writer) in served {
         writer.respond(&ResponseHead::from(StatusCode::OK), true).expect("it is open");
     }
-    let ended = tokio::time::timeout(Duration::from_secs(10), serving.accept()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(10), accept(&mut serving)).await;
     assert!(matches!(ended, Ok(Ok(None))));
     let mut all = Vec::new();
     peer.read_to_end(&mut all).await.expect("it comes to its end");

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Poll, Wake},
+    task::Wake,
 };
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -153,6 +153,19 @@ fn who_is_called_and_finds_no_room_is_the_next_one() {
     assert_eq!(next(&mut client)[0], keys[0]);
 }
 
+#[tokio::test]
+async fn all_that_has_come_is_taken_up_in_one_turn() {
+    let (mut peer, own) = tokio::io::duplex(10_000);
+    let mut serving = Connection::new(own, Role::Server, config());
+    let asked: Vec<_> = (0..STREAMS).flat_map(|number| head(1 + 2 * number, GET, true)).collect();
+    let begin = [PREFACE, &frame(kind::SETTINGS, 0, 0, b"")[..], &asked].concat();
+    peer.write_all(&begin).await.expect("it is read");
+    let woken = Arc::new(Woken::default());
+    assert!(serving.poll(&mut Context::from_waker(&woken.clone().into())).is_pending());
+    let taken: Vec<_> = std::iter::from_fn(|| serving.link().accepted()).collect();
+    assert_eq!((taken.len(), woken.take()), (STREAMS as usize, 0));
+}
+
 /// A response that ends with these.
 struct Trailers(Option<Fields>);
 
@@ -177,7 +190,7 @@ async fn trailers_of_who_takes_nothing_do_not_pile_up() {
     let (mut sending, woken) = (Vec::new(), Arc::new(Woken::default()));
     let long = "x".repeat(60_000);
     for _ in 0..STREAMS {
-        let Ok(Some((_, _, writer))) = serving.accept().await else { panic!("no request") };
+        let Ok(Some((_, _, writer))) = accept(&mut serving).await else { panic!("no request") };
         writer.respond(&ResponseHead::from(StatusCode::OK), false).expect("it is open");
         sending.push(Sending::new(writer, Trailers(Some(Fields::of(&[("x-long", &long)])))));
     }
