@@ -49,10 +49,14 @@ impl Core {
     /// # Errors
     /// The other end does not keep to the protocol, which ends the connection.
     pub(super) fn receive(&mut self, bytes: &mut BytesMut) -> Result<(), Error> {
+        let window = self.peer.initial_window;
         while self.take(bytes)? {
             if self.block.is_none() && self.peer.is_known {
                 self.owed_since = None;
             }
+        }
+        if self.peer.initial_window > window {
+            self.take_larger_window()?;
         }
         let is_owed = !bytes.is_empty() || self.block.is_some() || !self.peer.is_known;
         if is_owed {
@@ -300,7 +304,7 @@ impl Core {
         if let (None, Err(fault)) = (head.fault, http1::of_http2(&mut head.fields)) {
             head.fault = Some(fault);
         }
-        let mut stream = Stream::new(id, self.initial_window, self.peer.initial_window);
+        let mut stream = Stream::new(id, self.initial_window);
         (stream.has_head, stream.head_size, stream.users) = (true, head.size, 1);
         let has_length = head.fault.is_none() && head.protocol.is_none();
         stream.left = if has_length { http1::announced(&head.fields) } else { None };

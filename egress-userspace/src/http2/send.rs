@@ -49,7 +49,7 @@ impl Core {
 
     /// Begins a stream with the head of a request, which may be all.
     pub(super) fn open(&mut self, head: &Sent<'_>, is_all: bool) -> usize {
-        let mut stream = Stream::new(self.next, self.initial_window, self.peer.initial_window);
+        let mut stream = Stream::new(self.next, self.initial_window);
         stream.users = 1;
         stream.asks_for = head.asks_for();
         let (id, key) = (self.next, self.streams.insert(stream));
@@ -114,7 +114,8 @@ impl Core {
     /// Waits for room to send content. Those who find none have it in turn.
     pub(super) fn poll_room(&mut self, key: usize, cx: &Context<'_>) -> Poll<Result<(), Error>> {
         self.check_sendable(key)?;
-        if self.is_at_end && self.send_window.min(self.streams[key].send_window) <= 0 {
+        let window = self.window_of(key);
+        if self.is_at_end && self.send_window.min(window) <= 0 {
             // Nobody lets us send more.
             self.reset(key, Error::ended());
             return Poll::Ready(Err(Error::ended()));
@@ -122,11 +123,11 @@ impl Core {
         let (has_room, has_others) = (self.has_room(), self.has_others(key));
         let stream = &mut self.streams[key];
         let was_called = stream.turn == Turn::Called;
-        if stream.send_window > 0 && has_room && (was_called || !has_others) {
+        if window > 0 && has_room && (was_called || !has_others) {
             return Poll::Ready(Ok(()));
         }
         note(&mut stream.writer, cx);
-        if stream.send_window > 0 && stream.turn != Turn::Waiting {
+        if window > 0 && stream.turn != Turn::Waiting {
             // Who was called and finds that heads have taken the room is the next one.
             let at = if was_called { 0 } else { self.waiting.len() };
             self.waiting.insert(at, stream.id);
@@ -145,6 +146,11 @@ impl Core {
         }
         note(&mut self.streams[key].writer, cx);
         Poll::Pending
+    }
+
+    /// How much the other end lets us send of a stream.
+    pub(super) fn window_of(&self, key: usize) -> i64 {
+        i64::from(self.peer.initial_window) + self.streams[key].credit
     }
 
     /// Whether no more is to be written than content makes of it.
@@ -184,8 +190,8 @@ impl Core {
         self.check_sendable(key)?;
         let has_others = self.has_others(key);
         loop {
+            let window = self.send_window.min(self.window_of(key)).max(0) as usize;
             let stream = &mut self.streams[key];
-            let window = self.send_window.min(stream.send_window).max(0) as usize;
             let length = data.len().min(window).min(MAX_SIZE);
             let is_end = is_last && length == data.len();
             if length == 0 && !is_end {
@@ -196,7 +202,7 @@ impl Core {
             self.out.buffer().extend_from_slice(&header.bytes());
             self.out.push(data.split_to(length));
             self.send_window -= length as i64;
-            stream.send_window -= length as i64;
+            stream.credit -= length as i64;
             if is_end {
                 self.sent(key);
             }

@@ -41,8 +41,8 @@ pub(super) struct Stream {
     pub(super) receive_window: i64,
     /// Who waits for something to come.
     pub(super) reader: Option<Waker>,
-    /// How much it lets us send.
-    pub(super) send_window: i64,
+    /// How much it lets us send beyond the window that all streams begin with: what it has added, less what was sent.
+    pub(super) credit: i64,
     /// Whether the response's head was sent, after which none of an interim one may be.
     pub(super) is_answered: bool,
     /// Whether all was sent (END_STREAM).
@@ -75,7 +75,7 @@ pub(super) enum Turn {
 }
 
 impl Stream {
-    pub(super) fn new(id: u32, receive_window: u32, send_window: u32) -> Self {
+    pub(super) fn new(id: u32, receive_window: u32) -> Self {
         Self {
             id,
             users: 0,
@@ -90,7 +90,7 @@ impl Stream {
             is_received: false,
             receive_window: receive_window.into(),
             reader: None,
-            send_window: send_window.into(),
+            credit: 0,
             is_answered: false,
             is_sent: false,
             writer: None,

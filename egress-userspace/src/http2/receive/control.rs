@@ -13,7 +13,6 @@ const LAST_PING: [u8; 8] = *b"draining";
 
 impl Core {
     pub(super) fn take_settings(&mut self, mut payload: &[u8]) -> Result<(), Error> {
-        let mut window = self.peer.initial_window;
         while payload.has_remaining() {
             let (setting, value) = (payload.get_u16(), payload.get_u32());
             match setting {
@@ -22,8 +21,7 @@ impl Core {
                 setting::INITIAL_WINDOW_SIZE if i64::from(value) > MAX_WINDOW => {
                     return Err(Error::go_away(Reason::FLOW_CONTROL_ERROR));
                 }
-                // There can be many in one frame, and each would be for all streams: the last one counts.
-                setting::INITIAL_WINDOW_SIZE => window = value,
+                setting::INITIAL_WINDOW_SIZE => self.peer.initial_window = value,
                 // Longer ones would only hold up others.
                 setting::MAX_FRAME_SIZE if (MAX_SIZE..1 << 24).contains(&(value as usize)) => {}
                 setting::ENABLE_CONNECT_PROTOCOL if value <= 1 => self.peer.connect_protocol = value == 1,
@@ -34,29 +32,19 @@ impl Core {
                 _ => {}
             }
         }
-        self.take_initial_window(window)?;
         self.peer.is_known = true;
         frame::put_settings_ack(&mut self.out.buffer());
         self.wake_openers();
         Ok(())
     }
 
-    fn take_initial_window(&mut self, window: u32) -> Result<(), Error> {
-        let more = i64::from(window) - i64::from(self.peer.initial_window);
-        if more == 0 {
-            return Ok(());
+    /// Looks at the windows of all streams once they have grown. There can be many settings in what is read at once, and each would be for
+    /// all of them: those that are in force in the end count.
+    pub(super) fn take_larger_window(&mut self) -> Result<(), Error> {
+        if self.ids.values().any(|key| self.window_of(*key) > MAX_WINDOW) {
+            return Err(Error::go_away(Reason::FLOW_CONTROL_ERROR));
         }
-        self.peer.initial_window = window;
-        for key in self.ids.values() {
-            let stream = &mut self.streams[*key];
-            stream.send_window += more;
-            if stream.send_window > MAX_WINDOW {
-                return Err(Error::go_away(Reason::FLOW_CONTROL_ERROR));
-            }
-            if let Some(writer) = stream.writer.take_if(|_| more > 0) {
-                writer.wake();
-            }
-        }
+        self.wake_writers();
         Ok(())
     }
 
@@ -152,13 +140,12 @@ impl Core {
         let Some(key) = self.ids.get(&id).copied() else {
             return if self.is_idle(id) { Err(Error::go_away(Reason::PROTOCOL_ERROR)) } else { Ok(()) };
         };
-        let stream = &mut self.streams[key];
-        stream.send_window += more;
+        self.streams[key].credit += more;
         if more == 0 {
             self.reset(key, Error::reset(Reason::PROTOCOL_ERROR));
-        } else if stream.send_window > MAX_WINDOW {
+        } else if self.window_of(key) > MAX_WINDOW {
             self.reset(key, Error::reset(Reason::FLOW_CONTROL_ERROR));
-        } else if let Some(writer) = stream.writer.take() {
+        } else if let Some(writer) = self.streams[key].writer.take() {
             writer.wake();
         }
         Ok(())

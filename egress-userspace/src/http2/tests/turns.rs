@@ -113,7 +113,7 @@ fn who_is_called_and_sends_nothing_holds_up_nobody() {
         ("it was given up", |core, key| core.release(key)),
         ("it has ended", |core, key| core.send_data(key, &mut Bytes::new(), true).expect("it is open")),
         ("its window was shut", |core, key| {
-            core.streams[key].send_window = 0;
+            core.streams[key].credit = -i64::from(core.peer.initial_window);
             assert!(core.poll_room(key, &Context::from_waker(Waker::noop())).is_pending());
         }),
     ];
@@ -151,6 +151,26 @@ fn who_is_called_and_finds_no_room_is_the_next_one() {
     assert!(client.poll_room(keys[0], &Context::from_waker(Waker::noop())).is_pending());
     written(&mut client);
     assert_eq!(next(&mut client)[0], keys[0]);
+}
+
+/// Each would be for all streams.
+#[test]
+fn who_waits_for_a_window_looks_once_for_all_that_come_together() {
+    let mut client = core(Role::Client);
+    let own = ask(&mut client, &Fields::default(), false);
+    let windows = |windows: &[u8]| -> Vec<_> {
+        windows.iter().flat_map(|window| frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, *window])).collect()
+    };
+    feed(&mut client, &windows(&[0])).expect("it is in order");
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    let cx = Context::from_waker(&waker);
+    for (together, times) in [(&[100, 0][..], 0), (&[100, 200, 50], 1)] {
+        assert!(client.poll_room(own, &cx).is_pending());
+        feed(&mut client, &windows(together)).expect("it is in order");
+        assert_eq!(woken.take(), times, "{together:?}");
+    }
+    assert!(client.poll_room(own, &cx).is_ready());
 }
 
 #[tokio::test]

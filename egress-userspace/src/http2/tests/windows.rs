@@ -81,16 +81,24 @@ fn short_pieces_that_wait_do_not_keep_what_was_read_with_them() {
 }
 
 #[test]
-fn of_the_windows_in_one_frame_the_last_one_counts() {
+fn of_the_windows_that_come_together_the_last_one_counts() {
     let mut client = client();
     let own = key(&client, 3);
-    let before = client.streams[own].send_window;
+    let before = client.window_of(own);
     // The largest one is too much for a stream that has more already.
     let more = frame(kind::WINDOW_UPDATE, 0, 3, &1000_u32.to_be_bytes());
     let windows = frame(kind::SETTINGS, 0, 0, b"\0\x04\x7f\xff\xff\xff\0\x04\0\0\0\0\0\x04\0\x01\0\0");
+    let others =
+        [&b"\0\x04\x7f\xff\xff\xff"[..], b"\0\x04\0\x01\0\x01"].map(|window| frame(kind::SETTINGS, 0, 0, window));
     feed(&mut client, &[more, windows].concat()).expect("it is in order");
-    assert_eq!(client.streams[own].send_window, before + 1000 + 1);
-    // Not even the last one can be more than there is.
+    assert_eq!(client.window_of(own), before + 1000 + 1);
+    feed(&mut client, &others.concat()).expect("it is in order");
+    assert_eq!(client.window_of(own), before + 1000 + 2);
+    // What is too much for one stream ends the connection (RFC 9113 section 6.9.2).
+    let ended = feed(&mut client, &others[0]);
+    assert!(matches!(ended, Err(Error::GoAway { reason: Reason::FLOW_CONTROL_ERROR, by: By::Us })));
+    // Not one of them can be more than there is.
+    let mut client = self::client();
     let windows = frame(kind::SETTINGS, 0, 0, b"\0\x04\x80\0\0\0\0\x04\0\x01\0\0");
     assert!(feed(&mut client, &windows).is_err());
 }
