@@ -208,11 +208,11 @@ impl Conversation {
         ProxyError::late().unrecorded()
     }
 
-    /// Notes that the connection ends as a head does not come to its end.
+    /// Notes that the connection ends as a head does not come to its end, or what else was begun.
     pub fn note_late(&self) {
         let (origin, pid, process) = (self.client.origin.socket_addr(), self.client.origin.pid, &self.client.process);
         self.worker.metrics.late.inc();
-        tracing::warn!(%origin, pid, process, "a request's head did not come to its end in time (--head-timeout)");
+        tracing::warn!(%origin, pid, process, "what a client has begun, as a request's head, did not come to its end in time (--head-timeout)");
     }
 
     /// Notes why the connection has ended, if not in order.

@@ -89,11 +89,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         }
         self.end_if_unused();
         let had_room_for_heads = self.link.0.borrow().has_room_for_heads();
+        let unwritten = self.link.0.borrow().out.len();
         let written = self.poll_write(cx);
         let core = &mut *self.link.0.borrow_mut();
         if !had_room_for_heads && core.has_room_for_heads() {
             core.wake_writers();
         }
+        core.note_full(unwritten);
         let has_room_again = is_full && !core.is_full();
         if has_room_again {
             // What it has sent meanwhile was not read.
@@ -283,10 +285,11 @@ impl Link {
         self.0.borrow_mut().silent_since.get_or_insert_with(Instant::now);
     }
 
-    /// Since when the other end has owed the rest of what it has begun, if it does. While nothing is read it cannot end it.
+    /// Since when the other end has owed the rest of what it has begun, if it does. While nothing is read it cannot end that, and is to read
+    /// what answers it.
     pub fn owed_since(&self) -> Option<time::Instant> {
         let core = self.0.borrow();
-        core.owed_since.filter(|_| !core.is_full())
+        if core.is_full() { core.full_since } else { core.owed_since }
     }
 
     /// Whether the other end sends no more, while it may be reading what it is owed.

@@ -121,6 +121,8 @@ pub(super) struct Core {
     /// Since when the other end has owed the rest of what it has begun: the preface and its settings, a frame, or a head in several
     /// frames. Content does not count: for that it has all the time it wants.
     pub(super) owed_since: Option<time::Instant>,
+    /// Since when nothing was read as so much is to be written, of which the other end has read nothing either.
+    pub(super) full_since: Option<time::Instant>,
 }
 
 impl Core {
@@ -162,6 +164,7 @@ impl Core {
             // It has to answer our settings.
             silent_since: Some(Instant::now()),
             owed_since: Some(time::Instant::now()),
+            full_since: None,
             config,
         };
         core.greet();

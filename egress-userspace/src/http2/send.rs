@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use tokio::time;
 
 use super::{
     By, Error, Reason,
@@ -21,8 +22,11 @@ use crate::head::Fields;
 const USUAL_HEAD: usize = 256;
 /// What waits to be written at most before nobody may add content to it, in bytes.
 const ROOM: usize = 64 * 1024;
-/// The same of all that is to be written: heads, and answers to frames. Beyond that nothing is read.
-const MOST_UNWRITTEN: usize = 1024 * 1024;
+/// The same of heads. So much they may be beside content.
+const ROOM_FOR_HEADS: usize = ROOM + 2 * MAX_SIZE;
+/// The same of answers to frames: beyond that nothing is read. What we have to say by ourselves does not make it as much, or two ends could
+/// wait for each other.
+const MOST_UNWRITTEN: usize = 2 * ROOM;
 
 impl Core {
     /// Waits until a stream can be begun.
@@ -44,7 +48,7 @@ impl Core {
     }
 
     fn may_open(&self) -> bool {
-        self.ids.len() < self.limit() && !self.is_full()
+        self.ids.len() < self.limit() && self.has_room_for_heads()
     }
 
     /// Begins a stream with the head of a request, which may be all.
@@ -153,9 +157,9 @@ impl Core {
         i64::from(self.peer.initial_window) + self.streams[key].credit
     }
 
-    /// Whether no more is to be written than content makes of it.
+    /// Whether heads may be added to what is to be written.
     pub(super) fn has_room_for_heads(&self) -> bool {
-        self.out.len() < 2 * ROOM
+        self.out.len() < ROOM_FOR_HEADS
     }
 
     /// Whether content may be added to what is to be written.
@@ -171,6 +175,12 @@ impl Core {
     /// Whether so much is to be written that nothing may be asked of us before the other end has read some of it.
     pub(super) fn is_full(&self) -> bool {
         self.out.len() >= MOST_UNWRITTEN
+    }
+
+    /// Notes since when that has been so and the other end has read nothing. So much was to be written before.
+    pub(super) fn note_full(&mut self, unwritten: usize) {
+        let since = self.full_since.filter(|_| self.out.len() >= unwritten);
+        self.full_since = self.is_full().then(|| since.unwrap_or_else(time::Instant::now));
     }
 
     /// Whether others have something to send.

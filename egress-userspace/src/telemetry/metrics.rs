@@ -53,7 +53,7 @@ pub struct Metrics {
     pub unknown_origin: Counter,
     /// Connections whose first bytes were not HTTP.
     pub not_http: Counter,
-    /// Connections on which a head did not come to its end in time.
+    /// Connections on which a head did not come to its end in time, or what else of HTTP/2.
     pub late: Counter,
     too_many: [Counter; Beyond::LABELS.len()],
     passed_on: [Counter; 2],
@@ -170,7 +170,7 @@ impl Metrics {
         let late = Counter::default();
         registry.register(
             "connections_late",
-            "Connections that ended because a request's head did not come to its end in time",
+            "Connections that ended because a request's head, or what else a client had begun, did not come to its end in time",
             late.clone(),
         );
         let too_many = Family::<LimitLabel, Counter>::default();

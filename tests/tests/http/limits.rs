@@ -195,8 +195,12 @@ fn limits_of_times_are_those_of_http2_as_well() -> Result<()> {
         let output = raw(&bed, [PREFACE, &bytes].concat())?.success().context(case)?;
         ensure!(!output.text().contains("fine"), "{case}: {output:?}");
     }
+    // More than the system keeps for one who does not read what answers it.
+    let pings = frame(6, 0, b"12345678").repeat(2_000_000);
+    let output = raw(&bed, [PREFACE, &settings, &pings].concat())?;
+    ensure!(output.code() != 0, "{output:?}");
     ensure!(origin.take_requests().is_empty());
-    ensure!(agent.metrics()?.sum("egress_connections_late_total", &[]) == 5.0);
+    ensure!(agent.metrics()?.sum("egress_connections_late_total", &[]) == 6.0);
     client.write_stdin(&whole)?;
     client.wait_for_output("fine")
 }
@@ -352,9 +356,9 @@ fn a_tunnel_that_one_end_has_left_ends_with_the_patience_for_the_other() -> Resu
     wait_until("the origin's connection to end", PATIENCE, || origin.open_connections() == 0)
 }
 
-/// A frame of HTTP/2, of the first stream if it is not about settings: its type, its flags, and what it says.
+/// A frame of HTTP/2, of the first stream unless it is about the connection: its type, its flags, and what it says.
 fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
-    [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, u8::from(kind != 4)], payload].concat()
+    [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, u8::from(![4, 6].contains(&kind))], payload].concat()
 }
 
 /// `GET http /` for HOST (RFC 7541 appendix A).

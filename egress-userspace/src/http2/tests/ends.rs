@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::{Pin, pin},
+    task::Poll,
     time::Duration,
 };
 
@@ -187,9 +188,42 @@ async fn who_is_not_read_owes_nothing_meanwhile() {
         let core = &mut *link.0.borrow_mut();
         core.owed_since = core.owed_since.map(|since| since - long);
         // More than it takes at once.
-        core.out.push(vec![b'x'; 1 << 20].into());
+        core.out.push(vec![b'x'; 1 << 17].into());
     }
     assert_eq!(link.owed_since(), None);
+    assert!(serving.poll(&mut cx).is_pending());
+    assert!(link.owed_since().is_some_and(|since| since.elapsed() < long));
+}
+
+#[tokio::test]
+async fn who_does_not_read_what_answers_it_is_read_no_more() {
+    let (mut peer, own) = tokio::io::duplex(10_000);
+    let mut serving = Connection::new(own, Role::Server, config());
+    let (link, mut cx) = (serving.link(), Context::from_waker(Waker::noop()));
+    let unwritten = || link.0.borrow().out.len();
+    peer.write_all(&[PREFACE, &frame(kind::SETTINGS, 0, 0, b"")[..]].concat()).await.expect("it is read");
+    let pings = frame(kind::PING, 0, 0, b"12345678").repeat(100);
+    let mut sent = 0;
+    loop {
+        while let Poll::Ready(written) = Pin::new(&mut peer).poll_write(&mut cx, &pings[sent % pings.len()..]) {
+            sent += written.expect("it is open");
+        }
+        let before = unwritten();
+        assert!(serving.poll(&mut cx).is_pending());
+        if unwritten() == before {
+            break;
+        }
+        // It has had its turn, as far as tokio is concerned.
+        tokio::task::yield_now().await;
+    }
+    assert!((100_000..200_000).contains(&unwritten()), "{} bytes", unwritten());
+    // That it owes, for as long as it reads none of it.
+    let long = Duration::from_secs(3600);
+    let since = |core: &mut Core| core.full_since = core.full_since.map(|since| since - long);
+    since(&mut link.0.borrow_mut());
+    assert!(serving.poll(&mut cx).is_pending());
+    assert!(link.owed_since().is_some_and(|since| since.elapsed() >= long));
+    peer.read_exact(&mut [0; 1000]).await.expect("it is written");
     assert!(serving.poll(&mut cx).is_pending());
     assert!(link.owed_since().is_some_and(|since| since.elapsed() < long));
 }
