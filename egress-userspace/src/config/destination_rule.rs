@@ -1,6 +1,6 @@
 //! Istio's `DestinationRule`: how the ports of a host are spoken to.
 
-use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsStr, net::IpAddr, num::NonZeroU16, path::PathBuf};
 
 use rustls_pki_types::ServerName;
 
@@ -12,6 +12,9 @@ use super::{
     service_entry::check_unique,
     traffic_policy::{self, TrafficPolicy},
 };
+
+/// What Istio has in the place of a file of authorities for the system's.
+const SYSTEM_ROOTS: &str = "system";
 
 /// A `DestinationRule`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,7 +219,7 @@ impl Decode for Tls {
             sni: block.sni,
             subject_alt_names: block.subject_alt_names.into_iter().map(PeerName::into_server_name).collect(),
             insecure_skip_verify: block.insecure_skip_verify.filter(|skip| skip.value),
-            ca_certificates: block.ca_certificates,
+            ca_certificates: block.ca_certificates.filter(|file| file.value.as_os_str() != OsStr::new(SYSTEM_ROOTS)),
             ca_crl: block.ca_crl,
             client,
             credential: block

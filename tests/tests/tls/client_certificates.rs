@@ -50,6 +50,13 @@ fn the_client_certificate_is_shown_to_an_origin_that_demands_one() -> Result<()>
     ensure!(String::from_utf8_lossy(&response.body).contains("No required SSL certificate was sent"), "{response:?}");
     // Nor may the session of the old rule have been resumed.
     ensure!(nginx.wait_for_requests(2)?[1].get("client_certificate").is_empty());
+
+    // As Istio has it, this is no file, but what stands for this machine's roots.
+    let of_system = mutual_as(&bed.pki().client("modern-application")?).replace('}', ", caCertificates: system}");
+    agent.apply(|| config.write("rules.yaml", &rule(HOST, DNS, &of_system)))?;
+    let response = bed.curl(URL)?.response()?;
+    ensure!(response.head.status == 200, "{response:?}");
+    ensure!(nginx.wait_for_requests(3)?[2].get("client_certificate") == "CN=modern-application");
     Ok(())
 }
 

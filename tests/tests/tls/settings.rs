@@ -154,8 +154,24 @@ fn the_authorities_to_trust() -> Result<()> {
             sni: HOST,
             refused: None,
         },
+        // The agent's own, though there is a file of the name.
+        Case {
+            name: 'e',
+            tls: "{mode: SIMPLE, caCertificates: system}",
+            certificate: |pki| pki.server(&["e.example"]),
+            sni: "",
+            refused: Some(UNKNOWN),
+        },
+        Case {
+            name: 'f',
+            tls: "{mode: SIMPLE, caCertificates: ./system}",
+            certificate: |pki| pki.server(&["f.example"]),
+            sni: HOST,
+            refused: None,
+        },
     ];
     check("tls-authorities", &cases, |bed, dir| {
+        fs::copy(bed.pki().ca_file(), dir.join("system"))?;
         fs::copy(bed.pki().ca_file(), dir.join("ca.pem"))?;
         fs::copy(bed.pki().untrusted_ca_file(), dir.join("other.pem"))?;
         let both = fs::read_to_string(bed.pki().ca_file())? + &fs::read_to_string(bed.pki().untrusted_ca_file())?;
