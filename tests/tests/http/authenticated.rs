@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use harness::wait::{PATIENCE, wait_until};
 
-use super::*;
+use super::{prior_knowledge::get, *};
 
 /// What messages of NTLM begin with in base64 by which the client begins, and answers the challenge.
 const BEGINS: &str = "TlRMTVNTUAAB";
@@ -94,6 +94,45 @@ fn a_connection_that_authenticates_its_client_is_for_nobody_else_and_ends_with_i
     }
     client.write_stdin(&ask(""))?;
     wait_until("the second welcome", PATIENCE, || client.stdout().matches("welcome").count() == 2)?;
+    // That of all, and its own.
+    ensure!(origin.connections() == 2 && origin.open_connections() == 2, "{} connections", origin.connections());
+    client.kill();
+    wait_until("the end of its connection", PATIENCE, || origin.open_connections() == 1)
+}
+
+/// HTTP/2 has no such credentials, but its client may have them of an origin that it knows: they are those of a connection to there.
+#[test]
+fn a_client_of_http2_has_connections_of_its_own_as_well() -> Result<()> {
+    let bed = TestBed::new("authenticated-http2")?;
+    let origin = origin(&bed)?.handler(server()).start()?;
+    let config = configure(&bed)?;
+    let agent = agent_with_one_worker(&bed, &config)?;
+    let mut client = bed.client_command(CLIENT)?.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
+    client.write_stdin(HTTP2_BEGINS)?;
+    let ask = |stream: u32, credentials: Option<&str>| {
+        let mut head = get(stream, "/");
+        if let Some(credentials) = credentials {
+            // `authorization`, by the place of its name (RFC 7541 appendix A).
+            let value = format!("NTLM {credentials}");
+            let field = [&[0x0f, 0x08, value.len() as u8], value.as_bytes()].concat();
+            head[2] += field.len() as u8;
+            head.extend(field);
+        }
+        head
+    };
+    let answers = [
+        (None, "who are you?", 1),
+        (Some(BEGINS), "who are you?", 2),
+        (Some(ANSWERS), "welcome", 1),
+        (None, "welcome", 2),
+    ];
+    for ((credentials, answer, count), stream) in answers.into_iter().zip([1, 3, 5, 7]) {
+        client.write_stdin(&ask(stream, credentials))?;
+        wait_until(answer, PATIENCE, || client.stdout().matches(answer).count() == count)?;
+        ensure!(curl(&bed, &[])?.success()?.text() == "who are you?", "{credentials:?}: somebody else is known");
+    }
+    let records = agent.wait_for_records(2 * answers.len())?;
+    ensure!(records.iter().all(|record| record.text("protocol") == "HTTP/1.1"), "{records:?}");
     // That of all, and its own.
     ensure!(origin.connections() == 2 && origin.open_connections() == 2, "{} connections", origin.connections());
     client.kill();
