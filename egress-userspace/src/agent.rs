@@ -9,6 +9,7 @@ mod namespaces;
 mod prepare;
 mod reload;
 mod succession;
+mod under_way;
 
 use std::{
     net::SocketAddr,
@@ -26,6 +27,7 @@ use self::{
     prepare::Change,
     reload::Reload,
     succession::Succession,
+    under_way::UnderWay,
 };
 pub use self::{
     configuration::Configuration,
@@ -90,6 +92,8 @@ pub struct Agent {
     /// What it has yet to be told of names.
     to_learn: Option<NameRules>,
     names: Names,
+    /// Whether somebody looks at the resolver's files.
+    refreshing: Option<UnderWay<()>>,
     /// Of what the sources said.
     fingerprint: u64,
     documents: Documents,
@@ -154,6 +158,7 @@ impl Agent {
             failure: None,
             to_learn: Some(to_learn),
             names,
+            refreshing: None,
             fingerprint,
             documents,
             policy,

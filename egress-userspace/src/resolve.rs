@@ -86,7 +86,7 @@ struct Found {
     valid_for: Duration,
 }
 
-/// The node's resolver. It reads its files anew when they change.
+/// The node's resolver. Whoever has the time for it has it read its files anew when they have changed.
 pub struct Resolver {
     files: Files,
     current: ArcSwap<Loaded>,
@@ -108,8 +108,8 @@ struct Loaded {
 }
 
 impl Resolver {
-    /// A resolver by the system's files, of which `progress` says which one is being read until there is one. Where resolv.conf names no
-    /// server, only the hosts file answers.
+    /// A resolver by the system's files, of which `progress` says which one is being read. Where resolv.conf names no server, only the
+    /// hosts file answers.
     ///
     /// # Errors
     /// A file cannot be read, or is malformed.
@@ -122,8 +122,7 @@ impl Resolver {
         // Taken first: a change in between is then seen the next time.
         let read = Mutex::new(Read { stamp: files.stamp(), in_vain: false });
         let current = ArcSwap::from_pointee(load(&files, &marker)?);
-        // Later they are looked at for each look-up, by the thread that would have to say for what it waits.
-        Ok(Self { files: files.untold(), current, read, changed: watch::Sender::new(()), marker })
+        Ok(Self { files, current, read, changed: watch::Sender::new(()), marker })
     }
 
     /// Has the sockets by which it asks marked as ours from now on.
@@ -131,19 +130,19 @@ impl Resolver {
         self.marker.mark_by(own);
     }
 
-    /// Reads the files anew if they have changed, or could not be read the last time. For that no change may come to tell: there
-    /// were too many open files, say.
-    pub fn refresh(&self) {
-        self.read_anew(true);
+    /// Says which of the files is being read.
+    pub fn progress(&self) -> &Progress {
+        self.files.progress()
     }
 
-    /// If they have changed; or, where that is to be tried `again`, were last read in vain. It warns once of each change.
-    fn read_anew(&self, again: bool) {
+    /// Reads the files anew if they have changed, or could not be read the last time. For that no change may come to tell: there
+    /// were too many open files, say. It warns once of each change. It takes as long as their file system likes, and look-ups go on
+    /// meanwhile by what they said before.
+    pub fn refresh(&self) {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = self.files.stamp();
         let is_changed = read.stamp != stamp;
-        let is_due = is_changed || again && read.in_vain;
-        if !is_due {
+        if !is_changed && !read.in_vain {
             return;
         }
         let loaded = load(&self.files, &self.marker);
@@ -167,7 +166,6 @@ impl Resolver {
 
     /// All addresses of `name`. What the hosts file lists is not asked for, as with nsswitch's `files dns`.
     pub async fn lookup(&self, name: &HostName) -> Answer {
-        self.read_anew(false);
         let query = match Name::from_ascii(name.as_str()) {
             Ok(mut query) => {
                 // A name without a dot is looked for in the search domains.
@@ -266,8 +264,7 @@ mod tests {
             fs::remove_dir(&path).expect("an empty directory");
             fs::write(&path, "").expect("a file");
             date();
-            resolver.read_anew(false);
-            assert!(!is_read_anew(), "{name}: not for each look-up");
+            assert!(!is_read_anew(), "{name}");
             resolver.refresh();
             assert!(is_read_anew(), "{name}");
         }

@@ -7,7 +7,7 @@ use tokio::{sync::oneshot, time};
 use super::{
     AgentError, ConfigError,
     error::io_error,
-    prepare::{Change, beside, prepare, watched},
+    prepare::{Change, beside, place, prepare, watched},
     reload::{self, CONFIRM, Reload},
 };
 use crate::{
@@ -74,7 +74,7 @@ async fn awaited(
         tokio::select! {
             read = &mut reading => return read.unwrap_or_else(|_| Err(ConfigError::panicked().into())),
             () = time::sleep(pause) => tracing::warn!(
-                path = reload::place(progress),
+                path = place(progress),
                 "the configuration, a file that it names, or one of the resolver takes long to read, as where a mount hangs; the start waits \
                  for it"
             ),

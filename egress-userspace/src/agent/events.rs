@@ -156,7 +156,7 @@ impl Agent {
         self.retry_reload();
         self.reconcile();
         self.namespaces.recount();
-        self.names.refresh();
+        self.refresh_resolver();
         self.retry_admin();
         self.look_for_room();
         self.look_at_certificates();

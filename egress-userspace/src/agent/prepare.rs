@@ -145,6 +145,11 @@ pub(super) fn watched(sources: &[Source], policy: &Policy) -> BTreeSet<PathBuf> 
     watched
 }
 
+/// Where a reading is, for the log.
+pub(super) fn place(progress: &Progress) -> Option<String> {
+    progress.place().map(|place| place.display().to_string())
+}
+
 /// Does something on a thread of its own that steps back for others. Nothing comes if it panics.
 ///
 /// # Errors

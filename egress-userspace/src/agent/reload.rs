@@ -7,11 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
-
 use super::{
     Agent, ConfigError,
-    prepare::{Change, Complete, InForce, Reading, in_background, read},
+    prepare::{Change, Complete, InForce, Reading, in_background, place, read},
+    under_way::UnderWay,
 };
 use crate::{
     again::Again,
@@ -25,13 +24,10 @@ const SHOWN: usize = 20;
 /// After how long a configuration that has lost a host is read again before it is believed: files that are being replaced one by one
 /// are not all there meanwhile, and requests for the host would go on in clear.
 pub(super) const CONFIRM: Duration = Duration::from_secs(1);
-/// After how long it is told that a change takes long to read.
-const LONG: Duration = Duration::from_secs(10);
-
 /// A change that is being read.
 #[derive(Default)]
 pub(super) struct Reload {
-    under_way: Option<UnderWay>,
+    under_way: Option<UnderWay<Reading>>,
     /// Whether something has changed since it was begun.
     outdated: bool,
     /// What was read the last time: what has lost a host is believed if it is the same again.
@@ -40,14 +36,6 @@ pub(super) struct Reload {
     unreadable: Option<(Option<u64>, Again)>,
     /// What could not be watched.
     unwatched: Option<Again>,
-}
-
-struct UnderWay {
-    reading: oneshot::Receiver<Reading>,
-    progress: Progress,
-    since: Instant,
-    /// Whether it was told that it takes long.
-    is_told: bool,
 }
 
 impl Reload {
@@ -92,14 +80,6 @@ impl Reload {
         self.unreadable = text.map(|text| (fingerprint, Again::new(text)));
         true
     }
-
-    /// What is being read if that takes long, once.
-    fn has_come_to_take_long(&mut self, now: Instant) -> Option<Progress> {
-        let long = |under_way: &&mut UnderWay| !under_way.is_told && now.duration_since(under_way.since) > LONG;
-        let under_way = self.under_way.as_mut().filter(long)?;
-        under_way.is_told = true;
-        Some(under_way.progress.clone())
-    }
 }
 
 /// Logs what there is to say about a configuration that can be used.
@@ -110,11 +90,6 @@ pub(super) fn report(warnings: &[Diagnostic]) {
     if let Some(more) = warnings.len().checked_sub(SHOWN).filter(|more| *more > 0) {
         tracing::warn!("and {more} more; `egress check` shows all");
     }
-}
-
-/// Where a reading is, for the log.
-pub(super) fn place(progress: &Progress) -> Option<String> {
-    progress.place().map(|place| place.display().to_string())
 }
 
 impl Agent {
@@ -134,10 +109,11 @@ impl Agent {
         if self.reload.is_due(now) {
             self.begin_reload();
         }
-        if let Some(progress) = self.reload.has_come_to_take_long(now) {
+        let under_way = self.reload.under_way.as_mut();
+        if let Some(progress) = under_way.and_then(|under_way| under_way.has_come_to_take_long(now)) {
             self.metrics.configuration_current.set(0);
             tracing::warn!(
-                path = place(&progress),
+                path = place(progress),
                 "a change of the configuration, or of a file that it names, takes long to read, as where a mount hangs; what is in \
                  force stays"
             );
@@ -161,7 +137,7 @@ impl Agent {
         };
         match in_background(read) {
             Ok(reading) => {
-                self.reload.under_way = Some(UnderWay { reading, progress, since: Instant::now(), is_told: false });
+                self.reload.under_way = Some(UnderWay::new(reading, progress));
             }
             Err(error) => self.refuse(None, &ConfigError::Unread(error)),
         }

@@ -38,24 +38,24 @@ pub(super) type Stamp = [Option<SystemTime>; 2];
 pub(super) struct Files {
     hosts: PathBuf,
     resolv_conf: PathBuf,
-    /// Which one is being read, for who waits for it.
-    progress: Option<Progress>,
+    /// Which one is being read.
+    progress: Progress,
 }
 
 impl Files {
     /// Those in this directory. Which one is being read `progress` says.
     pub(super) fn within(directory: &Path, progress: Progress) -> Self {
-        Self { hosts: directory.join("hosts"), resolv_conf: directory.join("resolv.conf"), progress: Some(progress) }
+        Self { hosts: directory.join("hosts"), resolv_conf: directory.join("resolv.conf"), progress }
     }
 
-    /// The same, of which nobody is told any more what is being read.
-    pub(super) fn untold(self) -> Self {
-        Self { progress: None, ..self }
+    /// Says which of them is being read.
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     pub(super) fn stamp(&self) -> Stamp {
         let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-        [&self.hosts, &self.resolv_conf].map(|path| self.at(path, || modified(path)))
+        [&self.hosts, &self.resolv_conf].map(|path| self.progress.at(path, || modified(path)))
     }
 
     /// What the hosts file lists; nothing if there is none.
@@ -83,17 +83,10 @@ impl Files {
 
     /// What `parse` makes of a file; None if there is none.
     fn read<T>(&self, path: &Path, parse: impl Fn(&[u8]) -> io::Result<T>) -> Result<Option<T>, ResolverError> {
-        match self.at(path, || fs::read(path)).and_then(|text| parse(&text)) {
+        match self.progress.at(path, || fs::read(path)).and_then(|text| parse(&text)) {
             Ok(parsed) => Ok(Some(parsed)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(ResolverError::File { file: path.to_owned(), source }),
-        }
-    }
-
-    fn at<T>(&self, path: &Path, work: impl FnOnce() -> T) -> T {
-        match &self.progress {
-            Some(progress) => progress.at(path, work),
-            None => work(),
         }
     }
 }

@@ -106,9 +106,9 @@ impl Names {
         self.resolver.mark_sockets(own);
     }
 
-    /// Looks all names up again if the resolver's files have changed, whose answers come without a useful TTL.
-    pub fn refresh(&self) {
-        self.resolver.refresh();
+    /// What they are resolved by. When it has read its files anew, all names are looked up again.
+    pub fn resolver(&self) -> &Arc<Resolver> {
+        &self.resolver
     }
 
     /// The shared addresses of a name that is kept resolved; empty until the first answer.

@@ -268,6 +268,38 @@ fn a_start_says_which_file_of_the_resolver_it_waits_for() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_file_of_the_resolver_that_cannot_be_read_holds_nobody_up() -> Result<()> {
+    let mut bed = TestBed::builder("slow-resolver").host(HOST).host(OTHER).build()?;
+    let pod = bed.add_pod("new")?;
+    let _origin = origin(&bed)?;
+    let config = bed.config_dir()?;
+    config.write("edition.yaml", RULES)?;
+    let mut agent = bed.agent(&config)?;
+    let destinations = agent.metrics()?.sum("egress_destinations", &[]);
+
+    let pipe = bed.dir().join("pipe");
+    mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let sees = format!("--mount=/proc/{}/ns/mnt", agent.process().pid());
+    Command::new("nsenter").args([&sees, "mount", "--bind"]).arg(&pipe).arg("/etc/hosts").run()?.success()?;
+    let mut writer = read_by_agent(&pipe)?;
+    check_way(&bed, HOST, "over TLS")?;
+    check_new_pod(&bed, &pod)?;
+    ensure!(agent.admin("/readyz")?.0 == 200);
+    agent
+        .process()
+        .wait_for_line("what takes long", |line| line.contains("takes long to read") && line.contains("/etc/hosts"))?;
+
+    // What it says in the end counts.
+    let addresses = bed.sockets(HOST, 80).iter().map(|socket| socket.ip().to_string()).collect::<Vec<_>>();
+    let listed = addresses.iter().map(String::as_str).chain(["203.0.113.200"]);
+    writer.write_all(listed.map(|address| format!("{address} {HOST}\n")).collect::<String>().as_bytes())?;
+    drop(writer);
+    wait_until("another address to be intercepted", PATIENCE, || {
+        agent.metrics().is_ok_and(|metrics| metrics.sum("egress_destinations", &[]) == destinations + 1.0)
+    })
+}
+
 /// Waits until the agent reads a pipe. Gives the other end.
 fn read_by_agent(pipe: &Path) -> Result<fs::File> {
     // This succeeds only while somebody reads.
