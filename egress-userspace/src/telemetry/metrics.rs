@@ -53,7 +53,7 @@ pub struct Metrics {
     pub unknown_origin: Counter,
     /// Connections whose first bytes were not HTTP.
     pub not_http: Counter,
-    /// Connections on which a head did not come to its end in time, or what else of HTTP/2.
+    /// Connections on which something that was begun did not come to its end in time.
     pub late: Counter,
     too_many: [Counter; Beyond::LABELS.len()],
     passed_on: [Counter; 2],
@@ -67,7 +67,7 @@ pub struct Metrics {
     pub namespaces_unserved: Gauge,
     certificates: Family<FileLabel, Gauge>,
     revocation_lists: Family<ListLabel, Gauge>,
-    /// Rules in force.
+    /// Rules in force: each a port of a host.
     pub rules: Gauge,
     /// What rules for wildcards are not for.
     pub exceptions: Gauge,
@@ -81,9 +81,9 @@ pub struct Metrics {
     pub connections_in_clear: Gauge,
     /// Sockets connected to a name server before what they are told could be learned, when last looked for.
     pub askers_unread: Gauge,
-    /// Those that were reset.
+    /// Those of both that were reset.
     pub connections_reset: Counter,
-    /// Changes of the configuration that were taken.
+    /// Times that something new was put in force.
     pub policy_applied: Counter,
     /// Changes of the configuration that were refused.
     pub policy_refused: Counter,
@@ -135,10 +135,12 @@ impl Metrics {
             access_log::LOST.clone(),
         );
         let handshakes = Family::<ResultLabel, Counter>::default();
-        registry.register("upstream_handshakes", "TLS handshakes with origins", handshakes.clone());
+        let about = "TLS handshakes with origins, by how they ended: those that resumed a session are not full";
+        registry.register("upstream_handshakes", about, handshakes.clone());
         let handshake = |result| handshakes.get_or_create(&ResultLabel { result }).clone();
         let failures = Family::<CauseLabel, Counter>::default();
-        registry.register("upstream_failures", "Requests that origins did not answer, by cause", failures.clone());
+        let about = "Requests that got no response of the origin that they were for, by cause";
+        registry.register("upstream_failures", about, failures.clone());
         let unenforced_pins = Counter::default();
         registry.register(
             "pin_mismatches_unenforced",
@@ -146,7 +148,8 @@ impl Metrics {
             unenforced_pins.clone(),
         );
         let self_tests = Family::<ResultLabel, Counter>::default();
-        registry.register("self_tests", "Connects of the agent's own that were to be intercepted", self_tests.clone());
+        let about = "Tests of whether connects are intercepted, by result: one that is doubted is repeated before it is believed";
+        registry.register("self_tests", about, self_tests.clone());
         let self_test = |result| self_tests.get_or_create(&ResultLabel { result }).clone();
         registry.register("panics", "Mistakes of the agent's own that ended what they came in", PANICS.clone());
         let accept_failures = Counter::default();
@@ -164,23 +167,23 @@ impl Metrics {
         let not_http = Counter::default();
         registry.register(
             "connections_not_http",
-            "Connections that were refused because what came was not a request",
+            "Connections that ended because what came was not a request, or had too long a head",
             not_http.clone(),
         );
         let late = Counter::default();
         registry.register(
             "connections_late",
-            "Connections that ended because a request's head, or what else a client had begun, did not come to its end in time",
+            "Connections that ended because what a client had begun, as a request's head, did not come to its end in time, or it did not read what answers that",
             late.clone(),
         );
         let too_many = Family::<LimitLabel, Counter>::default();
-        let about = "Connections of applications beyond a limit, and requests whose heads are";
+        let about = "Connections and requests of applications that were beyond a limit, or whose heads were, by limit";
         registry.register("connections_turned_away", about, too_many.clone());
         let too_many = Beyond::LABELS.map(|limit| too_many.get_or_create(&LimitLabel { limit }).clone());
         let passed_on = Family::<OutcomeLabel, Counter>::default();
         registry.register(
             "connections_passed_on",
-            "Connections to captured ports that were passed on as they are, by how they ended",
+            "Connections that were captured by their port alone (--capture ports), and passed on as they are, by how they ended",
             passed_on.clone(),
         );
         let passed_on =
@@ -196,13 +199,13 @@ impl Metrics {
         let configuration_current = Gauge::default();
         registry.register(
             "configuration_current",
-            "Whether the last change of the configuration is in force (1), rather than refused (0)",
+            "Whether the last change of the configuration, and of the files that it names, is in force (1), rather than refused, or long to read (0)",
             configuration_current.clone(),
         );
         let hosts_unresolved = Gauge::default();
         registry.register(
             "hosts_unresolved",
-            "Configured hosts, and names of endpoints, of which nothing is intercepted, as no address is known",
+            "Configured hosts, and names of endpoints, of which no address is known, and nothing is intercepted but what DNS answers tell",
             hosts_unresolved.clone(),
         );
         let namespaces_unserved = Gauge::default();
@@ -214,7 +217,7 @@ impl Metrics {
         let certificates = Family::<FileLabel, Gauge>::default();
         registry.register(
             "client_certificate_expiration_timestamp_seconds",
-            "When the certificates that origins are shown are over, by the file or Secret that has them",
+            "When the first of the certificates that origins are shown is over, by the file or Secret that has them",
             certificates.clone(),
         );
         let revocation_lists = Family::<ListLabel, Gauge>::default();
@@ -224,7 +227,7 @@ impl Metrics {
             revocation_lists.clone(),
         );
         let rules = Gauge::default();
-        registry.register("rules", "Rules in force", rules.clone());
+        registry.register("rules", "Rules in force: ports of hosts that have TLS origination", rules.clone());
         let exceptions = Gauge::default();
         registry.register(
             "exceptions",
@@ -232,11 +235,12 @@ impl Metrics {
             exceptions.clone(),
         );
         let destinations = Gauge::default();
-        registry.register("destinations", "Addresses and networks that are intercepted", destinations.clone());
+        let about = "Addresses and networks that are intercepted, each with a port";
+        registry.register("destinations", about, destinations.clone());
         let learned = Gauge::default();
         registry.register(
             "learned_destinations",
-            "Addresses that are intercepted in one network namespace, learned from DNS answers",
+            "Addresses that are intercepted in one network namespace, each with a port, learned from DNS answers; counted once a minute",
             learned.clone(),
         );
         let namespaces = Gauge::default();
@@ -254,11 +258,15 @@ impl Metrics {
             askers_unread.clone(),
         );
         let connections_reset = Counter::default();
-        registry.register("connections_reset", "Connections in clear that were reset", connections_reset.clone());
+        let about =
+            "Connections in clear, and sockets that name servers are asked by, that were reset (--reset-existing)";
+        registry.register("connections_reset", about, connections_reset.clone());
         let policy_applied = Counter::default();
-        registry.register("policy_applied", "Configurations that were taken", policy_applied.clone());
+        let about = "Times that a configuration, or what is new in the files that it names, was put in force";
+        registry.register("policy_applied", about, policy_applied.clone());
         let policy_refused = Counter::default();
-        registry.register("policy_refused", "Configurations that were refused", policy_refused.clone());
+        let about = "Times that a change of the configuration was refused";
+        registry.register("policy_refused", about, policy_refused.clone());
         Arc::new(Self {
             requests: Outcome::ALL
                 .map(|outcome| requests.get_or_create(&OutcomeLabel { outcome: outcome.label() }).clone()),
@@ -370,7 +378,7 @@ impl Collector for KernelCollector {
             let label = OutcomeLabel { outcome: outcome.label() };
             ConstCounter::new(count).encode(connects.encode_family(&label)?)?;
         }
-        let about = "DNS answers with addresses of configured hosts";
+        let about = "DNS answers with addresses of configured hosts, by whether these are intercepted now, or the answer was dropped";
         let mut answers = encoder.encode_descriptor("dns_answers", about, None, MetricType::Counter)?;
         for (learning, count) in Learning::ALL.iter().zip(self.learnings.read()) {
             let label = ResultLabel { result: learning.label() };

@@ -145,3 +145,18 @@ fn records_can_be_turned_off_and_text_can_be_read_by_people() -> Result<()> {
     ensure!(agent.records().is_empty() && !agent.log_text().contains("/politics"), "{}", agent.log_text());
     Ok(())
 }
+
+#[test]
+fn metrics_that_the_readme_names_are_there() -> Result<()> {
+    const README: &str = include_str!("../../../README.md");
+    let bed = TestBed::new("http-metrics")?;
+    let config = configure(&bed)?;
+    let agent = bed.agent(&config)?;
+    let metrics = agent.metrics()?;
+    let words = README.split(|character: char| !(character.is_ascii_alphanumeric() || character == '_'));
+    // What is over at some time is there with what has a time alone. And one is a crate.
+    let named = words.filter(|word| word.starts_with("egress_") && !word.ends_with("_timestamp_seconds"));
+    let missing: Vec<_> = named.filter(|word| *word != "egress_common" && !metrics.has(word)).collect();
+    ensure!(missing.is_empty(), "{missing:?}");
+    Ok(())
+}
