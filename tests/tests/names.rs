@@ -38,6 +38,7 @@ enum Mode {
     Denies,
     IsSilent,
     FailsForV6,
+    FailsForOther,
     /// OTHER is where BACKEND is.
     Moved,
 }
@@ -61,6 +62,7 @@ impl Site {
                 mode if mode == Mode::IsSilent as u8 => None,
                 mode if mode == Mode::Denies as u8 => Some(Answer::nonexistent()),
                 mode if mode == Mode::FailsForV6 as u8 && question.is_v6() => Some(Answer::failure()),
+                mode if mode == Mode::FailsForOther as u8 && question.is_for(OTHER) => Some(Answer::failure()),
                 mode if mode == Mode::Moved as u8 => Some(Answer::addresses(*known.get(BACKEND)?).ttl(1)),
                 _ => Some(Answer::addresses(*known.get(question.name.as_str())?).ttl(1)),
             }
@@ -261,6 +263,31 @@ fn hosts_without_addresses_are_counted() -> Result<()> {
         wait_for(0.0, true)?;
     }
     Ok(())
+}
+
+/// As of one whose zone is broken: a node is not to be without its pods for that.
+#[test]
+fn a_host_that_cannot_be_looked_up_while_others_can_is_in_the_way_for_a_while() -> Result<()> {
+    let site = Site::new("names-broken")?;
+    let _dns = site.name_server()?;
+    let _origin = site.origin()?;
+    let tripwire = site.bed.tripwire(&[HOST, OTHER])?;
+    site.set(Mode::FailsForOther);
+    let mut agent = site.spawn(&[])?;
+    wait_until("the agent to miss the host", PATIENCE, || {
+        agent.admin("/readyz").is_ok_and(|(status, text)| status == 503 && text.contains(OTHER))
+    })?;
+    ensure!(site.status()? == [200], "it is in the way of others");
+    agent.wait_until_ready()?;
+    let told = |line: &str| line.contains("but for what cannot be looked up") && line.contains(OTHER);
+    agent.process().wait_for_line("what it is ready without", told)?;
+    let unresolved = || agent.metrics().map(|metrics| metrics.sum("egress_hosts_unresolved", &[]));
+    ensure!(unresolved()? == 1.0);
+    // It is still asked for.
+    site.set(Mode::Answers);
+    wait_until("the host to be known", PATIENCE, || unresolved().is_ok_and(|count| count == 0.0))?;
+    site.check_interception()?;
+    tripwire.assert_silent()
 }
 
 /// Two name servers, by which the agent is to find the name's address, whoever has it.

@@ -68,7 +68,19 @@ impl Unintercepted {
 
     /// One that we could not ask for, rather than one that does not exist.
     fn unanswered(&self) -> Option<&ResolveError> {
-        self.hosts.values().find(|error| !error.authoritative)
+        self.unanswered_of(|_| true)
+    }
+
+    /// Likewise one that the agent is not ready without. Where name servers answer for others, that is so for a while: one whose servers
+    /// fail is in nobody's way, be it for ever.
+    fn awaited(&self, names: &Names) -> Option<&ResolveError> {
+        // There may be many of both.
+        let is_its_own = self.unanswered().is_some() && names.any_answered();
+        self.unanswered_of(|name| !(is_its_own && names.is_given_up(name)))
+    }
+
+    fn unanswered_of(&self, is_wanted: impl Fn(&HostName) -> bool) -> Option<&ResolveError> {
+        self.hosts.values().find(|error| !error.authoritative && is_wanted(&error.name))
     }
 }
 
@@ -194,7 +206,7 @@ impl Agent {
                 (Readiness::NotReady(self.explained(objection)), self.self_test.is_pending())
             }
             // Of a host that does not exist nothing can leave in clear; of one that we cannot ask for it can.
-            None => match self.unintercepted.unanswered() {
+            None => match self.unintercepted.awaited(&self.names) {
                 Some(error) => (Readiness::NotReady(error.to_string()), false),
                 None => (Readiness::Ready, true),
             },
@@ -221,7 +233,10 @@ impl Agent {
             return;
         }
         match &readiness {
-            Readiness::Ready => tracing::info!("ready"),
+            Readiness::Ready => match self.unintercepted.unanswered() {
+                Some(error) => tracing::warn!(%error, "ready, but for what cannot be looked up"),
+                None => tracing::info!("ready"),
+            },
             Readiness::NotReady(reason) if is_expected => tracing::info!(%reason, "not ready"),
             Readiness::NotReady(reason) => tracing::warn!(%reason, "not ready"),
         }

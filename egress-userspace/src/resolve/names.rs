@@ -165,6 +165,17 @@ impl Names {
         self.failure(name).filter(|error| !error.authoritative && self.intercepted(name).next().is_none())
     }
 
+    /// Whether a name was asked for in vain until that is done as seldom as it ever is.
+    pub fn is_given_up(&self, name: &HostName) -> bool {
+        self.entries.get(name).is_some_and(|entry| entry.retry == Some(RETRY.1))
+    }
+
+    /// Whether a name server has answered for any name.
+    pub fn any_answered(&self) -> bool {
+        let is_answered = |entry: &Entry| entry.families.iter().any(|family| family.usable_until.is_some());
+        self.entries.values().any(|entry| !entry.listed && is_answered(entry))
+    }
+
     /// What went wrong with a name the last time it was looked up.
     pub fn failure(&self, name: &HostName) -> Option<&ResolveError> {
         self.entries.get(name)?.last.as_ref()?.as_ref().err()
@@ -199,6 +210,7 @@ impl Names {
         let Some(entry) = self.entries.get_mut(&name) else { return };
         self.untried -= usize::from(entry.last.is_none());
         let answered = answer.v4.is_ok() && answer.v6.is_ok();
+        let mut is_news = false;
         let pause = if entry.outdated {
             Duration::ZERO
         } else if answered {
@@ -206,11 +218,14 @@ impl Names {
             answer.valid_for
         } else {
             let pause = entry.retry.unwrap_or(RETRY.0);
-            entry.retry = Some((pause * 2).min(RETRY.1));
+            let next = (pause * 2).min(RETRY.1);
+            // What it is in the way of goes on without it.
+            is_news = next == RETRY.1 && entry.retry != Some(next);
+            entry.retry = Some(next);
             pause
         };
         let now = Instant::now();
-        if entry.take_in(&name, answer, self.max_stale, now) || now.duration_since(self.told) > RETELL {
+        if entry.take_in(&name, answer, self.max_stale, now) || is_news || now.duration_since(self.told) > RETELL {
             self.news.get_or_insert(now);
             self.changed.insert(name.clone());
         }
