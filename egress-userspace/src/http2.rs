@@ -24,6 +24,7 @@ pub use self::{
     handles::{Reader, Writer},
     heads::{Asked, Requested},
     switched::Switched,
+    unread::Room,
 };
 
 #[cfg(test)]

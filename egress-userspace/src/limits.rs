@@ -15,8 +15,8 @@ pub struct Limits {
     pub connections_per_pod: usize,
     /// Heads of requests, and of responses.
     pub head: http1::Limits,
-    /// All heads together of requests that have begun to come or are served, and of responses that clients have yet to take, in bytes, but
-    /// for what is little of a connection.
+    /// All heads together of requests that have begun to come or are served, and of responses that clients have yet to take, and trailers of
+    /// both over HTTP/2, in bytes, but for what is little of a connection.
     pub heads: usize,
     /// The same of one network namespace.
     pub heads_per_pod: usize,

@@ -244,8 +244,8 @@ fn admit(
         socket::close_in_order(&stream);
         return;
     }
-    let from = socket::Place { netns: here.netns.clone(), device: origin.device };
-    worker.dispatch(stream, Accepted { from, gone: here.gone.clone(), origin }, &here.load, draining);
+    let from = socket::Place { netns: here.netns.clone(), device: origin.device, load: here.load.clone() };
+    worker.dispatch(stream, Accepted { from, gone: here.gone.clone(), origin }, draining);
 }
 
 /// The origin of a connection, if it is sure to be its own. Else it is said why not.

@@ -7,6 +7,7 @@ use std::{
     io, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd as _},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,6 +17,7 @@ use tokio::net::TcpStream;
 use crate::{
     kernel::{KernelError, OwnSockets},
     netns::{Netns, NetnsCookie},
+    worker::PodLoad,
 };
 
 /// As many pending connections as the kernel allows (`net.core.somaxconn` caps it).
@@ -42,6 +44,8 @@ pub struct Place {
     pub netns: Netns,
     /// Index of the device that its socket was bound to; 0 if none.
     pub device: u32,
+    /// What there is of its network namespace.
+    pub load: Arc<PodLoad>,
 }
 
 /// Makes and marks sockets. One for each thread.

@@ -26,13 +26,14 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use self::crew::{Command, Crew, Member};
+use self::crew::{Command, Crew, Heads, Member};
 pub use self::crew::{Load, PodLoad};
 pub(crate) use self::vital::Vital;
 use crate::{
     conversation,
     drain::Drain,
     http1::server::ClientStream,
+    http2::Room,
     kernel::{Flows, KernelError, OwnSockets},
     limits::{Beyond, Limits},
     listener::{self, Listener},
@@ -41,7 +42,7 @@ use crate::{
     passthrough::{self, PassError, Passed},
     request::Accepted,
     route::RouteTable,
-    socket::SocketFactory,
+    socket::{Place, SocketFactory},
     telemetry::{access_log, metrics::Metrics},
     upstream::{connect::Connector, pool::Pool, tls, warm::Warm},
 };
@@ -138,7 +139,13 @@ impl Workers {
                 };
                 drop(made);
                 tls::warm_up();
-                let connector = Connector::new(SocketFactory::new(own_sockets), metrics.clone(), limits.head);
+                let (counted, counts) = (crew.clone(), metrics.clone());
+                let trailers = move |from: &Place| -> Room {
+                    let (heads, counts) = (Heads::new(counted.clone(), from.load.clone()), counts.clone());
+                    Box::new(move |bytes| heads.hold(bytes, &limits).inspect_err(|why| counts.too_many(*why)).is_ok())
+                };
+                let sockets = SocketFactory::new(own_sockets);
+                let connector = Connector::new(sockets, metrics.clone(), limits.head, Box::new(trailers));
                 let asked = crew.clone();
                 let most_idle = limits.connections.div_ceil(asked.members.len());
                 let pool = Rc::new(Pool::new(move |cluster| asked.tell(|| Command::GiveUp(cluster)), most_idle));
@@ -252,14 +259,13 @@ impl Worker {
         self: &Rc<Self>,
         stream: std::net::TcpStream,
         accepted: Accepted,
-        of_pod: &Arc<PodLoad>,
         draining: &watch::Receiver<Drain>,
     ) {
-        if let Some(why) = self.beyond(of_pod) {
+        if let Some(why) = self.beyond(&accepted.from.load) {
             return self.turn_away(stream, accepted, why);
         }
         let index = self.crew.least_loaded(self.index);
-        let load = Load::add(self.crew.clone(), index, of_pod.clone(), &self.open);
+        let load = Load::add(self.crew.clone(), index, accepted.from.load.clone(), &self.open);
         if index == self.index {
             self.clone().serve(stream, accepted, load, draining.clone());
         } else {

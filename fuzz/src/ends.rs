@@ -34,7 +34,8 @@ impl End {
 
     fn of(io: DuplexStream, role: Role, heads: Limits) -> Self {
         let (stream_window, connection_window, unread) = (1 << 20, 1 << 20, Rc::default());
-        let config = Config { stream_window, connection_window, streams: 4, heads, unread };
+        let trailers = Box::new(|_| true);
+        let config = Config { stream_window, connection_window, streams: 4, heads, unread, trailers };
         Self { connection: Connection::new(io, role, config), other: None }
     }
 

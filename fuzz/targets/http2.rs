@@ -102,7 +102,8 @@ fn run<'a>(how: How, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
     }
     wire.incoming.push_back(SETTINGS.into());
     let (stream_window, connection_window, unread) = (1 << 20, 1 << 24, Rc::default());
-    let config = Config { stream_window, connection_window, streams: 4, heads: LIMITS, unread };
+    let trailers = Box::new(|_| true);
+    let config = Config { stream_window, connection_window, streams: 4, heads: LIMITS, unread, trailers };
     let mut connection = Connection::new(&mut wire, role, config);
     let mut cx = Context::from_waker(Waker::noop());
     assert!(connection.poll(&mut cx).is_pending());

@@ -49,6 +49,7 @@ pub(super) async fn converse(
         streams: STREAMS,
         heads: conversation.worker.limits.head,
         unread: Rc::default(),
+        trailers: conversation.worker.connector.room_for_trailers(&conversation.accepted.from),
     };
     let mut serving = http2::Connection::new(Switched::new(connection.clone()), Role::Server, windows);
     let (last, link) = (Rc::<Cell<_>>::default(), serving.link());

@@ -17,7 +17,7 @@ use super::{
     hpack::{Decoder, Encoder},
     receive::{Accepted, Block, Content},
     stream::Stream,
-    unread::Unread,
+    unread::{Room, Unread},
 };
 use crate::http1::{Limits, Output};
 
@@ -36,7 +36,6 @@ pub enum Role {
 }
 
 /// What we let the other end do.
-#[derive(Clone, Debug)]
 pub struct Config {
     /// What it may send of a stream before that was read on, in bytes.
     pub stream_window: u32,
@@ -48,6 +47,8 @@ pub struct Config {
     pub heads: Limits,
     /// What counts that which has come and was not read, in bytes, together with other connections.
     pub unread: Rc<Cell<usize>>,
+    /// What counts trailers.
+    pub trailers: Room,
 }
 
 /// What the other end's settings say.
@@ -83,6 +84,8 @@ pub(super) struct Core {
     pub(super) last: u32,
     /// How long the heads of requests are together that are served, in bytes.
     pub(super) heads: usize,
+    /// The same of the trailers of all streams.
+    pub(super) trailers: usize,
     /// Those that nobody has taken up yet.
     pub(super) accepted: VecDeque<Accepted>,
     pub(super) decoder: Decoder,
@@ -135,6 +138,7 @@ impl Core {
             next: 1,
             last: 0,
             heads: 0,
+            trailers: 0,
             accepted: VecDeque::new(),
             decoder: Decoder::new(),
             encoder: Encoder::new(),
@@ -271,6 +275,11 @@ impl Core {
         let stream = self.streams.remove(key);
         self.unread.remove(stream.queue.len());
         self.heads -= stream.head_size;
+        if stream.trailers_size > 0 {
+            self.trailers -= stream.trailers_size;
+            // There is room for less.
+            let _ = (self.config.trailers)(self.trailers);
+        }
         if self.streams.is_empty() && self.streams.capacity() > FEW {
             // An idle connection keeps nothing of what it had to do.
             (self.streams, self.ids, self.accepted, self.waiting) = Default::default();

@@ -97,6 +97,9 @@ pub enum Error {
     /// Its head cannot be used. It is reset for that.
     #[error(transparent)]
     Head(Fault),
+    /// It is reset, as nothing of what comes after its content can be kept.
+    #[error("there is no room for the trailers: as much of heads and trailers is kept already as may be")]
+    NoRoom,
     /// The connection was ended (GOAWAY). If the other end has ended it, it has not looked at this stream, and will not.
     #[error("the connection was ended {by}: {reason}")]
     GoAway {
@@ -139,13 +142,14 @@ impl Error {
         match self {
             Self::Reset { reason, .. } | Self::GoAway { reason, .. } => Some(*reason),
             Self::Head(_) => Some(Reason::PROTOCOL_ERROR),
+            Self::NoRoom => Some(Reason::ENHANCE_YOUR_CALM),
             Self::Io(_) | Self::Gone { .. } => None,
         }
     }
 
     /// Whether it is of this stream alone.
     pub fn is_reset(&self) -> bool {
-        matches!(self, Self::Reset { .. } | Self::Head(_))
+        matches!(self, Self::Reset { .. } | Self::Head(_) | Self::NoRoom)
     }
 
     /// Whether it is of the connection, and was said.

@@ -266,19 +266,22 @@ impl Core {
             _ if stream.is_received => self.reset(key, Error::reset(Reason::STREAM_CLOSED)),
             _ if !is_last => self.reset(key, Error::reset(Reason::PROTOCOL_ERROR)),
             Err(error) => self.reset(key, error),
-            Ok(trailers) if self.role == Role::Server && self.heads + trailers.size() > MOST_HEADS => {
-                self.reset(key, Error::reset(Reason::ENHANCE_YOUR_CALM));
-            }
+            Ok(trailers) if !self.has_room_for_trailers(trailers.size()) => self.reset(key, Error::NoRoom),
             Ok(trailers) => {
-                if self.role == Role::Server {
-                    stream.head_size += trailers.size();
-                    self.heads += trailers.size();
-                }
+                let stream = &mut self.streams[key];
+                stream.trailers_size = trailers.size();
+                self.trailers += stream.trailers_size;
                 stream.trailers = Some(trailers);
                 self.end(key);
             }
         }
         Ok(())
+    }
+
+    /// Whether so much more can be kept, which is counted then.
+    fn has_room_for_trailers(&self, size: usize) -> bool {
+        let all = self.trailers + size;
+        (self.role == Role::Client || self.heads + all <= MOST_HEADS) && (self.config.trailers)(all)
     }
 
     fn take_request(&mut self, id: u32, block: &[u8], is_last: bool) -> Result<(), Error> {
@@ -293,7 +296,7 @@ impl Core {
         self.last = id;
         // Those that were given up are there until whoever served them has seen it.
         let most = self.config.streams as usize;
-        if self.ids.len() >= most || self.streams.len() >= 2 * most || self.heads >= MOST_HEADS {
+        if self.ids.len() >= most || self.streams.len() >= 2 * most || self.heads + self.trailers >= MOST_HEADS {
             self.say_reset(id, Reason::REFUSED_STREAM);
             return Ok(());
         }

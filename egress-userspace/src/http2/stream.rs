@@ -35,6 +35,8 @@ pub(super) struct Stream {
     /// What has come.
     pub(super) queue: Queue,
     pub(super) trailers: Option<Fields>,
+    /// How long they are, in bytes, also when whoever reads the stream has them.
+    pub(super) trailers_size: usize,
     /// Whether all has come (END_STREAM).
     pub(super) is_received: bool,
     /// How much the other end may send.
@@ -87,6 +89,7 @@ impl Stream {
             left: None,
             queue: Queue::default(),
             trailers: None,
+            trailers_size: 0,
             is_received: false,
             receive_window: receive_window.into(),
             reader: None,

@@ -5,6 +5,7 @@ mod turns;
 mod windows;
 
 use std::{
+    cell::Cell,
     future::poll_fn,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -46,7 +47,14 @@ fn data(stream: u32, payload: &[u8], is_last: bool) -> Vec<u8> {
 }
 
 fn config() -> Config {
-    Config { stream_window: WINDOW, connection_window: WINDOW, streams: STREAMS, heads: HEADS, unread: Rc::default() }
+    Config {
+        stream_window: WINDOW,
+        connection_window: WINDOW,
+        streams: STREAMS,
+        heads: HEADS,
+        unread: Rc::default(),
+        trailers: Box::new(|_| true),
+    }
 }
 
 /// An end whose other one has said that it has no settings.
@@ -220,6 +228,34 @@ fn trailers_may_be_as_long_as_heads() {
     let stream = &client.streams[key];
     assert!(stream.error.is_none(), "{:?}", stream.error);
     assert_eq!(stream.trailers.as_ref().map(|trailers| trailers.listed().len()), Some(HEADS.fields));
+}
+
+/// The other two go on.
+#[test]
+fn a_stream_is_reset_for_whose_trailers_there_is_no_room() {
+    let mut client = client();
+    let kept = Rc::new(Cell::new(0));
+    let counted = kept.clone();
+    client.config.trailers = Box::new(move |bytes| {
+        let has_room = bytes <= 150;
+        counted.set(if has_room { bytes } else { counted.get() });
+        has_room
+    });
+    let trailers = [b"\x00\x01a\x64", &[b'1'; 100][..]].concat();
+    let [first, second, third] = [1, 3, 5].map(|id| key(&client, id));
+    feed(&mut client, &[head(1, OK, false), head(1, &trailers, true)].concat()).expect("it is in order");
+    let one = kept.get();
+    assert!(one >= 100);
+    feed(&mut client, &[head(3, OK, false), head(3, &trailers, true)].concat()).expect("the connection goes on");
+    assert!(matches!(client.streams[second].error, Some(Error::NoRoom)));
+    assert_eq!(said(&mut client), [(kind::RST_STREAM, 3, vec![0, 0, 0, 0x0b])]);
+    assert_eq!(kept.get(), one, "what is not kept does not count");
+    client.streams[first].trailers.take().expect("they are there");
+    assert_eq!(kept.get(), one, "whoever has them keeps them");
+    client.release(first);
+    assert_eq!(kept.get(), 0);
+    feed(&mut client, &[head(5, OK, false), head(5, &trailers, true)].concat()).expect("there is room again");
+    assert!(client.streams[third].error.is_none());
 }
 
 #[test]

@@ -1,6 +1,10 @@
-//! Content that has come and was not read.
+//! What has come and was not read: content, and trailers.
 
 use std::{cell::Cell, rc::Rc};
+
+/// Counts how long all trailers of a connection are together that it keeps, in bytes. Says whether there is room for so much; where there
+/// is not, it stays as it was.
+pub type Room = Box<dyn Fn(usize) -> bool>;
 
 /// How much that is of one connection, in bytes, and of all that it is counted with.
 pub(super) struct Unread {

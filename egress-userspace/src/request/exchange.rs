@@ -216,7 +216,7 @@ impl Exchange<'_> {
         stage: &Cell<Stage>,
         record: &mut Record,
     ) -> Result<Box<Answer>, Failure> {
-        let Place { netns, device } = &self.accepted.from;
+        let Place { netns, device, .. } = &self.accepted.from;
         let origin = self.accepted.origin.socket_addr();
         let (to, outcome) = match (&self.sending.routed, chosen) {
             (Routed::Originate(cluster, _), Some(chosen)) => {

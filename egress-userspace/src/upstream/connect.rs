@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Cause, ConnectionInfo, Made, Offer, Order, TlsInfo, UpstreamError,
+    Carrier, Cause, ConnectionInfo, Made, Offer, Order, TlsInfo, UpstreamError,
     error::is_shortage,
     health::Health,
     http1::{self, Exclusive},
@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     http1::Limits,
+    http2::Room,
     netns::NetnsCookie,
     policy::{Keepalive, UpstreamProtocol},
     route::{Chosen, Cluster},
@@ -48,14 +49,27 @@ pub struct Connector {
     heads: Limits,
     /// What has come on connections of HTTP/2 and was not read, in bytes.
     unread: Rc<Cell<usize>>,
+    /// Makes what counts trailers that come on one, for an application that connects from there.
+    trailers: Box<dyn Fn(&Place) -> Room>,
     /// Which addresses to try last.
     pub health: Health,
 }
 
 impl Connector {
-    /// A connector that makes its sockets with `sockets`, for responses with heads within these limits.
-    pub fn new(sockets: SocketFactory, metrics: Arc<Metrics>, heads: Limits) -> Self {
-        Self { sockets, metrics, heads, unread: Rc::default(), health: Health::default() }
+    /// A connector that makes its sockets with `sockets`, for responses with heads within these limits, and with trailers that there is
+    /// room for where they go.
+    pub fn new(
+        sockets: SocketFactory,
+        metrics: Arc<Metrics>,
+        heads: Limits,
+        trailers: Box<dyn Fn(&Place) -> Room>,
+    ) -> Self {
+        Self { sockets, metrics, heads, unread: Rc::default(), trailers, health: Health::default() }
+    }
+
+    /// What counts trailers that come on a connection, for an application that connects from there.
+    pub fn room_for_trailers(&self, from: &Place) -> Room {
+        (self.trailers)(from)
     }
 
     /// Forgets what is over, and lets go of what was not needed. To be called each second or so.
@@ -78,7 +92,7 @@ impl Connector {
         let stream = self.tcp(from, origin).await?;
         let info = |protocol| ConnectionInfo::new(origin, protocol, None);
         if http2 {
-            return Ok(Made::Http2(Shared::start(stream, self.heads, self.unread.clone(), info("HTTP/2"))));
+            return Ok(self.http2(stream, from, info("HTTP/2")));
         }
         Ok(Made::Http1(Exclusive::new(http1::Stream::Left(stream), self.heads, info("HTTP/1.1"))))
     }
@@ -149,7 +163,7 @@ impl Connector {
                 Err(_) => {}
             }
             match handshake {
-                Ok((stream, tls)) => return Ok(self.http(stream, address, tls, offer)),
+                Ok((stream, tls)) => return Ok(self.http(stream, from, address, tls, offer)),
                 Err(error) if error.is_of_address() => {
                     candidates.retain(|candidate| *candidate != address);
                     broken = Some(error);
@@ -205,15 +219,19 @@ impl Connector {
     }
 
     /// Starts what the origin has picked. If it does not know ALPN, that is HTTP/1.1, unless nothing but HTTP/2 will do.
-    fn http(&self, stream: TlsStream, address: SocketAddr, tls: TlsInfo, offer: Offer) -> Made {
+    fn http(&self, stream: TlsStream, from: &Place, address: SocketAddr, tls: TlsInfo, offer: Offer) -> Made {
         let http2 = stream.session().alpn_protocol().map_or(offer == Offer::Http2, |picked| picked == HTTP2);
         let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
         let info = ConnectionInfo::new(address, protocol, Some(tls));
         if http2 {
-            Made::Http2(Shared::start(stream, self.heads, self.unread.clone(), info))
+            self.http2(stream, from, info)
         } else {
             Made::Http1(Exclusive::new(http1::Stream::Right(Box::new(stream)), self.heads, info))
         }
+    }
+
+    fn http2(&self, stream: impl Carrier + 'static, from: &Place, info: ConnectionInfo) -> Made {
+        Made::Http2(Shared::start(stream, self.heads, self.unread.clone(), self.room_for_trailers(from), info))
     }
 
     /// Connects to one address.

@@ -19,7 +19,7 @@ use self::window::Window;
 use super::{Carrier, ConnectionInfo, limits::Place};
 use crate::{
     http1::Limits,
-    http2::{self, Config, Link, Role},
+    http2::{self, Config, Link, Role, Room},
 };
 
 /// Requests at the same time on one connection, however many the origin takes.
@@ -80,14 +80,15 @@ struct Load {
 
 impl Shared {
     /// Starts HTTP/2 on a connection, for responses with heads within these limits, in bytes as RFC 9113 section 10.5.1 counts
-    /// them. What has come and was not read is counted in `unread`. A task of its own drives it until it ends.
-    pub fn start<I>(io: I, heads: Limits, unread: Rc<Cell<usize>>, info: ConnectionInfo) -> Self
+    /// them. Content that has come and was not read is counted in `unread`, and trailers by `trailers`. A task of its own drives it until
+    /// it ends.
+    pub fn start<I>(io: I, heads: Limits, unread: Rc<Cell<usize>>, trailers: Room, info: ConnectionInfo) -> Self
     where
         I: Carrier + 'static,
     {
         let address = info.address;
         let (stream_window, connection_window) = (window::LARGE, CONNECTION_WINDOW);
-        let config = Config { stream_window, connection_window, streams: 0, heads, unread };
+        let config = Config { stream_window, connection_window, streams: 0, heads, unread, trailers };
         let mut connection = http2::Connection::new(io, Role::Client, config);
         let gone = CancellationToken::new();
         let link = connection.link();

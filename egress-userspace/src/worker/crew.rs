@@ -79,13 +79,17 @@ pub struct PodLoad {
     heads: AtomicUsize,
 }
 
+/// Counts heads, or trailers, for as long as it lives.
+pub(super) struct Heads {
+    crew: Arc<Crew>,
+    of_pod: Arc<PodLoad>,
+    own: Cell<usize>,
+}
+
 /// Counts a connection, and its heads, for as long as it lives, from before it is handed over.
 pub struct Load {
-    crew: Arc<Crew>,
     index: usize,
-    of_pod: Arc<PodLoad>,
-    /// How much of the heads is its own.
-    heads: Cell<usize>,
+    heads: Heads,
     _open: TaskTrackerToken,
 }
 
@@ -94,17 +98,17 @@ impl Load {
     pub(super) fn add(crew: Arc<Crew>, index: usize, of_pod: Arc<PodLoad>, open: &TaskTracker) -> Self {
         crew.members[index].connections.fetch_add(1, Relaxed);
         of_pod.connections.fetch_add(1, Relaxed);
-        Self { crew, index, of_pod, heads: Cell::default(), _open: open.token() }
+        Self { index, heads: Heads::new(crew, of_pod), _open: open.token() }
     }
 
     /// One more of the same network namespace.
     pub(super) fn another(&self, open: &TaskTracker) -> Self {
-        Self::add(self.crew.clone(), self.index, self.of_pod.clone(), open)
+        Self::add(self.heads.crew.clone(), self.index, self.heads.of_pod.clone(), open)
     }
 
     /// That of its network namespace.
     pub(super) fn of_pod(&self) -> &PodLoad {
-        &self.of_pod
+        &self.heads.of_pod
     }
 
     /// Counts so much as its heads, in bytes.
@@ -112,7 +116,29 @@ impl Load {
     /// # Errors
     /// That would be beyond a limit, and it stays as it was.
     pub fn hold(&self, heads: usize, limits: &Limits) -> Result<(), Beyond> {
-        let (before, heads) = (self.heads.get(), heads - heads % STEP);
+        self.heads.hold(heads, limits)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.heads.crew.members[self.index].connections.fetch_sub(1, Relaxed);
+        self.heads.of_pod.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Heads {
+    /// None of a network namespace.
+    pub(super) fn new(crew: Arc<Crew>, of_pod: Arc<PodLoad>) -> Self {
+        Self { crew, of_pod, own: Cell::default() }
+    }
+
+    /// Counts so much, in bytes.
+    ///
+    /// # Errors
+    /// That would be beyond a limit, and it stays as it was.
+    pub(super) fn hold(&self, heads: usize, limits: &Limits) -> Result<(), Beyond> {
+        let (before, heads) = (self.own.get(), heads - heads % STEP);
         let add = |sum: &AtomicUsize, limit: usize| {
             let more = |sum: usize| Some(sum + (heads - before)).filter(|sum| *sum <= limit);
             sum.fetch_update(Relaxed, Relaxed, more).is_ok()
@@ -129,20 +155,18 @@ impl Load {
             self.of_pod.heads.fetch_sub(before - heads, Relaxed);
             self.crew.heads.fetch_sub(before - heads, Relaxed);
         }
-        self.heads.set(heads);
+        self.own.set(heads);
         Ok(())
     }
 }
 
-impl Drop for Load {
+impl Drop for Heads {
     fn drop(&mut self) {
-        let heads = self.heads.get();
+        let heads = self.own.get();
         if heads > 0 {
             self.of_pod.heads.fetch_sub(heads, Relaxed);
             self.crew.heads.fetch_sub(heads, Relaxed);
         }
-        self.crew.members[self.index].connections.fetch_sub(1, Relaxed);
-        self.of_pod.connections.fetch_sub(1, Relaxed);
     }
 }
 

@@ -182,7 +182,12 @@ impl Frames {
 
     /// Ends a response with trailers.
     pub async fn trailers(&mut self, stream: u32, fields: &[(&str, &str)]) -> Result<()> {
-        self.send(HEADERS, END_HEADERS | END_STREAM, stream, &literals(fields)).await
+        self.trailers_as(stream, &literals(fields)).await
+    }
+
+    /// The same with fields as RFC 7541 has them.
+    pub async fn trailers_as(&mut self, stream: u32, block: &[u8]) -> Result<()> {
+        self.send(HEADERS, END_HEADERS | END_STREAM, stream, block).await
     }
 
     /// Sends a whole response.

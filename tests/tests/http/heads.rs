@@ -1,9 +1,9 @@
-//! Heads that are short enough, and too many.
+//! Heads that are short enough, and too many; and trailers.
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     TestBed,
-    agent::{Agent, AgentOptions},
+    agent::{Agent, AgentOptions, LogLine},
     netns::Netns,
     origin::{Reply, Request, script},
     process::Running,
@@ -13,9 +13,10 @@ use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
 use super::{
-    CLIENT, HOST, URL, configure,
+    CLIENT, HOST, URL, configure, curl,
     limits::{PREFACE, TURNED_AWAY},
-    origin,
+    origin, origin_http2,
+    prior_knowledge::get,
 };
 
 /// How long a head may be here, and how much those of a pod may have together.
@@ -153,6 +154,78 @@ fn the_head_of_a_response_counts_until_the_client_has_taken_it() -> Result<()> {
     Ok(())
 }
 
+/// As of an origin that ends each response with them, and a client that takes none of it.
+#[test]
+fn trailers_of_responses_count_as_heads_until_the_client_has_taken_them() -> Result<()> {
+    const COUNT: u32 = 4;
+    let bed = TestBed::new("heads-trailers")?;
+    let _origin = origin_http2(&bed)?
+        .frames(|mut frames| async move {
+            frames.greet(100).await?;
+            loop {
+                let stream = frames.request().await?;
+                frames.head(stream, &[]).await?;
+                frames.data(stream, b"first").await?;
+                frames.data(stream, b" last").await?;
+                frames.trailers_as(stream, &repeated(LONGEST / 4000 - 100)).await?;
+            }
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let options = AgentOptions::new(config.path()).args(&["--workers", "1", "--max-head-bytes", &LONGEST.to_string()]);
+    let agent = Agent::start(&bed, &options)?;
+    let served = || curl(&bed, &[]).is_ok_and(|output| output.text() == "first last" && output.code() == 0);
+    ensure!(served(), "{}", agent.log_text());
+    // SETTINGS_INITIAL_WINDOW_SIZE is 5: the client takes no more of each response.
+    let settings = frame(4, 0, 0, &[0, 4, 0, 0, 0, 5]);
+    let streams = || (0..COUNT).map(|number| 1 + 2 * number);
+    let asked = streams().map(|stream| get(stream, "/")).collect::<Vec<_>>();
+    let client = talk(&bed, bed.client(), &[PREFACE.to_vec(), settings, asked.concat()].concat())?;
+    wait_until("one to be too many", PATIENCE, || !served())?;
+    let truncated = |record: &LogLine| {
+        record.text("outcome") == "truncated" && record.text("error").contains("there is no room for the trailers")
+    };
+    wait_until("the record of it", PATIENCE, || agent.records().iter().any(truncated))
+        .with_context(|| agent.log_text())?;
+    ensure!(agent.metrics()?.sum(TURNED_AWAY, &[("limit", "pod_heads")]) >= 1.0);
+    // The others are in order.
+    ensure!(client.stdout().matches("first").count() == COUNT as usize, "{}", client.stdout());
+    // RST_STREAM
+    let given_up = streams().flat_map(|stream| frame(3, 0, stream as u8, &[0, 0, 0, 8])).collect::<Vec<_>>();
+    client.write_stdin(&given_up)?;
+    wait_until("them to count no more", PATIENCE, served)
+}
+
+/// As of one whose requests do not go on, with trailers on each of its connections.
+#[test]
+fn a_pod_cannot_have_the_agent_keep_trailers_without_end() -> Result<()> {
+    const COUNT: usize = 4 << 20;
+    let bed = TestBed::new("heads-trailers-asked")?;
+    let _origin = origin_http2(&bed)?
+        .frames(|mut frames| async move {
+            frames.greet_with_window(0).await?;
+            frames.closed().await
+        })
+        .start()?;
+    let config = configure(&bed)?;
+    let options = AgentOptions::new(config.path()).args(&["--max-head-bytes", &LONGEST.to_string()]);
+    let agent = Agent::start(&bed, &options)?;
+    let post = [&[0x83], &fields()[1..]].concat();
+    let trailers = repeated(COUNT / 4000 - 50);
+    let asked =
+        [PREFACE.to_vec(), frame(4, 0, 0, &[]), frame(1, 4, 1, &post), frame(0, 0, 1, b"x"), frame(1, 5, 1, &trailers)];
+    let clients =
+        (0..2 + ROOM / COUNT).map(|_| talk(&bed, bed.client(), &asked.concat())).collect::<Result<Vec<_>>>()?;
+    wait_until("some to be too many", PATIENCE, || {
+        agent.metrics().is_ok_and(|metrics| metrics.sum(TURNED_AWAY, &[("limit", "pod_heads")]) >= 1.0)
+    })?;
+    // RST_STREAM: ENHANCE_YOUR_CALM
+    let reset = frame(3, 0, 1, &[0, 0, 0, 11]);
+    wait_until("them to be told", PATIENCE, || {
+        clients.iter().any(|client| client.stdout_bytes().windows(reset.len()).any(|window| window == reset))
+    })
+}
+
 fn talk(bed: &TestBed, pod: &Netns, bytes: &[u8]) -> Result<Running> {
     let command = bed.pod_command(pod, CLIENT)?.in_cgroup(bed.cgroup())?;
     let client = command.args(["talk", &bed.sockets(HOST, 80)[0].to_string()]).spawn()?;
@@ -184,8 +257,13 @@ fn begun() -> Vec<u8> {
 /// The beginning of a connection whose first head has a field of 3900 bytes, and then that one again and again, each time in a byte (RFC
 /// 7541 section 6.1).
 fn squeezed() -> Vec<u8> {
-    let field = [&[0x40, 1, b'x', 0x7f, 0xbd, 0x1d][..], &[b'x'; 3900], &[0xbe; LONG / 3900]].concat();
-    [PREFACE.to_vec(), frame(4, 0, 0, &[]), frame(1, 5, 1, &[fields(), field].concat())].concat()
+    let repeated = repeated(1 + LONG / 3900);
+    [PREFACE.to_vec(), frame(4, 0, 0, &[]), frame(1, 5, 1, &[fields(), repeated].concat())].concat()
+}
+
+/// As trailers: a field of 3900 bytes so many times, after the first one each time in a byte.
+fn repeated(count: usize) -> Vec<u8> {
+    [&[0x40, 1, b'x', 0x7f, 0xbd, 0x1d][..], &[b'x'; 3900], &vec![0xbe; count - 1]].concat()
 }
 
 /// A frame of HTTP/2: its type, its flags, its stream, and what it says.

@@ -101,7 +101,7 @@ fn shared() -> Shared {
     // It does not end by itself.
     std::mem::forget(far);
     let info = ConnectionInfo::new(([192, 0, 2, 1], 443).into(), "HTTP/2", None);
-    Shared::start(near, Limits::default().head, Rc::default(), info)
+    Shared::start(near, Limits::default().head, Rc::default(), Box::new(|_| true), info)
 }
 
 /// Has all tasks come as far as they can.
