@@ -225,9 +225,7 @@ impl TlsSettings {
 
 impl Policy {
     /// The policy that the documents ask for together, and what to tell their author.
-    pub fn compile<'d>(
-        documents: impl IntoIterator<Item = &'d Document> + Clone,
-    ) -> Result<(Self, Vec<Diagnostic>), Errors> {
+    pub fn compile<'d>(documents: impl IntoIterator<Item = &'d Document>) -> Result<(Self, Vec<Diagnostic>), Errors> {
         let (policy, diagnostics) = Self::analyze(documents);
         if diagnostics.iter().any(|diagnostic| diagnostic.severity() == Severity::Error) {
             return Err(diagnostics.into_iter().filter(|found| found.severity() == Severity::Error).collect());
@@ -237,7 +235,7 @@ impl Policy {
 
     /// The same, with all that there is to say even if some of it is an error; the policy is then of no use but to be
     /// looked at.
-    pub fn analyze<'d>(documents: impl IntoIterator<Item = &'d Document> + Clone) -> (Self, Vec<Diagnostic>) {
+    pub fn analyze<'d>(documents: impl IntoIterator<Item = &'d Document>) -> (Self, Vec<Diagnostic>) {
         let (rules, mut exceptions, diagnostics) = compile::compile(documents);
         exceptions.sort();
         (Self { exceptions, ..Self::from_iter(rules) }, diagnostics)

@@ -3,6 +3,7 @@
 mod check;
 mod credential;
 mod exceptions;
+mod full_names;
 mod host_map;
 mod http;
 mod index;
@@ -16,11 +17,12 @@ mod settings;
 mod twice;
 mod upstream;
 
-use std::{num::NonZeroU16, sync::Arc};
+use std::{num::NonZeroU16, ptr, sync::Arc};
 
 use foldhash::{HashMap, HashSet};
 
 use self::{
+    full_names::FullNames,
     index::{Index, Routed, Service},
     reports::{Reports, report_no_effect, selectors},
     settings::{Asked, AskedBy},
@@ -35,12 +37,14 @@ use crate::config::{
 /// The rules that the documents ask for, the exceptions to them, and all that there is to say about them in the order of files and
 /// lines. The rules are good only if none of it is an error.
 pub(super) fn compile<'d>(
-    documents: impl IntoIterator<Item = &'d Document> + Clone,
+    documents: impl IntoIterator<Item = &'d Document>,
 ) -> (Vec<Rule>, Vec<Exception>, Vec<Diagnostic>) {
+    let documents: Vec<&Document> = documents.into_iter().collect();
     let mut reports = Reports::default();
-    let selectors = selectors(documents.clone());
-    let index = Index::of(documents.clone(), &mut reports);
-    for document in documents {
+    let selectors = selectors(&documents);
+    let full_names = FullNames::of(&documents);
+    let index = Index::of(&documents, &full_names, &mut reports);
+    for &document in &documents {
         report_no_effect(document, &selectors, &index, &mut reports);
     }
     let mut compiler = Compiler::new(&index, reports);
@@ -108,7 +112,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
         let mut rest = Vec::new();
         for service in self.index.services.iter().flat_map(|(_, ports)| ports.values()).copied() {
             let routed = self.index.virtual_services.covering(service.host).next().map(|(_, several)| &several[0]);
-            concerned.extend(routed.map(|routed| &raw const routed.host.value));
+            concerned.extend(routed.map(|routed| ptr::from_ref(routed.host)));
             let Some(routed) = routed.filter(|_| is_http(service)) else {
                 rest.push(service);
                 continue;
@@ -116,13 +120,13 @@ impl<'i, 'd> Compiler<'i, 'd> {
             if !self.is_concerned(routed, service) {
                 if self.leads_to_tls(routed) {
                     self.report_not_concerned(routed, service);
-                    in_force.insert(&raw const routed.host.value);
+                    in_force.insert(ptr::from_ref(routed.host));
                 }
                 rest.push(service);
                 continue;
             }
             match self.compile_routed(routed, service) {
-                Outcome::Rule | Outcome::Wrong => _ = in_force.insert(&raw const routed.host.value),
+                Outcome::Rule | Outcome::Wrong => _ = in_force.insert(ptr::from_ref(routed.host)),
                 Outcome::NotConcerned => rest.push(service),
             }
         }
@@ -143,7 +147,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
             // Services of a cluster can be called the same in several namespaces, which is no business of ours without TLS.
             let is_of_mesh = self.index.is_of_mesh(host);
             for routed in if is_of_mesh { several } else { &several[..1] } {
-                let place = &raw const routed.host.value;
+                let place = ptr::from_ref(routed.host);
                 if in_force.contains(&place) {
                     // On other ports, or for other hosts.
                     self.check_answers(routed);
@@ -158,14 +162,13 @@ impl<'i, 'd> Compiler<'i, 'd> {
                     Outcome::Rule | Outcome::Wrong => _ = in_force.insert(place),
                 }
             }
-            let is_ours =
-                !is_of_mesh || several.iter().any(|routed| in_force.contains(&(&raw const routed.host.value)));
+            let is_ours = !is_of_mesh || several.iter().any(|routed| in_force.contains(&ptr::from_ref(routed.host)));
             for other in several[1..].iter().filter(|_| is_ours) {
                 let text = format!(
                     "{host} has a VirtualService already, at {}, and Istio would take either; make one of the two",
-                    several[0].host.location,
+                    several[0].listed.location,
                 );
-                self.reports.at(other.host, Code::Conflict.because(text));
+                self.reports.at(other.listed, Code::Conflict.because(text));
             }
         }
         self.report_unused(&unused);
@@ -189,14 +192,14 @@ impl<'i, 'd> Compiler<'i, 'd> {
         let text = format!(
             "port {} has no protocol, so the VirtualService at {}, which leads to TLS, is not for it: HTTP would leave in clear there; if \
              that is spoken, say so by protocol HTTP, and otherwise by TCP, or HTTPS",
-            port.number.value, routed.host.location,
+            port.number.value, routed.listed.location,
         );
         self.reports.at(&port.number, Code::ClearText.because(text));
     }
 
     /// A host with a `VirtualService` and no `ServiceEntry`: as in Istio it is in force on port 80.
     fn compile_unknown(&mut self, routed: &Routed<'d>) -> Outcome {
-        self.compile_routes(routed, &routed.host.value, HTTP, None)
+        self.compile_routes(routed, routed.host, HTTP, None)
     }
 
     /// A port of a host with a `VirtualService`.
@@ -304,7 +307,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
             return upstream.clone();
         }
         let settings = self.index.settings(service.host, number, subset);
-        self.in_force.extend(settings.annotations.map(std::ptr::from_ref));
+        self.in_force.extend(settings.annotations.map(ptr::from_ref));
         let upstream = Arc::new(upstream::build(service, subset, &settings, asked, self.index, &mut self.reports));
         self.upstreams.insert(key, upstream.clone());
         upstream

@@ -6,6 +6,7 @@ mod exceptions;
 mod fields;
 mod nothing_lost;
 mod same_host;
+mod short_names;
 mod tls_policies;
 mod twice;
 

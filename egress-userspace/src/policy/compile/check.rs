@@ -215,7 +215,7 @@ impl<'d> Compiler<'_, 'd> {
     pub(super) fn report_unused(&mut self, unused: &[&Routed<'d>]) {
         let wildcards = wildcard_rules(&self.rules);
         for routed in unused {
-            let host = &routed.host.value;
+            let host = routed.host;
             let is_excepted = |rule: &Rule| {
                 let closest =
                     NonZeroU16::new(rule.port).and_then(|number| self.index.http_services(host, number).next());
@@ -251,7 +251,7 @@ impl<'d> Compiler<'_, 'd> {
                     "{nothing} is left alone and goes to where it was going; add a DestinationRule with `tls` for a destination",
                 )),
             };
-            self.reports.at(routed.host, message);
+            self.reports.at(routed.listed, message);
         }
     }
 

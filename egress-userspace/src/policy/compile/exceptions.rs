@@ -141,7 +141,7 @@ fn exported(to: Option<&Located<Vec<String>>>) -> Option<Limit<'_>> {
 impl<'d> Compiler<'_, 'd> {
     /// Refuses routes that answer for a host without a port of its own, which is left in clear by the exception of a wildcard.
     pub(super) fn check_answers(&mut self, routed: &Routed<'d>) {
-        let host = &routed.host.value;
+        let host = routed.host;
         if self.index.services.get(host).is_some_and(|ports| ports.contains_key(&HTTP)) {
             return;
         }

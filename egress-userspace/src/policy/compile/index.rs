@@ -7,6 +7,7 @@ use std::num::NonZeroU16;
 
 use super::{
     Reports,
+    full_names::FullNames,
     host_map::HostMap,
     is_http,
     namespaces::Namespace,
@@ -24,7 +25,6 @@ use crate::config::{
 };
 
 /// All documents.
-#[derive(Default)]
 pub(super) struct Index<'d> {
     pub(super) services: HostMap<'d, BTreeMap<NonZeroU16, Service<'d>>>,
     pub(super) destinations: HostMap<'d, Destinations<'d>>,
@@ -41,6 +41,7 @@ pub(super) struct Index<'d> {
     /// The names that hosts of `ServiceEntry`s are below of.
     parents: HashSet<&'d str>,
     stores: HashMap<StoreKey<'d>, (&'d Store, &'d Location)>,
+    full_names: &'d FullNames<'d>,
 }
 
 /// A port of a host.
@@ -57,8 +58,11 @@ pub(super) struct Service<'d> {
 /// A `VirtualService` for a host.
 pub(super) struct Routed<'d> {
     pub(super) service: &'d MeshService,
+    /// The host that is meant.
+    pub(super) host: &'d HostPattern,
     /// The host as it is listed there.
-    pub(super) host: &'d Located<HostPattern>,
+    pub(super) listed: &'d Located<HostPattern>,
+    pub(super) namespace: Namespace<'d>,
 }
 
 /// A `BackendTLSPolicy` for a port.
@@ -103,11 +107,22 @@ impl<'d> Service<'d> {
 }
 
 impl<'d> Index<'d> {
-    pub(super) fn of(documents: impl IntoIterator<Item = &'d Document> + Clone, reports: &mut Reports) -> Self {
-        let mut index = Self::default();
+    pub(super) fn of(documents: &[&'d Document], full_names: &'d FullNames<'d>, reports: &mut Reports) -> Self {
+        let mut index = Self {
+            services: HostMap::default(),
+            destinations: HostMap::default(),
+            virtual_services: HostMap::default(),
+            twice: Vec::new(),
+            shared: HashMap::default(),
+            sections: HashSet::default(),
+            policies: HashMap::default(),
+            parents: HashSet::default(),
+            stores: HashMap::default(),
+            full_names,
+        };
         let mut entries: HashMap<(Namespace<'d>, &'d str), &'d ServiceEntry> = HashMap::default();
         let named = |document: &'d Document| (document.metadata.name.as_str(), Namespace::of(&document.metadata));
-        for document in documents.clone() {
+        for &document in documents {
             let (name, namespace) = named(document);
             match &document.resource {
                 Resource::ServiceEntry(entry) => {
@@ -124,11 +139,11 @@ impl<'d> Index<'d> {
             }
         }
         // These are about hosts that may come later in the files.
-        for document in documents {
+        for &document in documents {
             let (_, namespace) = named(document);
             match &document.resource {
                 Resource::DestinationRule(rule) => index.add_destination_rule(rule, namespace),
-                Resource::VirtualService(service) => index.add_virtual_service(service, reports),
+                Resource::VirtualService(service) => index.add_virtual_service(service, namespace, reports),
                 Resource::BackendTlsPolicy(policy) => index.add_policy(policy, namespace, &entries, reports),
                 _ => {}
             }
@@ -160,11 +175,13 @@ impl<'d> Index<'d> {
     }
 
     fn add_destination_rule(&mut self, rule: &'d DestinationRule, namespace: Namespace<'d>) {
-        let destinations = self.destinations.entry(&rule.host.value, || Destinations { rules: Vec::new() });
-        destinations.rules.push((rule, namespace));
+        for host in self.meant(&rule.host.value, namespace) {
+            let destinations = self.destinations.entry(host, || Destinations { rules: Vec::new() });
+            destinations.rules.push((rule, namespace));
+        }
     }
 
-    fn add_virtual_service(&mut self, service: &'d VirtualService, reports: &mut Reports) {
+    fn add_virtual_service(&mut self, service: &'d VirtualService, namespace: Namespace<'d>, reports: &mut Reports) {
         let service = match service {
             VirtualService::Mesh(service) => service,
             VirtualService::Gateways(gateways) => {
@@ -174,8 +191,11 @@ impl<'d> Index<'d> {
                 return;
             }
         };
-        for host in service.hosts.iter().filter(|_| !service.http.is_empty()) {
-            self.virtual_services.entry(&host.value, Vec::new).push(Routed { service, host });
+        for listed in service.hosts.iter().filter(|_| !service.http.is_empty()) {
+            for host in self.meant(&listed.value, namespace) {
+                let routed = Routed { service, host, listed, namespace };
+                self.virtual_services.entry(host, Vec::new).push(routed);
+            }
         }
     }
 
@@ -202,11 +222,7 @@ impl<'d> Index<'d> {
                     .unwrap_or_default(),
                 TargetKind::Hostname => self.host(name).into_iter().collect(),
                 TargetKind::Service => {
-                    let names = [
-                        format!("{name}.{namespace}.svc.cluster.local"),
-                        format!("{name}.{namespace}"),
-                        name.to_owned(),
-                    ];
+                    let names = [namespace.service(name), format!("{name}.{namespace}"), name.to_owned()];
                     names.iter().find_map(|name| self.host(name)).into_iter().collect()
                 }
             };
@@ -265,6 +281,18 @@ impl<'d> Index<'d> {
             Some(other) => format!("in namespace {namespace}, while there is one in namespace {other}"),
             None => format!("in namespace {namespace} in these files"),
         }
+    }
+
+    /// The hosts that a name in a rule of a namespace means: what it is in full, where a `ServiceEntry` has that, and what is written,
+    /// where one has it so, or has neither.
+    pub(super) fn meant(
+        &self,
+        name: &'d HostPattern,
+        namespace: Namespace<'d>,
+    ) -> impl Iterator<Item = &'d HostPattern> + use<'d> {
+        let full = self.full_names.get(name, namespace).filter(|full| self.has_services_of(full));
+        let is_as_written = full.is_none() || self.services.get(name).is_some();
+        full.into_iter().chain(is_as_written.then_some(name))
     }
 
     /// Whether a host is taken for a service of a cluster.

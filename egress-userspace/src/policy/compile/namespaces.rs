@@ -36,6 +36,11 @@ impl<'d> Namespace<'d> {
         self.0.unwrap_or("default")
     }
 
+    /// What a cluster calls the service of a name in it.
+    pub(super) fn service(self, name: &str) -> String {
+        format!("{name}.{self}.svc.cluster.local")
+    }
+
     fn is_written(self) -> bool {
         self.0.is_some()
     }

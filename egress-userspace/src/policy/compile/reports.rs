@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{check::disables, index::Index};
+use super::{check::disables, index::Index, namespaces::Namespace};
 use crate::config::{
-    Code, Diagnostic, Document, Foreign, Located, Message, Resource, Severity, Unread,
+    Code, Diagnostic, Document, Foreign, HostPattern, Located, Message, Resource, Severity, Unread,
     destination_rule::{DestinationRule, Tls, WorkloadSelector},
     service_entry::ServiceEntry,
     virtual_service::{RetryReason, Route, VirtualService},
@@ -32,27 +32,29 @@ impl Reports {
 pub(super) type Selectors<'d> = Vec<(Option<&'d str>, &'d Located<WorkloadSelector>)>;
 
 /// Those of `ServiceEntry`s.
-pub(super) fn selectors<'d>(documents: impl IntoIterator<Item = &'d Document>) -> Selectors<'d> {
-    let selector = |document: &'d Document| match &document.resource {
+pub(super) fn selectors<'d>(documents: &[&'d Document]) -> Selectors<'d> {
+    let selector = |document: &&'d Document| match &document.resource {
         Resource::ServiceEntry(entry) => {
             Some((document.metadata.namespace.as_deref(), entry.workload_selector.as_ref()?))
         }
         _ => None,
     };
-    documents.into_iter().filter_map(selector).collect()
+    documents.iter().filter_map(selector).collect()
 }
 
-fn report_foreign(
-    document: &Document,
-    foreign: &Foreign,
-    selectors: &Selectors<'_>,
-    index: &Index<'_>,
+fn report_foreign<'d>(
+    document: &'d Document,
+    foreign: &'d Foreign,
+    selectors: &Selectors<'d>,
+    index: &Index<'d>,
     reports: &mut Reports,
 ) {
     let Foreign { kind, workload, unread } = foreign;
     let place = kind.with(());
+    let namespace = Namespace::of(&document.metadata);
+    let is_ours = |host: &'d HostPattern| index.meant(host, namespace).any(|host| index.has_services_of(host));
     match unread {
-        Some(Unread { hosts, errors }) if hosts.iter().any(|host| index.has_services_of(host)) => {
+        Some(Unread { hosts, errors }) if hosts.iter().any(is_ours) => {
             errors.iter().cloned().for_each(|error| reports.add(error));
             return;
         }
@@ -91,10 +93,10 @@ fn report_foreign(
 }
 
 /// Names what is understood and changes nothing.
-pub(super) fn report_no_effect(
-    document: &Document,
-    selectors: &Selectors<'_>,
-    index: &Index<'_>,
+pub(super) fn report_no_effect<'d>(
+    document: &'d Document,
+    selectors: &Selectors<'d>,
+    index: &Index<'d>,
     reports: &mut Reports,
 ) {
     let limited = |what: &str| {

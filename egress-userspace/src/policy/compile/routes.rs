@@ -23,8 +23,8 @@ use crate::{
 enum Led<'d> {
     Tls(Shared),
     Clear(&'d Located<Destination>, String),
-    /// It has a host that no `ServiceEntry` has.
-    Unknown(&'d Located<Destination>),
+    /// It means a host that no `ServiceEntry` has.
+    Unknown(&'d Located<Destination>, &'d HostPattern),
 }
 
 /// Where TLS is asked for, and where there is an exception to it.
@@ -49,7 +49,8 @@ impl<'d> Compiler<'_, 'd> {
             return Outcome::NotConcerned;
         }
         let errors = self.reports.errors;
-        let led: Vec<Vec<Led<'d>>> = routes.iter().map(|route| self.destinations(route.route, host, port)).collect();
+        let led: Vec<Vec<Led<'d>>> =
+            routes.iter().map(|route| self.destinations(route.route, routed, host, port)).collect();
         if self.reports.errors > errors {
             return Outcome::Wrong;
         }
@@ -82,7 +83,7 @@ impl<'d> Compiler<'_, 'd> {
 
         let mut upstreams = Vec::new();
         let routes = routes.iter().zip(led).map(|(route, led)| compile_route(route, led, &mut upstreams)).collect();
-        self.push_rule(host, port, service, upstreams, routes, routed.host.location.clone());
+        self.push_rule(host, port, service, upstreams, routes, routed.listed.location.clone());
         Outcome::Rule
     }
 
@@ -103,13 +104,24 @@ impl<'d> Compiler<'_, 'd> {
     /// Whether TLS is asked for on any port of any of its destinations.
     pub(super) fn leads_to_tls(&self, routed: &Routed<'d>) -> bool {
         let mut destinations = routed.service.http.iter().flat_map(|route| destinations_of(route));
-        destinations.any(|destination| self.is_asked_for_tls(&destination.host.value))
+        destinations.any(|destination| self.is_asked_for_tls(self.host_of(destination, routed)))
     }
 
     /// A destination that no `ServiceEntry` has.
     pub(super) fn unknown_destination(&self, routed: &Routed<'d>) -> Option<&'d HostPattern> {
-        let hosts = routed.service.http.iter().flat_map(|route| destinations_of(route)).map(|to| &to.host.value);
-        hosts.into_iter().find(|host| self.index.services.get(host).is_none())
+        let destinations = routed.service.http.iter().flat_map(|route| destinations_of(route));
+        let mut hosts = destinations.map(|destination| self.host_of(destination, routed));
+        hosts.find(|host| self.index.services.get(host).is_none())
+    }
+
+    /// The host that a destination means. Where it can mean two, no TLS is to be lost by that.
+    fn host_of(&self, destination: &'d Destination, routed: &Routed<'d>) -> &'d HostPattern {
+        let name = &destination.host.value;
+        let mut hosts = self.index.meant(name, routed.namespace);
+        let first = hosts.next().unwrap_or(name);
+        let is_known = self.index.services.get(first).is_some();
+        let is_lost = |other: &HostPattern| self.is_asked_for_tls(other) && !self.is_asked_for_tls(first);
+        hosts.next().filter(|other| !is_known || is_lost(other)).unwrap_or(first)
     }
 
     fn is_asked_for_tls(&self, host: &HostPattern) -> bool {
@@ -123,8 +135,7 @@ impl<'d> Compiler<'_, 'd> {
     /// a word of TLS, is no business of ours.
     fn check_known(&mut self, from: &HostPattern, led: &[Vec<Led<'d>>], is_ours: bool) {
         for led in led.iter().flatten() {
-            let Led::Unknown(destination) = led else { continue };
-            let host = &destination.host.value;
+            let Led::Unknown(destination, host) = led else { continue };
             let is_of_mesh = host.may_be_of_mesh();
             if is_of_mesh && !is_ours && !self.is_asked_for_tls(host) {
                 continue;
@@ -143,19 +154,26 @@ impl<'d> Compiler<'_, 'd> {
     }
 
     /// All destinations of a route in the order of its weighted ones and its mirrors. What is wrong with one is reported.
-    fn destinations(&mut self, route: &'d Route, host: &'d HostPattern, port: NonZeroU16) -> Vec<Led<'d>> {
-        destinations_of(route).filter_map(|destination| self.destination(destination, host, port)).collect()
+    fn destinations(
+        &mut self,
+        route: &'d Route,
+        routed: &Routed<'d>,
+        host: &'d HostPattern,
+        port: NonZeroU16,
+    ) -> Vec<Led<'d>> {
+        destinations_of(route).filter_map(|destination| self.destination(destination, routed, host, port)).collect()
     }
 
     fn destination(
         &mut self,
         destination: &'d Located<Destination>,
+        routed: &Routed<'d>,
         from: &'d HostPattern,
         port: NonZeroU16,
     ) -> Option<Led<'d>> {
-        let host = &destination.host.value;
+        let host = self.host_of(destination, routed);
         let Some(ports) = self.index.services.get(host) else {
-            return Some(Led::Unknown(destination));
+            return Some(Led::Unknown(destination, host));
         };
         // As in Istio: the one that is named, the only one, or the one that the request came to.
         let number = match (&destination.port, ports.len()) {
@@ -197,7 +215,7 @@ impl<'d> Compiler<'_, 'd> {
 }
 
 /// The weighted ones, and then those of mirrors.
-fn destinations_of(route: &Route) -> impl Iterator<Item = &Located<Destination>> {
+pub(super) fn destinations_of(route: &Route) -> impl Iterator<Item = &Located<Destination>> {
     let weighted = http::weights(&route.route).map(|(destination, _)| &destination.destination);
     weighted.chain(&route.mirror).chain(route.mirrors.iter().map(|mirror| &mirror.destination))
 }
@@ -215,7 +233,7 @@ fn compile_route(applicable: &Applicable<'_>, led: Vec<Led<'_>>, upstreams: &mut
     let route = applicable.route;
     let mut led = led.into_iter().filter_map(|led| match led {
         Led::Tls(upstream) => Some(index_of(upstream, upstreams)),
-        Led::Clear(..) | Led::Unknown(_) => None,
+        Led::Clear(..) | Led::Unknown(..) => None,
     });
     let mut up_to = 0;
     let weighted: Vec<_> = http::weights(&route.route)

@@ -2,9 +2,9 @@
 
 use super::*;
 
-const NONE: &str = "ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}], resolution: NONE";
+pub(super) const NONE: &str = "ports: [{number: 80, name: a, protocol: HTTP, targetPort: 443}], resolution: NONE";
 
-fn resource(kind: &str, namespace: &str, spec: &str) -> String {
+pub(super) fn resource(kind: &str, namespace: &str, spec: &str) -> String {
     format!(
         "kind: {kind}\napiVersion: networking.istio.io/v1\nmetadata: {{name: x, namespace: {namespace}}}\nspec: {{{spec}}}\n---\n"
     )
