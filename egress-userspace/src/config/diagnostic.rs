@@ -253,6 +253,11 @@ impl Errors {
         self.0.iter()
     }
 
+    /// Whether a field is refused as one that egress does not have.
+    pub fn is_unsupported(&self, path: &str) -> bool {
+        self.0.iter().any(|error| error.code == Code::Unsupported && error.path.as_deref() == Some(path))
+    }
+
     /// How many errors there are.
     pub fn count(&self) -> usize {
         self.0.len()

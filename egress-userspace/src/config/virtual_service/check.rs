@@ -5,11 +5,11 @@ use std::ptr;
 use http::{HeaderName, header::HOST};
 
 use super::{
-    Headers, MESH, MeshService, Redirect, RegexRewrite, RequestMatch, Retries, Rewrite, Route, VirtualService,
+    Fault, Headers, MESH, MeshService, Redirect, RegexRewrite, RequestMatch, Retries, Rewrite, Route, VirtualService,
 };
 use crate::config::{
     Code, Errors, Located, TextMatch,
-    decode::{Decode as _, Fields},
+    decode::{Decode as _, Fields, join},
     node::Node,
     service_entry::check_unique,
 };
@@ -30,7 +30,7 @@ pub(in crate::config) fn decode(spec: &Node, errors: &mut Errors) -> Option<Virt
         errors.at(&service.hosts, "the list is empty; name at least one host");
     }
     check_unique(service.hosts.iter(), errors);
-    if service.http.is_empty() && service.tls.is_empty() {
+    if service.http.is_empty() && service.tls.is_empty() && !errors.is_unsupported("spec.tcp") {
         let message = "there are no routes; add `http`, or remove the VirtualService";
         errors.push(spec.location.clone(), "spec.http", Code::MissingField.because(message));
     }
@@ -38,12 +38,15 @@ pub(in crate::config) fn decode(spec: &Node, errors: &mut Errors) -> Option<Virt
     Some(VirtualService::Mesh(Box::new(service)))
 }
 
+/// What follows from a field that is refused is not said beside that.
 fn check_route(route: &Located<Route>, errors: &mut Errors) {
+    let is_delegated = errors.is_unsupported(&join(&route.path, "delegate"));
     let actions = [!route.route.is_empty(), route.redirect.is_some(), route.direct_response.is_some()]
         .into_iter()
         .filter(|is| *is);
     match actions.count() {
         1 => {}
+        0 if is_delegated => {}
         0 => errors.at(
             route,
             Code::MissingField.because("nothing is done with the requests; add route, redirect or directResponse"),
@@ -54,7 +57,8 @@ fn check_route(route: &Located<Route>, errors: &mut Errors) {
         ),
     }
     let contradiction = |errors: &mut Errors, text: &str| errors.at(route, Code::Contradiction.because(text));
-    if route.route.is_empty() && (route.rewrite.is_some() || route.mirror.is_some() || !route.mirrors.is_empty()) {
+    let is_sent_on = !route.route.is_empty() || is_delegated;
+    if !is_sent_on && (route.rewrite.is_some() || route.mirror.is_some() || !route.mirrors.is_empty()) {
         contradiction(errors, "rewrite and mirror need a route, as nothing is sent on without one; remove them");
     }
     if route.mirror.is_some() && !route.mirrors.is_empty() {
@@ -81,11 +85,8 @@ fn check_route(route: &Located<Route>, errors: &mut Errors) {
     {
         errors.at(body, Code::Contradiction.because("string and bytes exclude each other; choose one"));
     }
-    if let Some(abort) = route.fault.as_ref().and_then(|fault| fault.abort.as_ref())
-        && abort.http_status.is_some() == abort.grpc_status.is_some()
-    {
-        errors
-            .at(abort, Code::Contradiction.because("the status is one of httpStatus and grpcStatus; give one of them"));
+    if let Some(fault) = &route.fault {
+        check_fault(fault, errors);
     }
     let of_destinations = route.route.iter().filter_map(|destination| destination.headers.as_ref());
     of_destinations.chain(&route.headers).for_each(|headers| check_headers(headers, route, errors));
@@ -93,6 +94,23 @@ fn check_route(route: &Located<Route>, errors: &mut Errors) {
     let weights = route.route.iter().map(|destination| destination.weight.as_ref().map_or(0, |weight| weight.value));
     if route.route.len() > 1 && weights.map(u64::from).sum::<u64>() == 0 {
         errors.at(route, "no destination has a weight, so none gets a request; give each its `weight`");
+    }
+}
+
+fn check_fault(fault: &Fault, errors: &mut Errors) {
+    if let Some(abort) = &fault.abort
+        && abort.http_status.is_some() == abort.grpc_status.is_some()
+        && !errors.is_unsupported(&join(&abort.path, "http2Error"))
+    {
+        errors
+            .at(abort, Code::Contradiction.because("the status is one of httpStatus and grpcStatus; give one of them"));
+    }
+    if let Some(delay) = &fault.delay
+        && delay.fixed_delay.is_none()
+        && !errors.is_unsupported(&join(&delay.path, "exponentialDelay"))
+    {
+        let path = join(&delay.path, "fixedDelay");
+        errors.push(delay.location.clone(), &path, Code::MissingField.because("this field is required"));
     }
 }
 

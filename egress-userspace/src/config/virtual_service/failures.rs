@@ -101,7 +101,7 @@ shape! {
     /// `fault`.
     pub struct Fault {
         /// Some requests wait.
-        "delay" => delay: Option<Delay>,
+        "delay" => delay: Option<Located<Delay>>,
         /// Some requests are answered.
         "abort" => abort: Option<Located<Abort>>,
     }
@@ -112,7 +112,7 @@ shape! {
     /// `fault.delay`.
     pub struct Delay {
         /// For how long.
-        "fixedDelay" => fixed_delay: AtLeastOneMilli,
+        "fixedDelay" => fixed_delay: Option<AtLeastOneMilli>,
         /// Of how many.
         "percentage" => percentage: Option<PercentValue>,
     }

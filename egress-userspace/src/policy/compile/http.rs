@@ -155,7 +155,8 @@ pub(super) fn fault(raw: &raw::Fault) -> Fault {
     // Of faults none is made without a share, of mirrors all are.
     let share = |percentage: &Option<raw::PercentValue>| percentage.as_ref().map_or(Share(0), share_of);
     Fault {
-        delay: raw.delay.as_ref().map(|delay| (delay.fixed_delay.0, share(&delay.percentage))),
+        // One without a time has been refused.
+        delay: raw.delay.as_ref().and_then(|delay| Some((delay.fixed_delay?.0, share(&delay.percentage)))),
         abort: raw.abort.as_ref().and_then(|abort| {
             let answer = match (abort.http_status, abort.grpc_status) {
                 (Some(status), _) => Abort::Http(status),

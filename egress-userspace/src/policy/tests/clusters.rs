@@ -65,6 +65,8 @@ fn what_is_about_a_cluster_s_own_services_can_have_what_egress_has_not() {
         (rule("reviews", balanced), "reviews"),
         (rule("reviews.b.svc.cluster.local", balanced), "reviews.b.svc.cluster.local"),
         (route("reviews", "ratings.b.svc.cluster.local"), "reviews"),
+        (resource("VirtualService", "a", "hosts: [redis], tcp: [{route: [{destination: {host: redis}}]}]"), "redis"),
+        (resource("VirtualService", "a", "hosts: [reviews], http: [{delegate: {name: y}}]"), "reviews"),
     ] {
         assert_eq!(outcome_beside(&text), unread(host), "{text}");
     }

@@ -119,3 +119,31 @@ fn rewrites_and_redirects_to_nothing() {
         check("VirtualService", &[(&format!("hosts: [a.com]\nhttp: [{{redirect: {{{redirect}}}}}]"), expected)]);
     }
 }
+
+/// Nothing is said of what would be missing, or too much, without a field that is refused.
+#[test]
+fn what_follows_from_a_refused_field_is_not_said() {
+    let refused = "Istio has this field, egress does not implement it; remove it";
+    check_routes(&[
+        (
+            "fault: {abort: {http2Error: PROTOCOL_ERROR, percentage: {value: 1}}}",
+            &format!("fault.abort.http2Error: {refused}"),
+        ),
+        (
+            "fault: {abort: {percentage: {value: 1}}}",
+            "fault.abort: the status is one of httpStatus and grpcStatus; give one of them",
+        ),
+        ("fault: {delay: {exponentialDelay: 1s}}", &format!("fault.delay.exponentialDelay: {refused}")),
+        ("fault: {delay: {percentage: {value: 1}}}", "fault.delay.fixedDelay: this field is required"),
+    ]);
+    let no_routes = "@4: spec.http: there are no routes; add `http`, or remove the VirtualService";
+    let nothing = "@6: spec.http[0]: nothing is done with the requests; add route, redirect or directResponse";
+    for (routes, expected) in [
+        ("tcp: [{route: [{destination: {host: b.com}}]}]", format!("@6: spec.tcp: {refused}")),
+        ("exportTo: ['*']", no_routes.to_owned()),
+        ("http: [{delegate: {name: y}, rewrite: {uri: /}}]", format!("@6: spec.http[0].delegate: {refused}")),
+        ("http: [{name: y}]", nothing.to_owned()),
+    ] {
+        check("VirtualService", &[(&format!("hosts: [a.com]\n{routes}"), &expected)]);
+    }
+}
