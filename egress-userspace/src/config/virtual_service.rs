@@ -28,6 +28,8 @@ pub enum VirtualService {
     Mesh(Box<MeshService>),
     /// For gateways alone, which are no business of ours.
     Gateways(Located<Vec<String>>),
+    /// Routes for no hosts, which others delegate to.
+    Delegate(Located<()>),
 }
 
 shape! {

@@ -9,13 +9,16 @@ use super::{
 };
 use crate::config::{
     Code, Errors, Located, TextMatch,
-    decode::{Decode as _, Fields, join},
+    decode::{Anything, Decode as _, Fields, join},
     node::Node,
     service_entry::check_unique,
 };
 
 /// Decodes `spec` and checks what its fields say about each other.
 pub(in crate::config) fn decode(spec: &Node, errors: &mut Errors) -> Option<VirtualService> {
+    if let Some(routes) = delegate(spec) {
+        return Some(VirtualService::Delegate(routes));
+    }
     let gateways: Option<Located<Vec<String>>> = {
         let mut fields = Fields::of(spec, "spec", errors)?;
         fields.take("gateways", errors)?
@@ -36,6 +39,18 @@ pub(in crate::config) fn decode(spec: &Node, errors: &mut Errors) -> Option<Virt
     }
     service.http.iter().for_each(|route| check_route(route, errors));
     Some(VirtualService::Mesh(Box::new(service)))
+}
+
+/// The routes of one that others delegate to: there is nothing else in it. What has another field may lack its hosts by mistake.
+fn delegate(spec: &Node) -> Option<Located<()>> {
+    let mut others = Errors::default();
+    let mut fields = Fields::of(spec, "spec", &mut others)?;
+    let routes: Option<Located<Anything>> = fields.take("http", &mut others)?;
+    fields.ignore(&["exportTo"]);
+    let is_for_hosts = fields.node("hosts").is_some();
+    fields.finish(&[], &mut others);
+    let routes = routes.filter(|_| !is_for_hosts && others.count() == 0)?;
+    Some(routes.with(()))
 }
 
 /// What follows from a field that is refused is not said beside that.

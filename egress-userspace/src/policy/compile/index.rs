@@ -184,6 +184,12 @@ impl<'d> Index<'d> {
     fn add_virtual_service(&mut self, service: &'d VirtualService, namespace: Namespace<'d>, reports: &mut Reports) {
         let service = match service {
             VirtualService::Mesh(service) => service,
+            VirtualService::Delegate(routes) => {
+                let text = "without hosts these routes are for other VirtualServices, which delegate to them, so they have no effect here; add \
+                            hosts if they are meant for applications";
+                reports.at(routes, Code::NoEffect.because(text));
+                return;
+            }
             VirtualService::Gateways(gateways) => {
                 let text = "this VirtualService is for gateways alone, so it does nothing here; add `mesh`, if it is meant for \
                             applications";

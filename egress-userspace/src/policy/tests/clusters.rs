@@ -138,6 +138,22 @@ fn who_gives_no_namespace_is_in_the_one_called_default() {
     assert!(outcome(&text(", namespace: b")).contains(expected), "{}", outcome(&text(", namespace: b")));
 }
 
+#[test]
+fn routes_for_no_hosts_are_a_delegate_s() {
+    let routes = "http: [{corsPolicy: {}, route: [{destination: {host: a.com}}]}]";
+    let delegate = "warning @4: spec.http: without hosts these routes are for other VirtualServices, which delegate to them, so they have no \
+                    effect here; add hosts if they are meant for applications";
+    assert_eq!(outcome_beside(&resource("VirtualService", "a", routes)), delegate);
+    assert_eq!(outcome_beside(&resource("VirtualService", "a", &format!("exportTo: ['.'], {routes}"))), delegate);
+    // Who names some where nobody looks has not meant that.
+    let mistyped = outcome_beside(&resource("VirtualService", "a", &format!("host: [a.com], {routes}")));
+    assert!(mistyped.contains("spec.host: unknown field; did you mean `hosts`?"), "{mistyped}");
+    for text in [format!("hosts: [], {routes}"), format!("gateways: [mesh], {routes}"), "exportTo: ['.']".to_owned()] {
+        let found = outcome_beside(&resource("VirtualService", "a", &text));
+        assert!(found.contains("spec.hosts: "), "{text}: {found}");
+    }
+}
+
 /// In Istio it is the namespace of the client that decides, and here one rule is for all.
 #[test]
 fn a_rule_in_another_namespace_than_its_entry_is_named() {
