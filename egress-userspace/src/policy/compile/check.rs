@@ -1,8 +1,8 @@
 //! What is probably not meant, seen from all documents together.
 
-use std::{collections::BTreeSet, num::NonZeroU16};
+use std::{collections::BTreeSet, num::NonZeroU16, ptr};
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 
 use egress_common::learned::NAME_PORTS;
 
@@ -46,6 +46,7 @@ impl<'d> Compiler<'_, 'd> {
             self.check_annotations(host, destinations, is_known);
         }
         self.check_disabled(&ports);
+        self.check_subsets_in_vain(&ports);
         self.check_tls_in_vain();
     }
 
@@ -62,6 +63,33 @@ impl<'d> Compiler<'_, 'd> {
         for number in settings.map(|settings| &settings.port.number).filter(|number| !known.contains(&number.value)) {
             let text = format!("no ServiceEntry has port {} of {host}, so this does nothing", number.value);
             self.reports.at(number, Code::UnusedDestinationRule.because(text));
+        }
+    }
+
+    /// Looks for the TLS of subsets that no route leads to: it is not that of the host. The `ports` are those of the hosts that each rule
+    /// covers.
+    fn check_subsets_in_vain(&mut self, ports: &HashMap<*const DestinationRule, BTreeSet<NonZeroU16>>) {
+        // What is wrong elsewhere can be why.
+        if self.reports.errors > 0 {
+            return;
+        }
+        let led = self.upstreams.keys().filter_map(|(host, _, name)| self.index.destinations(host)?.subset((*name)?));
+        let led: HashSet<_> = led.map(|(subset, _)| ptr::from_ref(subset)).collect();
+        for (host, destinations) in self.index.destinations.iter() {
+            let known = destinations.rules.iter().filter(|(rule, _)| ports.contains_key(&(&raw const **rule)));
+            for subset in known.flat_map(|(rule, _)| &rule.subsets) {
+                let name = subset.name.value.as_str();
+                // Of several that are alike one counts.
+                let is_first = destinations.subset(name).is_some_and(|(first, _)| ptr::eq(first, subset));
+                let mut tls = subset.traffic_policy.iter().flat_map(tls_of).filter(|tls| originates(tls));
+                if let Some(tls) = tls.next().filter(|_| is_first && !led.contains(&ptr::from_ref(subset))) {
+                    let text = format!(
+                        "no VirtualService leads to subset {name} of {host} on a port that this is for, so it does nothing; have a route lead \
+                         there, or say it in the trafficPolicy of the host"
+                    );
+                    self.reports.at(tls, Code::UnusedDestinationRule.because(text));
+                }
+            }
         }
     }
 
@@ -325,10 +353,12 @@ pub(super) fn disables(rule: &DestinationRule) -> bool {
 }
 
 fn tls_blocks(rule: &DestinationRule) -> impl Iterator<Item = &Located<Tls>> {
-    policies(rule).flat_map(|policy| {
-        let of_ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
-        of_ports.chain(&policy.tls)
-    })
+    policies(rule).flat_map(tls_of)
+}
+
+fn tls_of(policy: &TrafficPolicy) -> impl Iterator<Item = &Located<Tls>> {
+    let of_ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
+    of_ports.chain(&policy.tls)
 }
 
 pub(super) fn originates(tls: &Located<Tls>) -> bool {

@@ -178,6 +178,31 @@ fn a_port_that_a_route_leads_to_is_intercepted_still() {
     assert_eq!(outcome(&text(443, &to("b.com"))), expected);
 }
 
+const NOT_LED_TO: &str = "warning @9: spec.subsets[0].trafficPolicy.tls: no VirtualService leads to subset v1 of a.com on a port that this is \
+                          for, so it does nothing; have a route lead there, or say it in the trafficPolicy of the host";
+
+#[test]
+fn tls_of_a_subset_is_not_that_of_the_host() {
+    let subset = destination("a.com", "").replace(
+        "trafficPolicy: {}",
+        &format!("subsets: [{{name: v1, trafficPolicy: {{{SIMPLE}}}}}, {{name: v2, trafficPolicy: {{tls: {{mode: DISABLE}}}}}}]"),
+    );
+    let clear = "warning @4: spec.ports[0].targetPort: nothing originates TLS for port 80 of a.com, so its traffic is left as it is: in \
+                 clear text to port 80, not to 443; add a DestinationRule";
+    let text = entry("a.com", HTTP) + &subset;
+    assert_eq!(outcome(&text), format!("{clear}\n{NOT_LED_TO}"));
+    let led = service("a.com", "{route: [{destination: {host: a.com, subset: v1}}]}");
+    assert_eq!(outcome(&(text.clone() + &led)), "a.com:80 -> 443 verify=a.com (@14)");
+    // One for gateways leads nowhere.
+    let gateways = led.replace("hosts:", "gateways: [g], hosts:");
+    assert!(outcome(&(text + &gateways)).contains(NOT_LED_TO));
+    // Of what is no host of ours nothing is said that is not said of its rule.
+    assert_eq!(
+        outcome(&subset),
+        "warning @4: spec.host: no ServiceEntry has the host a.com, so this does nothing; add one"
+    );
+}
+
 #[test]
 fn settings_of_a_port_take_no_tls_away_without_a_word() {
     let http = "ports: [{number: 80, name: a, protocol: HTTP}], resolution: DNS";
@@ -194,7 +219,8 @@ fn settings_of_a_port_take_no_tls_away_without_a_word() {
     assert_eq!(outcome(&(entry("a.com", http) + &destination("a.com", &of_host))), warning("spec.trafficPolicy."));
     let of_subset = destination("a.com", "")
         .replace("trafficPolicy: {}", &format!("subsets: [{{name: v1, trafficPolicy: {{{of_host}}}}}]"));
-    assert_eq!(outcome(&(entry("a.com", http) + &of_subset)), warning("spec.subsets[0].trafficPolicy."));
+    let expected = warning("spec.subsets[0].trafficPolicy.") + "\n" + NOT_LED_TO;
+    assert_eq!(outcome(&(entry("a.com", http) + &of_subset)), expected);
     // Who says so means it.
     let disabled = format!("{SIMPLE}, {}", settings(", tls: {mode: DISABLE}"));
     assert_eq!(outcome(&(entry("a.com", http) + &destination("a.com", &disabled))), "");
