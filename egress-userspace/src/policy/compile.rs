@@ -15,6 +15,7 @@ mod routes;
 mod same_host;
 mod settings;
 mod twice;
+mod unused;
 mod upstream;
 
 use std::{num::NonZeroU16, ptr, sync::Arc};

@@ -7,10 +7,10 @@ use foldhash::{HashMap, HashSet};
 use egress_common::learned::NAME_PORTS;
 
 use super::{
-    Compiler, HTTP, HTTPS,
+    Compiler, HTTPS,
     exceptions::{Disabled, except},
     host_map::HostMap,
-    index::{Routed, Service},
+    index::Service,
     is_http,
     settings::Destinations,
 };
@@ -239,50 +239,6 @@ impl<'d> Compiler<'_, 'd> {
         }
     }
 
-    /// Says of a `VirtualService` that it does nothing, as no TLS is involved.
-    pub(super) fn report_unused(&mut self, unused: &[&Routed<'d>]) {
-        let wildcards = wildcard_rules(&self.rules);
-        for routed in unused {
-            let host = routed.host;
-            let is_excepted = |rule: &Rule| {
-                let closest =
-                    NonZeroU16::new(rule.port).and_then(|number| self.index.http_services(host, number).next());
-                closest.is_some_and(|service| self.index.excepted(service, &rule.host).is_some())
-            };
-            let wider = wildcards.covering(host).flat_map(|(_, rules)| rules);
-            let wider: Vec<_> = wider.filter(|rule| !is_excepted(rule)).collect();
-            // Of one that a ServiceEntry has it is said at its port.
-            let elsewhere = match self.index.services.get(host) {
-                None => {
-                    let rule = wider.iter().find(|rule| rule.port == HTTP.get());
-                    rule.and_then(|rule| Some((rule, leads_elsewhere(rule)?)))
-                }
-                Some(_) => None,
-            };
-            let nothing = format!("no request for {host} is sent on over TLS by this, so it");
-            let message = match (elsewhere, wider.first(), self.unknown_destination(routed)) {
-                (Some((wider, other)), ..) => Code::Conflict.because(format!(
-                    "requests for {host} would go to {other}, by what is said of {} at {}, which has the host too, and not by this, which \
-                     sends none on over TLS; add a DestinationRule with `tls` for a destination",
-                    wider.host, wider.location,
-                )),
-                (None, Some(wider), _) => Code::UnusedVirtualService.because(format!(
-                    "{nothing} does nothing: what is said of {} at {} counts, which has the host too; add a DestinationRule with `tls` \
-                     for a destination",
-                    wider.host, wider.location,
-                )),
-                (None, None, Some(unknown)) => Code::UnusedVirtualService.because(format!(
-                    "{nothing} is left alone and goes to where it was going: {unknown} is taken for a service of the cluster, as no \
-                     ServiceEntry has it; correct the name if it is none",
-                )),
-                (None, None, None) => Code::UnusedVirtualService.because(format!(
-                    "{nothing} is left alone and goes to where it was going; add a DestinationRule with `tls` for a destination",
-                )),
-            };
-            self.reports.at(routed.listed, message);
-        }
-    }
-
     /// Of wildcards within wildcards the more specific one counts, which is easily overlooked.
     pub(super) fn check_wildcards(&mut self) {
         let wildcards = wildcard_rules(&self.rules);
@@ -376,7 +332,7 @@ pub(super) fn led_to(rule: &Rule) -> impl Iterator<Item = &Upstream> {
 }
 
 /// The first host that a rule sends requests to which are for others.
-fn leads_elsewhere(rule: &Rule) -> Option<&HostPattern> {
+pub(super) fn leads_elsewhere(rule: &Rule) -> Option<&HostPattern> {
     led_to(rule).map(|to| &to.host).find(|host| **host != rule.host)
 }
 

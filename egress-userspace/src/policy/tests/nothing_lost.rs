@@ -249,3 +249,22 @@ fn where_the_application_chooses_labels_do_not_matter() {
     let service = service("a.com", "{route: [{destination: {host: a.com, subset: v1}}]}");
     assert_eq!(outcome(&(entry("a.com", NONE) + subset + &service)), "a.com:80 -> original:443 verify=a.com (@14)");
 }
+
+#[test]
+fn who_gets_no_requests_is_told_why() {
+    let known = entry("a.com", HTTP) + &destination("a.com", SIMPLE);
+    let route = |matched: &str| service("a.com", &format!("{{match: [{matched}], directResponse: {{status: 403}}}}"));
+    let by_rule = "a.com:80 -> 443 verify=a.com (@9)";
+    let port = "warning @14: spec.hosts[0]: no route is for a port of a.com with HTTP (80), so this does nothing; correct the port in a match, \
+                or leave it out";
+    let gateways = "warning @14: spec.hosts[0]: the routes for a.com are for gateways alone, so this does nothing here; add `mesh` to the \
+                    gateways of a match, if that is meant for applications";
+    for (matched, expected) in
+        [("{port: 8080}", port), ("{gateways: [g]}", gateways), ("{gateways: [g]}, {port: 8080}", port)]
+    {
+        assert_eq!(outcome(&(known.clone() + &route(matched))), format!("{by_rule}\n{expected}"), "{matched}");
+    }
+    assert_eq!(outcome(&(known + &route("{port: 80}"))), "a.com:80 -> answered (@14)");
+    // A host without an entry has one port.
+    assert_eq!(outcome(&route("{port: 8080}")), port.replace("@14", "@4"));
+}
