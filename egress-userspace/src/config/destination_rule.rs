@@ -64,12 +64,10 @@ shape! {
 }
 
 shape! {
-    /// `workloadSelector`.
+    /// `workloadSelector`, which a `ServiceEntry` has otherwise.
     pub struct WorkloadSelector {
-        /// The labels that pods have, in a `DestinationRule`.
+        /// The labels that pods have.
         "matchLabels" => match_labels: BTreeMap<String, String>,
-        /// The labels that pods have, in a `ServiceEntry`.
-        "labels" => labels: BTreeMap<String, String>,
     }
     refused []
 }

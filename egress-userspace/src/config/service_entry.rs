@@ -9,7 +9,7 @@ use std::{
 use super::{
     Cidr, Code, Errors, HostName, HostPattern, Located, Message,
     decode::{Decode, Text, choose, shape},
-    destination_rule::{PeerName, WorkloadSelector},
+    destination_rule::PeerName,
     node::Node,
 };
 
@@ -34,6 +34,15 @@ shape! {
         "exportTo" => export_to: Option<Located<Vec<String>>>,
         /// The pods that serve the hosts.
         "workloadSelector" => workload_selector: Option<Located<WorkloadSelector>>,
+    }
+    refused []
+}
+
+shape! {
+    /// `workloadSelector`, which a `DestinationRule` has otherwise.
+    pub struct WorkloadSelector {
+        /// The labels that pods have.
+        "labels" => labels: BTreeMap<String, String>,
     }
     refused []
 }

@@ -156,6 +156,19 @@ fn service_entry_fields() {
     check("ServiceEntry", &rows.iter().map(|(spec, expected)| (spec.as_str(), *expected)).collect::<Vec<_>>());
 }
 
+/// Labels under the other kind's name would select whatever there is.
+#[test]
+fn workloads_are_selected_in_two_ways() {
+    for (kind, spec, labels, known) in [
+        ("ServiceEntry", "hosts: [a.com]\nports: [{number: 80, name: http}]", "matchLabels", "labels"),
+        ("DestinationRule", "host: a.com\nexportTo: ['*']", "labels", "matchLabels"),
+    ] {
+        let selector = |labels: &str| format!("{spec}\nworkloadSelector: {{{labels}: {{app: a}}}}");
+        let expected = format!("@7: spec.workloadSelector.{labels}: unknown field; the fields known here are {known}");
+        check(kind, &[(&selector(known), ""), (&selector(labels), &expected)]);
+    }
+}
+
 #[test]
 fn ports() {
     let rows = [

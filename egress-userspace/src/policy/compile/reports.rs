@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::{check::disables, index::Index, namespaces::Namespace};
 use crate::config::{
     Code, Diagnostic, Document, Foreign, HostPattern, Located, Message, Resource, Severity, Unread,
-    destination_rule::{DestinationRule, Tls, WorkloadSelector},
-    service_entry::ServiceEntry,
+    destination_rule::{DestinationRule, Tls},
+    service_entry::{ServiceEntry, WorkloadSelector},
     virtual_service::{RetryReason, Route, VirtualService},
 };
 
