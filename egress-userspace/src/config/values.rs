@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use http::{HeaderName, HeaderValue, StatusCode, uri::Authority};
+use http::{
+    HeaderName, HeaderValue, StatusCode,
+    uri::{Authority, PathAndQuery},
+};
 
 use super::{
     Cidr, Code, Errors, HostName, HostPattern, Message,
@@ -180,9 +183,28 @@ impl Text for Authority {
     const EMPTY_IS_ABSENT: bool = true;
 
     fn parse(text: &str) -> Result<Self, Message> {
-        match text.parse::<Self>() {
-            Ok(authority) if !text.contains('@') => Ok(authority),
-            _ => Err(format!("{text:?} is not a host with or without a port").into()),
+        let is_whole = |authority: &Self| {
+            let has_host = !authority.host().trim_end_matches('.').is_empty();
+            has_host && !text.contains('@') && (text.len() == authority.host().len() || authority.port_u16().is_some())
+        };
+        text.parse()
+            .ok()
+            .filter(is_whole)
+            .ok_or_else(|| format!("{text:?} is not a host with or without a port").into())
+    }
+}
+
+/// A path, or a part of one, of characters that a request can have there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathText(pub String);
+
+impl Text for PathText {
+    const EMPTY_IS_ABSENT: bool = true;
+
+    fn parse(text: &str) -> Result<Self, Message> {
+        match format!("/{text}").parse::<PathAndQuery>() {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(_) => Err(format!("{text:?} has characters that no path has; write a blank as %20").into()),
         }
     }
 }
@@ -207,6 +229,25 @@ impl Decode for StatusCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_there_and_a_port_is_a_number() {
+        for (text, is_good) in [
+            ("a.com", true),
+            ("a.com:80", true),
+            ("[::1]:80", true),
+            ("[::1]", true),
+            ("a.com:", false),
+            ("a.com:http", false),
+            ("a.com:70000", false),
+            (":80", false),
+            (".", false),
+            ("u@a.com", false),
+            ("a b", false),
+        ] {
+            assert_eq!(Authority::parse(text).is_ok(), is_good, "{text}");
+        }
+    }
 
     #[test]
     fn times_are_written_as_in_go() {

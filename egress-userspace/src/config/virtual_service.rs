@@ -15,7 +15,7 @@ use super::{
     destination_rule::PortSelector,
     node::{Node, Value},
     text_match::{OptionalMatch, why_no_expression},
-    values::Percent,
+    values::{PathText, Percent},
 };
 
 /// The name by which Istio calls the sidecars of a mesh among `gateways`, which is where egress is.
@@ -208,9 +208,9 @@ shape! {
     /// `redirect`.
     pub struct Redirect {
         /// The whole path.
-        "uri" => uri: Option<String>,
+        "uri" => uri: Option<Located<PathText>>,
         /// What the matched prefix becomes.
-        "prefixRewrite" => prefix_rewrite: Option<Located<String>>,
+        "prefixRewrite" => prefix_rewrite: Option<Located<PathText>>,
         /// The host.
         "authority" => authority: Option<Authority>,
         /// The port.
@@ -294,7 +294,7 @@ shape! {
     /// `rewrite`.
     pub struct Rewrite {
         /// What the matched part of the path becomes.
-        "uri" => uri: Option<String>,
+        "uri" => uri: Option<PathText>,
         /// What the Host becomes.
         "authority" => authority: Option<Authority>,
         /// What an expression's finds become.
@@ -309,7 +309,7 @@ shape! {
         /// The expression.
         "match" => pattern: PartPattern,
         /// What its finds become; `\1` is its first group.
-        "rewrite" => rewrite: Located<String>,
+        "rewrite" => rewrite: Located<PathText>,
     }
     refused []
 }

@@ -172,6 +172,14 @@ fn check_redirect(redirect: &Located<Redirect>, route: &Route, errors: &mut Erro
     if redirect.port.is_some() && redirect.derive_port.is_some() {
         errors.at(redirect, Code::Contradiction.because("port and derivePort exclude each other; choose one"));
     }
+    let has_port = redirect.authority.as_ref().is_some_and(|authority| authority.port().is_some());
+    if has_port && (redirect.port.is_some() || redirect.derive_port.is_some()) {
+        let text = "authority has a port already, beside port or derivePort; remove one of them";
+        errors.at(redirect, Code::Contradiction.because(text));
+    }
+    for path in redirect.uri.iter().chain(&redirect.prefix_rewrite).filter(|path| !path.0.starts_with('/')) {
+        errors.at(path, "this comes after the host, and would be taken for a part of it; begin it with /");
+    }
     let leads = [
         redirect.uri.is_some(),
         redirect.prefix_rewrite.is_some(),
@@ -204,7 +212,7 @@ fn check_rewrite(rewrite: &Located<Rewrite>, errors: &mut Errors) {
     }
     let Some(RegexRewrite { pattern, rewrite }) = &rewrite.uri_regex_rewrite else { return };
     let groups = pattern.0.regex().captures_len();
-    let mut chars = rewrite.chars();
+    let mut chars = rewrite.0.chars();
     while chars.by_ref().any(|c| c == '\\') {
         let escaped = chars.next();
         let group = escaped.and_then(|c| c.to_digit(10)).and_then(|digit| usize::try_from(digit).ok());

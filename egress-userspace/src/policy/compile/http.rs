@@ -40,8 +40,8 @@ pub(super) fn request_match(raw: &raw::RequestMatch) -> Match {
 }
 
 pub(super) fn redirect(raw: &raw::Redirect) -> Redirect {
-    let whole = raw.uri.as_ref().map(|uri| RedirectPath::Whole(uri.as_str().into()));
-    let prefix = raw.prefix_rewrite.as_ref().map(|prefix| RedirectPath::Prefix(prefix.value.as_str().into()));
+    let whole = raw.uri.as_ref().map(|uri| RedirectPath::Whole(uri.0.as_str().into()));
+    let prefix = raw.prefix_rewrite.as_ref().map(|prefix| RedirectPath::Prefix(prefix.0.as_str().into()));
     let code = raw.redirect_code.as_ref().and_then(|code| u16::try_from(code.value).ok());
     Redirect {
         path: whole.or(prefix),
@@ -69,10 +69,10 @@ pub(super) fn direct_response(raw: &raw::DirectResponse) -> DirectResponse {
 /// The Host is said once: as what it is, or as a header field that is set. Both have been refused, as by Istio.
 pub(super) fn rewrite(route: &raw::Route) -> Rewrite {
     let raw = route.rewrite.as_ref();
-    let matched = raw.and_then(|raw| raw.uri.as_ref()).map(|uri| PathRewrite::Matched(uri.as_str().into()));
+    let matched = raw.and_then(|raw| raw.uri.as_ref()).map(|uri| PathRewrite::Matched(uri.0.as_str().into()));
     let regex = raw
         .and_then(|raw| raw.uri_regex_rewrite.as_ref())
-        .map(|regex| PathRewrite::Regex(regex.pattern.0.clone(), substitution(&regex.rewrite).into()));
+        .map(|regex| PathRewrite::Regex(regex.pattern.0.clone(), substitution(&regex.rewrite.0).into()));
     let authority = raw.and_then(|raw| raw.authority.clone());
     Rewrite { path: matched.or(regex), authority: authority.or_else(|| authority_of(route.headers.as_ref())) }
 }

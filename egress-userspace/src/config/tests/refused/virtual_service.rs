@@ -147,3 +147,33 @@ fn what_follows_from_a_refused_field_is_not_said() {
         check("VirtualService", &[(&format!("hosts: [a.com]\n{routes}"), &expected)]);
     }
 }
+
+#[test]
+fn what_could_never_be_sent_is_not_rewritten_to() {
+    let path = |text: &str| format!("{text:?} has characters that no path has; write a blank as %20");
+    let host = |text: &str| format!("{text:?} is not a host with or without a port");
+    check_routes(&[
+        ("rewrite: {uri: '/é?a=b', authority: 'b.com:8080'}", ""),
+        ("rewrite: {uri: b/}", ""),
+        ("rewrite: {uri: /a b}", &format!("rewrite.uri: {}", path("/a b"))),
+        (
+            "rewrite: {uriRegexRewrite: {match: a, rewrite: 'b c'}}",
+            &format!("rewrite.uriRegexRewrite.rewrite: {}", path("b c")),
+        ),
+        ("rewrite: {authority: 'b.com:http'}", &format!("rewrite.authority: {}", host("b.com:http"))),
+        ("rewrite: {authority: ':80'}", &format!("rewrite.authority: {}", host(":80"))),
+    ]);
+    let ports = "authority has a port already, beside port or derivePort; remove one of them";
+    let glued = "this comes after the host, and would be taken for a part of it; begin it with /";
+    for (fields, expected) in [
+        ("redirect: {uri: '/a?b#c', authority: 'b.com:81'}", String::new()),
+        ("redirect: {uri: /a b}", format!("redirect.uri: {}", path("/a b"))),
+        ("redirect: {uri: .evil.com}", format!("redirect.uri: {glued}")),
+        ("match: [{uri: {prefix: /}}], redirect: {prefixRewrite: b/}", format!("redirect.prefixRewrite: {glued}")),
+        ("redirect: {authority: 'b.com:81', port: 82}", format!("redirect: {ports}")),
+        ("redirect: {authority: 'b.com:81', derivePort: FROM_REQUEST_PORT}", format!("redirect: {ports}")),
+    ] {
+        let expected = if expected.is_empty() { expected } else { format!("@6: spec.http[0].{expected}") };
+        check("VirtualService", &[(&format!("hosts: [a.com]\nhttp: [{{{fields}}}]"), &expected)]);
+    }
+}
