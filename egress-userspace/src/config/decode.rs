@@ -261,9 +261,13 @@ impl<T: Text> Decode for T {
             },
             other => {
                 let found = if T::IS_SECRET { other.kind() } else { other.to_string().into() };
-                let is_scalar = matches!(other, Value::Bool(_) | Value::Integer(_) | Value::Float(_));
-                let remedy = if is_scalar { "; put it in quotes if it is meant" } else { "" };
-                Code::WrongType.because(format!("expected text, found {found}{remedy}"))
+                let unquoted = |remedy: &str| Code::WrongType.because(format!("expected text, found {found}{remedy}"));
+                match other.in_quotes().map(|text| T::parse(&text)) {
+                    Some(Ok(_)) => unquoted("; put it in quotes if it is meant"),
+                    // Quotes would not help.
+                    Some(Err(message)) => message,
+                    None => unquoted(""),
+                }
             }
         };
         errors.push(node.location.clone(), path, message);

@@ -55,6 +55,16 @@ impl fmt::Display for Value<'_> {
 }
 
 impl Value<'_> {
+    /// What it would be as a text, if quotes would make it one.
+    pub(super) fn in_quotes(&self) -> Option<String> {
+        match self {
+            Self::Bool(value) => Some(value.to_string()),
+            Self::Integer(value) => Some(value.to_string()),
+            Self::Float(value) => Some(value.to_string()),
+            Self::Null | Self::String(_) | Self::List(_) | Self::Map(_) => None,
+        }
+    }
+
     /// What kind of value it is, with nothing of what it says.
     pub(super) fn kind(&self) -> Cow<'static, str> {
         match self {

@@ -59,7 +59,7 @@ fn service_entry_fields() {
             "@4: spec.ports: this field is required\n@5: spec.hosts: expected a list, found the text \"a.com\"",
         ),
         ("hosts: []", "@5: spec.hosts: the list is empty; name at least one host"),
-        ("hosts: [80]", "@5: spec.hosts[0]: expected text, found the number 80; put it in quotes if it is meant"),
+        ("hosts: [80]", "@5: spec.hosts[0]: \"80\" is not a DNS name"),
         ("hosts: [a.com, A.com.]", "@5: spec.hosts[1]: a.com is already at rules.yaml:5; remove one of them"),
         (
             "hosts:\n- a.com\n- http://b.com",

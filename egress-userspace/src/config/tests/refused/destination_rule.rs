@@ -34,8 +34,8 @@ fn destination_rule() {
             (
                 "host: a.com\ntrafficPolicy: {connectionPool: {tcp: {connectTimeout: 10}, http: {maxRetries: -1}}}",
                 "@6: spec.trafficPolicy.connectionPool.http.maxRetries: -1 is out of range; use 0 to 2147483647\n\
-                 @6: spec.trafficPolicy.connectionPool.tcp.connectTimeout: expected text, found the number 10; put it in quotes \
-                 if it is meant",
+                 @6: spec.trafficPolicy.connectionPool.tcp.connectTimeout: \"10\" is not a time; write one such as 10s, \
+                 250ms, 1.5h or 1h30m",
             ),
             (
                 "host: a.com\ntrafficPolicy: {connectionPool: {tcp: {maxConnections: 0, connectTimeout: 1us}}}",
