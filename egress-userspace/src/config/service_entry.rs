@@ -194,6 +194,8 @@ impl Protocol {
 }
 
 impl Text for Protocol {
+    const EMPTY_IS_ABSENT: bool = true;
+
     fn parse(text: &str) -> Result<Self, Message> {
         let known: Vec<_> = [Self::Http, Self::Https, Self::Http2, Self::Grpc, Self::GrpcWeb, Self::Tls]
             .into_iter()

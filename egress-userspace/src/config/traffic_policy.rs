@@ -1,6 +1,9 @@
 //! `trafficPolicy` of a `DestinationRule`, apart from `tls`: connections, failures, balancing, tunnels.
 
-use std::{num::NonZeroU16, time::Duration};
+use std::{
+    num::{NonZeroU16, NonZeroU32},
+    time::Duration,
+};
 
 use super::{
     Code, Errors, Located, Message,
@@ -122,18 +125,19 @@ impl Text for AtLeastOneMilli {
     }
 }
 
-/// A number of probes that the kernel takes (MAX_TCP_KEEPCNT): with more, connections would go without.
+/// A number of probes that the kernel takes (MAX_TCP_KEEPCNT): with more, connections would go without. As in Istio, 0 says as much as
+/// none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probes(pub std::num::NonZeroU32);
+pub struct Probes(pub Option<NonZeroU32>);
 
 impl Decode for Probes {
     fn decode(node: &Node, path: &str, errors: &mut Errors) -> Option<Self> {
         let number = u32::decode(node, path, errors)?;
-        let probes = std::num::NonZeroU32::new(number).filter(|number| number.get() <= 127).map(Self);
-        if probes.is_none() {
+        if number > 127 {
             errors.push(node.location.clone(), path, format!("{number} is not what the kernel takes; use 1 to 127"));
+            return None;
         }
-        probes
+        Some(Self(NonZeroU32::new(number)))
     }
 }
 

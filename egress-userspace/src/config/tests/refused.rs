@@ -189,6 +189,7 @@ fn ports() {
             "[{number: 80, name: a, targetport: 443}]",
             "@6: spec.ports[0].targetport: unknown field; did you mean `targetPort`?",
         ),
+        ("[{number: 80, name: a, protocol: ''}]", ""),
         (
             "[{number: 80, name: a, protocol: HTPP}]",
             "@6: spec.ports[0].protocol: unknown value \"HTPP\"; did you mean HTTP?",

@@ -280,7 +280,7 @@ fn connection_pool(pool: &raw::ConnectionPool) -> ConnectionPool {
         max_connections: limit(tcp.and_then(|tcp| tcp.max_connections)),
         connect_timeout: tcp.and_then(|tcp| tcp.connect_timeout).map_or(unlimited.connect_timeout, |time| time.0),
         keepalive: tcp.and_then(|tcp| tcp.keepalive.as_ref()).map(|keepalive| Keepalive {
-            probes: keepalive.probes.map(|probes| probes.0),
+            probes: keepalive.probes.and_then(|probes| probes.0),
             time: keepalive.time.map(|time| time.0),
             interval: keepalive.interval.map(|time| time.0),
         }),

@@ -130,10 +130,11 @@ fn traffic_policies_are_compiled() {
     assert_eq!(full.preconnect, 2);
 
     // As in Istio, 0 is as good as nothing.
-    let zeros = "connectionPool: {tcp: {maxConnections: 0}, http: {http1MaxPendingRequests: 0, http2MaxRequests: 0, maxRetries: 0, \
+    let zeros = "connectionPool: {tcp: {maxConnections: 0, tcpKeepalive: {probes: 0}}, http: {http1MaxPendingRequests: 0, http2MaxRequests: 0, maxRetries: 0, \
                  maxConcurrentStreams: 0}}, outlierDetection: {maxEjectionPercent: 0}";
     let zero = upstream(&format!("{SIMPLE}, {zeros}"), "", "");
-    assert_eq!(zero.pool, ConnectionPool::default());
+    assert_eq!(zero.pool.keepalive.map(|keepalive| keepalive.probes), Some(None));
+    assert_eq!(ConnectionPool { keepalive: None, ..zero.pool.clone() }, ConnectionPool::default());
     assert_eq!(zero.outlier_detection.map(|outliers| outliers.max_ejection_percent), Some(10));
 
     // A port's settings replace all of the host's but the tunnel; a subset's replace field by field.
