@@ -1,6 +1,6 @@
 //! A `VirtualService` against one port of a host that it is for.
 
-use std::{num::NonZeroU16, sync::Arc};
+use std::{num::NonZeroU16, ptr, sync::Arc};
 
 use super::{
     Compiler, Outcome,
@@ -62,7 +62,7 @@ impl<'d> Compiler<'_, 'd> {
             led.iter().any(|led| matches!(led, Led::Tls(_))).then(|| route.route.location.to_string())
         });
         let tls = own.or(first_tls);
-        self.check_known(host, &led, service.is_some() || tls.is_some());
+        self.check_known(host, &routes, &led, service.is_some() || tls.is_some());
         if self.reports.errors > errors {
             return Outcome::Wrong;
         }
@@ -133,15 +133,22 @@ impl<'d> Compiler<'_, 'd> {
 
     /// Says which destinations there are not. What leads to one of a mesh's own services, from a host that is none of ours and without
     /// a word of TLS, is no business of ours.
-    fn check_known(&mut self, from: &HostPattern, led: &[Vec<Led<'d>>], is_ours: bool) {
-        for led in led.iter().flatten() {
+    fn check_known(&mut self, from: &HostPattern, routes: &[Applicable<'d>], led: &[Vec<Led<'d>>], is_ours: bool) {
+        let led = routes.iter().zip(led).flat_map(|(route, led)| led.iter().map(move |led| (route.route, led)));
+        for (route, led) in led {
             let Led::Unknown(destination, host) = led else { continue };
             let is_of_mesh = host.may_be_of_mesh();
             if is_of_mesh && !is_ours && !self.is_asked_for_tls(host) {
                 continue;
             }
+            let is_copy = mirrors_of(route).any(|mirror| ptr::eq(mirror, *destination));
             // As in Istio's example of an egress gateway that originates TLS.
-            let text = if is_of_mesh && from.is_exact() && !from.may_be_of_mesh() {
+            let text = if is_of_mesh && is_copy {
+                format!(
+                    "no ServiceEntry has the host {host}, which copies of requests are to go to, and here they go over TLS alone; add one, \
+                     and `tls` for it to a DestinationRule, or remove the mirror"
+                )
+            } else if is_of_mesh && from.is_exact() && !from.may_be_of_mesh() {
                 format!(
                     "this leads through a service of the cluster, as no ServiceEntry has the host {host}, while egress originates TLS where \
                      the application is; lead to {from} and its port for TLS instead, or add a ServiceEntry if {host} is none"
@@ -217,7 +224,11 @@ impl<'d> Compiler<'_, 'd> {
 /// The weighted ones, and then those of mirrors.
 pub(super) fn destinations_of(route: &Route) -> impl Iterator<Item = &Located<Destination>> {
     let weighted = http::weights(&route.route).map(|(destination, _)| &destination.destination);
-    weighted.chain(&route.mirror).chain(route.mirrors.iter().map(|mirror| &mirror.destination))
+    weighted.chain(mirrors_of(route))
+}
+
+fn mirrors_of(route: &Route) -> impl Iterator<Item = &Located<Destination>> {
+    route.mirror.iter().chain(route.mirrors.iter().map(|mirror| &mirror.destination))
 }
 
 /// A route as far as it concerns a port; None if it does not.

@@ -142,6 +142,12 @@ fn a_mesh_s_own_services_are_left_alone() {
              ServiceEntry if reviews is none"
                 .to_owned(),
         ),
+        (
+            known.clone() + &service("a.com", "{route: [{destination: {host: a.com}}], mirror: {host: reviews}}"),
+            "@14: spec.http[0].mirror.host: no ServiceEntry has the host reviews, which copies of requests are to go to, and here they go over \
+             TLS alone; add one, and `tls` for it to a DestinationRule, or remove the mirror"
+                .to_owned(),
+        ),
     ] {
         assert_eq!(outcome(&text), expected, "{text}");
     }
