@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::{
     cidr::{Cidr, InvalidCidr},
+    decode::IfUsed,
     diagnostic::{Code, Diagnostic, Errors, Message, Severity},
     host::{HostName, HostPattern, InvalidHostName, parents},
     location::{Located, Location},

@@ -275,6 +275,21 @@ impl<T: Text> Decode for T {
     }
 }
 
+/// A value that is of use only where TLS is originated: what egress does not have is as good as any other until then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IfUsed<T>(pub Result<T, Message>);
+
+impl<T: Text> Text for IfUsed<T> {
+    const IS_SECRET: bool = T::IS_SECRET;
+
+    fn parse(text: &str) -> Result<Self, Message> {
+        match T::parse(text) {
+            Err(message) if message.is_unsupported() => Ok(Self(Err(message))),
+            parsed => parsed.map(|value| Self(Ok(value))),
+        }
+    }
+}
+
 /// One of Istio's enumerations: the values egress knows, and those it refuses by name and why.
 pub(super) fn choose<T: Copy>(text: &str, known: &[(&'static str, T)], refused: &[(&str, &str)]) -> Result<T, Message> {
     if let Some((_, value)) = known.iter().find(|(name, _)| *name == text) {

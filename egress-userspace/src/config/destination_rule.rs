@@ -187,9 +187,9 @@ impl PeerName {
 impl Text for PeerName {
     fn parse(text: &str) -> Result<Self, Message> {
         if text.contains("://") {
-            return Err(
-                format!("{text:?} is a URI, which egress does not verify; give a DNS name or an IP address").into()
-            );
+            return Err(Code::Unsupported.because(format!(
+                "{text:?} is a URI, which egress does not verify; give a DNS name or an IP address"
+            )));
         }
         if let Some(parent) = text.strip_prefix("*.") {
             return Err(Code::Unsupported.because(format!(

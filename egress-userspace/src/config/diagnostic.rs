@@ -159,10 +159,17 @@ impl Code {
 }
 
 /// What is wrong and, after the last semicolon, what to do about it: `the list is empty; name at least one host`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     code: Code,
     text: String,
+}
+
+impl Message {
+    /// Whether it is about what Istio has and egress does not.
+    pub(super) fn is_unsupported(&self) -> bool {
+        self.code == Code::Unsupported
+    }
 }
 
 impl From<String> for Message {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Cidr, Code, Errors, HostName, HostPattern, Located, Message,
+    Cidr, Code, Errors, HostName, HostPattern, IfUsed, Located, Message,
     decode::{Decode, Text, choose, shape},
     destination_rule::PeerName,
     node::Node,
@@ -29,7 +29,7 @@ shape! {
         /// Where the hosts are served, if not under their own names.
         "endpoints" => endpoints: Vec<Endpoint>,
         /// The names of which the certificate must have one, unless a `DestinationRule` says others.
-        "subjectAltNames" => subject_alt_names: Vec<Located<PeerName>>,
+        "subjectAltNames" => subject_alt_names: Vec<Located<IfUsed<PeerName>>>,
         /// In which namespaces it is in force.
         "exportTo" => export_to: Option<Located<Vec<String>>>,
         /// The pods that serve the hosts.
@@ -66,7 +66,7 @@ shape! {
     /// One of `spec.endpoints`.
     pub struct Endpoint {
         /// Where it is.
-        "address" => address: Located<EndpointAddress>,
+        "address" => address: Located<IfUsed<EndpointAddress>>,
         /// The ports it serves, by the names of `spec.ports`, where they differ.
         "ports" => ports: BTreeMap<String, Located<NonZeroU16>>,
         /// What subsets choose it by.
@@ -77,8 +77,10 @@ shape! {
         "locality" => locality: Option<Located<String>>,
         /// Who it is in a mesh, of which egress makes no use.
         "serviceAccount" => service_account: Option<Located<String>>,
+        /// The network that it is in, if it cannot be reached from everywhere.
+        "network" => network: Option<Located<String>>,
     }
-    refused ["network"]
+    refused []
 }
 
 /// The address of an endpoint.
@@ -276,7 +278,7 @@ fn check_endpoints(entry: &ServiceEntry, errors: &mut Errors) {
                 )),
             );
         }
-        if let (Resolution::Static, EndpointAddress::Name(name)) = (resolution, &endpoint.address.value) {
+        if let (Resolution::Static, Ok(EndpointAddress::Name(name))) = (resolution, &endpoint.address.0) {
             errors.at(&endpoint.address, format!("{name} is not an IP address, as STATIC needs; use resolution DNS"));
         }
         for (name, port) in &endpoint.ports {

@@ -277,7 +277,7 @@ impl<'i, 'd> Compiler<'i, 'd> {
             host: host.clone(),
             port: port.get(),
             addresses: entry.into_iter().flat_map(|entry| &entry.addresses).map(|range| range.value).collect(),
-            endpoints: endpoints.map(|endpoint| endpoint.address.value.clone()).collect(),
+            endpoints: endpoints.filter_map(|endpoint| endpoint.address.0.clone().ok()).collect(),
             upstreams,
             routes,
             location,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{check::disables, index::Index, namespaces::Namespace};
 use crate::config::{
-    Code, Diagnostic, Document, Foreign, HostPattern, Located, Message, Resource, Severity, Unread,
+    Code, Diagnostic, Document, Foreign, HostPattern, IfUsed, Located, Message, Resource, Severity, Unread,
     destination_rule::{DestinationRule, Tls},
     service_entry::{ServiceEntry, WorkloadSelector},
     virtual_service::{RetryReason, Route, VirtualService},
@@ -20,6 +20,11 @@ pub(super) struct Reports {
 impl Reports {
     pub(super) fn at<T>(&mut self, place: &Located<T>, message: impl Into<Message>) {
         self.add(Diagnostic::new(place.location.clone(), &place.path, message));
+    }
+
+    /// A value that is used, unless egress does not have it.
+    pub(super) fn used<'v, T>(&mut self, value: &'v Located<IfUsed<T>>) -> Option<&'v T> {
+        value.0.as_ref().map_err(|message| self.at(value, message.clone())).ok()
     }
 
     fn add(&mut self, found: Diagnostic) {

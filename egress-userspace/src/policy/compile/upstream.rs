@@ -123,19 +123,24 @@ pub(super) fn targets(service: Service<'_>, subset: Option<&Subset>, reports: &m
     // Where the application chooses there are no endpoints that could have labels.
     let is_chosen_here = !matches!(entry.resolution(), Resolution::None | Resolution::DynamicDns);
     let labels = subset.map(|subset| &subset.labels).filter(|labels| is_chosen_here && !labels.is_empty());
-    let endpoints: Vec<_> = entry
-        .endpoints
-        .iter()
-        .filter(|endpoint| {
-            labels.is_none_or(|labels| labels.iter().all(|(key, value)| endpoint.labels.get(key) == Some(value)))
-        })
-        .map(|endpoint| Endpoint {
-            address: endpoint.address.value.clone(),
+    let chosen = entry.endpoints.iter().filter(|endpoint| {
+        labels.is_none_or(|labels| labels.iter().all(|(key, value)| endpoint.labels.get(key) == Some(value)))
+    });
+    let errors = reports.errors;
+    let mut endpoints = Vec::new();
+    for endpoint in chosen {
+        if let Some(network) = &endpoint.network {
+            let text = "Istio has gateways to other networks, egress does not implement them; remove this if the address can be reached";
+            reports.at(network, Code::Unsupported.because(text));
+        }
+        endpoints.extend(reports.used(&endpoint.address).map(|address| Endpoint {
+            address: address.clone(),
             port: service.port_at(endpoint).get(),
             weight: endpoint.weight.and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
-        })
-        .collect();
-    if let Some(subset) = subset.filter(|_| labels.is_some() && endpoints.is_empty()) {
+        }));
+    }
+    let is_empty = endpoints.is_empty() && reports.errors == errors;
+    if let Some(subset) = subset.filter(|_| labels.is_some() && is_empty) {
         let text = format!("no endpoint of {host} has the labels of subset {}; give them to one", subset.name.value);
         reports.at(&subset.name, Code::UnknownSubset.because(text));
     }
@@ -164,10 +169,12 @@ fn tls_settings<'d>(
         );
         reports.at(skip, Code::Unverified.because(text));
     }
-    let of_entry = entry.subject_alt_names.iter().map(|name| name.value.clone().into_server_name());
     let names = match &asked.sni {
         _ if !asked.subject_alt_names.is_empty() => Verify::Names(asked.subject_alt_names.clone()),
-        _ if !entry.subject_alt_names.is_empty() => Verify::Names(of_entry.collect()),
+        _ if !entry.subject_alt_names.is_empty() => {
+            let names = entry.subject_alt_names.iter().filter_map(|name| reports.used(name));
+            Verify::Names(names.map(|name| name.clone().into_server_name()).collect())
+        }
         Some(sni) => {
             if asked.insecure_skip_verify.is_none() {
                 let text = format!(

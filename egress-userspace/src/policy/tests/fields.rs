@@ -181,3 +181,32 @@ fn what_no_request_gets_to_is_found() {
         assert_eq!(found.contains(text), expected, "{earlier} {later}: {found}");
     }
 }
+
+#[test]
+fn what_only_tls_has_use_for_is_refused_only_with_it() {
+    let ports = "ports: [{number: 80, name: a, protocol: HTTP}]";
+    for (fields, expected) in [
+        (
+            "resolution: DNS, subjectAltNames: ['spiffe://a/b']",
+            "spec.subjectAltNames[0]: \"spiffe://a/b\" is a URI, which egress does not verify; give a DNS name or an IP address",
+        ),
+        (
+            "resolution: DNS, subjectAltNames: [a.com, '*.a.com']",
+            "spec.subjectAltNames[1]: Istio holds *.a.com against the names of a certificate to the letter, egress does not implement that: it \
+             looks for a host that the certificate is valid for; give one, such as www.a.com",
+        ),
+        (
+            "resolution: STATIC, endpoints: [{address: 'unix:///run/x'}]",
+            "spec.endpoints[0].address: Istio has Unix sockets as endpoints, egress does not implement them",
+        ),
+        (
+            "resolution: DNS, endpoints: [{address: b.com, network: n}]",
+            "spec.endpoints[0].network: Istio has gateways to other networks, egress does not implement them; remove this if the address can be \
+             reached",
+        ),
+    ] {
+        let entry = entry("a.com", &format!("location: MESH_INTERNAL, {ports}, {fields}"));
+        assert_eq!(outcome(&entry), "", "{fields}");
+        assert_eq!(outcome(&(entry + &destination("a.com", SIMPLE))), format!("@4: {expected}"));
+    }
+}
