@@ -24,9 +24,9 @@ const USUAL_HEAD: usize = 256;
 const ROOM: usize = 64 * 1024;
 /// The same of heads. So much they may be beside content.
 const ROOM_FOR_HEADS: usize = ROOM + 2 * MAX_SIZE;
-/// The same of answers to frames: beyond that nothing is read. What we have to say by ourselves does not make it as much, or two ends could
-/// wait for each other.
-const MOST_UNWRITTEN: usize = 2 * ROOM;
+/// What answers to frames may take beside that and a head: beyond that nothing is read. What we have to say by ourselves does not make it
+/// as much, or two ends could wait for each other.
+const ROOM_FOR_ANSWERS: usize = 2 * MAX_SIZE;
 
 impl Core {
     /// Waits until a stream can be begun.
@@ -174,7 +174,7 @@ impl Core {
 
     /// Whether so much is to be written that nothing may be asked of us before the other end has read some of it.
     pub(super) fn is_full(&self) -> bool {
-        self.out.len() >= MOST_UNWRITTEN
+        self.out.len() >= ROOM_FOR_HEADS + self.config.heads.head + ROOM_FOR_ANSWERS
     }
 
     /// Notes since when that has been so and the other end has read nothing. So much was to be written before.

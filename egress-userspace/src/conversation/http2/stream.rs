@@ -160,6 +160,7 @@ async fn switch(
         tracing::debug!("the origin agrees to a WebSocket without the proof that it understands");
         return responder.reset(Reason::PROTOCOL_ERROR);
     }
+    poll_fn(|cx| responder.poll_room_for_head(cx)).await;
     let is_sent = send_head(responder, response.head, false);
     gone();
     if is_sent {
