@@ -82,6 +82,11 @@ impl Netns {
         self.0.inode
     }
 
+    /// Whether it is the agent's own, which needs no entering.
+    pub fn is_own(&self) -> bool {
+        self.0.file.is_none()
+    }
+
     /// Runs `work` with the current thread in this namespace. Sockets made by it stay there.
     ///
     /// # Errors
@@ -183,7 +188,7 @@ mod tests {
     #[test]
     fn a_process_in_our_namespace_needs_no_entering() {
         let own = Netns::of_process(std::process::id()).expect("our own namespace");
-        assert!(own.0.file.is_none());
+        assert!(own.is_own());
         assert_eq!(own.inode(), inode_of_process(std::process::id()).expect("our own namespace"));
         assert_eq!(own.run(|| Ok(7)).expect("work does not fail"), 7);
     }

@@ -131,11 +131,12 @@ impl SocketFactory {
         })
     }
 
-    /// One that is there, or the first of some: as many more as were needed since the last tidying, so that no more than that are in vain.
+    /// One that is there, or the first of some: as many more as were needed since the last tidying, so that no more than that are in vain,
+    /// where there is a namespace to be entered.
     fn socket_within(&self, netns: &Netns, remote: SocketAddr) -> io::Result<Socket> {
         let mut spare = self.spare.borrow_mut();
         let spare = spare.entry((netns.cookie(), remote.is_ipv6())).or_default();
-        let more = spare.needed.min(MOST_AT_ONCE - 1);
+        let more = if netns.is_own() { 0 } else { spare.needed.min(MOST_AT_ONCE - 1) };
         spare.needed += 1;
         if let Some(socket) = spare.sockets.pop() {
             return Ok(socket);
@@ -143,8 +144,8 @@ impl SocketFactory {
         let make = || self.stream_socket(Domain::for_address(remote));
         netns.run(|| {
             let socket = make()?;
-            // Where there is no room for more, one is enough.
-            spare.sockets.extend((0..more).map_while(|_| make().ok()));
+            // Where there is no room for so many, others need what there is.
+            spare.sockets = (0..more).map(|_| make()).collect::<io::Result<_>>().unwrap_or_default();
             Ok(socket)
         })
     }
