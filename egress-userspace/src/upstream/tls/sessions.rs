@@ -20,8 +20,8 @@ pub(super) const OF_A_SERVER: usize = 8;
 
 /// How many TLS 1.3 tickets are kept of a server, each of which is used once, at first and at most: where connections that are made at the
 /// same time find none it is twice as many from then on, up to as many as the pool has made at the same time. Each has a copy of
-/// the server's certificates, so that all servers that give any together have room for no more than if each of those that may be known
-/// had as many as at first.
+/// the server's certificates, so that it is no more once all servers together have as many as if each of those that may be known had what it
+/// has at first.
 const TICKETS: usize = 8;
 const MOST_TICKETS: usize = 64;
 
@@ -152,7 +152,11 @@ impl ClientSessionStore for Sessions {
         if let Some(ticket) = known.take() {
             return Some(ticket);
         }
-        let (room, all) = (known.room, verified.values().map(|known| known.room).sum::<usize>());
+        let room = known.room;
+        if room == 0 {
+            return None;
+        }
+        let all = verified.values().map(|known| known.room).sum::<usize>();
         if all + room <= self.servers * TICKETS
             && let Some(known) = verified.get_mut(server)
         {
