@@ -59,6 +59,7 @@ pub(super) fn compile<'d>(
     }
     compiler.check_spoken();
     compiler.check_destinations();
+    compiler.check_short_names();
     compiler.check_wildcards();
     compiler.check_number_of_ports();
     let Compiler { rules, exceptions, reports: Reports { found: mut diagnostics, .. }, .. } = compiler;

@@ -1,9 +1,12 @@
 //! The documents by what they are about, and where they contradict each other.
 
-use std::collections::{BTreeMap, btree_map};
+use std::{
+    collections::{BTreeMap, btree_map},
+    num::NonZeroU16,
+    ptr,
+};
 
 use foldhash::{HashMap, HashSet};
-use std::num::NonZeroU16;
 
 use super::{
     Reports,
@@ -41,7 +44,7 @@ pub(super) struct Index<'d> {
     /// The names that hosts of `ServiceEntry`s are below of.
     parents: HashSet<&'d str>,
     stores: HashMap<StoreKey<'d>, (&'d Store, &'d Location)>,
-    full_names: &'d FullNames<'d>,
+    pub(super) full_names: &'d FullNames<'d>,
 }
 
 /// A port of a host.
@@ -63,6 +66,13 @@ pub(super) struct Routed<'d> {
     /// The host as it is listed there.
     pub(super) listed: &'d Located<HostPattern>,
     pub(super) namespace: Namespace<'d>,
+}
+
+impl Routed<'_> {
+    /// Whether the host is what the listed one is in full.
+    pub(super) fn is_completed(&self) -> bool {
+        *self.host != self.listed.value
+    }
 }
 
 /// A `BackendTLSPolicy` for a port.
@@ -175,7 +185,9 @@ impl<'d> Index<'d> {
     }
 
     fn add_destination_rule(&mut self, rule: &'d DestinationRule, namespace: Namespace<'d>) {
-        for host in self.meant(&rule.host.value, namespace) {
+        let name = &rule.host.value;
+        let full = self.full(name, namespace, &self.full_names.in_destination_rules);
+        for host in self.one_or_both(name, full) {
             let destinations = self.destinations.entry(host, || Destinations { rules: Vec::new() });
             destinations.rules.push((rule, namespace));
         }
@@ -197,11 +209,25 @@ impl<'d> Index<'d> {
                 return;
             }
         };
-        for listed in service.hosts.iter().filter(|_| !service.http.is_empty()) {
-            for host in self.meant(&listed.value, namespace) {
-                let routed = Routed { service, host, listed, namespace };
-                self.virtual_services.entry(host, Vec::new).push(routed);
+        if service.http.is_empty() {
+            return;
+        }
+        // Applications can send a name as it is written, and in full.
+        for listed in service.hosts.iter() {
+            self.add_routed(Routed { service, host: &listed.value, listed, namespace });
+        }
+        for listed in service.hosts.iter() {
+            if let Some(host) = self.full(&listed.value, namespace, &self.full_names.in_virtual_services) {
+                self.add_routed(Routed { service, host, listed, namespace });
             }
+        }
+    }
+
+    fn add_routed(&mut self, routed: Routed<'d>) {
+        let several = self.virtual_services.entry(routed.host, Vec::new);
+        // One can list a name as well in full.
+        if several.last().is_none_or(|last| !ptr::eq(last.service, routed.service)) {
+            several.push(routed);
         }
     }
 
@@ -296,9 +322,29 @@ impl<'d> Index<'d> {
         name: &'d HostPattern,
         namespace: Namespace<'d>,
     ) -> impl Iterator<Item = &'d HostPattern> + use<'d> {
-        let full = self.full_names.get(name, namespace).filter(|full| self.has_services_of(full));
+        self.one_or_both(name, self.full_names.get(name, namespace))
+    }
+
+    fn one_or_both(
+        &self,
+        name: &'d HostPattern,
+        full: Option<&'d HostPattern>,
+    ) -> impl Iterator<Item = &'d HostPattern> + use<'d> {
+        let full = full.filter(|full| self.has_services_of(full));
         let is_as_written = full.is_none() || self.services.get(name).is_some();
         full.into_iter().chain(is_as_written.then_some(name))
+    }
+
+    /// What a name that a rule is for is in full. Where a `ServiceEntry` has it as it is written, and rules of the kind name the full
+    /// one, each has its own.
+    fn full(
+        &self,
+        name: &'d HostPattern,
+        namespace: Namespace<'d>,
+        named: &HashSet<&'d HostPattern>,
+    ) -> Option<&'d HostPattern> {
+        let has_own = |full: &HostPattern| self.services.get(name).is_some() && named.contains(full);
+        self.full_names.get(name, namespace).filter(|full| !has_own(full))
     }
 
     /// Whether a host is taken for a service of a cluster.

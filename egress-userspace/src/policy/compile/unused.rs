@@ -1,10 +1,13 @@
 //! `VirtualService`s that do nothing.
 
-use std::{collections::BTreeSet, num::NonZeroU16};
+use std::{collections::BTreeSet, num::NonZeroU16, ptr};
+
+use foldhash::HashSet;
 
 use super::{
     Compiler, HTTP,
     check::{leads_elsewhere, wildcard_rules},
+    full_names::why_in_clear,
     index::Routed,
     is_http,
     routes::applicable,
@@ -18,8 +21,23 @@ impl<'d> Compiler<'_, 'd> {
     /// Says of a `VirtualService` that it does nothing, as no TLS is involved.
     pub(super) fn report_unused(&mut self, unused: &[&Routed<'d>]) {
         let wildcards = wildcard_rules(&self.rules);
+        let is_known = |routed: &&&Routed<'_>| self.index.has_services_of(routed.host);
+        let completed = unused.iter().filter(|routed| routed.is_completed()).filter(is_known);
+        let in_full: HashSet<_> = completed.map(|routed| ptr::from_ref(routed.listed)).collect();
         for routed in unused {
             let host = routed.host;
+            if !is_known(&routed) {
+                let full = self.index.full_names.get(host, routed.namespace);
+                let full = full.filter(|full| self.index.has_services_of(full));
+                // Of a name and what it is in full, one is told of.
+                if routed.is_completed() || in_full.contains(&ptr::from_ref(routed.listed)) {
+                    continue;
+                }
+                if let Some(full) = full {
+                    self.reports.at(routed.listed, why_in_clear(host, full));
+                    continue;
+                }
+            }
             let is_excepted = |rule: &Rule| {
                 let closest =
                     NonZeroU16::new(rule.port).and_then(|number| self.index.http_services(host, number).next());

@@ -22,19 +22,34 @@ fn service_for(namespace: &str, host: &str, to: &str) -> String {
     resource("VirtualService", namespace, &format!("hosts: [{host}], http: [{admin}, {route}]"))
 }
 
+/// What is said of a name whose TLS is that of the full one, at a line and field.
+fn in_clear(place: &str, full: &str) -> String {
+    format!(
+        "warning @{place}: requests that say payments stay in clear, as no ServiceEntry has that beside {full}; list it under `hosts` of one if \
+         applications send it"
+    )
+}
+
 #[test]
 fn they_are_services_of_the_rule_s_namespace() {
     let routed = format!("{FULL}:80 -> 443 verify={FULL} (@14)");
-    for text in [
-        service_for("prod", "payments", FULL),
-        service_for("prod", FULL, "payments"),
-        service_for("prod", "payments", "payments"),
+    // Requests can say either name.
+    let both = format!("payments:80 -> 443 verify={FULL} (@14)\n{routed}");
+    let is_in_clear = in_clear("9: spec.host", FULL);
+    let listed_twice = format!("payments, {FULL}");
+    for (text, expected, warning) in [
+        (service_for("prod", "payments", FULL), &both, None),
+        (service_for("prod", "payments", "payments"), &both, None),
+        (service_for("prod", &listed_twice, "payments"), &both, None),
+        (service_for("prod", FULL, "payments"), &routed, Some(&is_in_clear)),
     ] {
-        assert_eq!(outcome(&(entry_of(FULL) + &rule_for("prod", FULL) + &text)), routed, "{text}");
-        assert_eq!(outcome(&(entry_of(FULL) + &rule_for("prod", "payments") + &text)), routed, "{text}");
+        assert_eq!(outcome(&(entry_of(FULL) + &rule_for("prod", FULL) + &text)), *expected, "{text}");
+        let expected = [Some(expected), warning].into_iter().flatten().cloned().collect::<Vec<_>>().join("\n");
+        assert_eq!(outcome(&(entry_of(FULL) + &rule_for("prod", "payments") + &text)), expected, "{text}");
     }
     let by_rule = format!("{FULL}:80 -> 443 verify={FULL} (@9)");
-    assert_eq!(outcome(&(entry_of(FULL) + &rule_for("prod", "payments"))), by_rule);
+    let by_short = format!("{by_rule}\n{is_in_clear}");
+    assert_eq!(outcome(&(entry_of(FULL) + &rule_for("prod", "payments"))), by_short);
     // Two for the same host are two, however it is written.
     let disabled = rule_for("prod", "payments").replace("SIMPLE", "DISABLE");
     let twice = outcome(&(entry_of(FULL) + &rule_for("prod", FULL) + &disabled));
@@ -50,12 +65,50 @@ fn they_are_services_of_the_rule_s_namespace() {
 
 #[test]
 fn they_can_be_below_a_wildcard() {
-    let entry = resource("ServiceEntry", "prod", &format!("hosts: ['*.prod.svc.cluster.local'], {NONE}"));
-    let text = entry + &rule_for("prod", "'*.prod.svc.cluster.local'");
+    let wildcard = resource("ServiceEntry", "prod", &format!("hosts: ['*.prod.svc.cluster.local'], {NONE}"));
+    let text = wildcard + &rule_for("prod", "'*.prod.svc.cluster.local'");
     let by_wildcard = "*.prod.svc.cluster.local:80 -> original:443 verify=request (@9)";
     let answer = resource("VirtualService", "prod", "hosts: [payments], http: [{directResponse: {status: 403}}]");
-    let expected = format!("{FULL}:80 -> answered (@14)\n{by_wildcard}");
-    assert_eq!(outcome(&(text + &answer)), expected);
+    let is_in_clear = in_clear("14: spec.hosts[0]", FULL);
+    let expected = format!("{FULL}:80 -> answered (@14)\n{by_wildcard}\n{is_in_clear}");
+    assert_eq!(outcome(&(text.clone() + &answer)), expected);
+
+    // What leads to TLS is for the name as it is written, too.
+    let other = entry("a.com", HTTP) + &destination("a.com", SIMPLE);
+    let found = outcome(&(text + &other + &service_for("prod", "payments", "a.com")));
+    let rules: Vec<_> = found.lines().filter(|line| line.contains("payments")).collect();
+    assert_eq!(
+        rules,
+        ["payments:80 -> 443 verify=a.com (@24)".to_owned(), format!("{FULL}:80 -> 443 verify=a.com (@24)")]
+    );
+}
+
+#[test]
+fn routes_are_for_both_names() {
+    let other = entry("a.com", HTTP) + &destination("a.com", SIMPLE);
+    let routes = |host: &str| service_for("prod", host, "a.com");
+    let of_both = format!("payments:80 -> 443 verify=a.com (@14)\n{FULL}:80 -> 443 verify=a.com (@14)");
+    let expected = format!("a.com:80 -> 443 verify=a.com (@9)\n{of_both}");
+    assert_eq!(outcome(&(other.clone() + &routes("payments"))), expected);
+    // Also where there is an entry for the full one, be it without TLS.
+    let expected = expected.replace("@14", "@19").replace("@9", "@14");
+    assert_eq!(outcome(&(entry_of(FULL) + &other + &routes("payments"))), expected);
+}
+
+#[test]
+fn where_an_entry_has_both_each_has_the_rules_that_name_it() {
+    let both = entry_of(&format!("payments, {FULL}"));
+    let named =
+        rule_for("prod", "payments").replace("SIMPLE", &format!("SIMPLE, sni: {FULL}, subjectAltNames: [{FULL}]"));
+    let rules = rule_for("prod", FULL) + &named;
+    let expected = format!("payments:80 -> 443 sni={FULL} verify={FULL} (@14)\n{FULL}:80 -> 443 verify={FULL} (@9)");
+    assert_eq!(outcome(&(both.clone() + &rules)), expected);
+    let routed = service_for("prod", &format!("payments, {FULL}"), FULL);
+    let expected = format!("payments:80 -> 443 verify={FULL} (@19)\n{FULL}:80 -> 443 verify={FULL} (@19)");
+    assert_eq!(outcome(&(both.clone() + &rules + &routed)), expected);
+    let services = service_for("prod", "payments", FULL) + &service_for("prod", FULL, FULL);
+    let expected = format!("payments:80 -> 443 verify={FULL} (@14)\n{FULL}:80 -> 443 verify={FULL} (@19)");
+    assert_eq!(outcome(&(both + &rule_for("prod", FULL) + &services)), expected);
 }
 
 /// Applications can send it as it is.
