@@ -80,6 +80,11 @@ impl<'n> Fields<'n> {
         (!matches!(entry.value.value, Value::Null)).then_some(&entry.value)
     }
 
+    /// Whether a field is written, be it without a value.
+    pub(super) fn is_written(&self, key: &str) -> bool {
+        self.entries.iter().any(|entry| entry.key == key)
+    }
+
     /// The value of a field; `None` when `errors` now say why there is none.
     pub(super) fn take<T: Decode>(&mut self, key: &'static str, errors: &mut Errors) -> Option<T> {
         match self.node(key) {

@@ -197,17 +197,22 @@ pub(super) fn decode(node: &Node, documents: &mut Vec<Document>, errors: &mut Er
 }
 
 /// All hosts that a `DestinationRule` or `VirtualService` names, if they can be services of a cluster, and TLS of the kind that egress
-/// originates is not asked for: then what is in it is for sidecars.
+/// originates is not asked for: then what is in it is for sidecars. Where it delegates it names not all that it leads to.
 fn mesh_hosts(kind: Kind, spec: &Node<'_>) -> Option<Vec<HostPattern>> {
     if !matches!(kind, Kind::DestinationRule | Kind::VirtualService) {
         return None;
     }
-    let [mut hosts, mut tls] = [const { Vec::new() }; 2];
+    let [mut hosts, mut tls, mut routes] = [const { Vec::new() }; 3];
     values_of(spec, &["host", "hosts"], &mut hosts);
     let hosts: Vec<HostPattern> =
         hosts.into_iter().map(|host| text(host).and_then(|host| host.parse().ok())).collect::<Option<_>>()?;
     if kind == Kind::DestinationRule {
         values_of(spec, &["tls"], &mut tls);
+    } else {
+        values_of(spec, &["http"], &mut routes);
+    }
+    if routes.iter().any(|route| has_field(route, "delegate")) {
+        return None;
     }
     let is_of_sidecars = |tls: &&Node<'_>| {
         let mut modes = Vec::new();
@@ -216,6 +221,10 @@ fn mesh_hosts(kind: Kind, spec: &Node<'_>) -> Option<Vec<HostPattern>> {
     };
     let is_for_sidecars = !hosts.is_empty() && hosts.iter().all(HostPattern::may_be_of_mesh);
     (is_for_sidecars && tls.iter().all(is_of_sidecars)).then_some(hosts)
+}
+
+fn has_field(node: &Node<'_>, key: &str) -> bool {
+    matches!(&node.value, Value::Map(entries) if entries.iter().any(|entry| entry.key == key))
 }
 
 fn text<'n>(node: &'n Node<'_>) -> Option<&'n str> {

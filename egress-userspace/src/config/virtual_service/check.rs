@@ -46,8 +46,9 @@ fn delegate(spec: &Node) -> Option<Located<()>> {
     let mut others = Errors::default();
     let mut fields = Fields::of(spec, "spec", &mut others)?;
     let routes: Option<Located<Anything>> = fields.take("http", &mut others)?;
-    fields.ignore(&["exportTo"]);
-    let is_for_hosts = fields.node("hosts").is_some();
+    fields.ignore(&["exportTo", "hosts"]);
+    // Whoever writes it without a value, as a template can, has not meant that.
+    let is_for_hosts = fields.is_written("hosts");
     fields.finish(&[], &mut others);
     let routes = routes.filter(|_| !is_for_hosts && others.count() == 0)?;
     Some(routes.with(()))
