@@ -53,7 +53,8 @@ impl<'d> Compiler<'_, 'd> {
                 }
                 Some(_) => None,
             };
-            if let (None, Some(why)) = (elsewhere, self.why_without_requests(routed)) {
+            // Those that a wildcard has may have been meant.
+            if let (true, Some(why)) = (wider.is_empty(), self.why_without_requests(routed)) {
                 self.reports.at(routed.listed, Code::UnusedVirtualService.because(why));
                 continue;
             }

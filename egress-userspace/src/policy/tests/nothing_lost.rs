@@ -273,4 +273,10 @@ fn who_gets_no_requests_is_told_why() {
     assert_eq!(outcome(&(known + &route("{port: 80}"))), "a.com:80 -> answered (@14)");
     // A host without an entry has one port.
     assert_eq!(outcome(&route("{port: 8080}")), port.replace("@14", "@4"));
+
+    // One that a wildcard has can get there with a rule of its own.
+    let ports = NONE.replace("80,", "8080,");
+    let wildcard = entry("*.a.com", &ports) + &destination("*.a.com", SIMPLE);
+    let found = outcome(&(wildcard + &route("{port: 8080}").replace("a.com", "www.a.com")));
+    assert!(found.contains("what is said of *.a.com at @9 counts, which has the host too"), "{found}");
 }
