@@ -294,7 +294,7 @@ shape! {
     /// `rewrite`.
     pub struct Rewrite {
         /// What the matched part of the path becomes.
-        "uri" => uri: Option<PathText>,
+        "uri" => uri: Option<Located<PathText>>,
         /// What the Host becomes.
         "authority" => authority: Option<Authority>,
         /// What an expression's finds become.

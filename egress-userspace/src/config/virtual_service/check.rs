@@ -211,6 +211,10 @@ fn check_rewrite(rewrite: &Located<Rewrite>, errors: &mut Errors) {
     if rewrite.uri.is_some() && rewrite.uri_regex_rewrite.is_some() {
         errors.at(rewrite, Code::Contradiction.because("uri and uriRegexRewrite exclude each other; choose one"));
     }
+    let of_part = rewrite.uri_regex_rewrite.as_ref().map(|it| &it.rewrite);
+    for path in rewrite.uri.iter().chain(of_part).filter(|path| path.0.contains('#')) {
+        errors.at(path, "what comes after # is never sent to a server; write %23 if that character is meant");
+    }
     let Some(RegexRewrite { pattern, rewrite }) = &rewrite.uri_regex_rewrite else { return };
     let groups = pattern.0.regex().captures_len();
     let mut chars = rewrite.0.chars();

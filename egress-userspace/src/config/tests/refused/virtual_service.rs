@@ -152,6 +152,7 @@ fn what_follows_from_a_refused_field_is_not_said() {
 fn what_could_never_be_sent_is_not_rewritten_to() {
     let path = |text: &str| format!("{text:?} has characters that no path has; write a blank as %20");
     let host = |text: &str| format!("{text:?} is not a host with or without a port");
+    let fragment = "what comes after # is never sent to a server; write %23 if that character is meant";
     check_routes(&[
         ("rewrite: {uri: '/é?a=b', authority: 'b.com:8080'}", ""),
         ("rewrite: {uri: b/}", ""),
@@ -159,6 +160,11 @@ fn what_could_never_be_sent_is_not_rewritten_to() {
         (
             "rewrite: {uriRegexRewrite: {match: a, rewrite: 'b c'}}",
             &format!("rewrite.uriRegexRewrite.rewrite: {}", path("b c")),
+        ),
+        ("rewrite: {uri: '/a#b'}", &format!("rewrite.uri: {fragment}")),
+        (
+            "rewrite: {uriRegexRewrite: {match: a, rewrite: '#'}}",
+            &format!("rewrite.uriRegexRewrite.rewrite: {fragment}"),
         ),
         ("rewrite: {authority: 'b.com:http'}", &format!("rewrite.authority: {}", host("b.com:http"))),
         ("rewrite: {authority: ':80'}", &format!("rewrite.authority: {}", host(":80"))),
