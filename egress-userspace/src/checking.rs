@@ -56,14 +56,21 @@ fn tell_what_takes_long() -> Progress {
     let tell = move || {
         let mut pause = FIRST_PAUSE;
         loop {
-            thread::sleep(pause);
-            if let Some(path) = place.place() {
-                let path = path.display();
-                complain(format_args!(
-                    "{path} takes long to read, as where a mount hangs, or nobody writes to a pipe; the check waits for it"
-                ));
-            }
-            pause = (2 * pause).min(MOST_PAUSE);
+            // Many that are quick can take long together, and then it is none of them.
+            let rest = match place.stay() {
+                Some((path, stay)) if stay >= FIRST_PAUSE => {
+                    let path = path.display();
+                    complain(format_args!(
+                        "{path} takes long to read, as where a mount hangs, or nobody writes to a pipe; the check waits for it"
+                    ));
+                    let rest = pause;
+                    pause = (2 * pause).min(MOST_PAUSE);
+                    rest
+                }
+                Some((_, stay)) => FIRST_PAUSE.saturating_sub(stay),
+                None => FIRST_PAUSE,
+            };
+            thread::sleep(rest);
         }
     };
     // Without it nobody is told.
