@@ -74,9 +74,7 @@ impl Unintercepted {
     /// Likewise one that the agent is not ready without. Where name servers answer for others, that is so for a while: one whose servers
     /// fail is in nobody's way, be it for ever.
     fn awaited(&self, names: &Names) -> Option<&ResolveError> {
-        // There may be many of both.
-        let is_its_own = self.unanswered().is_some() && names.any_answered();
-        self.unanswered_of(|name| !(is_its_own && names.is_given_up(name)))
+        self.unanswered_of(|name| !names.is_given_up(name))
     }
 
     fn unanswered_of(&self, is_wanted: impl Fn(&HostName) -> bool) -> Option<&ResolveError> {

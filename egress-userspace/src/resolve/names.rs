@@ -49,6 +49,8 @@ pub struct Names {
     changes: watch::Receiver<()>,
     /// How many names have not been tried.
     untried: usize,
+    /// For how many a name server answered the last time.
+    answered: usize,
     /// Since when there is something to tell.
     news: Option<Instant>,
     /// Of which names.
@@ -69,6 +71,7 @@ impl Names {
             asked: HashMap::default(),
             changes,
             untried: 0,
+            answered: 0,
             news: None,
             changed: HashSet::default(),
             told: Instant::now(),
@@ -88,11 +91,12 @@ impl Names {
 
     /// Keeps none but `wanted` resolved.
     pub fn retain(&mut self, wanted: &HashSet<HostName>) {
-        let Self { entries, due, untried, .. } = self;
+        let Self { entries, due, untried, answered, .. } = self;
         entries.retain(|name, entry| {
             let stays = wanted.contains(name);
             if !stays {
                 *untried -= usize::from(entry.last.is_none());
+                *answered -= usize::from(entry.answered);
                 if let Some(key) = &entry.due {
                     due.remove(key);
                 }
@@ -165,15 +169,9 @@ impl Names {
         self.failure(name).filter(|error| !error.authoritative && self.intercepted(name).next().is_none())
     }
 
-    /// Whether a name was asked for in vain until that is done as seldom as it ever is.
+    /// Whether a name was asked for in vain until that is done as seldom as it ever is, while name servers answered for others.
     pub fn is_given_up(&self, name: &HostName) -> bool {
-        self.entries.get(name).is_some_and(|entry| entry.retry == Some(RETRY.1))
-    }
-
-    /// Whether a name server has answered for any name.
-    pub fn any_answered(&self) -> bool {
-        let is_answered = |entry: &Entry| entry.families.iter().any(|family| family.usable_until.is_some());
-        self.entries.values().any(|entry| !entry.listed && is_answered(entry))
+        self.entries.get(name).is_some_and(|entry| entry.given_up)
     }
 
     /// What went wrong with a name the last time it was looked up.
@@ -200,6 +198,19 @@ impl Names {
         }
     }
 
+    /// Name servers are back: what was asked for in vain without them says nothing of a name.
+    fn look_failed_up(&mut self) {
+        for entry in self.entries.values_mut().filter(|entry| !entry.answered && !entry.given_up) {
+            if entry.retry.take().is_none() {
+                continue;
+            }
+            match &entry.due {
+                Some(key) => self.due.reset(key, Duration::ZERO),
+                None => entry.outdated = true,
+            }
+        }
+    }
+
     fn take_in(&mut self, ended: Result<(Id, Answer), JoinError>) {
         let (id, answer) = match ended {
             Ok((id, answer)) => (id, answer),
@@ -209,18 +220,23 @@ impl Names {
         let Some(name) = self.asked.remove(&id) else { return };
         let Some(entry) = self.entries.get_mut(&name) else { return };
         self.untried -= usize::from(entry.last.is_none());
+        let were_away = self.answered == 0;
+        self.answered -= usize::from(entry.answered);
+        entry.answered = !answer.listed && (answer.v4.is_ok() || answer.v6.is_ok());
+        self.answered += usize::from(entry.answered);
         let answered = answer.v4.is_ok() && answer.v6.is_ok();
         let mut is_news = false;
         let pause = if entry.outdated {
             Duration::ZERO
         } else if answered {
-            entry.retry = None;
+            (entry.retry, entry.given_up) = (None, false);
             answer.valid_for
         } else {
             let pause = entry.retry.unwrap_or(RETRY.0);
             let next = (pause * 2).min(RETRY.1);
             // What it is in the way of goes on without it.
-            is_news = next == RETRY.1 && entry.retry != Some(next);
+            is_news = next == RETRY.1 && self.answered > 0 && !entry.given_up;
+            entry.given_up |= is_news;
             entry.retry = Some(next);
             pause
         };
@@ -233,6 +249,9 @@ impl Names {
         match &entry.due {
             Some(key) => self.due.reset(key, pause),
             None => entry.due = Some(self.due.insert(name, pause)),
+        }
+        if were_away && self.answered > 0 {
+            self.look_failed_up();
         }
     }
 }

@@ -32,8 +32,12 @@ pub(super) struct Entry {
     pub(super) last: Option<Result<(), ResolveError>>,
     /// When it is looked up next; None while it is.
     pub(super) due: Option<delay_queue::Key>,
+    /// Whether a name server answered the last time, be it for one family.
+    pub(super) answered: bool,
     /// The pause after the next failure.
     pub(super) retry: Option<Duration>,
+    /// Whether that has become the longest while others were answered for, and there was no answer since.
+    pub(super) given_up: bool,
     /// Whether the resolver's files have changed since it was asked for.
     pub(super) outdated: bool,
 }

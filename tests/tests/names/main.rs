@@ -1,5 +1,7 @@
 //! Names that the agent itself keeps resolved: when it asks, and what counts when nobody answers.
 
+mod waiting;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -27,6 +29,8 @@ const HOST: &str = "edition.cnn.com";
 const BACKEND: &str = "backend.example";
 /// Likewise; it is intercepted, and its requests go to itself.
 const OTHER: &str = "other.example";
+/// Likewise; it has a rule later on, where there is BACKEND.
+const THIRD: &str = "third.example";
 const RESOLV_CONF: &str = "nameserver 198.51.100.1\noptions timeout:1 attempts:1\n";
 const SERVER: &str = "dns.example";
 
@@ -39,29 +43,42 @@ enum Mode {
     IsSilent,
     FailsForV6,
     FailsForOther,
+    Fails,
     /// OTHER is where BACKEND is.
     Moved,
 }
 
+/// A name, and whether its addresses of IPv6 are meant.
+type Asked = (String, bool);
+
 struct Site {
     bed: TestBed,
     mode: Arc<AtomicU8>,
+    /// When it was asked, first and last, what it failed to answer with all else.
+    failed: Arc<Mutex<BTreeMap<Asked, [Instant; 2]>>>,
 }
 
 impl Site {
     fn new(name: &str) -> Result<Self> {
         let bed = TestBed::builder(name).host(SERVER).host(HOST).unlisted_host(BACKEND).unlisted_host(OTHER);
-        Ok(Self { bed: bed.resolv_conf(RESOLV_CONF).build()?, mode: Arc::default() })
+        Ok(Self { bed: bed.resolv_conf(RESOLV_CONF).build()?, mode: Arc::default(), failed: Arc::default() })
     }
 
     fn name_server(&self) -> Result<DnsServer> {
-        let mode = Arc::clone(&self.mode);
-        let known: BTreeMap<_, _> = [BACKEND, OTHER].map(|name| (name, self.bed.addresses(name).both())).into();
+        let (mode, failed) = (Arc::clone(&self.mode), Arc::clone(&self.failed));
+        let places = [(BACKEND, BACKEND), (OTHER, OTHER), (THIRD, BACKEND)];
+        let known: BTreeMap<_, _> = places.map(|(name, place)| (name, self.bed.addresses(place).both())).into();
         DnsServer::start(self.bed.origin(), self.bed.addresses(SERVER).v4.into(), move |question| {
             match mode.load(Ordering::Relaxed) {
                 mode if mode == Mode::IsSilent as u8 => None,
                 mode if mode == Mode::Denies as u8 => Some(Answer::nonexistent()),
                 mode if mode == Mode::FailsForV6 as u8 && question.is_v6() => Some(Answer::failure()),
+                mode if mode == Mode::Fails as u8 => {
+                    let mut failed = failed.lock().expect("nobody panics with it");
+                    let now = Instant::now();
+                    failed.entry((question.name.clone(), question.is_v6())).or_insert([now; 2])[1] = now;
+                    Some(Answer::failure())
+                }
                 mode if mode == Mode::FailsForOther as u8 && question.is_for(OTHER) => Some(Answer::failure()),
                 mode if mode == Mode::Moved as u8 => Some(Answer::addresses(*known.get(BACKEND)?).ttl(1)),
                 _ => Some(Answer::addresses(*known.get(question.name.as_str())?).ttl(1)),
@@ -71,6 +88,17 @@ impl Site {
 
     fn set(&self, mode: Mode) {
         self.mode.store(mode as u8, Ordering::Relaxed);
+    }
+
+    /// Waits until it has failed for all of `names` as often as makes the agent go on without one that fails alone.
+    fn wait_until_given_up(&self, names: &[&str]) -> Result<()> {
+        // The fifth attempt is 15 s after the first, and eight after the one before.
+        let is_fifth = |[first, last]: &[Instant; 2]| last.duration_since(*first) > Duration::from_secs(11);
+        wait_until("the fifth failures", PATIENCE, || {
+            let failed = self.failed.lock().expect("nobody panics with it");
+            let both = |name: &str| [false, true].map(|is_v6| failed.get(&(name.to_owned(), is_v6)));
+            names.iter().flat_map(|name| both(name)).all(|times| times.is_some_and(is_fifth))
+        })
     }
 
     /// HOST at BACKEND, and OTHER.
@@ -238,55 +266,6 @@ fn addresses_of_a_family_that_nobody_answers_for_are_inherited() -> Result<()> {
     let _agent = site.agent(&[])?;
     site.check_interception()?;
     site.check_interception_at(&format!("[{}]", site.bed.addresses(OTHER).v6))?;
-    tripwire.assert_silent()
-}
-
-/// Of one that does not exist nothing can leave in clear; of one that nobody answers for it can.
-#[test]
-fn hosts_without_addresses_are_counted() -> Result<()> {
-    for (mode, is_ready) in [(Mode::Denies, true), (Mode::IsSilent, false)] {
-        let site = Site::new("names-counted")?;
-        let _dns = site.name_server()?;
-        site.set(mode);
-        let agent = site.spawn(&[])?;
-        let wait_for = |unresolved: f64, ready: bool| {
-            wait_until(&format!("{unresolved} hosts without addresses"), PATIENCE, || {
-                let found = |name| agent.metrics().is_ok_and(|metrics| metrics.sum(name, &[]) == unresolved);
-                let status = if ready { 200 } else { 503 };
-                found("egress_hosts_unresolved") && agent.admin("/readyz").is_ok_and(|(found, _)| found == status)
-            })
-            .with_context(|| agent.log_text())
-        };
-        // The other one is in the hosts file. To the name of its endpoint applications may go, too.
-        wait_for(2.0, is_ready)?;
-        site.set(Mode::Answers);
-        wait_for(0.0, true)?;
-    }
-    Ok(())
-}
-
-/// As of one whose zone is broken: a node is not to be without its pods for that.
-#[test]
-fn a_host_that_cannot_be_looked_up_while_others_can_is_in_the_way_for_a_while() -> Result<()> {
-    let site = Site::new("names-broken")?;
-    let _dns = site.name_server()?;
-    let _origin = site.origin()?;
-    let tripwire = site.bed.tripwire(&[HOST, OTHER])?;
-    site.set(Mode::FailsForOther);
-    let mut agent = site.spawn(&[])?;
-    wait_until("the agent to miss the host", PATIENCE, || {
-        agent.admin("/readyz").is_ok_and(|(status, text)| status == 503 && text.contains(OTHER))
-    })?;
-    ensure!(site.status()? == [200], "it is in the way of others");
-    agent.wait_until_ready()?;
-    let told = |line: &str| line.contains("but for what cannot be looked up") && line.contains(OTHER);
-    agent.process().wait_for_line("what it is ready without", told)?;
-    let unresolved = || agent.metrics().map(|metrics| metrics.sum("egress_hosts_unresolved", &[]));
-    ensure!(unresolved()? == 1.0);
-    // It is still asked for.
-    site.set(Mode::Answers);
-    wait_until("the host to be known", PATIENCE, || unresolved().is_ok_and(|count| count == 0.0))?;
-    site.check_interception()?;
     tripwire.assert_silent()
 }
 
