@@ -189,24 +189,24 @@ impl Names {
         self.asked.insert(task.id(), name);
     }
 
+    /// The resolver's files have changed.
     fn look_all_up(&mut self) {
-        for entry in self.entries.values_mut() {
-            match &entry.due {
-                Some(key) => self.due.reset(key, Duration::ZERO),
-                None => entry.outdated = true,
-            }
-        }
+        self.look_up_now(|_| true);
     }
 
     /// Name servers are back: what was asked for in vain without them says nothing of a name.
     fn look_failed_up(&mut self) {
-        for entry in self.entries.values_mut().filter(|entry| !entry.answered && !entry.given_up) {
-            if entry.retry.take().is_none() {
-                continue;
-            }
-            match &entry.due {
-                Some(key) => self.due.reset(key, Duration::ZERO),
-                None => entry.outdated = true,
+        self.look_up_now(|entry| !entry.answered && !entry.given_up && entry.retry.take().is_some());
+    }
+
+    /// Looks some names up now, or once more those that are being looked up.
+    fn look_up_now(&mut self, is_wanted: impl Fn(&mut Entry) -> bool) {
+        for entry in self.entries.values_mut() {
+            if is_wanted(entry) {
+                match &entry.due {
+                    Some(key) => self.due.reset(key, Duration::ZERO),
+                    None => entry.outdated = true,
+                }
             }
         }
     }
