@@ -88,8 +88,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             is_full = self.link.0.borrow().is_full();
         }
         self.end_if_unused();
-        let had_room_for_heads = self.link.0.borrow().has_room_for_heads();
-        let unwritten = self.link.0.borrow().out.len();
+        let (had_room_for_heads, unwritten) = {
+            let core = self.link.0.borrow();
+            (core.has_room_for_heads(), core.out.len())
+        };
         let written = self.poll_write(cx);
         let core = &mut *self.link.0.borrow_mut();
         if !had_room_for_heads && core.has_room_for_heads() {
