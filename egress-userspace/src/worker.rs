@@ -1,5 +1,6 @@
 //! Workers: one thread with a runtime of its own for each core. A connection stays on its worker, and so do the upstream
-//! connections that it uses, so that nothing on the request path is shared or locked.
+//! connections that it uses, so that nothing on the request path is locked, and of what is shared nothing changes but what limits and
+//! metrics count.
 
 mod crew;
 mod vital;
